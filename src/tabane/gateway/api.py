@@ -1,0 +1,72 @@
+"""The seam between a gateway's protocols (HTTP, later TCP) and its slots.
+
+A protocol asks the `Router` where a session belongs and for a slot there, forwards, and releases
+the slot. It knows nothing of grants, homes or nodes; the router knows nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from tabane.model import AppName, Value
+
+FORWARD_HEADERS = (b"tabane-token", b"tabane-generation", b"tabane-app", b"tabane-hops")
+"""Spoken only between gateways; stripped from what clients send and from what apps get."""
+
+
+class Route(Value, frozen=True):
+    """Where a host name (and path) leads, with the app's limits."""
+
+    app: AppName
+    revision: int
+    start_timeout_s: float
+    response_timeout_s: float
+
+
+class Slot(Protocol):
+    """A session's place in one instance, held from `acquire` to `release`."""
+
+    host: str
+    port: int
+    """Where to connect: the instance itself, or the gateway of the node that has it."""
+    pool: str
+    """Upstream connections may be kept and reused among slots with the same `pool` only: it names
+    the instance's generation, so that a kept connection never outlives it."""
+    headers: tuple[tuple[bytes, bytes], ...]
+    """To be added to the forwarded request (for another gateway); empty for an instance."""
+
+    def first_byte(self) -> None:
+        """The response's first byte is here: ends the wake record, if this session woke the app."""
+
+    def failed(self, reason: str) -> None:
+        """The upstream could not be reached or broke off; `reason` for people. Then `release`."""
+
+    def release(self) -> None:
+        """Give the place back. Idempotent."""
+
+
+class Router(Protocol):
+    def route(self, host: str, path: str) -> Route | None:
+        """`host` without port, lower case. None: no app has it."""
+
+    def acquire_nowait(self, route: Route) -> Slot | None:
+        """A slot that is free now, if any: the warm path, no await, no message."""
+
+    async def acquire(self, route: Route) -> Slot:
+        """Wait for a slot, waking the app if need be, at most `start_timeout_s`.
+
+        Cancelling gives the place in the queue back. Raises `Busy` (queue full), `TimedOut`,
+        `Unavailable` (the app does not start; the text says why), each with `retry_after_s`, or
+        `NotFound` (the app is gone).
+        """
+
+    def accept_forward(self, headers: dict[bytes, bytes]) -> Slot | Route:
+        """For the port between gateways: the slot of the generation that another gateway named, or
+        the route when it left the choice to this data center (this gateway must then not forward to
+        yet another data center). `headers` holds those of `FORWARD_HEADERS` that came.
+
+        Raises `Unauthenticated`, `Stale` (the generation is not here any more), `NotFound`.
+        """
+
+    def pools_gone(self) -> frozenset[str]:
+        """Pools whose kept upstream connections must be closed now (asked once a second and on `kick`)."""

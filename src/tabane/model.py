@@ -1,0 +1,225 @@
+"""The values all parts talk about. Frozen, comparable, and ready for the wire (msgspec).
+
+Units are in the names: `_s` seconds, `_us` microseconds, `_bytes` bytes. Sizes people write
+(`"64MiB"`) and durations (`"30s"`) are parsed at the edge, in `tabane.spec`.
+"""
+
+from __future__ import annotations
+
+import uuid
+from enum import StrEnum
+from typing import NewType
+
+import msgspec
+
+AppName = NewType("AppName", str)
+"""`namespace/name`."""
+InstanceId = NewType("InstanceId", str)
+NodeName = NewType("NodeName", str)
+"""`datacenter/node`, for example `tokyo/tokyo-1`."""
+
+
+class Class(StrEnum):
+    """How strongly an instance is isolated, from weakest to strongest."""
+
+    CONTAINER = "container"
+    SANDBOX = "sandbox"
+    UNIKERNEL = "unikernel"
+    MICROVM = "microvm"
+    VM = "vm"
+
+
+class State(StrEnum):
+    """Where an instance is in its life; what may follow what stands in `tabane.lifecycle`."""
+
+    ABSENT = "absent"
+    PREPARING = "preparing"
+    STARTING = "starting"
+    READY = "ready"
+    FREEZING = "freezing"
+    FROZEN = "frozen"
+    CHECKPOINTING = "checkpointing"
+    DRAINING = "draining"
+    STOPPING = "stopping"
+    FAILED = "failed"
+    UNKNOWN = "unknown"
+
+
+class Value(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Base of all values here."""
+
+
+class Resources(Value, frozen=True, omit_defaults=True):
+    """Hard limits of one instance. `disk_bytes` bounds what it may write to its own layer."""
+
+    cpu: float = 1.0
+    memory_bytes: int = 256 << 20
+    pids: int = 256
+    disk_bytes: int = 256 << 20
+
+
+class Reactive(Value, frozen=True, omit_defaults=True):
+    """When instances come and go."""
+
+    concurrency: int = 10
+    min: int = 0
+    max: int = 10
+    stop_after_s: float = 30.0
+    max_age_s: float | None = None
+    ready: str = "listen"
+    """`listen`, `started`, or `http:/path`."""
+    start_timeout_s: float = 10.0
+    response_timeout_s: float = 60.0
+    stop_timeout_s: float = 10.0
+    queue: int = 1000
+
+
+class NetworkPolicy(Value, frozen=True, omit_defaults=True):
+    egress: bool = True
+
+
+class Placement(Value, frozen=True, omit_defaults=True):
+    datacenters: tuple[str, ...] = ("*",)
+
+    def allows(self, datacenter: str) -> bool:
+        return "*" in self.datacenters or datacenter in self.datacenters
+
+
+class SecurityPolicy(Value, frozen=True, omit_defaults=True):
+    capabilities: tuple[str, ...] = ()
+    """Added to the small default set, as `CAP_NET_RAW`."""
+
+
+class App(Value, frozen=True, omit_defaults=True):
+    """One revision of a declared program.
+
+    `image` is fixed at deploy: `sha256:...` of an image manifest in the nodes' image stores, or
+    `host` (the node's own /usr, read-only). `source` is what the author wrote.
+    """
+
+    name: str
+    image: str
+    namespace: str = "default"
+    revision: int = 0
+    source: str = ""
+    command: tuple[str, ...] = ()
+    env: dict[str, str] = {}
+    workdir: str = ""
+    isolation: Class = Class.CONTAINER
+    driver: str = ""
+    port: int | None = None
+    hosts: tuple[str, ...] = ()
+    resources: Resources = Resources()
+    reactive: Reactive = Reactive()
+    network: NetworkPolicy = NetworkPolicy()
+    placement: Placement = Placement()
+    security: SecurityPolicy = SecurityPolicy()
+    id_base: int = 0
+    """First host uid and gid of the app's own range of 65,536; given once, kept by all revisions."""
+    owner: int = 0
+    """uid of who deployed it."""
+    deployed_at: float = 0.0
+
+    @property
+    def key(self) -> AppName:
+        return AppName(f"{self.namespace}/{self.name}")
+
+
+class Datacenter(Value, frozen=True, omit_defaults=True):
+    name: str
+
+
+class Node(Value, frozen=True, omit_defaults=True):
+    """A host OS as the cluster knows it. `address` is where its peers reach it."""
+
+    name: str
+    """Without the data center, for example `tokyo-1`."""
+    datacenter: str
+    address: str
+    incarnation: str = ""
+
+    @property
+    def key(self) -> NodeName:
+        return NodeName(f"{self.datacenter}/{self.name}")
+
+
+class Generation(Value, frozen=True):
+    """Which life of which instance a command or a forward means.
+
+    Issued and persisted by the node that runs the instance. `counter` grows whenever what was
+    known of the instance before must no longer reach it (after a thaw, a restore, a move).
+    """
+
+    incarnation: str
+    instance: InstanceId
+    counter: int
+
+
+class Instance(Value, frozen=True, omit_defaults=True):
+    """One running copy of an app, as its node reports it."""
+
+    id: InstanceId
+    app: AppName
+    revision: int
+    node: NodeName
+    generation: Generation
+    state: State
+    isolation: Class = Class.CONTAINER
+    driver: str = ""
+    address: str = ""
+    """In the node's instance network; only that node's gateway can connect to it."""
+    pid: int = 0
+    """Of its first process, in the node's pid namespace; 0 while there is none."""
+    cgroup: str = ""
+    kernel: str = ""
+    """Id of the kernel it shares (the machine's boot id for containers)."""
+    created_at: float = 0.0
+    ready_at: float = 0.0
+    reason: str = ""
+    """Why it is in its state, when that needs saying; the exit reason at the end."""
+
+
+class ExitStatus(Value, frozen=True, omit_defaults=True):
+    """How a process ended: `code` 0-255, or `signal` when a signal ended it."""
+
+    code: int = 0
+    signal: int = 0
+    oom: bool = False
+
+    def describe(self) -> str:
+        """For people: `exited with code 3`, `killed by SIGKILL (out of memory)`."""
+        import signal as signals
+
+        if not self.signal:
+            return f"exited with code {self.code}"
+        try:
+            name = signals.Signals(self.signal).name
+        except ValueError:
+            name = f"signal {self.signal}"
+        return f"killed by {name}" + (" (out of memory)" if self.oom else "")
+
+
+PHASES = ("queue", "decide", "network", "filesystem", "engine", "boot", "ready", "first_byte")
+"""What a wake's time is spent on, in order. Each is measured; the rest of `total_us` is unexplained."""
+
+
+class WakeRecord(Value, frozen=True, omit_defaults=True):
+    """What one wake cost and why: one for each session that found no free slot."""
+
+    app: AppName
+    revision: int
+    instance: InstanceId
+    node: NodeName
+    gateway: str
+    option: str
+    """`cold`, or `wait` when a slot of a running instance came free first."""
+    at: float
+    phases_us: dict[str, int]
+    total_us: int
+    outcome: str = "ok"
+    """`ok`, or the reason the session got no answer."""
+
+
+def new_instance_id() -> InstanceId:
+    """A fresh id, free of place: 12 hex digits."""
+    return InstanceId(uuid.uuid4().hex[:12])

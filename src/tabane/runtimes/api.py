@@ -1,0 +1,237 @@
+"""What a driver is: a dozen verbs, honest `Capabilities`, and a table of enforced defaults.
+
+A driver turns an `InstanceSpec` into a running instance with one engine. It keeps no table of its
+own: all it must remember is in the `Handle` it returns, which the node agent persists and gives
+back to `recover()` after a restart. Engines are started through a `Spawner` (in a node: the
+holder), so that they, their logs and exit statuses outlive the agent.
+
+Every verb is idempotent where it can be: `stop`, `destroy` and `thaw` of what is stopped, gone or
+running do nothing. A verb a driver cannot do raises `Unsupported` with the reason and is not in its
+capabilities; `tabane.testing.check_driver` holds every driver, the fake included, to this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Protocol
+
+from tabane.model import App, Class, ExitStatus, InstanceId, Value
+
+
+class Capabilities(Value, frozen=True):
+    """What a driver can do here. Callers ask these, never a driver's name."""
+
+    freeze: bool = False
+    checkpoint: bool = False
+    restore: bool = False
+    live_migration: bool = False
+    exec: bool = False
+    stats: bool = False
+    guest_processes: bool = False
+    network: bool = False
+    needs_root: bool = False
+    needs_kvm: bool = False
+    works_emulated: bool = False
+
+
+class Probe(Value, frozen=True):
+    """Whether a driver works on this machine. `reason` says what is missing, or the version."""
+
+    works: bool
+    reason: str
+
+
+class Enforcement(Value, frozen=True):
+    """How a driver enforces one default of the security table, or why it does not apply."""
+
+    default: str
+    """`no_new_privileges`, `capabilities`, `seccomp`, `user_namespace`, `low_ports`,
+    `read_only_image`, `disk_quota`, `pids`, `memory`, `cpu`, `egress`, `node_services`."""
+    enforced: bool
+    how: str
+
+
+class Link(Value, frozen=True):
+    """The instance's end of the network, made ahead and claimed for it.
+
+    `parked_pid` is a process that sits in the instance's user and network namespaces for the
+    instance's life (what Kubernetes calls the pause process), so both can be named as
+    `/proc/PID/ns/...` and the socket table read at `/proc/PID/net/tcp`.
+    """
+
+    slot: int
+    address: str
+    """IPv4 address inside, without prefix length."""
+    gateway: str
+    """The node's address in the instance network: default route and resolver."""
+    parked_pid: int
+    parked_start_ticks: int
+    """Start time of the parked process, so that a reused pid is never taken for it."""
+
+    @property
+    def user_namespace(self) -> str:
+        return f"/proc/{self.parked_pid}/ns/user"
+
+    @property
+    def network_namespace(self) -> str:
+        return f"/proc/{self.parked_pid}/ns/net"
+
+
+class Image(Value, frozen=True):
+    """A prepared image on this node: an unpacked tree and what its config says.
+
+    `tree` is owned by ids 0..65535 as in the image; the driver maps it, nobody chowns it. For the
+    image `host` it is a skeleton, and `host_usr` is true: the node's /usr goes into it read-only.
+    """
+
+    digest: str
+    tree: Path
+    host_usr: bool = False
+    entrypoint: tuple[str, ...] = ()
+    cmd: tuple[str, ...] = ()
+    env: tuple[str, ...] = ()
+    """`NAME=value`."""
+    user: str = ""
+    """As in OCI: `uid`, `uid:gid`, `name`, `name:group`."""
+    workdir: str = ""
+    stop_signal: str = ""
+
+
+class InstanceSpec(Value, frozen=True):
+    """All a driver needs to start one instance."""
+
+    id: InstanceId
+    app: App
+    image: Image
+    link: Link | None
+    directory: Path
+    """The instance's own directory, made by the caller, removed after `destroy`."""
+    log: Path
+    """Where its output goes (written and rotated by the spawner)."""
+    cgroup: str
+    """Path of its cgroup below each hierarchy's root, as `/tabane/CLUSTER/NODE/INSTANCE`."""
+    hostname: str = ""
+
+
+class Handle(Value, frozen=True):
+    """A driver's memory of one instance. `version` is of the layout of `data`."""
+
+    driver: str
+    version: int
+    id: InstanceId
+    data: dict[str, str | int | float | bool | list[str]]
+
+
+class Stats(Value, frozen=True):
+    cpu_us: int
+    memory_bytes: int
+    pids: int
+    oom_kills: int = 0
+
+
+class ExecResult(Value, frozen=True):
+    code: int
+    stdout: bytes
+    stderr: bytes
+
+
+class Command(Value, frozen=True):
+    """An engine process for the spawner to start.
+
+    `pid_file`: the engine writes there the pid of the process it leaves behind (`crun run -d`);
+    the spawner then also watches that process, as the instance's. `log`: stdout and stderr go into
+    pipes that the spawner owns and writes to this file, as CRI log lines; they stay open for what
+    the engine leaves behind. Without a log both are gathered and returned (64 KiB at most).
+    """
+
+    key: str
+    """Names the command in the spawner's books; one at a time with this key."""
+    argv: tuple[str, ...]
+    env: dict[str, str] | None = None
+    cwd: str = "/"
+    log: Path | None = None
+    log_bytes: int = 4 << 20
+    log_files: int = 3
+    pid_file: Path | None = None
+
+
+class Finished(Value, frozen=True):
+    """How a spawned command ended, with its last words when it had no log."""
+
+    status: ExitStatus
+    output: str = ""
+
+
+class Spawner(Protocol):
+    """Starts processes that outlive the caller (see `tabane.node.holder`)."""
+
+    async def spawn(self, command: Command) -> int:
+        """Start it and return its pid."""
+
+    async def finished(self, key: str) -> Finished:
+        """Wait until the command itself has ended (not what it left behind). Once only."""
+
+    async def exited(self, key: str) -> ExitStatus:
+        """Wait until the process of the command's pid file has ended. Survives restarts of both sides."""
+
+    async def forget(self, key: str) -> None:
+        """Drop what is kept of `key` (exit status, log pipes). Unknown keys are fine."""
+
+    async def signal(self, key: str, number: int) -> bool:
+        """Signal the process of `key` (the one of the pid file once there is one); False when it has ended."""
+
+
+Ready = Callable[[], Awaitable[None]]
+
+
+class Driver(Protocol):
+    """One engine for one class. See the module's text for the rules."""
+
+    name: str
+    isolation: Class
+    capabilities: Capabilities
+
+    async def probe(self) -> Probe: ...
+
+    def enforcements(self) -> tuple[Enforcement, ...]: ...
+
+    async def prepare(self, spec: InstanceSpec) -> Handle:
+        """Make file systems and configuration; start nothing. Raises `Unsupported` when refused."""
+
+    async def start(self, spec: InstanceSpec, handle: Handle) -> Handle:
+        """Start it; return once the engine says the program runs (`data["pid"]` is set).
+
+        Raises `EngineError` with the engine's last words. Cancelling it leaves something that
+        `destroy` removes.
+        """
+
+    async def wait(self, handle: Handle) -> ExitStatus:
+        """Wait until the instance's first process has ended."""
+
+    async def stop(self, handle: Handle, timeout_s: float) -> None:
+        """The stop signal, `timeout_s`, then KILL. Returns when it has ended."""
+
+    async def freeze(self, handle: Handle) -> None: ...
+
+    async def thaw(self, handle: Handle) -> None: ...
+
+    async def checkpoint(self, handle: Handle, directory: Path, *, leave_running: bool) -> None: ...
+
+    async def restore(self, spec: InstanceSpec, handle: Handle, directory: Path) -> Handle: ...
+
+    async def exec(self, handle: Handle, argv: tuple[str, ...], *, timeout_s: float) -> ExecResult: ...
+
+    def exec_argv(self, handle: Handle, argv: tuple[str, ...], *, terminal: bool) -> tuple[str, ...]:
+        """The engine's command line that runs `argv` inside, for callers that stream it."""
+
+    async def stats(self, handle: Handle) -> Stats: ...
+
+    async def processes(self, handle: Handle) -> list[int]:
+        """Pids of its processes as seen by the node."""
+
+    async def recover(self, spec: InstanceSpec, handle: Handle) -> Handle | None:
+        """After a restart of the agent: the handle of what still runs, or None when it has ended."""
+
+    async def destroy(self, handle: Handle) -> None:
+        """Remove all that is left: processes, cgroup, mounts, engine state. Idempotent."""

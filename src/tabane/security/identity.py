@@ -1,0 +1,79 @@
+"""Who is asking: every action carries a `Principal`.
+
+On a unix socket the kernel says who it is (peer credentials). Elsewhere the cluster's token does.
+Nothing that can signal or start a process listens without one of the two.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+import secrets
+import socket
+import struct
+from pathlib import Path
+
+from tabane.errors import Denied, Unauthenticated
+from tabane.model import Value
+
+TOKEN_BYTES = 32
+
+
+class Principal(Value, frozen=True):
+    """`kind` is `peer` (a local user, by uid), `token` (holds the cluster's token) or `member` (a
+    process of the cluster). `uid` is -1 where there is none."""
+
+    kind: str
+    uid: int = -1
+    gid: int = -1
+    pid: int = 0
+
+    @property
+    def is_root(self) -> bool:
+        """May do everything: the local root, the user who runs the cluster, the token's holder."""
+        return self.kind in ("token", "member") or self.uid in (0, os.geteuid())
+
+
+def peer_principal(sock: socket.socket) -> Principal:
+    """The process at the other end of a unix socket."""
+    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid, uid, gid = struct.unpack("3i", raw)
+    return Principal("peer", uid, gid, pid)
+
+
+def new_token() -> str:
+    return secrets.token_urlsafe(TOKEN_BYTES)
+
+
+def read_token(path: Path) -> str:
+    """The cluster's token. Refuses a file that others may read."""
+    if path.stat().st_mode & 0o077:
+        raise Denied(f"{path} is readable by others: chmod 600 it, or make a new token")
+    return path.read_text().strip()
+
+
+def check_bearer(authorization: str | None, token: str) -> Principal:
+    """The principal of an `Authorization: Bearer TOKEN` header. Raises `Unauthenticated`."""
+    scheme, _, given = (authorization or "").partition(" ")
+    if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), token.encode()):
+        raise Unauthenticated("this port wants the cluster's token: Authorization: Bearer TOKEN")
+    return Principal("token")
+
+
+def check_origin(headers: dict[str, str], allowed_hosts: frozenset[str]) -> None:
+    """Refuse what a browser was tricked into sending: a foreign Host or Origin. Raises `Denied`.
+
+    `headers` has lower-case names. `allowed_hosts` are host names and addresses without port.
+    """
+    host = _host_of(headers.get("host", ""))
+    if host not in allowed_hosts:
+        raise Denied(f"host {host!r} is not served by this control port")
+    origin = headers.get("origin")
+    if origin is not None and _host_of(origin.partition("://")[2]) not in allowed_hosts:
+        raise Denied(f"origin {origin!r} may not use this control port")
+
+
+def _host_of(authority: str) -> str:
+    if authority.startswith("["):
+        return authority[1:].partition("]")[0]
+    return authority.partition(":")[0]

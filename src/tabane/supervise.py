@@ -1,0 +1,95 @@
+"""The only place that starts tasks.
+
+A `Supervisor` owns named tasks. Leaving its block cancels what still runs and waits for it, so no
+task outlives its owner. A task that fails is reported to `on_failure` (default: the log) at once;
+`run` restarts nothing by itself, `keep` does, with a back-off, for loops that must not end.
+
+Source of the idea: trio's nurseries, without their "one failure cancels all", which a server that
+must outlive a bad connection does not want.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from types import TracebackType
+from typing import Any, Self
+
+log = logging.getLogger(__name__)
+
+FIRST_RETRY_S = 0.05
+LAST_RETRY_S = 5.0
+
+Failure = Callable[[str, BaseException], None]
+
+
+def log_failure(name: str, error: BaseException) -> None:
+    """Report a failed task with its traceback in the log."""
+    log.error("task %s failed: %s", name, error, exc_info=error)
+
+
+class Supervisor:
+    """Owns tasks: `async with Supervisor("agent") as tasks: tasks.start("wakes", loop())`."""
+
+    def __init__(self, name: str, *, on_failure: Failure = log_failure) -> None:
+        self.name = name
+        self._on_failure = on_failure
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._closing = False
+
+    def start(self, name: str, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run `work` as a task named `SUPERVISOR/NAME`. After `aclose()` has begun it is refused."""
+        if self._closing:
+            work.close()
+            raise RuntimeError(f"{self.name} is closing: it starts no new task ({name})")
+        task = asyncio.create_task(work, name=f"{self.name}/{name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._on_done)
+        return task
+
+    def keep(self, name: str, loop: Callable[[], Awaitable[None]]) -> asyncio.Task[Any]:
+        """Run `loop` for ever: when it returns or fails it starts again, after a growing pause."""
+        return self.start(name, self._keep(name, loop))
+
+    async def _keep(self, name: str, loop: Callable[[], Awaitable[None]]) -> None:
+        pause_s = FIRST_RETRY_S
+        clock = asyncio.get_running_loop().time
+        while True:
+            began = clock()
+            try:
+                await loop()
+            except Exception as error:
+                self._on_failure(f"{self.name}/{name}", error)
+            if clock() - began > LAST_RETRY_S:
+                pause_s = FIRST_RETRY_S
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, LAST_RETRY_S)
+
+    def _on_done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._on_failure(task.get_name(), error)
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    async def aclose(self) -> None:
+        """Cancel every task and wait until each has ended. Idempotent."""
+        self._closing = True
+        current = asyncio.current_task()
+        while pending := [task for task in self._tasks if task is not current]:
+            for task in pending:
+                task.cancel()
+            await asyncio.gather(*pending, return_exceptions=True)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
