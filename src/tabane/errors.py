@@ -125,7 +125,9 @@ class EngineError(SystemFault):
 
     code = "engine"
 
-    def __init__(self, message: str, *, argv: tuple[str, ...] = (), status: int = 0, output: str = "") -> None:
+    def __init__(
+        self, message: str, *, argv: tuple[str, ...] = (), status: int = 0, output: str = ""
+    ) -> None:
         super().__init__(message)
         self.argv = argv
         self.status = status

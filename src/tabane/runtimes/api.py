@@ -149,7 +149,6 @@ class Command(Value, frozen=True):
     """Names the command in the spawner's books; one at a time with this key."""
     argv: tuple[str, ...]
     env: dict[str, str] | None = None
-    cwd: str = "/"
     log: Path | None = None
     log_bytes: int = 4 << 20
     log_files: int = 3
@@ -220,9 +219,13 @@ class Driver(Protocol):
 
     async def restore(self, spec: InstanceSpec, handle: Handle, directory: Path) -> Handle: ...
 
-    async def exec(self, handle: Handle, argv: tuple[str, ...], *, timeout_s: float) -> ExecResult: ...
+    async def exec(
+        self, handle: Handle, argv: tuple[str, ...], *, timeout_s: float
+    ) -> ExecResult: ...
 
-    def exec_argv(self, handle: Handle, argv: tuple[str, ...], *, terminal: bool) -> tuple[str, ...]:
+    def exec_argv(
+        self, handle: Handle, argv: tuple[str, ...], *, terminal: bool
+    ) -> tuple[str, ...]:
         """The engine's command line that runs `argv` inside, for callers that stream it."""
 
     async def stats(self, handle: Handle) -> Stats: ...

@@ -55,7 +55,9 @@ def read_token(path: Path) -> str:
 def check_bearer(authorization: str | None, token: str) -> Principal:
     """The principal of an `Authorization: Bearer TOKEN` header. Raises `Unauthenticated`."""
     scheme, _, given = (authorization or "").partition(" ")
-    if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), token.encode()):
+    if scheme.lower() != "bearer" or not hmac.compare_digest(
+        given.strip().encode(), token.encode()
+    ):
         raise Unauthenticated("this port wants the cluster's token: Authorization: Bearer TOKEN")
     return Principal("token")
 

@@ -1,0 +1,88 @@
+"""An instance's output on disk: CRI log lines, rotated by size.
+
+A line is `2026-01-31T23:59:59.123456789Z stdout F text` (F: the whole line; P: a part, more
+follows), as the Kubernetes container runtime interface defines it, so its tools can read it.
+Standard library only: the holder writes these.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+LINE_BYTES = 16 << 10
+"""A longer line is written in parts, so that a program without newlines costs no memory."""
+
+
+class LogFile:
+    """Appends to `path`; at `max_bytes` that becomes `path.1`, `path.1` `path.2`: `files` in all."""
+
+    def __init__(self, path: Path, max_bytes: int, files: int) -> None:
+        self.path = path
+        self._max_bytes = max_bytes
+        self._files = files
+        self._partial: dict[str, bytes] = {}
+        self._file = path.open("ab", buffering=0)
+        self._size = os.fstat(self._file.fileno()).st_size
+
+    def write(self, stream: str, data: bytes, at_ns: int) -> None:
+        """Add output of `stream`; empty `data` is its end and completes its last line."""
+        whole = self._partial.pop(stream, b"") + data
+        lines = whole.split(b"\n")
+        rest = lines.pop()
+        head = f"{format_stamp(at_ns)} {stream} ".encode()
+        out = [part for line in lines for part in _split(head, line)]
+        while len(rest) >= LINE_BYTES:
+            out.append(head + b"P " + rest[:LINE_BYTES] + b"\n")
+            rest = rest[LINE_BYTES:]
+        if rest and data:
+            self._partial[stream] = rest
+        elif rest:
+            out.append(head + b"F " + rest + b"\n")
+        if out:
+            self._append(b"".join(out))
+
+    def _append(self, block: bytes) -> None:
+        if self._size and self._size + len(block) > self._max_bytes:
+            self._rotate()
+        self._file.write(block)
+        self._size += len(block)
+
+    def _rotate(self) -> None:
+        self._file.close()
+        for number in range(self._files - 1, 0, -1):
+            older = self._name(number - 1)
+            if older.exists():
+                older.replace(self._name(number))
+        self._file = self.path.open("wb", buffering=0)
+        self._size = 0
+
+    def _name(self, number: int) -> Path:
+        return self.path.with_name(f"{self.path.name}.{number}") if number else self.path
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _split(head: bytes, line: bytes) -> list[bytes]:
+    parts = []
+    while len(line) > LINE_BYTES:
+        parts.append(head + b"P " + line[:LINE_BYTES] + b"\n")
+        line = line[LINE_BYTES:]
+    parts.append(head + b"F " + line + b"\n")
+    return parts
+
+
+def format_stamp(at_ns: int) -> str:
+    """RFC 3339 in UTC with nanoseconds."""
+    seconds, nanoseconds = divmod(at_ns, 1_000_000_000)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{nanoseconds:09d}Z"
+
+
+def parse_line(line: bytes) -> tuple[str, str, bool, bytes] | None:
+    """A stored line as (stamp, stream, whole, text); None when it is not one."""
+    fields = line.rstrip(b"\n").split(b" ", 3)
+    if len(fields) != 4 or fields[2] not in (b"F", b"P"):
+        return None
+    return fields[0].decode(), fields[1].decode(), fields[2] == b"F", fields[3]
