@@ -16,7 +16,7 @@ LINE_BYTES = 16 << 10
 
 
 class LogFile:
-    """Appends to `path`; at `max_bytes` that becomes `path.1`, `path.1` `path.2`: `files` in all."""
+    """Appends to `path`; at `max_bytes` it is renamed `path.1`, and so on: `files` in all."""
 
     def __init__(self, path: Path, max_bytes: int, files: int) -> None:
         self.path = path

@@ -1,0 +1,215 @@
+"""A gateway's books: the slots it was granted, and its sessions that wait for one. Without IO.
+
+`Grants` is told what sessions do and what homes say; it answers with leases for sessions and with
+messages for the home. A session waits with a *waiter*, any object of the caller's; it gets a
+`Lease` when a slot is granted or freed here, first come, first served.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from tabane.errors import Busy
+from tabane.gateway.messages import (
+    AppReport,
+    Broken,
+    Demand,
+    Grant,
+    Held,
+    Refuse,
+    Returned,
+    Revoke,
+    StillUsed,
+    ToHome,
+)
+from tabane.model import AppName, Generation, InstanceId, NodeName
+
+Waiter = TypeVar("Waiter", bound=Hashable)
+
+
+@dataclass(slots=True, eq=False)
+class Lease:
+    """Slots of one instance that this gateway holds."""
+
+    app: AppName
+    revision: int
+    generation: Generation
+    node: NodeName
+    address: str
+    port: int
+    slots: int = 0
+    used: int = 0
+    last_used: float = 0.0
+    revoked: bool = False
+    """Each slot goes back when its session ends."""
+    grant: Grant | None = None
+    """The latest grant, for its trace."""
+
+    @property
+    def instance(self) -> InstanceId:
+        return self.generation.instance
+
+    @property
+    def free(self) -> int:
+        return 0 if self.revoked else self.slots - self.used
+
+    def unused_s(self, now: float) -> float:
+        return 0.0 if self.used else max(0.0, now - self.last_used)
+
+
+@dataclass(slots=True)
+class AppGrants(Generic[Waiter]):
+    leases: dict[InstanceId, Lease] = field(default_factory=dict)
+    queue: deque[Waiter] = field(default_factory=deque)
+    granted_seen: int = 0
+
+
+Served = list[tuple[Waiter, Lease]]
+
+
+class Grants(Generic[Waiter]):
+    """See the module's text. Every method that changes the books returns what to tell the home."""
+
+    def __init__(self) -> None:
+        self._apps: dict[AppName, AppGrants[Waiter]] = {}
+
+    def take(self, app: AppName, now: float) -> Lease | None:
+        """A slot that is free now: the warm path. Packs sessions onto few instances."""
+        books = self._apps.get(app)
+        if books is None or books.queue:
+            return None
+        for lease in books.leases.values():
+            if lease.used < lease.slots and not lease.revoked:
+                lease.used += 1
+                lease.last_used = now
+                return lease
+        return None
+
+    def wait(self, app: AppName, waiter: Waiter, limit: int) -> Demand:
+        """Queue a session. Raises `Busy` when `limit` sessions wait here already."""
+        books = self._apps.setdefault(app, AppGrants())
+        if len(books.queue) >= limit:
+            raise Busy(f"{len(books.queue)} sessions wait for {app} already, its queue is full")
+        books.queue.append(waiter)
+        return self._demand(app, books)
+
+    def give_up(self, app: AppName, waiter: Waiter) -> Demand | None:
+        """Take a session out of the queue; None when it is not in it."""
+        books = self._apps.get(app)
+        if books is None or waiter not in books.queue:
+            return None
+        books.queue.remove(waiter)
+        return self._demand(app, books)
+
+    def release(self, lease: Lease, now: float) -> tuple[Served[Waiter], list[ToHome]]:
+        """A session ended: its slot goes to the next in the queue, or back if it was revoked."""
+        lease.used -= 1
+        lease.last_used = now
+        if lease.revoked:
+            return [], self._return(lease, 1, now)
+        books = self._apps[lease.app]
+        served = self._serve(books, now)
+        return served, [self._demand(lease.app, books)] if served else []
+
+    def broken(self, lease: Lease, reason: str) -> list[ToHome]:
+        """The instance could not be reached: use it no more, and say so."""
+        if lease.revoked:
+            return []
+        return [Broken(lease.app, lease.instance, reason), *self._revoke(lease, lease.last_used)]
+
+    def on_grant(self, grant: Grant, now: float) -> tuple[Served[Waiter], list[ToHome]]:
+        books = self._apps.setdefault(grant.app, AppGrants())
+        books.granted_seen = grant.granted
+        lease = books.leases.get(grant.instance)
+        if lease is None or lease.generation != grant.generation:
+            lease = Lease(
+                grant.app,
+                grant.revision,
+                grant.generation,
+                grant.node,
+                grant.address,
+                grant.port,
+                last_used=now,
+            )
+            books.leases[grant.instance] = lease
+        lease.revoked = False
+        lease.slots += grant.slots
+        lease.grant = grant
+        return self._serve(books, now), []
+
+    def on_revoke(self, revoke: Revoke, now: float) -> list[ToHome]:
+        books = self._apps.get(revoke.app)
+        lease = books.leases.get(revoke.instance) if books is not None else None
+        if lease is None:
+            return []
+        if revoke.unused_s is None:
+            return self._revoke(lease, now)
+        unused_s = lease.unused_s(now)
+        if not lease.free or unused_s < revoke.unused_s:
+            return [StillUsed(revoke.app, revoke.instance, unused_s)]
+        return self._return(lease, lease.free, now)
+
+    def on_refuse(self, refuse: Refuse) -> list[Waiter]:
+        """All who wait for this app now; they get the reason."""
+        books = self._apps.get(refuse.app)
+        if books is None:
+            return []
+        waiters = list(books.queue)
+        books.queue.clear()
+        return waiters
+
+    def lease_of(self, app: AppName, generation: Generation) -> Lease | None:
+        books = self._apps.get(app)
+        lease = books.leases.get(generation.instance) if books is not None else None
+        return lease if lease is not None and lease.generation == generation else None
+
+    def report(self, now: float, apps: frozenset[AppName] | None = None) -> tuple[AppReport, ...]:
+        """How things stand; `apps` limits it to these. Revoked slots in use are still held."""
+        return tuple(
+            AppReport(
+                app,
+                len(books.queue),
+                books.granted_seen,
+                tuple(
+                    Held(lease.instance, lease.slots, lease.unused_s(now))
+                    for lease in books.leases.values()
+                ),
+            )
+            for app, books in self._apps.items()
+            if (apps is None or app in apps) and (books.queue or books.leases)
+        )
+
+    def demands(self) -> list[Demand]:
+        """What waits now, app by app."""
+        return [self._demand(app, books) for app, books in self._apps.items() if books.queue]
+
+    def active(self) -> int:
+        """Sessions that hold a slot."""
+        return sum(lease.used for books in self._apps.values() for lease in books.leases.values())
+
+    def _demand(self, app: AppName, books: AppGrants[Waiter]) -> Demand:
+        return Demand(app, len(books.queue), books.granted_seen)
+
+    def _serve(self, books: AppGrants[Waiter], now: float) -> Served[Waiter]:
+        served: Served[Waiter] = []
+        for lease in books.leases.values():
+            while books.queue and lease.free > 0:
+                lease.used += 1
+                lease.last_used = now
+                served.append((books.queue.popleft(), lease))
+        return served
+
+    def _revoke(self, lease: Lease, now: float) -> list[ToHome]:
+        free = lease.free
+        lease.revoked = True
+        return self._return(lease, free, now) if free else []
+
+    def _return(self, lease: Lease, slots: int, now: float) -> list[ToHome]:
+        lease.slots -= slots
+        books = self._apps[lease.app]
+        if not lease.slots and books.leases.get(lease.instance) is lease:
+            del books.leases[lease.instance]
+        return [Returned(lease.app, lease.instance, slots, lease.unused_s(now))]
