@@ -121,7 +121,7 @@ class SystemFault(TabaneError):
 
 
 class EngineError(SystemFault):
-    """An engine failed. `status` is its exit status (negative: a signal), `output` its last words."""
+    """An engine failed. `status`: its exit status (negative: a signal), `output`: its last words."""
 
     code = "engine"
 

@@ -115,7 +115,7 @@ class App(Value, frozen=True, omit_defaults=True):
     placement: Placement = Placement()
     security: SecurityPolicy = SecurityPolicy()
     id_base: int = 0
-    """First host uid and gid of the app's own range of 65,536; given once, kept by all revisions."""
+    """First host uid and gid of the app's own 65,536; given once, kept by all revisions."""
     owner: int = 0
     """uid of who deployed it."""
     deployed_at: float = 0.0
@@ -200,7 +200,7 @@ class ExitStatus(Value, frozen=True, omit_defaults=True):
 
 
 PHASES = ("queue", "decide", "network", "filesystem", "engine", "boot", "ready", "first_byte")
-"""What a wake's time is spent on, in order. Each is measured; the rest of `total_us` is unexplained."""
+"""What a wake's time is spent on, in order, each measured; the rest of `total_us` is unexplained."""
 
 
 class WakeRecord(Value, frozen=True, omit_defaults=True):

@@ -39,7 +39,7 @@ class Supervisor:
         self._closing = False
 
     def start(self, name: str, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """Run `work` as a task named `SUPERVISOR/NAME`. After `aclose()` has begun it is refused."""
+        """Run `work` as a task named `SUPERVISOR/NAME`. Refused once `aclose()` has begun."""
         if self._closing:
             work.close()
             raise RuntimeError(f"{self.name} is closing: it starts no new task ({name})")

@@ -69,4 +69,4 @@ class Router(Protocol):
         """
 
     def pools_gone(self) -> frozenset[str]:
-        """Pools whose kept upstream connections must be closed now (asked once a second and on `kick`)."""
+        """Pools whose kept connections must be closed now (asked once a second and on `kick`)."""

@@ -172,13 +172,13 @@ class Spawner(Protocol):
         """Wait until the command itself has ended (not what it left behind). Once only."""
 
     async def exited(self, key: str) -> ExitStatus:
-        """Wait until the process of the command's pid file has ended. Survives restarts of both sides."""
+        """Wait until the process of the pid file has ended. Survives restarts of both sides."""
 
     async def forget(self, key: str) -> None:
         """Drop what is kept of `key` (exit status, log pipes). Unknown keys are fine."""
 
     async def signal(self, key: str, number: int) -> bool:
-        """Signal the process of `key` (the one of the pid file once there is one); False when it has ended."""
+        """Signal the process of `key` (of its pid file once there is one); False: it has ended."""
 
 
 Ready = Callable[[], Awaitable[None]]
@@ -234,7 +234,7 @@ class Driver(Protocol):
         """Pids of its processes as seen by the node."""
 
     async def recover(self, spec: InstanceSpec, handle: Handle) -> Handle | None:
-        """After a restart of the agent: the handle of what still runs, or None when it has ended."""
+        """After a restart of the agent: the handle of what still runs, None when it has ended."""
 
     async def destroy(self, handle: Handle) -> None:
         """Remove all that is left: processes, cgroup, mounts, engine state. Idempotent."""
