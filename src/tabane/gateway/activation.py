@@ -70,9 +70,16 @@ class InstanceEnded(Value, frozen=True):
 
     app: AppName
     instance: InstanceId
+    node: NodeName
     reason: str
     failed: bool
     retry: bool = True
+
+
+class GatewayJoined(Value, frozen=True):
+    """It is there, and will report. Until it has, nothing counts as idle."""
+
+    gateway: str
 
 
 class GatewayGone(Value, frozen=True):
@@ -90,7 +97,16 @@ class Tick(Value, frozen=True):
     pass
 
 
-Event = AppChanged | FloorChanged | InstanceReady | InstanceEnded | GatewayGone | StopAsked | Tick
+Event = (
+    AppChanged
+    | FloorChanged
+    | InstanceReady
+    | InstanceEnded
+    | GatewayJoined
+    | GatewayGone
+    | StopAsked
+    | Tick
+)
 
 
 class Start(Value, frozen=True):
@@ -131,6 +147,8 @@ class Activation:
         self._place = place
         self._new_id = new_id
         self._apps: dict[AppName, AppLedger] = {}
+        self._silent: set[str] = set()
+        """Gateways that have not reported yet, and so may hold slots nobody here knows of."""
         self._timers: list[tuple[float, AppName]] = []
         self._out: list[Instruction] = []
 
@@ -146,6 +164,8 @@ class Activation:
                 self._on_ready(event, now)
             case InstanceEnded(app=key):
                 self._on_ended(event, now)
+            case GatewayJoined(gateway=gateway):
+                self._silent.add(gateway)
             case GatewayGone(gateway=gateway):
                 self._on_gateway_gone(gateway, now)
             case StopAsked(app=key, instance=instance_id):
@@ -218,9 +238,7 @@ class Activation:
 
     def _on_ended(self, event: InstanceEnded, now: float) -> None:
         ledger = self._ledger(event.app)
-        holding = ledger.instances.get(event.instance)
-        if holding is None:
-            return
+        holding = ledger.instances.setdefault(event.instance, Holding(event.instance, event.node))
         if event.failed:
             self._count_failure(ledger, holding, event, now)
         holding.ended = True
@@ -244,9 +262,10 @@ class Activation:
         self._refuse(ledger, now)
 
     def _on_gateway_gone(self, gateway: str, now: float) -> None:
+        self._silent.discard(gateway)
         for key, ledger in list(self._apps.items()):
-            if ledger.drop_gateway(gateway):
-                self._settle(key, now)
+            ledger.drop_gateway(gateway)
+            self._settle(key, now)
 
     def _on_returned(self, gateway: str, message: Returned, now: float) -> None:
         ledger = self._ledger(message.app)
@@ -271,6 +290,7 @@ class Activation:
         self._settle(message.app, now)
 
     def _on_report(self, gateway: str, report: Report, now: float) -> None:
+        self._silent.discard(gateway)
         for ledger in self._apps.values():
             ledger.drop_gateway(gateway)
         for entry in report.apps:
@@ -316,7 +336,7 @@ class Activation:
 
     def _release_ended(self, ledger: AppLedger) -> None:
         for holding in list(ledger.instances.values()):
-            if holding.ended and not holding.granted:
+            if holding.ended and not holding.granted and not self._silent:
                 del ledger.instances[holding.id]
                 self._out.append(Release(ledger.key, holding.id, holding.node))
 
@@ -412,6 +432,8 @@ class Activation:
 
     def _stop_idle(self, ledger: AppLedger, now: float) -> None:
         """Stop what no session used for `stop_after`; where slots are held, ask first."""
+        if self._silent:
+            return
         after_s = ledger.current.reactive.stop_after_s
         serving = ledger.serving()
         spare = len(serving) - ledger.floor
@@ -437,7 +459,7 @@ class Activation:
             self._out += [Tell(gateway, revoke) for gateway in holding.granted]
 
     def _stop_drained(self, ledger: AppLedger, now: float) -> None:
-        for holding in ledger.draining():
+        for holding in ledger.draining() if not self._silent else ():
             if not holding.granted or now >= holding.drain_until:
                 self._stop(ledger, holding, holding.draining)
 

@@ -145,11 +145,10 @@ class AppLedger:
             trace=holding.trace,
         )
 
-    def drop_gateway(self, gateway: str) -> bool:
-        """Forget all of a gateway that is gone; True when it held or wanted something."""
-        known = self.demands.pop(gateway, None) is not None
+    def drop_gateway(self, gateway: str) -> None:
+        """Forget all that a gateway held and wanted."""
+        self.demands.pop(gateway, None)
         self.granted.pop(gateway, None)
         self.reclaiming = {entry for entry in self.reclaiming if entry[0] != gateway}
         for holding in self.instances.values():
-            known |= holding.granted.pop(gateway, None) is not None
-        return known
+            holding.granted.pop(gateway, None)

@@ -75,7 +75,7 @@ class StartTrace(Value, frozen=True):
 
 
 class Grant(Value, frozen=True, tag="grant"):
-    """Home to gateway: `slots` more sessions may go there; `granted` counts all of the app so far."""
+    """Home to gateway: `slots` more sessions may go there. `granted`: all of this app so far."""
 
     app: AppName
     revision: int

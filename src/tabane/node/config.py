@@ -1,0 +1,143 @@
+"""Where things are: a cluster's directory, a node's directory, its ports.
+
+ROOT/cluster.json                     what the cluster consists of
+ROOT/token                            its token, for root only
+ROOT/nodes/DATACENTER/NODE/
+    config.json                       this node, for its own processes
+    api.sock hub.sock holder.sock     control ports (unix)
+    store.db                          the store (control node only)
+    replica.db                        what this node needs of it
+    images/                           blobs and unpacked trees
+    instances/ID/                     record, bundle, log of each instance
+    events.log wakes.log audit.log    journals
+    log/                              output of Tabane's own processes
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+
+from tabane.errors import NotFound
+from tabane.model import NodeName, Value
+
+HTTP_PORT = 80
+API_PORT = 7070
+HUB_PORT = 7071
+FORWARD_PORT = 7072
+INSIDE_ADDRESS = "100.64.0.1"
+"""The node's address in its instance network (RFC 6598 space; it never leaves the node)."""
+
+
+class Peer(Value, frozen=True):
+    """A node, as the others need to know it."""
+
+    datacenter: str
+    name: str
+    address: str
+
+    @property
+    def key(self) -> NodeName:
+        return NodeName(f"{self.datacenter}/{self.name}")
+
+
+class ClusterConfig(Value, frozen=True):
+    """`control` is the node that holds the store. `network` records what the host lent."""
+
+    id: str
+    nodes: tuple[Peer, ...]
+    control: NodeName
+    network: dict[str, str] = msgspec.field(default_factory=dict)
+
+    def node(self, key: str) -> Peer:
+        for peer in self.nodes:
+            if peer.key == key:
+                return peer
+        known = ", ".join(peer.key for peer in self.nodes)
+        raise NotFound(f"there is no node {key} in this cluster (its nodes: {known})")
+
+    def datacenters(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(peer.datacenter for peer in self.nodes))
+
+
+class NodeConfig(Value, frozen=True):
+    cluster: ClusterConfig
+    node: Peer
+    root: str
+    incarnation: str
+    cgroup: str
+    gateways: int = 1
+    pool: int = 8
+    driver: str = ""
+    """Preferred driver of class container; the first that works when empty."""
+
+    @property
+    def paths(self) -> NodePaths:
+        return NodePaths(node_directory(Path(self.root), self.node.key))
+
+    @property
+    def key(self) -> NodeName:
+        return self.node.key
+
+    @property
+    def is_control(self) -> bool:
+        return self.node.key == self.cluster.control
+
+    def token(self) -> str:
+        return (Path(self.root) / "token").read_text().strip()
+
+
+class NodePaths:
+    """Names of a node's files."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.config = directory / "config.json"
+        self.holder_config = directory / "holder.json"
+        self.api = directory / "api.sock"
+        self.hub = directory / "hub.sock"
+        self.holder = directory / "holder.sock"
+        self.holder_pid = directory / "holder.pid"
+        self.store = directory / "store.db"
+        self.replica = directory / "replica.db"
+        self.images = directory / "images"
+        self.instances = directory / "instances"
+        self.logs = directory / "log"
+        self.events = directory / "events.log"
+        self.wakes = directory / "wakes.log"
+        self.audit = directory / "audit.log"
+
+
+def default_root() -> Path:
+    """`$TABANE_ROOT`, else `tabane` in the XDG state directory."""
+    if given := os.environ.get("TABANE_ROOT"):
+        return Path(given)
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(state) / "tabane"
+
+
+def node_directory(root: Path, key: str) -> Path:
+    return root / "nodes" / key
+
+
+def load_cluster(root: Path) -> ClusterConfig:
+    """Raises `NotFound` when there is no cluster below `root`."""
+    try:
+        return msgspec.json.decode((root / "cluster.json").read_bytes(), type=ClusterConfig)
+    except FileNotFoundError:
+        problem = f"no cluster below {root}: start one with `tabane up`, or name its --root"
+        raise NotFound(problem) from None
+
+
+def load_node(path: Path) -> NodeConfig:
+    return msgspec.json.decode(path.read_bytes(), type=NodeConfig)
+
+
+def save(path: Path, value: msgspec.Struct, *, mode: int = 0o644) -> None:
+    """Write a value as JSON, whole or not at all."""
+    scratch = path.with_name(path.name + ".new")
+    scratch.write_bytes(msgspec.json.encode(value))
+    scratch.chmod(mode)
+    scratch.replace(path)

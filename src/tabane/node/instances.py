@@ -1,0 +1,432 @@
+"""The executor: starts and stops the instances of this node, and never loses one.
+
+What it must remember of an instance is in `instances/ID/record.json` before the engine is told
+anything, so that after a restart `recover()` finds what still runs and clears away what does not.
+An instance's network link is kept until the home says that no gateway can reach it any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from tabane.clock import Clock
+from tabane.errors import NotFound, TabaneError
+from tabane.gateway.activation import InstanceEnded, InstanceReady
+from tabane.gateway.messages import StartTrace
+from tabane.lifecycle import Event, follow
+from tabane.model import App, ExitStatus, Generation, Instance, InstanceId, NodeName, State, Value
+from tabane.node.logfile import parse_line
+from tabane.node.readiness import wait_ready
+from tabane.runtimes.api import Driver, Handle, Image, InstanceSpec, Link
+from tabane.supervise import Supervisor
+
+LAST_LINE_BYTES = 4096
+PARALLEL_STARTS = 4
+"""Engines started at the same time; more only wait for the same cores."""
+
+
+class Links(Protocol):
+    """The part of `tabane.network.NetworkPool` the executor needs."""
+
+    async def claim(self, id_base: int, egress: bool) -> Link | None: ...
+
+    async def release(self, link: Link) -> None: ...
+
+    async def recover(self, in_use: list[Link]) -> None: ...
+
+
+class Record(Value, frozen=True):
+    """What is on disk of an instance."""
+
+    instance: Instance
+    app: App
+    image: Image
+    link: Link | None = None
+    handle: Handle | None = None
+
+
+class Transition(Value, frozen=True):
+    """An instance changed its state (journal `events.log`, room `events`)."""
+
+    at: float
+    instance: InstanceId
+    app: str
+    node: str
+    state: State
+    reason: str = ""
+
+
+@dataclass
+class Running:
+    """One instance in memory."""
+
+    record: Record
+    driver: Driver
+    phases_us: dict[str, int] = field(default_factory=dict)
+    began: float = 0.0
+    stopping: bool = False
+    ended: bool = False
+
+    @property
+    def instance(self) -> Instance:
+        return self.record.instance
+
+
+Notify = Callable[[InstanceReady | InstanceEnded], None]
+
+
+class Executor:
+    """See the module's text. `notify`: what became ready or ended; `on_change`: every transition."""
+
+    def __init__(
+        self,
+        node: NodeName,
+        incarnation: str,
+        directory: Path,
+        cgroup: str,
+        *,
+        links: Links,
+        prepare_image: Callable[[App], asyncio.Future[Image]],
+        driver_for: Callable[[App], Driver],
+        clock: Clock,
+        tasks: Supervisor,
+        notify: Notify,
+        on_change: Callable[[Transition], None],
+        kernel: str = "",
+    ) -> None:
+        self._node = node
+        self._incarnation = incarnation
+        self._directory = directory
+        self._cgroup = cgroup
+        self._links = links
+        self._prepare_image = prepare_image
+        self._driver_for = driver_for
+        self._clock = clock
+        self._tasks = tasks
+        self._notify = notify
+        self._on_change = on_change
+        self._kernel = kernel
+        self._starts = asyncio.Semaphore(PARALLEL_STARTS)
+        self._running: dict[InstanceId, Running] = {}
+
+    def instances(self) -> list[Instance]:
+        """All that this node answers for, also those ended whose address is still kept."""
+        return [running.instance for running in self._running.values()]
+
+    def get(self, instance: InstanceId) -> Running:
+        """Raises `NotFound`."""
+        try:
+            return self._running[instance]
+        except KeyError:
+            raise NotFound(f"there is no instance {instance} on {self._node}") from None
+
+    def spec(self, record: Record) -> InstanceSpec:
+        instance = record.instance
+        directory = self._directory / instance.id
+        return InstanceSpec(
+            id=instance.id,
+            app=record.app,
+            image=record.image,
+            link=record.link,
+            directory=directory,
+            log=directory / "log",
+            cgroup=f"{self._cgroup}/{instance.id}",
+            hostname=f"{record.app.name}-{instance.id}",
+        )
+
+    # Start
+
+    def start(self, app: App, instance_id: InstanceId, decided: float) -> None:
+        """Begin to start an instance; `decided` is when its home did. The outcome is notified."""
+        self._tasks.start(f"start {instance_id}", self._start(app, instance_id, decided))
+
+    async def _start(self, app: App, instance_id: InstanceId, decided: float) -> None:
+        async with self._starts:
+            phases = {"decide": micros(self._clock.now() - decided)}
+            try:
+                running = await self._prepare(app, instance_id, phases)
+            except (TabaneError, OSError) as error:
+                self._fail_early(app, instance_id, str(error))
+                return
+            await self._launch(running)
+
+    async def _prepare(self, app: App, instance_id: InstanceId, phases: dict[str, int]) -> Running:
+        began = self._clock.now()
+        driver = self._driver_for(app)
+        image = await self._prepare_image(app)
+        image_s = self._clock.now() - began
+        link = await self._links.claim(app.id_base, app.network.egress)
+        phases["network"] = micros(self._clock.now() - began - image_s)
+        instance = Instance(
+            id=instance_id,
+            app=app.key,
+            revision=app.revision,
+            node=self._node,
+            generation=Generation(self._incarnation, instance_id, 1),
+            state=State.PREPARING,
+            isolation=driver.isolation,
+            driver=driver.name,
+            address=link.address if link is not None else "",
+            cgroup=f"{self._cgroup}/{instance_id}",
+            kernel=self._kernel,
+            created_at=self._clock.wall(),
+        )
+        running = Running(Record(instance, app, image, link), driver, phases, began)
+        self._running[instance_id] = running
+        spec = self.spec(running.record)
+        spec.directory.mkdir(parents=True)
+        self._save(running)
+        try:
+            handle = await driver.prepare(spec)
+        except BaseException:
+            await self._clean_up(running)
+            raise
+        running.record = msgspec.structs.replace(running.record, handle=handle)
+        phases["filesystem"] = micros(self._clock.now() - began) - phases["network"]
+        self._become(running, Event.START)
+        return running
+
+    def _fail_early(self, app: App, instance_id: InstanceId, reason: str) -> None:
+        """Nothing was started: say so, and forget it."""
+        self._running.pop(instance_id, None)
+        self._say(instance_id, app.key, State.FAILED, reason)
+        self._notify(InstanceEnded(app.key, instance_id, self._node, reason, failed=True))
+
+    async def _launch(self, running: Running) -> None:
+        """Start the engine and, beside it, watch for readiness: whichever way it goes first."""
+        app, spec = running.record.app, self.spec(running.record)
+        began = self._clock.now()
+        started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        life = self._tasks.start(f"life {spec.id}", self._live(running, spec, started))
+        ready: asyncio.Future[None] = started
+        if app.reactive.ready != "started":
+            watching = wait_ready(app, running.instance.address, spec.link)
+            ready = self._tasks.start(f"ready {spec.id}", watching)
+        timeout_s = app.reactive.start_timeout_s
+        first = asyncio.FIRST_COMPLETED
+        done, _ = await asyncio.wait({ready, life}, timeout=timeout_s, return_when=first)
+        ready.cancel()
+        if running.stopping:
+            return
+        if not done:
+            await self._give_up(running)
+            return
+        self._split_start(running, began)
+        self._become_ready(running)
+
+    async def _live(
+        self, running: Running, spec: InstanceSpec, started: asyncio.Future[None]
+    ) -> None:
+        """The engine's start and the instance's life, to its end."""
+        handle = running.record.handle
+        assert handle is not None
+        began = self._clock.now()
+        try:
+            handle = await running.driver.start(spec, handle)
+        except (TabaneError, OSError) as error:
+            await self._end(running, str(error), failed=True)
+            return
+        running.phases_us.setdefault("engine", micros(self._clock.now() - began))
+        instance = msgspec.structs.replace(running.instance, pid=int(str(handle.data["pid"])))
+        running.record = msgspec.structs.replace(running.record, handle=handle, instance=instance)
+        self._save(running)
+        if not started.done():
+            started.set_result(None)
+        await self._watch(running)
+
+    def _split_start(self, running: Running, engine_began: float) -> None:
+        """Divide the time since the engine was told between it and the program's own boot."""
+        total_us = micros(self._clock.now() - engine_began)
+        engine_us = min(running.phases_us.get("engine", total_us), total_us)
+        running.phases_us |= {"engine": engine_us, "boot": total_us - engine_us}
+
+    def _become_ready(self, running: Running) -> None:
+        ready_at = self._clock.wall()
+        self._become(running, Event.READY, ready_at=ready_at)
+        total_us = micros(self._clock.now() - running.began) + running.phases_us["decide"]
+        trace = StartTrace(dict(running.phases_us), total_us)
+        self._notify(InstanceReady(running.instance, trace))
+
+    async def _give_up(self, running: Running) -> None:
+        app = running.record.app
+        what = f"did not become ready ({app.reactive.ready}"
+        what += f" on port {app.port})" if app.port is not None else ")"
+        reason = f"it {what} within {app.reactive.start_timeout_s:g} s"
+        await self._end(running, self._with_last_line(running, reason), failed=True, retry=False)
+
+    # End
+
+    async def _watch(self, running: Running) -> None:
+        handle = running.record.handle
+        assert handle is not None
+        status = await running.driver.wait(handle)
+        if not running.stopping:
+            was_ready = running.instance.state is State.READY
+            reason = self._with_last_line(running, self._explain(running, status, was_ready))
+            await self._end(running, reason, failed=True)
+
+    def _explain(self, running: Running, status: ExitStatus, was_ready: bool) -> str:
+        app = running.record.app
+        if was_ready or app.port is None:
+            return f"the program {status.describe()}"
+        return f"the program {status.describe()} before it listened on port {app.port}"
+
+    def _with_last_line(self, running: Running, reason: str) -> str:
+        line = last_line(self.spec(running.record).log)
+        return f"{reason}; its last line: {line}" if line else reason
+
+    def stop(self, instance_id: InstanceId, reason: str) -> None:
+        """Begin to stop an instance: TERM, `stop_timeout`, KILL. Of one that is gone: nothing."""
+        running = self._running.get(instance_id)
+        if running is not None and not running.stopping and not running.ended:
+            self._tasks.start(f"stop {instance_id}", self._end(running, reason, failed=False))
+
+    async def _end(
+        self, running: Running, reason: str, *, failed: bool, retry: bool = True
+    ) -> None:
+        """Whatever it was doing, end it, clear it away, and say why."""
+        if running.stopping:
+            return
+        running.stopping = True
+        handle, app = running.record.handle, running.record.app
+        if failed:
+            self._become(running, Event.FAIL, reason=reason)
+        else:
+            self._become(running, Event.STOP, reason=reason)
+            if handle is not None:
+                await running.driver.stop(handle, app.reactive.stop_timeout_s)
+        await self._clean_up(running)
+        self._become(running, Event.GONE, reason=reason)
+        running.ended = True
+        self._notify_ended(running, failed, retry)
+
+    def _notify_ended(self, running: Running, failed: bool, retry: bool = True) -> None:
+        instance = running.instance
+        event = InstanceEnded(instance.app, instance.id, self._node, instance.reason, failed, retry)
+        self._notify(event)
+
+    async def _clean_up(self, running: Running) -> None:
+        """Remove what the driver left; the log stays, the link until it is released."""
+        if running.record.handle is not None:
+            await running.driver.destroy(running.record.handle)
+        for entry in (self._directory / running.instance.id).iterdir():
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            elif not entry.name.startswith(("log", "record")):
+                entry.unlink()
+
+    def release(self, instance_id: InstanceId) -> None:
+        """No gateway can reach the ended instance any more: its address may be used again."""
+        running = self._running.get(instance_id)
+        if running is not None and running.ended:
+            del self._running[instance_id]
+            self._tasks.start(f"release {instance_id}", self._release(running))
+
+    async def _release(self, running: Running) -> None:
+        if running.record.link is not None:
+            await self._links.release(running.record.link)
+        directory = self._directory / running.instance.id
+        (directory / "record.json").unlink(missing_ok=True)
+
+    async def stop_all(self) -> None:
+        """Stop everything, for the end of the node."""
+        ending = [
+            self._end(running, "its node is going down", failed=False)
+            for running in self._running.values()
+            if not running.stopping
+        ]
+        await asyncio.gather(*ending)
+
+    # Recovery
+
+    async def recover(self) -> None:
+        """After a restart of the agent: adopt what runs, clear away what does not."""
+        found = [read_record(path) for path in self._directory.glob("*/record.json")]
+        records = [record for record in found if record is not None]
+        await self._links.recover([record.link for record in records if record.link is not None])
+        for record in records:
+            await self._adopt(record)
+
+    async def _adopt(self, record: Record) -> None:
+        running = Running(record, self._driver_for(record.app))
+        self._running[record.instance.id] = running
+        was_ready = record.instance.state is State.READY
+        handle = None
+        if was_ready and record.handle is not None:
+            handle = await running.driver.recover(self.spec(record), record.handle)
+        if handle is not None:
+            running.record = msgspec.structs.replace(record, handle=handle)
+            self._tasks.start(f"life {record.instance.id}", self._watch(running))
+            self._notify(InstanceReady(running.instance))
+            return
+        running.stopping = running.ended = True
+        await self._clean_up(running)
+        reason = record.instance.reason or "it ended while its node's agent was away"
+        instance = msgspec.structs.replace(record.instance, state=State.ABSENT, reason=reason)
+        running.record = msgspec.structs.replace(record, instance=instance)
+        self._save(running)
+        self._say(instance.id, instance.app, State.ABSENT, reason)
+        self._notify_ended(running, failed=was_ready)
+
+    # Records
+
+    def _become(
+        self, running: Running, event: Event, *, reason: str = "", ready_at: float = 0.0
+    ) -> None:
+        """Follow the transition table, on disk too, and tell."""
+        instance = running.instance
+        instance = msgspec.structs.replace(
+            instance,
+            state=follow(instance.state, event),
+            reason=reason,
+            ready_at=ready_at or instance.ready_at,
+        )
+        running.record = msgspec.structs.replace(running.record, instance=instance)
+        self._save(running)
+        self._say(instance.id, instance.app, instance.state, reason)
+
+    def _say(self, instance: InstanceId, app: str, state: State, reason: str) -> None:
+        at = self._clock.wall()
+        self._on_change(Transition(at, instance, app, self._node, state, reason))
+
+    def _save(self, running: Running) -> None:
+        path = self._directory / running.instance.id / "record.json"
+        scratch = path.with_suffix(".new")
+        scratch.write_bytes(msgspec.json.encode(running.record))
+        scratch.replace(path)
+
+
+def micros(seconds: float) -> int:
+    return round(seconds * 1_000_000)
+
+
+def read_record(path: Path) -> Record | None:
+    """None for a record that another version wrote."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Record)
+    except (msgspec.DecodeError, OSError):
+        shutil.rmtree(path.parent, ignore_errors=True)
+        return None
+
+
+def last_line(log: Path) -> str:
+    """The last line a program wrote, for an error message; empty when there is none."""
+    try:
+        with log.open("rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - LAST_LINE_BYTES))
+            lines = file.read().splitlines()
+    except OSError:
+        return ""
+    for line in reversed(lines):
+        parsed = parse_line(line)
+        if parsed is not None and parsed[3].strip():
+            return parsed[3].decode(errors="replace").strip()[:200]
+    return ""

@@ -1,0 +1,164 @@
+"""What a node's processes say to each other over middlecon, beside the gateways' grants.
+
+Every message is a tagged value; requests and their answers stand in pairs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from tabane.gateway.activation import InstanceEnded
+from tabane.gateway.messages import ToGateway, ToHome
+from tabane.model import App, AppName, Generation, Instance, InstanceId, Value, WakeRecord
+from tabane.store.api import Delete, Entry, Expect, Put
+
+NODES = "nodes"
+"""The room of all agents."""
+
+
+class StartInstance(Value, frozen=True, tag="start"):
+    """Home to agent: run one. Answered at once; how it went comes as `Started` or `Ended`."""
+
+    app: App
+    instance: InstanceId
+
+
+class StopInstance(Value, frozen=True, tag="stop"):
+    instance: InstanceId
+    reason: str
+
+
+class ReleaseInstance(Value, frozen=True, tag="release"):
+    instance: InstanceId
+
+
+class Started(Value, frozen=True, tag="started"):
+    """Agent to home: an instance is ready."""
+
+    instance: Instance
+    phases_us: dict[str, int]
+    total_us: int
+
+
+class Ended(Value, frozen=True, tag="ended"):
+    event: InstanceEnded
+
+
+class Hello(Value, frozen=True, tag="hello"):
+    """Gateway to its agent: send me routes, local instances, and changes of both."""
+
+
+class Routes(Value, frozen=True, tag="routes"):
+    """Agent to gateway: apps to route to, and apps that are gone. After `Hello` all apps come, in
+    several messages of which the last is `complete`; what was in none of them is gone too."""
+
+    apps: tuple[App, ...]
+    gone: tuple[AppName, ...] = ()
+    complete: bool = False
+
+
+class LocalInstance(Value, frozen=True):
+    generation: Generation
+    app: AppName
+    address: str
+    port: int
+
+
+class LocalInstances(Value, frozen=True, tag="instances"):
+    """Agent to gateway: the ready instances of this node, all of them."""
+
+    instances: tuple[LocalInstance, ...]
+
+
+class Woke(Value, frozen=True, tag="woke"):
+    record: WakeRecord
+
+
+class AskInstances(Value, frozen=True, tag="ask_instances"):
+    """To all agents: your instances. Answered with `Instances`."""
+
+
+class Instances(Value, frozen=True, tag="instances_are"):
+    instances: tuple[Instance, ...]
+
+
+class AskKnown(Value, frozen=True, tag="ask_known"):
+    """To all agents: answer when your replica has this revision."""
+
+    revision: int
+
+
+class AskProcesses(Value, frozen=True, tag="ask_processes"):
+    """To all agents: your process table, as JSON rows of k2i."""
+
+
+class AskRecords(Value, frozen=True, tag="ask_records"):
+    """To all agents: your latest `events` or `wakes`, as JSON lines."""
+
+    kind: str
+    limit: int
+
+
+class AskApp(Value, frozen=True, tag="ask_app"):
+    """To all agents: what you, as its home, know of this app. Answered with JSON, or nothing."""
+
+    app: AppName
+
+
+class StoreRange(Value, frozen=True, tag="store_range"):
+    """To the control agent."""
+
+    prefix: str
+
+
+class StoreEntries(Value, frozen=True, tag="store_entries"):
+    revision: int
+    entries: tuple[Entry, ...]
+
+
+class StoreCommit(Value, frozen=True, tag="store_commit"):
+    writes: tuple[Put | Delete, ...]
+    expect: tuple[Expect, ...]
+
+
+class StoreCommitted(Value, frozen=True, tag="store_committed"):
+    revision: int
+
+
+class Failure(Value, frozen=True, tag="failure"):
+    """An answer that is an error: class name in `tabane.errors`, its text and data."""
+
+    kind: str
+    message: str
+    retry_after_s: float = 0.0
+
+
+Message = (
+    ToHome
+    | ToGateway
+    | StartInstance
+    | StopInstance
+    | ReleaseInstance
+    | Started
+    | Ended
+    | Hello
+    | Routes
+    | LocalInstances
+    | Woke
+    | AskInstances
+    | Instances
+    | AskKnown
+    | AskProcesses
+    | AskRecords
+    | AskApp
+    | StoreRange
+    | StoreEntries
+    | StoreCommit
+    | StoreCommitted
+    | Failure
+)
+
+encode = msgspec.msgpack.Encoder().encode
+parse: Any = msgspec.msgpack.Decoder(Message).decode
