@@ -83,7 +83,7 @@ Notify = Callable[[InstanceReady | InstanceEnded], None]
 
 
 class Executor:
-    """See the module's text. `notify`: what became ready or ended; `on_change`: every transition."""
+    """See the module's text. `notify`: what became ready or ended; `on_change`: all transitions."""
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ import msgspec
 from tabane.gateway.activation import InstanceEnded
 from tabane.gateway.messages import ToGateway, ToHome
 from tabane.model import App, AppName, Generation, Instance, InstanceId, Value, WakeRecord
-from tabane.store.api import Delete, Entry, Expect, Put
+from tabane.store.api import Change, Entry
 
 NODES = "nodes"
 """The room of all agents."""
@@ -107,24 +107,52 @@ class AskApp(Value, frozen=True, tag="ask_app"):
     app: AppName
 
 
-class StoreRange(Value, frozen=True, tag="store_range"):
-    """To the control agent."""
+class StoreFollow(Value, frozen=True, tag="store_follow"):
+    """Agent to control agent: send me what came after this revision, from now on."""
 
-    prefix: str
+    after: int
 
 
-class StoreEntries(Value, frozen=True, tag="store_entries"):
+class StorePage(Value, frozen=True, tag="store_page"):
+    """Control agent to agent: a part of a snapshot."""
+
     revision: int
     entries: tuple[Entry, ...]
+    first: bool
+    last: bool
 
 
-class StoreCommit(Value, frozen=True, tag="store_commit"):
-    writes: tuple[Put | Delete, ...]
-    expect: tuple[Expect, ...]
+class StoreChanges(Value, frozen=True, tag="store_changes"):
+    """Control agent to agent: one commit."""
+
+    changes: tuple[Change, ...]
 
 
-class StoreCommitted(Value, frozen=True, tag="store_committed"):
+class DeployApp(Value, frozen=True, tag="deploy"):
+    """To the control agent: store this app as a new revision. Answered with `Deployed`."""
+
+    app: App
+
+
+class Deployed(Value, frozen=True, tag="deployed"):
+    """`revision` of the store, to wait for on the nodes; `app` as it was stored."""
+
+    app: App
     revision: int
+
+
+class RemoveApp(Value, frozen=True, tag="remove"):
+    """To the control agent. Answered with `Deployed`, of the app as it was."""
+
+    app: AppName
+
+
+class ScaleApp(Value, frozen=True, tag="scale"):
+    """To the control agent: change `min` and `max`, no new revision. Answered with `Deployed`."""
+
+    app: AppName
+    min: int | None = None
+    max: int | None = None
 
 
 class Failure(Value, frozen=True, tag="failure"):
@@ -153,10 +181,13 @@ Message = (
     | AskProcesses
     | AskRecords
     | AskApp
-    | StoreRange
-    | StoreEntries
-    | StoreCommit
-    | StoreCommitted
+    | StoreFollow
+    | StorePage
+    | StoreChanges
+    | DeployApp
+    | Deployed
+    | RemoveApp
+    | ScaleApp
     | Failure
 )
 

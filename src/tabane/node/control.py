@@ -1,0 +1,152 @@
+"""On the control node: the transactions on apps, and the controller that spreads `min`.
+
+Keys in the store:
+
+    apps/NAMESPACE/NAME     an `App`, the current revision
+    hosts/HOST              the app that has this HTTP name
+    ids/BASE                the app that has this range of ids
+    floors/NAMESPACE/NAME   how many instances each data center keeps of an app with a `min`
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+import msgspec
+
+from tabane.clock import Clock
+from tabane.errors import Conflict, NotFound, UsageError
+from tabane.model import App, AppName
+from tabane.scheduler.placement import floors
+from tabane.store.api import Delete, Entry, Expect, Put, Store, Write
+
+APPS = "apps/"
+HOSTS = "hosts/"
+IDS = "ids/"
+FLOORS = "floors/"
+LAST_IDS = "last_ids"
+
+FIRST_ID_BASE = 1 << 24
+ID_RANGE = 1 << 16
+ID_RANGES = (1 << 15) - 1
+"""Ranges of 65,536 ids between 2^24 and 2^31, where no distribution gives ids to people."""
+
+encode = msgspec.json.Encoder().encode
+parse_app = msgspec.json.Decoder(App).decode
+parse_floors = msgspec.json.Decoder(dict[str, int]).decode
+
+
+class Apps:
+    """Deploy, remove and scale, each one transaction; repeated when another came between."""
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+
+    async def deploy(self, wanted: App) -> tuple[App, int]:
+        """Store `wanted` as the next revision of its app; returns it as stored, and the commit."""
+        while True:
+            try:
+                return await self._deploy(wanted)
+            except _Retry:
+                await asyncio.sleep(0)
+
+    async def _deploy(self, wanted: App) -> tuple[App, int]:
+        entry, old = await self._read(wanted.key)
+        id_base, writes, expect = (old.id_base, [], []) if old else await self._take_ids(wanted.key)
+        app = msgspec.structs.replace(
+            wanted,
+            revision=old.revision + 1 if old else 1,
+            id_base=id_base,
+            deployed_at=self._clock.wall(),
+        )
+        for host in app.hosts:
+            taken = await self._store.get(HOSTS + host)
+            if taken is not None and taken.value.decode() != app.key:
+                other = taken.value.decode()
+                raise Conflict(f"hosts: {host} leads to {other} already: remove it there first")
+            writes.append(Put(HOSTS + host, app.key.encode()))
+            expect.append(Expect(HOSTS + host, taken.version if taken else 0))
+        dropped = set(old.hosts) - set(app.hosts) if old else set()
+        writes += [Delete(HOSTS + host) for host in dropped]
+        writes.append(Put(APPS + app.key, encode(app)))
+        expect.append(Expect(APPS + app.key, entry.version if entry else 0))
+        return app, await self._commit(writes, expect)
+
+    async def remove(self, key: AppName) -> tuple[App, int]:
+        """Raises `NotFound`."""
+        while True:
+            entry, app = await self._read_known(key)
+            writes: list[Write] = [Delete(HOSTS + host) for host in app.hosts]
+            writes += [Delete(APPS + key), Delete(FLOORS + key), Delete(IDS + str(app.id_base))]
+            try:
+                return app, await self._commit(writes, [Expect(APPS + key, entry.version)])
+            except _Retry:
+                await asyncio.sleep(0)
+
+    async def scale(self, key: AppName, low: int | None, high: int | None) -> tuple[App, int]:
+        """Change `min` and `max` of the current revision. Raises `NotFound`, `UsageError`."""
+        while True:
+            entry, app = await self._read_known(key)
+            low = app.reactive.min if low is None else low
+            high = max(app.reactive.max, low) if high is None else high
+            if not 0 <= low <= high or high < 1:
+                raise UsageError(
+                    f"scale {key}: min {low} and max {high} do not fit: 0 <= min <= max"
+                )
+            reactive = msgspec.structs.replace(app.reactive, min=low, max=high)
+            app = msgspec.structs.replace(app, reactive=reactive)
+            write = Put(APPS + key, encode(app))
+            try:
+                return app, await self._commit([write], [Expect(APPS + key, entry.version)])
+            except _Retry:
+                await asyncio.sleep(0)
+
+    async def spread(self, datacenters: Iterable[str]) -> None:
+        """Store each app's share of `min` by data center, where it changed."""
+        live = tuple(datacenters)
+        _, entries = await self._store.range(APPS)
+        _, stored = await self._store.range(FLOORS)
+        known = {entry.key: entry.value for entry in stored}
+        writes: list[Write] = []
+        for app in (parse_app(entry.value) for entry in entries):
+            key = FLOORS + app.key
+            shares = encode(floors(app, live)) if app.reactive.min else None
+            if shares is None and key in known:
+                writes.append(Delete(key))
+            elif shares is not None and known.get(key) != shares:
+                writes.append(Put(key, shares))
+        if writes:
+            await self._store.commit(writes)
+
+    async def _take_ids(self, key: AppName) -> tuple[int, list[Write], list[Expect]]:
+        last = await self._store.get(LAST_IDS)
+        number = int(last.value) if last is not None else 0
+        for step in range(ID_RANGES):
+            base = FIRST_ID_BASE + (number + step) % ID_RANGES * ID_RANGE
+            if await self._store.get(IDS + str(base)) is None:
+                following = str((number + step + 1) % ID_RANGES).encode()
+                writes = [Put(IDS + str(base), key.encode()), Put(LAST_IDS, following)]
+                return base, list(writes), [Expect(LAST_IDS, last.version if last else 0)]
+        raise Conflict(f"all {ID_RANGES} id ranges are taken: remove apps that are not needed")
+
+    async def _read(self, key: AppName) -> tuple[Entry | None, App | None]:
+        entry = await self._store.get(APPS + key)
+        return entry, parse_app(entry.value) if entry is not None else None
+
+    async def _read_known(self, key: AppName) -> tuple[Entry, App]:
+        entry, app = await self._read(key)
+        if entry is None or app is None:
+            raise NotFound(f"there is no app {key}")
+        return entry, app
+
+    async def _commit(self, writes: list[Write], expect: list[Expect]) -> int:
+        try:
+            return await self._store.commit(writes, expect)
+        except Conflict as conflict:
+            raise _Retry from conflict
+
+
+class _Retry(Exception):
+    """Another transaction came between read and commit."""

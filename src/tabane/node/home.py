@@ -1,0 +1,149 @@
+"""The home of some of a data center's apps: performs what `tabane.gateway.activation` decides."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+from tabane.clock import Clock
+from tabane.gateway import activation
+from tabane.gateway.activation import Activation, AppChanged, FloorChanged, GatewayGone
+from tabane.gateway.ledger import AppLedger
+from tabane.gateway.messages import Report, ToGateway, ToHome
+from tabane.model import App, AppName, InstanceId, NodeName, new_instance_id
+from tabane.scheduler.placement import Choice, NodeView, place
+
+log = logging.getLogger(__name__)
+
+GATEWAY_GRACE_S = 5.0
+"""A gateway whose hub session broke is back within this, or its process is gone: then its slots
+are free. Its instances serve on meanwhile."""
+
+
+class Performer(Protocol):
+    """Carries the home's decisions to nodes and gateways, this node included."""
+
+    def start_instance(self, node: NodeName, app: App, instance: InstanceId) -> None: ...
+
+    def stop_instance(self, node: NodeName, instance: InstanceId, reason: str) -> None: ...
+
+    def release_instance(self, node: NodeName, instance: InstanceId) -> None: ...
+
+    def tell_gateway(self, gateway: str, message: ToGateway) -> None: ...
+
+
+class Home:
+    """`app_of` gives an app as stored now, `floor_of` its share of `min` here, `nodes` the views of
+    this data center's live nodes."""
+
+    def __init__(
+        self,
+        performer: Performer,
+        clock: Clock,
+        *,
+        app_of: Callable[[AppName], App | None],
+        floor_of: Callable[[AppName], int],
+        nodes: Callable[[], list[NodeView]],
+    ) -> None:
+        self._performer = performer
+        self._clock = clock
+        self._app_of = app_of
+        self._floor_of = floor_of
+        self._nodes = nodes
+        self._activation = Activation(self._place, new_instance_id)
+        self._timer: asyncio.TimerHandle | None = None
+        self._leaving: dict[str, asyncio.TimerHandle] = {}
+
+    def handle(self, event: activation.Event) -> None:
+        """Something happened; do what follows."""
+        self._perform(self._activation.handle(event, self._clock.now()))
+
+    def about(self, app: AppName, event: activation.Event) -> None:
+        """The same for an event of an app that may be new here."""
+        self._know(app)
+        self.handle(event)
+
+    def hear(self, gateway: str, message: ToHome) -> None:
+        """A gateway said something."""
+        match message:
+            case Report(apps=reports):
+                for report in reports:
+                    self._know(report.app)
+            case _:
+                self._know(message.app)
+        self._perform(self._activation.hear(gateway, message, self._clock.now()))
+
+    def on_gateway(self, gateway: str, *, joined: bool) -> None:
+        """A gateway's hub session came or went."""
+        if (timer := self._leaving.pop(gateway, None)) is not None:
+            timer.cancel()
+        if joined:
+            self.handle(activation.GatewayJoined(gateway))
+            return
+        loop = asyncio.get_running_loop()
+        self._leaving[gateway] = loop.call_later(GATEWAY_GRACE_S, self._on_gone, gateway)
+
+    def _on_gone(self, gateway: str) -> None:
+        self._leaving.pop(gateway, None)
+        self.handle(GatewayGone(gateway))
+
+    def forget(self, app: AppName) -> None:
+        """Another node is this app's home now."""
+        self._activation.forget(app)
+
+    def apps(self) -> tuple[AppName, ...]:
+        return tuple(self._activation.apps())
+
+    def ledger(self, app: AppName) -> AppLedger | None:
+        return self._activation.ledger(app)
+
+    def explain(self, app: App) -> Choice:
+        """Where one more instance would go now, and why."""
+        ledger = self._activation.ledger(app.key)
+        here: dict[NodeName, int] = {}
+        for holding in ledger.instances.values() if ledger is not None else ():
+            here[holding.node] = here.get(holding.node, 0) + 1
+        return place(app, self._nodes(), here)
+
+    def close(self) -> None:
+        for timer in (*self._leaving.values(), self._timer):
+            if timer is not None:
+                timer.cancel()
+
+    def _place(self, app: App) -> NodeName | None:
+        return self.explain(app).node
+
+    def _know(self, app: AppName) -> None:
+        """Activation learns of an app when something first happens to it here."""
+        if self._activation.ledger(app) is None:
+            self.handle(AppChanged(app, self._app_of(app)))
+            if floor := self._floor_of(app):
+                self.handle(FloorChanged(app, floor))
+
+    def _perform(self, instructions: list[activation.Instruction]) -> None:
+        for instruction in instructions:
+            match instruction:
+                case activation.Start(app=app, instance=instance, node=node):
+                    self._performer.start_instance(node, app, instance)
+                case activation.Stop(instance=instance, node=node, reason=reason):
+                    self._performer.stop_instance(node, instance, reason)
+                case activation.Release(instance=instance, node=node):
+                    self._performer.release_instance(node, instance)
+                case activation.Tell(gateway=gateway, message=message):
+                    self._performer.tell_gateway(gateway, message)
+        self._plan()
+
+    def _plan(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        due = self._activation.next_due()
+        if due is None:
+            self._timer = None
+            return
+        delay_s = max(0.0, due - self._clock.now())
+        self._timer = asyncio.get_running_loop().call_later(delay_s, self._on_due)
+
+    def _on_due(self) -> None:
+        self.handle(activation.Tick())

@@ -1,0 +1,83 @@
+"""Where things run: pure functions from a snapshot to a choice, with the reason.
+
+`home_of` is rendezvous (highest random weight) hashing: every node computes the same home without
+asking, and when a node goes only its own apps move. Thaler and Ravishankar, "Using name-based
+mappings to increase hit rates", 1998.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+
+from tabane.model import App, AppName, Class, InstanceId, NodeName, Value
+
+
+class NodeView(Value, frozen=True):
+    """What a node tells about itself for placement."""
+
+    name: NodeName
+    drivers: tuple[str, ...] = ()
+    classes: tuple[Class, ...] = ()
+    instances: int = 0
+    memory_available_bytes: int = 0
+
+
+class Choice(Value, frozen=True):
+    """The node picked, or None, and why: one sentence for each node that was looked at."""
+
+    node: NodeName | None
+    reasons: tuple[str, ...]
+
+
+def home_of(app: AppName, nodes: Iterable[NodeName]) -> NodeName | None:
+    """The home of an app among the live nodes of a data center; None when there are none."""
+    return max(nodes, key=lambda node: _weight(app, node), default=None)
+
+
+def _weight(app: AppName, node: NodeName) -> bytes:
+    return hashlib.blake2b(f"{app}\0{node}".encode(), digest_size=8).digest()
+
+
+def place(app: App, nodes: Iterable[NodeView], here: Mapping[NodeName, int]) -> Choice:
+    """Pick a node for one more instance; `here` counts this app's instances by node.
+
+    Feasible (class, driver, memory), then the fewest instances of this app, then the fewest in all.
+    """
+    feasible: list[NodeView] = []
+    reasons = []
+    for node in nodes:
+        problem = _problem(app, node)
+        if problem:
+            reasons.append(f"{node.name}: {problem}")
+        else:
+            feasible.append(node)
+            count = here.get(node.name, 0)
+            reasons.append(f"{node.name}: has {count} of this app, {node.instances} in all")
+    best = min(feasible, key=lambda n: (here.get(n.name, 0), n.instances, n.name), default=None)
+    return Choice(best.name if best is not None else None, tuple(reasons))
+
+
+def _problem(app: App, node: NodeView) -> str:
+    if app.isolation not in node.classes:
+        return f"has no working driver for class {app.isolation}"
+    if app.driver and app.driver not in node.drivers:
+        return f"driver {app.driver} does not work there"
+    return ""
+
+
+def floors(app: App, datacenters: Iterable[str]) -> dict[str, int]:
+    """How the app's `min` is spread over the live data centers it may run in."""
+    allowed = sorted(dc for dc in datacenters if app.placement.allows(dc))
+    if not allowed:
+        return {}
+    share, rest = divmod(app.reactive.min, len(allowed))
+    return {dc: share + (number < rest) for number, dc in enumerate(allowed)}
+
+
+def spread(instances: Mapping[InstanceId, NodeName]) -> dict[NodeName, int]:
+    """How many instances there are by node."""
+    counts: dict[NodeName, int] = {}
+    for node in instances.values():
+        counts[node] = counts.get(node, 0) + 1
+    return counts
