@@ -7,8 +7,17 @@ that people read use `wall()` (seconds since the epoch). Tests replace the clock
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import Callable
 from typing import Protocol
+
+
+class Timer(Protocol):
+    """A call to come."""
+
+    def cancel(self) -> None:
+        """Call it off. Idempotent, and without effect once it was made."""
 
 
 class Clock(Protocol):
@@ -17,6 +26,9 @@ class Clock(Protocol):
 
     def wall(self) -> float:
         """Seconds since 1970-01-01 UTC."""
+
+    def call_at(self, when: float, callback: Callable[[], None]) -> Timer:
+        """Call `callback` on the running event loop once `now()` has reached `when`."""
 
 
 class SystemClock:
@@ -28,5 +40,18 @@ class SystemClock:
     def wall(self) -> float:
         return time.time()
 
+    def call_at(self, when: float, callback: Callable[[], None]) -> Timer:
+        return asyncio.get_running_loop().call_later(max(0.0, when - self.now()), callback)
+
 
 SYSTEM = SystemClock()
+
+
+async def sleep_until(clock: Clock, when: float) -> None:
+    """Wait until `clock.now()` has reached `when`."""
+    reached = asyncio.Event()
+    timer = clock.call_at(when, reached.set)
+    try:
+        await reached.wait()
+    finally:
+        timer.cancel()

@@ -7,7 +7,7 @@ Implementations: `memory`, `sqlite` (and etcd); all pass `tabane.testing.check_s
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -59,23 +59,29 @@ class Store(Protocol):
     async def get(self, key: str) -> Entry | None: ...
 
     async def range(self, prefix: str) -> tuple[int, list[Entry]]:
-        """The revision read at, and every entry below `prefix`, by key."""
+        """The revision read at, and every entry whose key starts with `prefix`, by key."""
 
-    async def commit(self, writes: list[Write], expect: list[Expect] = ()) -> int:  # type: ignore[assignment]
+    async def commit(self, writes: Sequence[Write], expect: Sequence[Expect] = ()) -> int:
         """Apply all writes or none; return the new revision once it is durable.
 
         Raises `Conflict` naming the first key whose version differs. A put with an unknown lease
-        raises `NotFound`.
+        raises `NotFound`. A commit that changes nothing makes no revision and returns the last.
+        A caller that is cancelled does not know whether its commit was made.
         """
 
     def watch(self, prefix: str, *, after: int | None = None) -> AbstractAsyncContextManager[Watch]:
-        """Watch keys below `prefix`; `after` replays what came after that revision first.
+        """Watch keys that start with `prefix`; `after` replays what came after that revision first.
 
-        Raises `Stale` when `after` is older than the history kept: read `range` again.
+        Raises `Stale` when `after` is older than the history kept, or was never reached: read
+        `range` again. A watcher that falls behind the history gets `Stale` too, one whose store
+        is closed `Closed`.
         """
 
     async def grant_lease(self, ttl_s: float) -> str:
-        """A lease id. Keys put with it vanish when it ends."""
+        """A lease id. Keys put with it vanish when it ends.
+
+        Terms are the store's own monotonic time. When the store itself was away (restarted,
+        stopped), every lease gets a full term."""
 
     async def renew_lease(self, lease: str) -> None:
         """Start its term again. Raises `NotFound` when it has ended."""
