@@ -1,0 +1,214 @@
+"""Finds what a test left behind: tasks, descriptors, processes, mounts, interfaces, cgroups.
+
+A machine is shared, so each finding must be the test's own. Descriptors and children belong to this
+process. Other processes are known by `TABANE_TEST_ID`, which the test's whole offspring inherits
+(`/proc/PID/environ`). Mounts and interfaces are compared inside namespaces that the test run made
+for itself (`enter_own_namespaces`). Cgroups cannot be had privately; a new one below `tabane*` is
+the test's unless a process that is not the test's lives in its tree.
+
+What is still going away (a child being reaped, a transport closing) gets `SETTLE_S` to do so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import gc
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tabane.clock import SYSTEM
+
+TEST_ID = "TABANE_TEST_ID"
+SETTLE_S = 2.0
+POLL_S = 0.01
+LOOP_ROUNDS = 10
+"""Turns of the event loop that tasks get to end by themselves."""
+
+PROC = Path("/proc")
+CGROUPS = Path("/sys/fs/cgroup")
+NETNS_DIRECTORY = "/run/netns"
+"""`ip netns add` mounts it when it is first used, for good."""
+CLONE_NEWNS, CLONE_NEWNET = 0x00020000, 0x40000000
+MS_REC, MS_PRIVATE = 0x4000, 1 << 18
+
+
+def enter_own_namespaces() -> str:
+    """Give this process its own network and mount namespaces. Returns why not, or nothing.
+
+    Call it early, while the process has one thread.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if os.geteuid() != 0:
+        return "they need root"
+    if libc.unshare(CLONE_NEWNS | CLONE_NEWNET) != 0:
+        return f"making namespaces is refused here ({os.strerror(ctypes.get_errno())})"
+    libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None)
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    return ""
+
+
+@dataclass(frozen=True)
+class Belongings:
+    """What this process, and with `machine` its namespaces and the cgroup trees, hold now."""
+
+    descriptors: frozenset[tuple[int, str]]
+    children: frozenset[int]
+    processes: frozenset[int]
+    mounts: frozenset[str]
+    interfaces: frozenset[str]
+    cgroups: frozenset[Path]
+
+    @classmethod
+    def now(cls, *, machine: bool) -> Belongings:
+        return cls(
+            frozenset(open_descriptors()),
+            frozenset(child_pids()),
+            frozenset(all_pids()),
+            frozenset(mount_points()) if machine else frozenset(),
+            frozenset(name for _, name in socket.if_nameindex()) if machine else frozenset(),
+            frozenset(tabane_cgroups()) if machine else frozenset(),
+        )
+
+
+def open_descriptors() -> list[tuple[int, str]]:
+    """Number and target of each open descriptor."""
+    found = []
+    for link in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # that of the listing itself
+            found.append((int(link.name), str(link.readlink())))
+    return found
+
+
+def all_pids() -> set[int]:
+    return {int(path.name) for path in PROC.iterdir() if path.name.isdigit()}
+
+
+def child_pids() -> list[int]:
+    found: list[int] = []
+    for thread in Path("/proc/self/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):
+            found += map(int, (thread / "children").read_text().split())
+    return found
+
+
+def mount_points() -> list[str]:
+    points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    return [point for point in points if point != NETNS_DIRECTORY]
+
+
+def tabane_cgroups() -> set[Path]:
+    tops = {
+        path.resolve() for pattern in ("tabane*", "*/tabane*") for path in CGROUPS.glob(pattern)
+    }
+    return {Path(directory) for top in tops for directory, _, _ in os.walk(top)}
+
+
+def starter_of(pid: int) -> str:
+    """The `TABANE_TEST_ID` that a process was started with; empty when there is none to be read."""
+    try:
+        environ = (PROC / str(pid) / "environ").read_bytes()
+    except OSError:
+        return ""
+    prefix = f"{TEST_ID}=".encode()
+    found = (entry for entry in environ.split(b"\0") if entry.startswith(prefix))
+    return next(found, b"").removeprefix(prefix).decode()
+
+
+def describe(pid: int) -> str:
+    try:
+        argv = (PROC / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+    except OSError:
+        argv = ""
+    return f"process {pid} ({argv or 'ended, but nobody waited for it'})"
+
+
+class Guard:
+    """Looks when it is made, and says what is new and the test's own when asked.
+
+    While it is current, `TABANE_TEST_ID` is in the environment. `machine` also compares mounts,
+    interfaces and cgroups.
+    """
+
+    def __init__(self, test_id: str, *, machine: bool) -> None:
+        self.test_id = test_id
+        self.machine = machine
+        self._outer_id = os.environ.get(TEST_ID)
+        os.environ[TEST_ID] = test_id
+        self._before = Belongings.now(machine=machine)
+
+    def close(self) -> list[str]:
+        """What was left, as one phrase each. Processes among it are killed, children reaped."""
+        if self._outer_id is None:
+            os.environ.pop(TEST_ID, None)
+        else:
+            os.environ[TEST_ID] = self._outer_id
+        found = settled(self._find)
+        children = set(child_pids()) - self._before.children
+        for pid in self._own_processes() | children:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for pid in children:
+            with suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+        return found
+
+    def _find(self) -> list[str]:
+        before, now = self._before, Belongings.now(machine=self.machine)
+        descriptors = sorted(now.descriptors - before.descriptors)
+        left = self._own_processes() | (now.children - before.children)
+        return [
+            *(f"descriptor {number} ({target})" for number, target in descriptors),
+            *(describe(pid) for pid in sorted(left)),
+            *(f"mount {point}" for point in sorted(now.mounts - before.mounts)),
+            *(f"interface {name}" for name in sorted(now.interfaces - before.interfaces)),
+            *(
+                f"cgroup {path}"
+                for path in sorted(now.cgroups - before.cgroups)
+                if self._owns(path)
+            ),
+        ]
+
+    def _own_processes(self) -> set[int]:
+        new = all_pids() - self._before.processes
+        return {pid for pid in new if starter_of(pid) == self.test_id}
+
+    def _owns(self, cgroup: Path) -> bool:
+        """Whether nobody else's process lives in the cgroup's tree (that of a whole cluster)."""
+        top = next(path for path in (cgroup, *cgroup.parents) if path.name.startswith("tabane"))
+        tree = top.joinpath(*cgroup.relative_to(top).parts[:1])
+        for procs in tree.rglob("cgroup.procs"):
+            with suppress(OSError):
+                if any(starter_of(int(pid)) != self.test_id for pid in procs.read_text().split()):
+                    return False
+        return True
+
+
+def settled(find: Callable[[], list[str]]) -> list[str]:
+    """What `find` still finds after `SETTLE_S`; at once when it finds nothing."""
+    found = find()
+    if found:
+        gc.collect()
+    deadline = SYSTEM.now() + SETTLE_S
+    while found and SYSTEM.now() < deadline:
+        time.sleep(POLL_S)
+        found = find()
+    return found
+
+
+async def leaked_tasks(before: set[asyncio.Task[Any]]) -> list[str]:
+    """The tasks that were not there before and do not end within a few turns of the loop."""
+    expected = before | {asyncio.current_task()}
+    for _ in range(LOOP_ROUNDS):
+        if not asyncio.all_tasks() - expected:
+            break
+        await asyncio.sleep(0)
+    return sorted(f"task {task.get_name()}" for task in asyncio.all_tasks() - expected)
