@@ -200,7 +200,7 @@ class ExitStatus(Value, frozen=True, omit_defaults=True):
 
 
 PHASES = ("queue", "decide", "network", "filesystem", "engine", "boot", "ready", "first_byte")
-"""What a wake's time is spent on, in order, each measured; the rest of `total_us` is unexplained."""
+"""What a wake's time goes to, in order, each measured; the rest of `total_us` is unexplained."""
 
 
 class WakeRecord(Value, frozen=True, omit_defaults=True):

@@ -19,7 +19,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,6 @@ POLL_S = 0.01
 LOOP_ROUNDS = 10
 """Turns of the event loop that tasks get to end by themselves."""
 
-PROC = Path("/proc")
 CGROUPS = Path("/sys/fs/cgroup")
 NETNS_DIRECTORY = "/run/netns"
 """`ip netns add` mounts it when it is first used, for good."""
@@ -82,21 +81,26 @@ class Belongings:
 def open_descriptors() -> list[tuple[int, str]]:
     """Number and target of each open descriptor."""
     found = []
-    for link in Path("/proc/self/fd").iterdir():
+    for name in names_in("/proc/self/fd"):
         with suppress(FileNotFoundError):  # that of the listing itself
-            found.append((int(link.name), str(link.readlink())))
+            found.append((int(name), str(Path("/proc/self/fd", name).readlink())))
     return found
 
 
+def names_in(directory: str) -> list[str]:
+    with os.scandir(directory) as entries:
+        return [entry.name for entry in entries]
+
+
 def all_pids() -> set[int]:
-    return {int(path.name) for path in PROC.iterdir() if path.name.isdigit()}
+    return {int(name) for name in names_in("/proc") if name.isdigit()}
 
 
 def child_pids() -> list[int]:
     found: list[int] = []
-    for thread in Path("/proc/self/task").iterdir():
+    for thread in names_in("/proc/self/task"):
         with suppress(FileNotFoundError, ProcessLookupError):
-            found += map(int, (thread / "children").read_text().split())
+            found += map(int, Path("/proc/self/task", thread, "children").read_text().split())
     return found
 
 
@@ -115,7 +119,7 @@ def tabane_cgroups() -> set[Path]:
 def starter_of(pid: int) -> str:
     """The `TABANE_TEST_ID` that a process was started with; empty when there is none to be read."""
     try:
-        environ = (PROC / str(pid) / "environ").read_bytes()
+        environ = Path(f"/proc/{pid}/environ").read_bytes()
     except OSError:
         return ""
     prefix = f"{TEST_ID}=".encode()
@@ -125,7 +129,7 @@ def starter_of(pid: int) -> str:
 
 def describe(pid: int) -> str:
     try:
-        argv = (PROC / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+        argv = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
     except OSError:
         argv = ""
     return f"process {pid} ({argv or 'ended, but nobody waited for it'})"
@@ -152,19 +156,23 @@ class Guard:
         else:
             os.environ[TEST_ID] = self._outer_id
         found = settled(self._find)
+        if found:
+            self._end_processes()
+        return found
+
+    def _end_processes(self) -> None:
         children = set(child_pids()) - self._before.children
-        for pid in self._own_processes() | children:
+        for pid in self._own_among(all_pids()) | children:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         for pid in children:
             with suppress(ChildProcessError):
                 os.waitpid(pid, 0)
-        return found
 
     def _find(self) -> list[str]:
         before, now = self._before, Belongings.now(machine=self.machine)
         descriptors = sorted(now.descriptors - before.descriptors)
-        left = self._own_processes() | (now.children - before.children)
+        left = self._own_among(now.processes) | (now.children - before.children)
         return [
             *(f"descriptor {number} ({target})" for number, target in descriptors),
             *(describe(pid) for pid in sorted(left)),
@@ -177,8 +185,8 @@ class Guard:
             ),
         ]
 
-    def _own_processes(self) -> set[int]:
-        new = all_pids() - self._before.processes
+    def _own_among(self, pids: Set[int]) -> set[int]:
+        new = pids - self._before.processes
         return {pid for pid in new if starter_of(pid) == self.test_id}
 
     def _owns(self, cgroup: Path) -> bool:
