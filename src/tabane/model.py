@@ -154,6 +154,9 @@ class Generation(Value, frozen=True):
     instance: InstanceId
     counter: int
 
+    def __str__(self) -> str:
+        return f"{self.incarnation}/{self.instance}/{self.counter}"
+
 
 class Instance(Value, frozen=True, omit_defaults=True):
     """One running copy of an app, as its node reports it."""

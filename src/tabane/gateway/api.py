@@ -12,6 +12,9 @@ from tabane.model import AppName, Value
 
 FORWARD_HEADERS = (b"tabane-token", b"tabane-generation", b"tabane-app", b"tabane-hops")
 """Spoken only between gateways; stripped from what clients send and from what apps get."""
+REFUSED_HEADER = b"tabane-refused"
+"""In a response between gateways: no byte of the request reached the app, take another slot. The
+value is the reason in one word. Stripped from what apps answer."""
 
 
 class Route(Value, frozen=True):
@@ -21,6 +24,8 @@ class Route(Value, frozen=True):
     revision: int
     start_timeout_s: float
     response_timeout_s: float
+    hops: int = 0
+    """Data centers it has been forwarded from; at most one."""
 
 
 class Slot(Protocol):

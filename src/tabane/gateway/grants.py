@@ -65,6 +65,7 @@ class AppGrants(Generic[Waiter]):
     leases: dict[InstanceId, Lease] = field(default_factory=dict)
     queue: deque[Waiter] = field(default_factory=deque)
     granted_seen: int = 0
+    ended: dict[InstanceId, Generation] = field(default_factory=dict)
 
 
 Served = list[tuple[Waiter, Lease]]
@@ -135,6 +136,7 @@ class Grants(Generic[Waiter]):
                 last_used=now,
             )
             books.leases[grant.instance] = lease
+        books.ended.pop(grant.instance, None)
         lease.revoked = False
         lease.slots += grant.slots
         lease.grant = grant
@@ -182,9 +184,14 @@ class Grants(Generic[Waiter]):
             if (apps is None or app in apps) and (books.queue or books.leases)
         )
 
-    def demands(self) -> list[Demand]:
-        """What waits now, app by app."""
-        return [self._demand(app, books) for app, books in self._apps.items() if books.queue]
+    def demand(self, app: AppName) -> Demand:
+        """What waits now."""
+        return self._demand(app, self._apps.setdefault(app, AppGrants()))
+
+    def ended_generation(self, app: AppName, instance: InstanceId) -> Generation | None:
+        """The generation of an instance whose last slot was given back; told once."""
+        books = self._apps.get(app)
+        return books.ended.pop(instance, None) if books is not None else None
 
     def active(self) -> int:
         """Sessions that hold a slot."""
@@ -212,4 +219,5 @@ class Grants(Generic[Waiter]):
         books = self._apps[lease.app]
         if not lease.slots and books.leases.get(lease.instance) is lease:
             del books.leases[lease.instance]
+            books.ended[lease.instance] = lease.generation
         return [Returned(lease.app, lease.instance, slots, lease.unused_s(now))]

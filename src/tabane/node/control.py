@@ -18,6 +18,7 @@ import msgspec
 from tabane.clock import Clock
 from tabane.errors import Conflict, NotFound, UsageError
 from tabane.model import App, AppName
+from tabane.node.messages import DeployApp, Deployed, RemoveApp, ScaleApp
 from tabane.scheduler.placement import floors
 from tabane.store.api import Delete, Entry, Expect, Put, Store, Write
 
@@ -43,6 +44,16 @@ class Apps:
     def __init__(self, store: Store, clock: Clock) -> None:
         self._store = store
         self._clock = clock
+
+    async def perform(self, request: DeployApp | RemoveApp | ScaleApp) -> Deployed:
+        """Do what another node asks for."""
+        match request:
+            case DeployApp(app=wanted):
+                return Deployed(*await self.deploy(wanted))
+            case RemoveApp(app=key):
+                return Deployed(*await self.remove(key))
+            case ScaleApp(app=key, min=low, max=high):
+                return Deployed(*await self.scale(key, low, high))
 
     async def deploy(self, wanted: App) -> tuple[App, int]:
         """Store `wanted` as the next revision of its app; returns it as stored, and the commit."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from tabane import errors
 from tabane.gateway.activation import InstanceEnded
 from tabane.gateway.messages import ToGateway, ToHome
 from tabane.model import App, AppName, Generation, Instance, InstanceId, Value, WakeRecord
@@ -63,7 +64,6 @@ class LocalInstance(Value, frozen=True):
     generation: Generation
     app: AppName
     address: str
-    port: int
 
 
 class LocalInstances(Value, frozen=True, tag="instances"):
@@ -193,3 +193,19 @@ Message = (
 
 encode = msgspec.msgpack.Encoder().encode
 parse: Any = msgspec.msgpack.Decoder(Message).decode
+
+
+def to_failure(error: errors.TabaneError) -> Failure:
+    """An error as an answer."""
+    retry_after_s = error.retry_after_s if isinstance(error, errors.Unavailable) else 0.0
+    return Failure(type(error).__name__, error.message, retry_after_s)
+
+
+def to_error(failure: Failure) -> errors.TabaneError:
+    """The error that an answer stands for."""
+    kind = getattr(errors, failure.kind, errors.Refused)
+    if issubclass(kind, errors.Unavailable):
+        return kind(failure.message, retry_after_s=failure.retry_after_s)
+    if issubclass(kind, errors.TabaneError) and kind is not errors.SpecError:
+        return kind(failure.message)
+    return errors.Refused(failure.message)

@@ -1,0 +1,380 @@
+"""A gateway's `Router`: host names to apps, sessions to slots, slots to where to connect.
+
+It owns the routes and the books (`grants`), and is told by the gateway's process what agents and
+homes say. Messages to an app's home go out in the order of the books' changes; what a session
+waits for is asked once a loop turn, however many sessions came in it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from collections.abc import Iterable
+from typing import Protocol
+
+from tabane.clock import Clock
+from tabane.errors import NotFound, Stale, TimedOut, Unauthenticated, Unavailable
+from tabane.gateway.api import Route, Slot
+from tabane.gateway.grants import Grants, Lease
+from tabane.gateway.messages import Grant, Refuse, Report, Revoke, StartTrace, ToGateway, ToHome
+from tabane.model import PHASES, App, AppName, InstanceId, NodeName, WakeRecord
+
+VERDICT_S = 1.0
+"""A session waits this much longer than `start_timeout`, so that the node's own verdict on the
+start, which says why, comes first."""
+
+Target = tuple[str, int]
+Headers = tuple[tuple[bytes, bytes], ...]
+
+
+class Surroundings(Protocol):
+    """What a router asks and tells the rest of its node."""
+
+    node: NodeName
+    datacenter: str
+    name: str
+    token: str
+
+    def tell_home(self, app: AppName, message: ToHome) -> None: ...
+
+    def gateway_of(self, node: NodeName) -> Target:
+        """Where another node's gateway takes forwards."""
+
+    def live_nodes(self) -> list[NodeName]: ...
+
+    def on_wake(self, record: WakeRecord) -> None: ...
+
+    def kick(self) -> None:
+        """Pools are gone: kept connections to them must be closed now."""
+
+
+class Local:
+    """A ready instance of this node: what a forward from another gateway may reach."""
+
+    __slots__ = ("address", "app")
+
+    def __init__(self, app: AppName, address: str) -> None:
+        self.app = app
+        self.address = address
+
+
+class GatewayRouter:
+    """See the module's text; the methods of `Router` are documented there."""
+
+    def __init__(self, surroundings: Surroundings, clock: Clock) -> None:
+        self._around = surroundings
+        self._clock = clock
+        self._grants: Grants[asyncio.Future[Lease]] = Grants()
+        self._apps: dict[AppName, App] = {}
+        self._hosts: dict[str, Route] = {}
+        self._locals: dict[str, Local] = {}
+        self._dirty: set[AppName] = set()
+        self._gone: set[str] = set()
+
+    # What agents and homes say
+
+    def set_routes(self, apps: Iterable[App], gone: Iterable[AppName]) -> None:
+        """Apps that are new or changed, and apps that are no more."""
+        for app in apps:
+            self._drop_hosts(app.key)
+            self._apps[app.key] = app
+            for host in (*app.hosts, *internal_names(app)):
+                self._hosts[host] = _route_to(app)
+        for key in gone:
+            self._drop_hosts(key)
+            self._apps.pop(key, None)
+
+    def _drop_hosts(self, key: AppName) -> None:
+        old = self._apps.get(key)
+        for host in (*old.hosts, *internal_names(old)) if old is not None else ():
+            if (route := self._hosts.get(host)) is not None and route.app == key:
+                del self._hosts[host]
+
+    def known_apps(self) -> frozenset[AppName]:
+        return frozenset(self._apps)
+
+    def is_app(self, host: str) -> bool:
+        """For the resolver."""
+        return host in self._hosts
+
+    def set_locals(self, instances: dict[str, Local]) -> None:
+        """The ready instances of this node, by generation."""
+        self._locals = instances
+
+    def hear(self, message: ToGateway) -> None:
+        """An app's home said something."""
+        now = self._clock.now()
+        match message:
+            case Grant():
+                served, answers = self._grants.on_grant(message, now)
+                self._serve(served)
+            case Revoke():
+                answers = self._grants.on_revoke(message, now)
+                self._forget_pool(message.app, message.instance)
+            case Refuse():
+                answers = []
+                for waiter in self._grants.on_refuse(message):
+                    if not waiter.done():
+                        waiter.set_exception(_Refused(message))
+        for answer in answers:
+            self._around.tell_home(message.app, answer)
+
+    def report(self, apps: frozenset[AppName]) -> Report:
+        """How things stand with these apps, for their home."""
+        return Report(self._grants.report(self._clock.now(), apps))
+
+    def apps_in_use(self) -> frozenset[AppName]:
+        return frozenset(entry.app for entry in self._grants.report(self._clock.now()))
+
+    # Router
+
+    def route(self, host: str, path: str) -> Route | None:
+        return self._hosts.get(host)
+
+    def acquire_nowait(self, route: Route) -> Slot | None:
+        lease = self._grants.take(route.app, self._clock.now())
+        return self._slot(lease, None) if lease is not None else None
+
+    async def acquire(self, route: Route) -> Slot:
+        app = self._apps.get(route.app)
+        if app is None:
+            raise NotFound(f"the app {route.app} was removed")
+        if not app.placement.allows(self._around.datacenter):
+            return self._elsewhere(route, f"{app.key} may not run in {self._around.datacenter}")
+        began = self._clock.now()
+        waiter: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
+        self._grants.wait(app.key, waiter, app.reactive.queue)
+        self._ask(app.key)
+        try:
+            async with asyncio.timeout(route.start_timeout_s + VERDICT_S):
+                lease = await waiter
+        except _Refused as refused:
+            return self._on_refused(route, refused.refuse)
+        except TimeoutError:
+            self._leave_queue(app.key, waiter)
+            problem = f"{app.key} had no free slot within {route.start_timeout_s:g} s"
+            raise TimedOut(problem, retry_after_s=1.0) from None
+        except asyncio.CancelledError:
+            self._leave_queue(app.key, waiter)
+            raise
+        return self._slot(lease, began)
+
+    def accept_forward(self, headers: dict[bytes, bytes]) -> Slot | Route:
+        given = headers.get(b"tabane-token", b"")
+        if not hmac.compare_digest(given, self._around.token.encode()):
+            raise Unauthenticated("this port is for the cluster's own gateways")
+        generation = headers.get(b"tabane-generation", b"").decode(errors="replace")
+        if generation:
+            local = self._locals.get(generation)
+            app = self._apps.get(local.app) if local is not None else None
+            if local is None or app is None or app.port is None:
+                raise Stale(f"instance {generation} is not on {self._around.node} any more")
+            return ForwardedSlot(local.address, app.port, generation)
+        key = AppName(headers.get(b"tabane-app", b"").decode(errors="replace"))
+        if (wanted := self._apps.get(key)) is None:
+            raise NotFound(f"there is no app {key} in {self._around.datacenter}")
+        return _route_to(wanted, hops=1)
+
+    def pools_gone(self) -> frozenset[str]:
+        gone, self._gone = frozenset(self._gone), set()
+        return gone
+
+    # Slots
+
+    def _slot(self, lease: Lease, began: float | None) -> LeasedSlot:
+        generation = str(lease.generation)
+        if lease.node == self._around.node:
+            return LeasedSlot(self, lease, (lease.address, lease.port), generation, (), began)
+        headers = (
+            (b"tabane-token", self._around.token.encode()),
+            (b"tabane-generation", generation.encode()),
+        )
+        target = self._around.gateway_of(lease.node)
+        return LeasedSlot(self, lease, target, f"node {lease.node}", headers, began)
+
+    def _elsewhere(self, route: Route, why: str) -> ForwardedSlot:
+        """A data center that may run the app serves the session."""
+        app = self._apps[route.app]
+        for node in self._around.live_nodes() if not route.hops else ():
+            datacenter = node.partition("/")[0]
+            if datacenter != self._around.datacenter and app.placement.allows(datacenter):
+                host, port = self._around.gateway_of(node)
+                headers = (
+                    (b"tabane-token", self._around.token.encode()),
+                    (b"tabane-app", app.key.encode()),
+                )
+                return ForwardedSlot(host, port, f"node {node}", headers)
+        raise Unavailable(f"{why}, and no data center that can is reachable", retry_after_s=2.0)
+
+    def _on_refused(self, route: Route, refuse: Refuse) -> Slot:
+        if refuse.kind == "elsewhere":
+            return self._elsewhere(route, refuse.reason)
+        if refuse.kind == "gone":
+            raise NotFound(refuse.reason)
+        problem = f"{route.app} does not start: {refuse.reason}"
+        raise Unavailable(problem, retry_after_s=max(1.0, refuse.retry_after_s))
+
+    def give_back(self, lease: Lease) -> None:
+        """A session with a slot ended."""
+        served, messages = self._grants.release(lease, self._clock.now())
+        self._serve(served)
+        for message in messages:
+            self._around.tell_home(lease.app, message)
+        self._forget_pool(lease.app, lease.instance)
+
+    def broken(self, lease: Lease, reason: str) -> None:
+        """The instance of a slot could not be reached."""
+        for message in self._grants.broken(lease, reason):
+            self._around.tell_home(lease.app, message)
+
+    def woke(self, lease: Lease, began: float, granted: float) -> None:
+        """A session that had to wait has its first byte."""
+        grant = lease.grant
+        assert grant is not None
+        now = self._clock.now()
+        option, phases = explain(grant.trace, granted - began, now - granted)
+        record = WakeRecord(
+            app=lease.app,
+            revision=lease.revision,
+            instance=lease.instance,
+            node=lease.node,
+            gateway=self._around.name,
+            option=option,
+            at=self._clock.wall(),
+            phases_us=phases,
+            total_us=micros(now - began),
+        )
+        self._around.on_wake(record)
+
+    def now(self) -> float:
+        return self._clock.now()
+
+    def _serve(self, served: Iterable[tuple[asyncio.Future[Lease], Lease]]) -> None:
+        for waiter, lease in served:
+            if waiter.done():
+                self.give_back(lease)
+            else:
+                waiter.set_result(lease)
+
+    def _leave_queue(self, app: AppName, waiter: asyncio.Future[Lease]) -> None:
+        """A session gave up; a slot that it was just given goes to the next."""
+        if self._grants.give_up(app, waiter) is not None:
+            self._ask(app)
+        elif waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+            self.give_back(waiter.result())
+
+    def _ask(self, app: AppName) -> None:
+        if not self._dirty:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._dirty.add(app)
+
+    def _flush(self) -> None:
+        dirty, self._dirty = self._dirty, set()
+        for app in dirty:
+            self._around.tell_home(app, self._grants.demand(app))
+
+    def _forget_pool(self, app: AppName, instance: InstanceId) -> None:
+        generation = self._grants.ended_generation(app, instance)
+        if generation is not None:
+            self._gone.add(str(generation))
+            self._around.kick()
+
+
+class LeasedSlot:
+    """A slot that this gateway was granted."""
+
+    __slots__ = ("_began", "_granted", "_lease", "_router", "headers", "host", "pool", "port")
+
+    def __init__(
+        self,
+        router: GatewayRouter,
+        lease: Lease,
+        target: Target,
+        pool: str,
+        headers: Headers,
+        began: float | None,
+    ) -> None:
+        self.host, self.port = target
+        self.pool = pool
+        self.headers = headers
+        self._router: GatewayRouter | None = router
+        self._lease = lease
+        self._began = began
+        self._granted = router.now() if began is not None else 0.0
+
+    def first_byte(self) -> None:
+        if self._began is not None and self._router is not None:
+            self._router.woke(self._lease, self._began, self._granted)
+            self._began = None
+
+    def failed(self, reason: str) -> None:
+        if self._router is not None:
+            self._router.broken(self._lease, reason)
+
+    def release(self) -> None:
+        router, self._router = self._router, None
+        if router is not None:
+            router.give_back(self._lease)
+
+
+class ForwardedSlot:
+    """A place that another gateway accounts for."""
+
+    __slots__ = ("headers", "host", "pool", "port")
+
+    def __init__(self, host: str, port: int, pool: str, headers: Headers = ()) -> None:
+        self.host = host
+        self.port = port
+        self.pool = pool
+        self.headers = headers
+
+    def first_byte(self) -> None:
+        """The gateway that woke the app writes the wake record."""
+
+    def failed(self, reason: str) -> None:
+        """The gateway that was granted the slot learns it from the answer."""
+
+    def release(self) -> None:
+        """Nothing is held here."""
+
+
+class _Refused(Exception):
+    def __init__(self, refuse: Refuse) -> None:
+        super().__init__(refuse.reason)
+        self.refuse = refuse
+
+
+def internal_names(app: App) -> tuple[str, ...]:
+    """The names by which other apps call it, besides its hosts."""
+    names = [f"{app.name}.{app.namespace}.tabane"]
+    if app.namespace == "default":
+        names.append(f"{app.name}.tabane")
+    return tuple(names) if app.port is not None else ()
+
+
+def explain(
+    trace: StartTrace | None, waited_s: float, answered_s: float
+) -> tuple[str, dict[str, int]]:
+    """A session's wait in phases: with the start's own when it waited through all of it."""
+    waited_us = micros(waited_s)
+    phases = dict.fromkeys(PHASES, 0)
+    option = "wait"
+    if trace is not None and waited_us >= trace.total_us:
+        option = "cold"
+        phases |= trace.phases_us
+        measured_us = sum(trace.phases_us.values())
+        phases["ready"] = trace.total_us - measured_us
+        phases["queue"] = waited_us - trace.total_us
+    else:
+        phases["queue"] = waited_us
+    phases["first_byte"] = micros(answered_s)
+    return option, phases
+
+
+def micros(seconds: float) -> int:
+    return round(seconds * 1_000_000)
+
+
+def _route_to(app: App, hops: int = 0) -> Route:
+    reactive = app.reactive
+    return Route(app.key, app.revision, reactive.start_timeout_s, reactive.response_timeout_s, hops)

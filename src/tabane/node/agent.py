@@ -1,0 +1,426 @@
+"""The agent of a node: runs its instances, is the home of its share of the apps, answers its peers.
+
+It can be killed at any moment. What must survive is elsewhere: sockets and exit statuses at the
+holder, instances and their records on disk, the store on the control node, grants at the gateways
+(which report them again when the agent is back). `start()` puts it together in this order:
+replica, instances, hub session, home.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from tabane.clock import Clock
+from tabane.errors import Closed, NotFound, TabaneError, TimedOut, Unreachable
+from tabane.gateway.activation import AppChanged, FloorChanged, InstanceEnded, InstanceReady
+from tabane.gateway.messages import (
+    Broken,
+    Demand,
+    Report,
+    Returned,
+    StartTrace,
+    StillUsed,
+    ToGateway,
+)
+from tabane.middlecon import Client, Message, Room, connect
+from tabane.model import App, AppName, Instance, InstanceId, NodeName, State, WakeRecord
+from tabane.network import NetworkPool
+from tabane.node import messages as say
+from tabane.node.answering import Answering
+from tabane.node.config import NodeConfig
+from tabane.node.control import APPS, FLOORS, Apps, parse_app, parse_floors
+from tabane.node.engines import Engines
+from tabane.node.home import Home
+from tabane.node.images import NodeImages
+from tabane.node.instances import Executor, Transition
+from tabane.node.journal import Journal
+from tabane.node.replication import Follower, Publisher
+from tabane.node.spawner import HolderSpawner
+from tabane.runtimes.api import Link
+from tabane.scheduler.placement import NodeView, home_of
+from tabane.store.api import Change
+from tabane.store.feed import StoreFeed
+from tabane.store.replica import Replica
+from tabane.store.sqlite import SqliteStore
+from tabane.supervise import Supervisor
+
+log = logging.getLogger(__name__)
+
+CONTROL_TIMEOUT_S = 10.0
+ROUTES_PER_MESSAGE = 500
+GATEWAY_MESSAGES = (Demand, Returned, StillUsed, Broken, Report)
+
+
+def agent_of(node: str) -> str:
+    """The member name of a node's agent."""
+    return f"{node}/agent"
+
+
+class Agent:
+    """See the module's text."""
+
+    def __init__(self, config: NodeConfig, clock: Clock, tasks: Supervisor) -> None:
+        self.config = config
+        self.clock = clock
+        self.tasks = tasks
+        self.token = config.token()
+        paths = config.paths
+        self.spawner = HolderSpawner(paths.holder)
+        self.engines = Engines(config, self.spawner)
+        self.images = NodeImages(paths.images, config, self.token)
+        self.events: Journal[Transition] = Journal(paths.events, Transition)
+        self.wakes: Journal[WakeRecord] = Journal(paths.wakes, WakeRecord)
+        self.pool = NetworkPool(self.spawner, config.key, size=config.pool)
+        self.executor = Executor(
+            config.key,
+            config.incarnation,
+            paths.instances,
+            config.cgroup,
+            links=_Links(self.pool),
+            prepare_image=self.images.prepare,
+            driver_for=self.engines.driver_for,
+            clock=clock,
+            tasks=tasks,
+            notify=self._on_instance,
+            on_change=self._on_transition,
+            kernel=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+        )
+        self.home = Home(self, clock, app_of=self.app, floor_of=self.floor, nodes=self._node_views)
+        self.apps: Apps | None = None
+        self.publisher: Publisher | None = None
+        self.answers = Answering(self)
+
+    # Life
+
+    async def start(self) -> None:
+        """Recover what there is and join the others."""
+        paths = self.config.paths
+        self.spawner.connect()
+        self.replica = await Replica.open(paths.replica, "")
+        self.follower = Follower(self.replica)
+        self.replica.subscribe(self._on_store_changes)
+        if self.config.is_control:
+            await self._open_store(paths.store)
+        await self.engines.probe()
+        await self.executor.recover()
+        hub = f"unix://{paths.hub}"
+        self.me: Client = await connect(hub, name=agent_of(self.config.key), token=self.token)
+        self.me.on_message(self._on_message, concurrent=True)
+        self.me.on_hub(self._on_hub)
+        self.me.on_connected(self._on_connected)
+        self.room: Room = await self.me.join(say.NODES)
+        self.room.on_message(self._on_message)
+        self.room.on_presence(self._on_presence)
+        self._on_connected()
+
+    async def _open_store(self, path: Path) -> None:
+        self.store = await SqliteStore.open(path)
+        self.apps = Apps(self.store, self.clock)
+        feed = StoreFeed(self.store)
+        self.publisher = Publisher(feed, self._send, self.tasks)
+        self.tasks.keep("replica", lambda: self.replica.follow(feed))
+
+    async def aclose(self) -> None:
+        """Leave everything running; the next agent of this node takes over."""
+        self.home.close()
+        await self.me.aclose()
+        await self.tasks.aclose()
+        await self.pool.aclose()
+        await self.replica.aclose()
+        if self.config.is_control:
+            await self.store.aclose()
+        self.spawner.close()
+        self.events.close()
+        self.wakes.close()
+
+    # What is known
+
+    def app(self, key: AppName) -> App | None:
+        entry = self.replica.get(APPS + key)
+        return parse_app(entry.value) if entry is not None else None
+
+    def all_apps(self) -> list[App]:
+        return [parse_app(entry.value) for entry in self.replica.range(APPS)]
+
+    def floor(self, key: AppName) -> int:
+        entry = self.replica.get(FLOORS + key)
+        shares = parse_floors(entry.value) if entry is not None else {}
+        return shares.get(self.config.node.datacenter, 0)
+
+    def live_nodes(self) -> list[NodeName]:
+        """This node and those whose hub has an open link to ours."""
+        hubs = self.me.hubs
+        return [
+            peer.key
+            for peer in self.config.cluster.nodes
+            if peer.key == self.config.key or hubs.get(peer.key)
+        ]
+
+    def neighbours(self) -> list[NodeName]:
+        """The live nodes of this data center."""
+        prefix = self.config.node.datacenter + "/"
+        return [node for node in self.live_nodes() if node.startswith(prefix)]
+
+    def is_home(self, app: AppName) -> bool:
+        return home_of(app, self.neighbours()) == self.config.key
+
+    def _node_views(self) -> list[NodeView]:
+        mine = self.engines.view(len(self.executor.instances()))
+        views = {self.config.key: mine}
+        for node in self.neighbours():
+            told = self.room.state.get(agent_of(node), {}).get("node")
+            if told is not None and node != self.config.key:
+                views[node] = msgspec.msgpack.decode(told, type=NodeView)
+        return list(views.values())
+
+    # Changes
+
+    def _on_store_changes(self, changes: tuple[Change, ...]) -> None:
+        """Apps were deployed, removed or scaled: tell the home and this node's gateways."""
+        changed: list[App] = []
+        gone: list[AppName] = []
+        for change in changes:
+            if change.key.startswith(APPS):
+                key = AppName(change.key.removeprefix(APPS))
+                app = parse_app(change.value) if change.value is not None else None
+                if app is not None:
+                    changed.append(app)
+                else:
+                    gone.append(key)
+                if self.home.ledger(key) is not None:
+                    self.home.handle(AppChanged(key, app))
+            elif change.key.startswith(FLOORS):
+                self._on_floor(AppName(change.key.removeprefix(FLOORS)))
+        self._tell_gateways(say.Routes(tuple(changed), tuple(gone)))
+        if changed or gone:
+            self.tasks.start("spread", self._spread())
+
+    def _on_floor(self, key: AppName) -> None:
+        if not self._joined() or not self.is_home(key):
+            return
+        if self.home.ledger(key) is not None or self.floor(key):
+            self.home.about(key, FloorChanged(key, self.floor(key)))
+
+    def _local_instances(self) -> say.LocalInstances:
+        ready = [i for i in self.executor.instances() if i.state is State.READY]
+        return say.LocalInstances(
+            tuple(say.LocalInstance(i.generation, i.app, i.address) for i in ready)
+        )
+
+    def greet_gateway(self, gateway: str) -> None:
+        """A gateway of this node asks for all it has to know."""
+        apps = self.all_apps()
+        for start in range(0, max(1, len(apps)), ROUTES_PER_MESSAGE):
+            page = tuple(apps[start : start + ROUTES_PER_MESSAGE])
+            last = start + ROUTES_PER_MESSAGE >= len(apps)
+            self._tell(gateway, say.Routes(page, complete=last))
+        self._tell(gateway, self._local_instances())
+
+    def _on_connected(self) -> None:
+        """A new hub session: learn what was missed, say what is here."""
+        self.tasks.start("resync", self._resync())
+
+    async def _resync(self) -> None:
+        if not self.config.is_control:
+            follow = say.StoreFollow(self.replica.revision)
+            self._tell(agent_of(self.config.cluster.control), follow)
+        await self._publish()
+        for member in self.room.members:
+            self._on_presence(member, "joined")
+        self._take_over()
+
+    def _on_presence(self, member: str, change: str) -> None:
+        """An agent or gateway came (`joined`), went (`left`) or cannot be seen (`unknown`)."""
+        node, _, part = member.rpartition("/")
+        if part.startswith("gateway") and node.startswith(self.config.node.datacenter + "/"):
+            self.home.on_gateway(member, joined=change == "joined")
+        elif member == agent_of(self.config.cluster.control) and change == "joined":
+            if not self.config.is_control:
+                self._tell(member, say.StoreFollow(self.replica.revision))
+        elif part == "agent" and change == "joined":
+            for instance in self.executor.instances():
+                if home_of(instance.app, self.neighbours()) == node:
+                    self._tell(member, _as_found(instance))
+
+    def _on_hub(self, hub: str, is_open: bool) -> None:
+        """A node came or went: homes move, and `min` is spread anew."""
+        self._take_over()
+        if self.apps is not None:
+            self.tasks.start("spread", self._spread())
+
+    def _take_over(self) -> None:
+        """Become home of what is ours now, and forget what is not."""
+        for key in self.home.apps():
+            if not self.is_home(key):
+                self.home.forget(key)
+        for instance in self.executor.instances():
+            self._notify_home(_as_found(instance))
+        for entry in self.replica.range(FLOORS):
+            self._on_floor(AppName(entry.key.removeprefix(FLOORS)))
+
+    async def _spread(self) -> None:
+        if self.apps is not None:
+            live = {node.partition("/")[0] for node in self.live_nodes()}
+            await self.apps.spread(sorted(live))
+
+    async def _publish(self) -> None:
+        view = self.engines.view(len(self.executor.instances()))
+        await self.me.state.put("node", msgspec.msgpack.encode(view))
+
+    # Instances
+
+    def _on_transition(self, transition: Transition) -> None:
+        self.events.add(transition)
+        if transition.state in (State.READY, State.ABSENT) and self._joined():
+            self._tell_gateways(self._local_instances())
+            self.tasks.start("publish", self._publish())
+
+    def _on_instance(self, event: InstanceReady | InstanceEnded) -> None:
+        if isinstance(event, InstanceReady):
+            trace = event.trace or StartTrace({}, 0)
+            self._notify_home(say.Started(event.instance, trace.phases_us, trace.total_us))
+        else:
+            self._notify_home(say.Ended(event))
+
+    def _notify_home(self, message: say.Started | say.Ended) -> None:
+        if not self._joined():
+            return  # after the start, `_take_over` tells all
+        app = message.instance.app if isinstance(message, say.Started) else message.event.app
+        home = home_of(app, self.neighbours())
+        if home == self.config.key or home is None:
+            self.hear_of_instance(message)
+        else:
+            self._tell(agent_of(home), message)
+
+    def hear_of_instance(self, message: say.Started | say.Ended) -> None:
+        if isinstance(message, say.Ended):
+            self.home.about(message.event.app, message.event)
+            return
+        trace = StartTrace(message.phases_us, message.total_us) if message.phases_us else None
+        self.home.about(message.instance.app, InstanceReady(message.instance, trace))
+
+    def _joined(self) -> bool:
+        return hasattr(self, "room")
+
+    # The home's performer
+
+    def start_instance(self, node: NodeName, app: App, instance: InstanceId) -> None:
+        if node == self.config.key:
+            self.executor.start(app, instance, self.clock.now())
+        else:
+            self.tasks.start(f"start {instance}", self._start_there(node, app, instance))
+
+    async def _start_there(self, node: NodeName, app: App, instance: InstanceId) -> None:
+        try:
+            await self._send(agent_of(node), say.encode(say.StartInstance(app, instance)))
+        except TabaneError as error:
+            reason = f"{node} could not be told to start it: {error}"
+            self.home.handle(InstanceEnded(app.key, instance, node, reason, failed=True))
+
+    def stop_instance(self, node: NodeName, instance: InstanceId, reason: str) -> None:
+        if node == self.config.key:
+            self.executor.stop(instance, reason)
+        else:
+            self._tell(agent_of(node), say.StopInstance(instance, reason))
+
+    def release_instance(self, node: NodeName, instance: InstanceId) -> None:
+        if node == self.config.key:
+            self.executor.release(instance)
+        else:
+            self._tell(agent_of(node), say.ReleaseInstance(instance))
+
+    def tell_gateway(self, gateway: str, message: ToGateway) -> None:
+        self._tell(gateway, message)
+
+    # Messages
+
+    def _tell(self, member: str, message: say.Message) -> None:
+        """In order, without an answer; when it cannot be delivered, presence says the rest."""
+        try:
+            self.me.send_nowait(member, say.encode(message))
+        except Closed:
+            log.info("no hub session: %s is not told of %s", member, type(message).__name__)
+
+    async def _send(self, member: str, data: bytes) -> None:
+        await self.me.send(member, data, timeout_s=CONTROL_TIMEOUT_S)
+
+    def _tell_gateways(self, message: say.Message) -> None:
+        if not self._joined():
+            return
+        for number in range(self.config.gateways):
+            member = f"{self.config.key}/gateway-{number}"
+            if member in self.room.members:
+                self._tell(member, message)
+
+    async def _on_message(self, message: Message) -> bytes | None:
+        body = say.parse(message.data)
+        if isinstance(body, GATEWAY_MESSAGES):
+            self.home.hear(message.sender, body)
+            return None
+        return await self.answers.answer(message.sender, body)
+
+    async def control(self, request: say.DeployApp | say.RemoveApp | say.ScaleApp) -> say.Deployed:
+        """Have the control node change an app. Raises its refusal, or `Unreachable`."""
+        if self.apps is not None:
+            return await self.apps.perform(request)
+        control = self.config.cluster.control
+        try:
+            data = await self.me.call(
+                agent_of(control), say.encode(request), timeout_s=CONTROL_TIMEOUT_S
+            )
+        except (Closed, NotFound, TimedOut) as error:
+            problem = f"the control node {control} cannot be reached, so nothing was changed"
+            raise Unreachable(f"{problem}: {error}", retry_after_s=5.0) from error
+        answer = say.parse(data)
+        if isinstance(answer, say.Failure):
+            raise say.to_error(answer)
+        deployed: say.Deployed = answer
+        return deployed
+
+    async def ask_all(self, request: say.Message, timeout_s: float) -> Answers:
+        """Ask every agent, this one included; who did not answer is said."""
+        data = say.encode(request)
+        replies = await self.room.ask(data, timeout_s=timeout_s)
+        given = dict(replies.answers)
+        mine = await self.answers.answer(self.me.name, request)
+        given[self.me.name] = mine or b""
+        everyone = [peer.key for peer in self.config.cluster.nodes]
+        return Answers(
+            {node: given[agent_of(node)] for node in everyone if agent_of(node) in given},
+            tuple(node for node in everyone if agent_of(node) not in given),
+        )
+
+
+class Answers(NamedTuple):
+    """What the nodes answered, by node, and who did not."""
+
+    by_node: dict[NodeName, bytes]
+    silent: tuple[NodeName, ...]
+
+
+class _Links:
+    """The network pool as the executor wants it."""
+
+    def __init__(self, pool: NetworkPool) -> None:
+        self._pool = pool
+
+    async def claim(self, id_base: int, egress: bool) -> Link:
+        return await self._pool.claim(id_base, egress=egress)
+
+    async def release(self, link: Link) -> None:
+        await self._pool.release(link)
+
+    async def recover(self, in_use: list[Link]) -> None:
+        await self._pool.recover(in_use)
+
+
+def _as_found(instance: Instance) -> say.Started | say.Ended:
+    """What to tell a home that does not know of an instance."""
+    if instance.state is State.READY:
+        return say.Started(instance, {}, 0)
+    event = InstanceEnded(instance.app, instance.id, instance.node, instance.reason, failed=False)
+    return say.Ended(event)

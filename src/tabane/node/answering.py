@@ -1,0 +1,119 @@
+"""What an agent answers to the other processes of the cluster, one method for each message."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from tabane.errors import TabaneError, Unsupported
+from tabane.node import messages as say
+
+if TYPE_CHECKING:
+    from tabane.node.agent import Agent
+
+encode_json = msgspec.json.Encoder().encode
+
+
+class Answering:
+    """The agent's answers. Errors that are ours travel back as `Failure`."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self._table: dict[type, Callable[[str, Any], Awaitable[bytes | None]]] = {
+            say.StartInstance: self._start,
+            say.StopInstance: self._stop,
+            say.ReleaseInstance: self._release,
+            say.Started: self._heard,
+            say.Ended: self._heard,
+            say.Hello: self._hello,
+            say.Woke: self._woke,
+            say.StoreFollow: self._follow,
+            say.StorePage: self._page,
+            say.StoreChanges: self._changes,
+            say.DeployApp: self._control,
+            say.RemoveApp: self._control,
+            say.ScaleApp: self._control,
+            say.AskInstances: self._instances,
+            say.AskKnown: self._known,
+            say.AskProcesses: self._processes,
+            say.AskRecords: self._records,
+            say.AskApp: self._app,
+        }
+
+    async def answer(self, sender: str, body: say.Message) -> bytes | None:
+        """Raises `Unsupported` for what an agent is never asked."""
+        handler = self._table.get(type(body))
+        if handler is None:
+            raise Unsupported(f"an agent has no answer to {type(body).__name__}")
+        try:
+            return await handler(sender, body)
+        except TabaneError as error:
+            return say.encode(say.to_failure(error))
+
+    async def _start(self, sender: str, body: say.StartInstance) -> None:
+        self._agent.executor.start(body.app, body.instance, self._agent.clock.now())
+
+    async def _stop(self, sender: str, body: say.StopInstance) -> None:
+        self._agent.executor.stop(body.instance, body.reason)
+
+    async def _release(self, sender: str, body: say.ReleaseInstance) -> None:
+        self._agent.executor.release(body.instance)
+
+    async def _heard(self, sender: str, body: say.Started | say.Ended) -> None:
+        self._agent.hear_of_instance(body)
+
+    async def _hello(self, sender: str, body: say.Hello) -> None:
+        self._agent.greet_gateway(sender)
+
+    async def _woke(self, sender: str, body: say.Woke) -> None:
+        self._agent.wakes.add(body.record)
+
+    async def _follow(self, sender: str, body: say.StoreFollow) -> None:
+        if self._agent.publisher is None:
+            raise Unsupported(f"{self._agent.config.key} does not hold the store")
+        self._agent.publisher.follow(sender, body.after)
+
+    async def _page(self, sender: str, body: say.StorePage) -> None:
+        await self._agent.follower.on_page(body)
+
+    async def _changes(self, sender: str, body: say.StoreChanges) -> None:
+        await self._agent.follower.on_changes(body)
+
+    async def _control(
+        self, sender: str, body: say.DeployApp | say.RemoveApp | say.ScaleApp
+    ) -> bytes:
+        if self._agent.apps is None:
+            raise Unsupported(f"{self._agent.config.key} does not hold the store")
+        return say.encode(await self._agent.apps.perform(body))
+
+    async def _instances(self, sender: str, body: say.AskInstances) -> bytes:
+        return say.encode(say.Instances(tuple(self._agent.executor.instances())))
+
+    async def _known(self, sender: str, body: say.AskKnown) -> bytes:
+        await self._agent.wait_revision(body.revision)
+        return b""
+
+    async def _processes(self, sender: str, body: say.AskProcesses) -> bytes:
+        return self._agent.processes()
+
+    async def _records(self, sender: str, body: say.AskRecords) -> bytes:
+        journal = self._agent.wakes if body.kind == "wakes" else self._agent.events
+        return encode_json(journal.recent()[-body.limit :])
+
+    async def _app(self, sender: str, body: say.AskApp) -> bytes:
+        """What this node, as the app's home, knows; empty when it is not."""
+        ledger = self._agent.home.ledger(body.app)
+        if ledger is None or ledger.app is None:
+            return b""
+        choice = self._agent.home.explain(ledger.app)
+        return encode_json(
+            {
+                "home": self._agent.config.key,
+                "failures": ledger.failures,
+                "reason": ledger.reason,
+                "waiting": ledger.total_waiting(),
+                "placement": choice.reasons,
+            }
+        )

@@ -1,0 +1,55 @@
+"""Which drivers work on this node, found out by trying them."""
+
+from __future__ import annotations
+
+from tabane.errors import Unsupported
+from tabane.model import App, Class
+from tabane.node.config import NodeConfig
+from tabane.runtimes import registry
+from tabane.runtimes.api import Driver, Probe, Spawner
+from tabane.scheduler.placement import NodeView
+
+PREFERENCE = ("crun", "runc")
+"""Among drivers of one class that work: the fastest first."""
+
+
+class Engines:
+    """The node's drivers. `probe()` before use."""
+
+    def __init__(self, config: NodeConfig, spawner: Spawner) -> None:
+        self._config = config
+        self._drivers: dict[str, Driver] = {
+            name: registry.load(name, spawner=spawner, directory=config.paths.directory)
+            for name in registry.names()
+        }
+        self.probes: dict[str, Probe] = {}
+
+    async def probe(self) -> None:
+        for name, driver in self._drivers.items():
+            self.probes[name] = await driver.probe()
+
+    def working(self) -> list[Driver]:
+        """The preferred first."""
+        order = (self._config.driver, *PREFERENCE)
+        names = [name for name, probe in self.probes.items() if probe.works]
+        names.sort(key=lambda name: order.index(name) if name in order else len(order))
+        return [self._drivers[name] for name in names]
+
+    def driver(self, name: str) -> Driver:
+        return self._drivers[name]
+
+    def driver_for(self, app: App) -> Driver:
+        """Raises `Unsupported` when no driver here runs the app's class; never a weaker one."""
+        for driver in self.working():
+            if driver.isolation is app.isolation and app.driver in ("", driver.name):
+                return driver
+        wanted = f"driver {app.driver}" if app.driver else f"class {app.isolation}"
+        reasons = "; ".join(f"{name}: {probe.reason}" for name, probe in self.probes.items())
+        raise Unsupported(f"nothing on {self._config.key} runs {wanted} ({reasons})")
+
+    def view(self, instances: int) -> NodeView:
+        """This node, as placement wants to see it."""
+        working = self.working()
+        classes: tuple[Class, ...] = tuple({driver.isolation: None for driver in working})
+        names = tuple(driver.name for driver in working)
+        return NodeView(self._config.key, names, classes, instances)

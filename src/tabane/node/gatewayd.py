@@ -1,0 +1,186 @@
+"""A gateway process of a node: `python -m tabane.node.gatewayd CONFIG.json`.
+
+It takes no connection before it knows the routes: until then they wait in the sockets' backlog,
+which the holder keeps open. Once it runs it needs the agent only to wake: sessions of instances it
+holds slots of go on while the agent, the hub or the store are away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections import deque
+from collections.abc import Awaitable, Callable
+
+from tabane.clock import SYSTEM
+from tabane.errors import Closed, TabaneError
+from tabane.gateway.dns import Resolver
+from tabane.gateway.http import HttpGateway
+from tabane.gateway.messages import ToGateway, ToHome
+from tabane.gateway.router import GatewayRouter, Local
+from tabane.middlecon import Client, Message, Room, connect
+from tabane.model import AppName, NodeName, WakeRecord
+from tabane.node import messages as say
+from tabane.node.agent import agent_of
+from tabane.node.config import FORWARD_PORT, INSIDE_ADDRESS, NodeConfig
+from tabane.node.part import run_part
+from tabane.scheduler.placement import home_of
+from tabane.supervise import Supervisor
+
+DRAIN_S = 10.0
+WAKES_KEPT = 1000
+"""Wake records kept while the agent is away."""
+
+
+class GatewayProcess:
+    """The surroundings of a `GatewayRouter`: hub session, homes, other gateways."""
+
+    def __init__(self, config: NodeConfig, name: str, tasks: Supervisor) -> None:
+        self.config = config
+        self.node: NodeName = config.key
+        self.datacenter = config.node.datacenter
+        self.name = f"{config.key}/{name}"
+        self.token = config.token()
+        self.tasks = tasks
+        self.router = GatewayRouter(self, SYSTEM)
+        self.gateways: list[HttpGateway] = []
+        self._greeting: set[AppName] = set()
+        self._routed = asyncio.Event()
+        self._wakes: deque[WakeRecord] = deque(maxlen=WAKES_KEPT)
+        self._homes: dict[AppName, NodeName | None] = {}
+
+    async def start(self) -> None:
+        """Join the hub and learn the routes."""
+        hub = f"unix://{self.config.paths.hub}"
+        self.me: Client = await connect(hub, name=self.name, token=self.token)
+        self.me.on_message(self._on_message)
+        self.me.on_hub(lambda hub, is_open: self._on_nodes())
+        self.me.on_connected(self._on_connected)
+        self.room: Room = await self.me.join(say.NODES)
+        self.room.on_presence(self._on_presence)
+        self._on_connected()
+        await self._routed.wait()
+
+    async def aclose(self) -> None:
+        for gateway in self.gateways:
+            await gateway.drain(DRAIN_S)
+        await self.me.aclose()
+
+    # Surroundings
+
+    def tell_home(self, app: AppName, message: ToHome) -> None:
+        home = self._home(app)
+        if home is not None:
+            self._tell(agent_of(home), message)
+
+    def gateway_of(self, node: NodeName) -> tuple[str, int]:
+        return self.config.cluster.node(node).address, FORWARD_PORT
+
+    def live_nodes(self) -> list[NodeName]:
+        nodes = [peer.key for peer in self.config.cluster.nodes]
+        return [node for node in nodes if node == self.node or self.me.hubs.get(node)]
+
+    def on_wake(self, record: WakeRecord) -> None:
+        self._wakes.append(record)
+        self._send_wakes()
+
+    def kick(self) -> None:
+        for gateway in self.gateways:
+            gateway.kick()
+
+    # Messages
+
+    def _on_message(self, message: Message) -> None:
+        body = say.parse(message.data)
+        match body:
+            case say.Routes():
+                self._on_routes(body)
+            case say.LocalInstances():
+                self.router.set_locals(
+                    {str(i.generation): Local(i.app, i.address) for i in body.instances}
+                )
+            case _:
+                grant: ToGateway = body
+                self.router.hear(grant)
+
+    def _on_routes(self, routes: say.Routes) -> None:
+        self.router.set_routes(routes.apps, routes.gone)
+        if not self._routed.is_set():
+            self._greeting |= {app.key for app in routes.apps}
+        if routes.complete:
+            self.router.set_routes((), self.router.known_apps() - self._greeting)
+            self._greeting = set()
+            self._routed.set()
+
+    def _on_connected(self) -> None:
+        """A new hub session: greet the agent if it is there, and report to the homes."""
+        for member in tuple(self.room.members):
+            self._on_presence(member, "joined")
+
+    def _on_presence(self, member: str, change: str) -> None:
+        """An agent that is new knows nothing of this gateway."""
+        node, _, part = member.rpartition("/")
+        if part != "agent" or change != "joined":
+            return
+        if node == self.node:
+            self._greeting = set()
+            self._tell(member, say.Hello())
+            self._send_wakes()
+        if node.startswith(self.datacenter + "/"):
+            self._report(NodeName(node))
+
+    def _on_nodes(self) -> None:
+        """Nodes came or went: apps whose home moved are reported to the new one."""
+        before, self._homes = self._homes, {}
+        moved = {self._home(app) for app, home in before.items() if self._home(app) != home}
+        for node in moved - {None}:
+            assert node is not None
+            self._report(node)
+
+    def _report(self, node: NodeName) -> None:
+        mine = frozenset(app for app in self.router.apps_in_use() if self._home(app) == node)
+        self._tell(agent_of(node), self.router.report(mine))
+
+    def _home(self, app: AppName) -> NodeName | None:
+        if app not in self._homes:
+            prefix = self.datacenter + "/"
+            near = [node for node in self.live_nodes() if node.startswith(prefix)]
+            self._homes[app] = home_of(app, near)
+        return self._homes[app]
+
+    def _tell(self, member: str, message: say.Message) -> None:
+        """In order; what is lost with a hub session is made good by the next report."""
+        try:
+            self.me.send_nowait(member, say.encode(message))
+        except Closed:
+            return
+
+    def _send_wakes(self) -> None:
+        if agent_of(self.node) in self.room.members:
+            while self._wakes:
+                self._tell(agent_of(self.node), say.Woke(self._wakes.popleft()))
+
+
+async def serve(
+    config: NodeConfig, sockets: dict[str, socket.socket], tasks: Supervisor
+) -> Callable[[], Awaitable[None]]:
+    """Take sessions from outside (`http`), from instances (`inside`), from gateways (`forward`)."""
+    process = GatewayProcess(config, os.environ.get("TABANE_PART", "gateway-0"), tasks)
+    await process.start()
+    outside = HttpGateway(process.router, tasks)
+    between = HttpGateway(process.router, tasks, forward=True)
+    process.gateways = [outside, between]
+    await outside.serve(sockets["http"])
+    await outside.serve(sockets["inside"])
+    await between.serve(sockets["forward"])
+    await asyncio.get_running_loop().create_datagram_endpoint(
+        lambda: Resolver(process.router.is_app, INSIDE_ADDRESS), sock=sockets["dns"]
+    )
+    return process.aclose
+
+
+_ = TabaneError
+
+if __name__ == "__main__":
+    run_part(serve)

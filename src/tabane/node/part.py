@@ -1,0 +1,53 @@
+"""What Tabane's own processes have in common: sockets from the holder, a loop, an orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from tabane.node.config import NodeConfig, load_node
+from tabane.supervise import Supervisor
+
+
+def inherited_sockets() -> dict[str, socket.socket]:
+    """The listening sockets that the holder handed over, by name (`TABANE_SOCKETS=http=100,...`)."""
+    given = os.environ.pop("TABANE_SOCKETS", "")
+    pairs = [entry.split("=") for entry in given.split(",") if entry]
+    return {name: socket.socket(fileno=int(number)) for name, number in pairs}
+
+
+Serve = Callable[
+    [NodeConfig, dict[str, socket.socket], Supervisor], Awaitable[Callable[[], Awaitable[None]]]
+]
+"""Starts a part and returns how to end it."""
+
+
+def run_part(serve: Serve) -> None:
+    """Run a part of a node (`python -m tabane.node.PART CONFIG.json`) until TERM."""
+    import uvloop
+
+    name = os.environ.get("TABANE_PART", Path(sys.argv[0]).stem)
+    logging.basicConfig(
+        level=logging.INFO,
+        stream=sys.stderr,
+        format=f"%(asctime)s {name} %(levelname)s %(name)s: %(message)s",
+    )
+    uvloop.run(_main(serve, load_node(Path(sys.argv[1])), name))
+
+
+async def _main(serve: Serve, config: NodeConfig, name: str) -> None:
+    ending = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ending.set)
+    async with Supervisor(name) as tasks:
+        end = await serve(config, inherited_sockets(), tasks)
+        logging.info("serving")
+        await ending.wait()
+        await end()
