@@ -1,0 +1,164 @@
+"""App files: TOML text to an `App`, or one `SpecError` that says where and what is allowed.
+
+The fields are in `tabane.spec_fields`; here are the rules between them and the search for lines.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from tabane.errors import SpecError, UsageError
+from tabane.model import App
+from tabane.spec_fields import FIELDS, REQUIRED, Field, Mistake, Section, did_you_mean
+from tabane.units import shorten
+
+LONGEST_FILE = 1 << 20
+
+
+def load_app(path: Path) -> App:
+    """Read an app file. Raises `SpecError`, also when the file cannot be read."""
+    try:
+        content = path.read_bytes()
+        return parse_app(content.decode(), file=str(path))
+    except OSError as error:
+        raise SpecError(str(path), 0, "", f"cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise SpecError(str(path), line, "", "is not UTF-8 text: save it as UTF-8") from error
+
+
+def parse_app(text: str, *, file: str = "app.toml") -> App:
+    """The app that `text` declares. `image` and `source` are what it says there."""
+    if len(text) > LONGEST_FILE:
+        raise SpecError(file, 0, "", "is longer than an app file may be (1 MiB)")
+    try:
+        document = tomllib.loads(text)
+    except RecursionError:
+        raise SpecError(file, 0, "", "is nested too deeply for an app file") from None
+    except ValueError as error:
+        line, problem = _place_of_syntax_error(str(error), text)
+        raise SpecError(file, line, "", f"this is not TOML: {problem}") from error
+    return read_app(document, file=file, text=text)
+
+
+def read_app(document: Mapping[str, Any], *, file: str = "app", text: str = "") -> App:
+    """The app of a document with the structure of an app file; `text` is searched for lines."""
+    try:
+        return _build_app(document)
+    except Mistake as mistake:
+        line = _find_line(text, mistake.field)
+        raise SpecError(file, line, mistake.field, mistake.message) from None
+
+
+def render_app(app: App) -> dict[str, Any]:
+    """The document that `read_app` reads as this app (what its author says, with all defaults)."""
+    return _show_fields(app, FIELDS)
+
+
+def _show_fields(value: Any, fields: Mapping[str, Field | Section]) -> dict[str, Any]:
+    shown: dict[str, Any] = {}
+    for name, field in fields.items():
+        content = getattr(value, field.attribute)
+        if isinstance(field, Section):
+            shown[name] = _show_fields(content, field.fields)
+        elif content not in (None, "", ()):
+            shown[name] = field.show(content)
+    return shown
+
+
+def _read_fields(
+    document: Any, fields: Mapping[str, Field | Section], prefix: str = ""
+) -> dict[str, Any]:
+    """The model's attributes of a table, in the order of the file."""
+    if not isinstance(document, Mapping):
+        table = prefix.rstrip(".")
+        raise Mistake(table, f"{shorten(document)} is not a table: write [{table}], fields below")
+    return dict(_read_field(name, value, fields, prefix) for name, value in document.items())
+
+
+def _read_field(
+    name: str, value: Any, fields: Mapping[str, Field | Section], prefix: str
+) -> tuple[str, Any]:
+    field = fields.get(name)
+    path = prefix + (name if name and name.isprintable() else shorten(name))
+    if field is None:
+        hint = did_you_mean(name, fields)
+        raise Mistake(path, f"there is no such field{hint} (allowed here: {', '.join(fields)})")
+    if isinstance(field, Section):
+        return field.attribute, field.model(**_read_fields(value, field.fields, f"{name}."))
+    try:
+        return field.attribute, field.read(value)
+    except Mistake:
+        raise
+    except UsageError as error:
+        raise Mistake(path, error.message) from None
+
+
+def _build_app(document: Mapping[str, Any]) -> App:
+    said = _read_fields(document, FIELDS)
+    for name in REQUIRED:
+        if name not in said:
+            raise Mistake(name, "is missing: every app has one")
+    app = App(**said)
+    if app.port is None and "ready" not in document.get("reactive", {}):
+        reactive = msgspec.structs.replace(app.reactive, ready="started")
+        app = msgspec.structs.replace(app, reactive=reactive)
+    _check_together(app)
+    return msgspec.structs.replace(app, source=app.image)
+
+
+def _check_together(app: App) -> None:
+    """The rules between fields."""
+    least, most, ready = app.reactive.min, app.reactive.max, app.reactive.ready
+    if not app.command and (app.image == "host" or app.image.startswith("rootfs:")):
+        raise Mistake("command", f"is missing: the image {shorten(app.image)} brings none")
+    if least > most:
+        raise Mistake("reactive.min", f"{least} is more than max, {most}: lower it or raise max")
+    if app.port is None and app.hosts:
+        raise Mistake("port", "is missing: hosts lead to one")
+    if app.port is None and ready != "started":
+        raise Mistake("port", f'is missing: ready = "{ready}" needs one, only "started" does not')
+
+
+_HEADER = re.compile(r"\s*\[\[?([^\[\]]+)\]")
+_KEY = re.compile(r"""\s*((?:[\w-]+|"[^"]*"|'[^']*'|\s*\.\s*)+?)\s*=""")
+
+
+def _find_line(text: str, field: str) -> int:
+    """The line that says `field`, else the one of the table it belongs in, else 0.
+
+    The parser tells no lines, so this looks for keys and table headers; a multi-line string that
+    looks like them can mislead it.
+    """
+    table, nearest = "", 0
+    for number, line in enumerate(text.split("\n"), 1):
+        if header := _HEADER.match(line):
+            path = table = _normal(header[1])
+        elif key := _KEY.match(line):
+            path = ".".join(filter(None, (table, _normal(key[1]))))
+        else:
+            continue
+        if path == field:
+            return number
+        if field.startswith(f"{path}."):
+            nearest = number
+    return nearest
+
+
+def _normal(path: str) -> str:
+    """A dotted key without quotes and blanks."""
+    return ".".join(part.strip().strip("\"'") for part in path.split("."))
+
+
+def _place_of_syntax_error(message: str, text: str) -> tuple[int, str]:
+    """The line that the parser names in its message, its only way to say it before Python 3.14."""
+    place = re.search(r" \(at (?:line (\d+), column \d+|end of document)\)$", message)
+    if place is None:
+        return 0, message
+    return int(place[1] or text.rstrip().count("\n") + 1), message[: place.start()]

@@ -1,0 +1,266 @@
+"""The fields of app files: for each its name there and in the model, how it is read and shown.
+
+A reader returns the model's value, or raises `UsageError` saying what is wrong and what is allowed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tabane.errors import UsageError
+from tabane.model import Class, NetworkPolicy, Placement, Reactive, Resources, SecurityPolicy
+from tabane.units import format_duration, format_size, parse_duration, parse_size, shorten
+
+Reader = Callable[[Any], Any]
+
+_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_READY_PATH = re.compile(r"http:/[!-~]{0,2000}")
+_IMAGE_PATH = re.compile(r"(rootfs|oci|archive):(.+)", re.DOTALL)
+_CAPABILITY_NAMES = """
+AUDIT_CONTROL AUDIT_READ AUDIT_WRITE BLOCK_SUSPEND BPF CHECKPOINT_RESTORE CHOWN DAC_OVERRIDE
+DAC_READ_SEARCH FOWNER FSETID IPC_LOCK IPC_OWNER KILL LEASE LINUX_IMMUTABLE MAC_ADMIN MAC_OVERRIDE
+MKNOD NET_ADMIN NET_BIND_SERVICE NET_BROADCAST NET_RAW PERFMON SETFCAP SETGID SETPCAP SETUID SYSLOG
+SYS_ADMIN SYS_BOOT SYS_CHROOT SYS_MODULE SYS_NICE SYS_PACCT SYS_PTRACE SYS_RAWIO SYS_RESOURCE
+SYS_TIME SYS_TTY_CONFIG WAKE_ALARM
+"""
+CAPABILITIES = frozenset("CAP_" + name for name in _CAPABILITY_NAMES.split())
+"""capabilities(7), Linux 5.9 and later."""
+
+
+class Mistake(UsageError):
+    """What is wrong with the field at a path, as `resources.memory`."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(problem)
+        self.field = field
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+@dataclass(frozen=True)
+class Field:
+    """`attribute` of the model is what `read` makes of the value; `show` is the way back."""
+
+    attribute: str
+    read: Reader
+    show: Callable[[Any], Any] = _plain
+
+
+@dataclass(frozen=True)
+class Section:
+    """`attribute` of the model is a `model` of these fields."""
+
+    attribute: str
+    model: Callable[..., Any]
+    fields: Mapping[str, Field]
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or "\0" in value:
+        raise UsageError(f"{shorten(value)} is not text: write it in quotes, without NUL")
+    return value
+
+
+def _label(value: Any) -> str:
+    if not _LABEL.fullmatch(_text(value)):
+        raise UsageError(
+            f"{shorten(value)} is no name: 1 to 63 of a-z, 0-9 and -, with no - at either end"
+        )
+    return str(value)
+
+
+def _host(value: Any) -> str:
+    host = _text(value).lower()
+    labels = host.split(".")
+    if len(host) > 253 or labels[-1].isdigit() or not all(map(_LABEL.fullmatch, labels)):
+        raise UsageError(
+            f'{shorten(value)} is no DNS name, as "www.example.com" (other scripts as xn--...)'
+        )
+    return host
+
+
+def _image(value: Any) -> str:
+    image = _text(value)
+    if image.startswith("docker://"):
+        raise UsageError(
+            "images of registries (docker://) are not supported yet: "
+            "use rootfs:DIR, oci:DIR, archive:FILE or host"
+        )
+    if image != "host" and not _IMAGE_PATH.fullmatch(image):
+        raise UsageError(f"{shorten(value)} is none of rootfs:DIR, oci:DIR, archive:FILE, host")
+    return image
+
+
+def _class(value: Any) -> Class:
+    try:
+        return Class(value)
+    except ValueError:
+        raise UsageError(f"{shorten(value)} is none of {', '.join(Class)}") from None
+
+
+def _whole(low: int, high: int = 1_000_000) -> Reader:
+    def read(value: Any) -> int:
+        if type(value) is not int or not low <= value <= high:
+            raise UsageError(f"{shorten(value)} is not a whole number from {low} to {high}")
+        return value
+
+    return read
+
+
+def _cpu(value: Any) -> float:
+    if type(value) not in (int, float) or not 0.01 <= value <= 4096:
+        raise UsageError(f"{shorten(value)} is not a number of CPUs from 0.01 to 4096")
+    return float(value)
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise UsageError(f"{shorten(value)} is neither true nor false")
+    return value
+
+
+def _size(value: Any) -> int:
+    smallest, largest = 1 << 20, 1 << 50
+    size = value if type(value) is int else parse_size(_text(value))
+    if not smallest <= size <= largest:
+        raise UsageError(f"{shorten(value)} is not from 1MiB to 1024TiB")
+    return size
+
+
+def _duration(value: Any) -> float:
+    if not isinstance(value, str):
+        raise UsageError(f'{shorten(value)} has no unit: write a duration as "30s" or "1h30m"')
+    return parse_duration(value)
+
+
+def _positive_duration(value: Any) -> float:
+    seconds = _duration(value)
+    if not seconds:
+        raise UsageError(f"{shorten(value)} is not longer than nothing")
+    return seconds
+
+
+def _ready(value: Any) -> str:
+    if _text(value) not in ("listen", "started") and not _READY_PATH.fullmatch(value):
+        raise UsageError(f'{shorten(value)} is none of "listen", "started", "http:/path"')
+    return str(value)
+
+
+def _workdir(value: Any) -> str:
+    if not _text(value).startswith("/"):
+        raise UsageError(f"{shorten(value)} is not an absolute path in the image")
+    return str(value)
+
+
+def _datacenter(value: Any) -> str:
+    return "*" if value == "*" else _label(value)
+
+
+def _capability(value: Any) -> str:
+    if _text(value) not in CAPABILITIES:
+        raise UsageError(
+            f"{shorten(value)} is no capability of Linux, as CAP_NET_RAW"
+            + did_you_mean(value.upper(), CAPABILITIES)
+        )
+    return str(value)
+
+
+def _list(read: Reader, *, empty: bool = True) -> Reader:
+    def read_list(value: Any) -> tuple[Any, ...]:
+        if not isinstance(value, list) or not (value or empty):
+            least = "" if empty else " of at least one"
+            raise UsageError(f'{shorten(value)} is not a list{least}: write it as ["...", "..."]')
+        return tuple(map(read, value))
+
+    return read_list
+
+
+def _set(read: Reader, *, empty: bool = True) -> Reader:
+    read_list = _list(read, empty=empty)
+
+    def read_set(value: Any) -> tuple[Any, ...]:
+        items = read_list(value)
+        for item in items:
+            if items.count(item) > 1:
+                raise UsageError(f"{shorten(item)} is there twice: leave one of them out")
+        return items
+
+    return read_set
+
+
+def _command(value: Any) -> tuple[str, ...]:
+    command: tuple[str, ...] = _list(_text, empty=False)(value)
+    if not command[0]:
+        raise UsageError("its first word, the program, is empty")
+    return command
+
+
+def _env(value: Any) -> dict[str, str]:
+    if not isinstance(value, Mapping):
+        raise UsageError(f'{shorten(value)} is not a table: write [env] and NAME = "value" below')
+    for name, text in value.items():
+        if not name or "=" in name or "\0" in name:
+            raise UsageError(f"{shorten(name)} is no name of a variable: no '=', not empty")
+        if not isinstance(text, str) or "\0" in text:
+            raise Mistake(f"env.{name}", f"{shorten(text)} is not text: write it in quotes")
+    return dict(value)
+
+
+def did_you_mean(given: str, allowed: Iterable[str]) -> str:
+    """`: did you mean ...?`, or nothing when nothing is close."""
+    import difflib
+
+    close = difflib.get_close_matches(given, allowed, n=1)
+    return f": did you mean {close[0]}?" if close else ""
+
+
+_RESOURCES = {
+    "cpu": Field("cpu", _cpu),
+    "memory": Field("memory_bytes", _size, format_size),
+    "pids": Field("pids", _whole(1, 4_194_304)),
+    "disk": Field("disk_bytes", _size, format_size),
+}
+_REACTIVE = {
+    "concurrency": Field("concurrency", _whole(1)),
+    "min": Field("min", _whole(0)),
+    "max": Field("max", _whole(1)),
+    "stop_after": Field("stop_after_s", _duration, format_duration),
+    "max_age": Field("max_age_s", _positive_duration, format_duration),
+    "ready": Field("ready", _ready),
+    "start_timeout": Field("start_timeout_s", _positive_duration, format_duration),
+    "response_timeout": Field("response_timeout_s", _positive_duration, format_duration),
+    "stop_timeout": Field("stop_timeout_s", _duration, format_duration),
+    "queue": Field("queue", _whole(0)),
+}
+
+FIELDS: dict[str, Field | Section] = {
+    "name": Field("name", _label),
+    "namespace": Field("namespace", _label),
+    "image": Field("image", _image),
+    "command": Field("command", _command),
+    "class": Field("isolation", _class, str),
+    "driver": Field("driver", _label),
+    "port": Field("port", _whole(1, 65535)),
+    "hosts": Field("hosts", _set(_host)),
+    "env": Field("env", _env),
+    "workdir": Field("workdir", _workdir),
+    "resources": Section("resources", Resources, _RESOURCES),
+    "reactive": Section("reactive", Reactive, _REACTIVE),
+    "network": Section("network", NetworkPolicy, {"egress": Field("egress", _flag)}),
+    "placement": Section(
+        "placement",
+        Placement,
+        {"datacenters": Field("datacenters", _set(_datacenter, empty=False))},
+    ),
+    "security": Section(
+        "security", SecurityPolicy, {"capabilities": Field("capabilities", _set(_capability))}
+    ),
+}
+"""All an app file may say, in the order it is written."""
+
+REQUIRED = ("name", "image")
