@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import fcntl
 import gc
 import os
 import signal
 import socket
-import subprocess
+import struct
 import time
 from collections.abc import Callable, Set
 from contextlib import suppress
@@ -38,6 +39,7 @@ NETNS_DIRECTORY = "/run/netns"
 """`ip netns add` mounts it when it is first used, for good."""
 CLONE_NEWNS, CLONE_NEWNET = 0x00020000, 0x40000000
 MS_REC, MS_PRIVATE = 0x4000, 1 << 18
+SIOCSIFFLAGS, IFF_UP = 0x8914, 0x1
 
 
 def enter_own_namespaces() -> str:
@@ -50,8 +52,10 @@ def enter_own_namespaces() -> str:
         return "they need root"
     if libc.unshare(CLONE_NEWNS | CLONE_NEWNET) != 0:
         return f"making namespaces is refused here ({os.strerror(ctypes.get_errno())})"
-    libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None)
-    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    if libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None) != 0:
+        return f"making mounts private is refused here ({os.strerror(ctypes.get_errno())})"
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        fcntl.ioctl(any_socket, SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", IFF_UP))
     return ""
 
 
