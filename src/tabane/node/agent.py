@@ -16,7 +16,13 @@ import msgspec
 
 from tabane.clock import Clock
 from tabane.errors import Closed, NotFound, TabaneError, TimedOut, Unreachable
-from tabane.gateway.activation import AppChanged, FloorChanged, InstanceEnded, InstanceReady
+from tabane.gateway.activation import (
+    AppChanged,
+    FloorChanged,
+    InstanceEnded,
+    InstanceReady,
+    StopAsked,
+)
 from tabane.gateway.messages import (
     Broken,
     Demand,
@@ -42,6 +48,7 @@ from tabane.node.replication import Follower, Publisher
 from tabane.node.spawner import HolderSpawner
 from tabane.runtimes.api import Link
 from tabane.scheduler.placement import NodeView, home_of
+from tabane.security.audit import Line
 from tabane.store.api import Change
 from tabane.store.feed import StoreFeed
 from tabane.store.replica import Replica
@@ -74,6 +81,7 @@ class Agent:
         self.images = NodeImages(paths.images, config, self.token)
         self.events: Journal[Transition] = Journal(paths.events, Transition)
         self.wakes: Journal[WakeRecord] = Journal(paths.wakes, WakeRecord)
+        self.audit: Journal[Line] = Journal(paths.audit, Line)
         self.pool = NetworkPool(self.spawner, config.key, size=config.pool)
         self.executor = Executor(
             config.key,
@@ -136,6 +144,7 @@ class Agent:
         self.spawner.close()
         self.events.close()
         self.wakes.close()
+        self.audit.close()
 
     # What is known
 
@@ -168,10 +177,17 @@ class Agent:
     def is_home(self, app: AppName) -> bool:
         return home_of(app, self.neighbours()) == self.config.key
 
+    def all_views(self) -> list[NodeView]:
+        """What each live node told of itself."""
+        return self._views(self.live_nodes())
+
     def _node_views(self) -> list[NodeView]:
+        return self._views(self.neighbours())
+
+    def _views(self, nodes: list[NodeName]) -> list[NodeView]:
         mine = self.engines.view(len(self.executor.instances()))
         views = {self.config.key: mine}
-        for node in self.neighbours():
+        for node in nodes:
             told = self.room.state.get(agent_of(node), {}).get("node")
             if told is not None and node != self.config.key:
                 views[node] = msgspec.msgpack.decode(told, type=NodeView)
@@ -336,6 +352,16 @@ class Agent:
     def tell_gateway(self, gateway: str, message: ToGateway) -> None:
         self._tell(gateway, message)
 
+    # For those who ask
+
+    async def wait_revision(self, revision: int) -> None:
+        """Return once this node's replica has that revision of the store."""
+        await self.replica_grown.wait_for(lambda: self.replica.revision >= revision)
+
+    def processes(self) -> bytes:
+        """This node's process table as JSON rows."""
+        return self.table.render(self.executor.instances())
+
     # Messages
 
     def _tell(self, member: str, message: say.Message) -> None:
@@ -362,6 +388,14 @@ class Agent:
             self.home.hear(message.sender, body)
             return None
         return await self.answers.answer(message.sender, body)
+
+    async def ask_home(self, app: AppName, asked: StopAsked) -> None:
+        """Tell an app's home what a person wants."""
+        home = home_of(app, self.neighbours())
+        if home == self.config.key or home is None:
+            self.home.about(app, asked)
+        else:
+            await self._send(agent_of(home), say.encode(say.Asked(asked)))
 
     async def control(self, request: say.DeployApp | say.RemoveApp | say.ScaleApp) -> say.Deployed:
         """Have the control node change an app. Raises its refusal, or `Unreachable`."""

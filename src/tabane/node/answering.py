@@ -27,6 +27,7 @@ class Answering:
             say.ReleaseInstance: self._release,
             say.Started: self._heard,
             say.Ended: self._heard,
+            say.Asked: self._asked,
             say.Hello: self._hello,
             say.Woke: self._woke,
             say.StoreFollow: self._follow,
@@ -63,6 +64,9 @@ class Answering:
 
     async def _heard(self, sender: str, body: say.Started | say.Ended) -> None:
         self._agent.hear_of_instance(body)
+
+    async def _asked(self, sender: str, body: say.Asked) -> None:
+        self._agent.home.about(body.event.app, body.event)
 
     async def _hello(self, sender: str, body: say.Hello) -> None:
         self._agent.greet_gateway(sender)

@@ -15,7 +15,6 @@ ROOT/nodes/DATACENTER/NODE/
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import msgspec
@@ -108,14 +107,6 @@ class NodePaths:
         self.events = directory / "events.log"
         self.wakes = directory / "wakes.log"
         self.audit = directory / "audit.log"
-
-
-def default_root() -> Path:
-    """`$TABANE_ROOT`, else `tabane` in the XDG state directory."""
-    if given := os.environ.get("TABANE_ROOT"):
-        return Path(given)
-    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(state) / "tabane"
 
 
 def node_directory(root: Path, key: str) -> Path:

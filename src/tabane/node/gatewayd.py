@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 
 from tabane.clock import SYSTEM
-from tabane.errors import Closed, TabaneError
+from tabane.errors import Closed
 from tabane.gateway.dns import Resolver
 from tabane.gateway.http import HttpGateway
 from tabane.gateway.messages import ToGateway, ToHome
@@ -45,7 +45,8 @@ class GatewayProcess:
         self.tasks = tasks
         self.router = GatewayRouter(self, SYSTEM)
         self.gateways: list[HttpGateway] = []
-        self._greeting: set[AppName] = set()
+        self._greeting: set[AppName] | None = None
+        """Apps told since the last `Hello`, until the answer is complete."""
         self._routed = asyncio.Event()
         self._wakes: deque[WakeRecord] = deque(maxlen=WAKES_KEPT)
         self._homes: dict[AppName, NodeName | None] = {}
@@ -106,11 +107,12 @@ class GatewayProcess:
 
     def _on_routes(self, routes: say.Routes) -> None:
         self.router.set_routes(routes.apps, routes.gone)
-        if not self._routed.is_set():
-            self._greeting |= {app.key for app in routes.apps}
+        if self._greeting is None:
+            return
+        self._greeting |= {app.key for app in routes.apps}
         if routes.complete:
             self.router.set_routes((), self.router.known_apps() - self._greeting)
-            self._greeting = set()
+            self._greeting = None
             self._routed.set()
 
     def _on_connected(self) -> None:
@@ -179,8 +181,6 @@ async def serve(
     )
     return process.aclose
 
-
-_ = TabaneError
 
 if __name__ == "__main__":
     run_part(serve)

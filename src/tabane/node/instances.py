@@ -127,6 +127,10 @@ class Executor:
         except KeyError:
             raise NotFound(f"there is no instance {instance} on {self._node}") from None
 
+    def runs(self, instance: InstanceId) -> bool:
+        running = self._running.get(instance)
+        return running is not None and not running.ended
+
     def spec(self, record: Record) -> InstanceSpec:
         instance = record.instance
         directory = self._directory / instance.id

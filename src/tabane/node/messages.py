@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from tabane import errors
-from tabane.gateway.activation import InstanceEnded
+from tabane.gateway.activation import InstanceEnded, StopAsked
 from tabane.gateway.messages import ToGateway, ToHome
 from tabane.model import App, AppName, Generation, Instance, InstanceId, Value, WakeRecord
 from tabane.store.api import Change, Entry
@@ -45,6 +45,12 @@ class Started(Value, frozen=True, tag="started"):
 
 class Ended(Value, frozen=True, tag="ended"):
     event: InstanceEnded
+
+
+class Asked(Value, frozen=True, tag="asked"):
+    """Agent to home: a person wants this."""
+
+    event: StopAsked
 
 
 class Hello(Value, frozen=True, tag="hello"):
@@ -171,6 +177,7 @@ Message = (
     | ReleaseInstance
     | Started
     | Ended
+    | Asked
     | Hello
     | Routes
     | LocalInstances

@@ -16,7 +16,7 @@ from tabane.supervise import Supervisor
 
 
 def inherited_sockets() -> dict[str, socket.socket]:
-    """The listening sockets that the holder handed over, by name (`TABANE_SOCKETS=http=100,...`)."""
+    """The listening sockets from the holder, by name (`TABANE_SOCKETS=http=100,forward=101`)."""
     given = os.environ.pop("TABANE_SOCKETS", "")
     pairs = [entry.split("=") for entry in given.split(",") if entry]
     return {name: socket.socket(fileno=int(number)) for name, number in pairs}

@@ -1,0 +1,229 @@
+"""What the control API does, without HTTP: each action takes an agent and who asks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from tabane import spec
+from tabane.errors import NotFound, UsageError
+from tabane.gateway.activation import StopAsked
+from tabane.model import AppName, Instance, InstanceId, State
+from tabane.node import messages as say
+from tabane.runtimes.api import ExecResult
+from tabane.security.audit import Line
+from tabane.security.identity import Principal
+
+if TYPE_CHECKING:
+    from tabane.node.agent import Agent
+
+ASK_S = 2.0
+"""How long nodes have to answer; one that is dead costs this once."""
+LOG_BLOCK = 64 << 10
+
+
+async def deploy(agent: Agent, who: Principal, text: str, file: str, image: str) -> dict[str, Any]:
+    """Store the app; then ask who knows it already."""
+    app = spec.parse(text, file)
+    if image != "host" and not agent.images.store.has(image):
+        raise NotFound(f"image {image} is not on {agent.config.key}: send it first")
+    app = msgspec.structs.replace(app, image=image, owner=max(who.uid, 0))
+    deployed = await agent.control(say.DeployApp(app))
+    _audit(agent, who, "deploy", f"{app.key} revision {deployed.app.revision}")
+    return spec.render(deployed.app) | await _who_knows(agent, deployed.revision)
+
+
+async def remove(agent: Agent, who: Principal, key: str) -> dict[str, Any]:
+    deployed = await agent.control(say.RemoveApp(AppName(key)))
+    _audit(agent, who, "remove", key)
+    return {"name": key} | await _who_knows(agent, deployed.revision)
+
+
+async def scale(
+    agent: Agent, who: Principal, key: str, low: int | None, high: int | None
+) -> dict[str, Any]:
+    if low is None and high is None:
+        raise UsageError("scale: give min, max, or both")
+    deployed = await agent.control(say.ScaleApp(AppName(key), low, high))
+    _audit(agent, who, "scale", f"{key} min {low} max {high}")
+    return spec.render(deployed.app) | await _who_knows(agent, deployed.revision)
+
+
+async def _who_knows(agent: Agent, revision: int) -> dict[str, Any]:
+    """Data centers where every node has this revision, and those where one did not say so."""
+    answers = await agent.ask_all(say.AskKnown(revision), ASK_S)
+    silent = {node.partition("/")[0] for node in answers.silent}
+    datacenters = agent.config.cluster.datacenters()
+    return {
+        "known": [dc for dc in datacenters if dc not in silent],
+        "unreachable": sorted(silent),
+    }
+
+
+async def list_apps(agent: Agent) -> dict[str, Any]:
+    found, silent = await _instances(agent)
+    rows = []
+    for app in agent.all_apps():
+        mine = [i for i in found if i.app == app.key]
+        ready = sum(i.state is State.READY for i in mine)
+        rows.append(spec.render(app) | {"ready": ready, "instances": len(mine)})
+    return {"apps": rows, "silent": silent}
+
+
+async def show(agent: Agent, key: str) -> dict[str, Any]:
+    """The app, its instances, what its homes know, its latest events and wakes."""
+    app = agent.app(AppName(key))
+    if app is None:
+        raise NotFound(f"there is no app {key}")
+    found, silent = await _instances(agent)
+    homes = await agent.ask_all(say.AskApp(AppName(key)), ASK_S)
+    wakes = await records(agent, "wakes", 200)
+    events = await records(agent, "events", 500)
+    return {
+        "app": spec.render(app),
+        "instances": [i for i in found if i.app == key],
+        "homes": [msgspec.json.decode(data) for data in homes.by_node.values() if data],
+        "wakes": [wake for wake in wakes["records"] if wake["app"] == key][-10:],
+        "events": [event for event in events["records"] if event["app"] == key][-20:],
+        "silent": sorted({*silent, *homes.silent}),
+    }
+
+
+async def _instances(agent: Agent) -> tuple[list[Instance], list[str]]:
+    answers = await agent.ask_all(say.AskInstances(), ASK_S)
+    found: list[Instance] = []
+    for data in answers.by_node.values():
+        found += [i for i in say.parse(data).instances if i.state is not State.ABSENT]
+    return sorted(found, key=lambda i: (i.app, i.node, i.created_at)), list(answers.silent)
+
+
+async def list_instances(agent: Agent) -> dict[str, Any]:
+    found, silent = await _instances(agent)
+    return {"instances": found, "silent": silent}
+
+
+async def stop(agent: Agent, who: Principal, instance: str) -> dict[str, Any]:
+    """Have the instance's home drain and stop it."""
+    running = agent.executor.get(InstanceId(instance))
+    _audit(agent, who, "stop", f"{running.instance.app} instance {instance}")
+    asked = StopAsked(running.instance.app, InstanceId(instance))
+    await agent.ask_home(running.instance.app, asked)
+    return {"instance": instance, "state": running.instance.state}
+
+
+async def stop_instances(agent: Agent, who: Principal) -> dict[str, Any]:
+    _audit(agent, who, "stop-instances", agent.config.key)
+    count = len(agent.executor.instances())
+    await agent.executor.stop_all()
+    return {"node": agent.config.key, "stopped": count}
+
+
+async def execute(
+    agent: Agent, who: Principal, instance: str, argv: tuple[str, ...], timeout_s: float
+) -> ExecResult:
+    running = agent.executor.get(InstanceId(instance))
+    handle = running.record.handle
+    if handle is None or running.instance.state is not State.READY:
+        raise NotFound(f"instance {instance} is {running.instance.state}, nothing runs in it")
+    _audit(agent, who, "exec", f"{running.instance.app} instance {instance}: {' '.join(argv)}")
+    return await running.driver.exec(handle, argv, timeout_s=timeout_s)
+
+
+def read_log(agent: Agent, instance: str, *, tail: int, follow: bool) -> AsyncIterator[bytes]:
+    """The log's lines; raises `NotFound` at once when this node never ran the instance."""
+    path = agent.config.paths.instances / instance / "log"
+    if "/" in instance or not path.parent.is_dir():
+        raise NotFound(f"{agent.config.key} has no log of an instance {instance}")
+    return _read_log(path, tail, lambda: follow and agent.executor.runs(InstanceId(instance)))
+
+
+async def _read_log(path: Path, tail: int, go_on: Callable[[], bool]) -> AsyncIterator[bytes]:
+    """The older file, then this one; when followed, what is added until the instance ends."""
+    older = path.with_name(path.name + ".1")
+    lines = [line for p in (older, path) if p.exists() for line in p.read_bytes().splitlines(True)]
+    for line in lines[-tail:] if tail else lines:
+        yield line
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        file.seek(0, 2)
+        while True:
+            alive = go_on()
+            while block := file.read(LOG_BLOCK):
+                yield block
+            if not alive:
+                return
+            await asyncio.sleep(0.2)
+            if file.tell() > path.stat().st_size:
+                file.seek(0)
+
+
+async def records(agent: Agent, kind: str, limit: int) -> dict[str, Any]:
+    """The latest `wakes` or `events` of all nodes, oldest first."""
+    answers = await agent.ask_all(say.AskRecords(kind, limit), ASK_S)
+    merged = [row for data in answers.by_node.values() for row in msgspec.json.decode(data)]
+    merged.sort(key=lambda row: row["at"])
+    return {"records": merged[-limit:], "silent": list(answers.silent)}
+
+
+async def processes(agent: Agent) -> bytes:
+    """`{"processes": [...], "silent": [...]}`; the nodes' rows are joined without decoding them."""
+    answers = await agent.ask_all(say.AskProcesses(), ASK_S)
+    rows = b",".join(data[1:-1] for data in answers.by_node.values() if len(data) > 2)
+    silent = msgspec.json.encode(answers.silent)
+    return b'{"processes":[' + rows + b'],"silent":' + silent + b"}"
+
+
+async def take_image(agent: Agent, stream: AsyncIterator[bytes]) -> str:
+    return await agent.images.receive(stream)
+
+
+async def give_image(agent: Agent, digest: str) -> Path:
+    return await agent.images.export(digest)
+
+
+def members(agent: Agent) -> dict[str, Any]:
+    """Nodes, whether their hub is linked to ours, and what they told of themselves."""
+    live = set(agent.live_nodes())
+    views = {view.name: view for view in agent.all_views()}
+    rows = []
+    for peer in agent.config.cluster.nodes:
+        view = views.get(peer.key)
+        rows.append(
+            {
+                "node": peer.key,
+                "address": peer.address,
+                "linked": peer.key in live,
+                "control": peer.key == agent.config.cluster.control,
+                "asked": peer.key == agent.config.key,
+                "drivers": view.drivers if view is not None else (),
+                "instances": view.instances if view is not None else None,
+            }
+        )
+    return {"members": rows}
+
+
+def doctor(agent: Agent) -> dict[str, Any]:
+    """Every driver, whether it works here, and how it enforces the defaults."""
+    rows = []
+    for name, probe in agent.engines.probes.items():
+        driver = agent.engines.driver(name)
+        rows.append(
+            {
+                "driver": name,
+                "class": driver.isolation,
+                "works": probe.works,
+                "reason": probe.reason,
+                "capabilities": msgspec.to_builtins(driver.capabilities),
+                "defaults": driver.enforcements(),
+            }
+        )
+    return {"node": agent.config.key, "drivers": rows}
+
+
+def _audit(agent: Agent, who: Principal, action: str, target: str) -> None:
+    agent.audit.add(Line(agent.clock.wall(), who.kind, who.uid, who.pid, action, target))

@@ -1,0 +1,207 @@
+"""The control API of a node: parse, act, render. `/api/v1/...`, and k2i's `/v1`, `/v2` beside it.
+
+Any node takes any request: what belongs to another node is asked of it. Answers that gather from
+several nodes carry `silent`, the nodes that did not answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from tabane.api import actions
+from tabane.api.guard import Guard
+from tabane.api.problems import headers_of, status_of, to_body
+from tabane.errors import TabaneError
+from tabane.k2i import build_router as build_k2i
+from tabane.security.identity import Principal
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+    from tabane.node.agent import Agent
+
+MAX_RECORDS = 2000
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class DeployBody(Body):
+    """An app file's text and name, and the image's digest (`sha256:...`, or `host`)."""
+
+    text: str
+    file: str = "app.toml"
+    image: str
+
+
+class ScaleBody(Body):
+    min: int | None = Field(default=None, ge=0)
+    max: int | None = Field(default=None, ge=1)
+
+
+class ExecBody(Body):
+    argv: list[str] = Field(min_length=1)
+    timeout_s: float = Field(default=60.0, gt=0, le=3600)
+
+
+class Json(Response):
+    """A body that msgspec has encoded, or is to encode."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return content if isinstance(content, bytes) else msgspec.json.encode(content)
+
+
+def build_app(agent: Agent) -> ASGIApp:
+    """The whole API behind its guard."""
+    app = FastAPI(title="Tabane", version="1", docs_url=None, redoc_url=None)
+    app.include_router(build_control(agent), prefix="/api/v1")
+    app.include_router(build_k2i(agent.table))
+    app.add_exception_handler(TabaneError, _on_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    return Guard(app, agent.token, frozenset({agent.config.node.address}))
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, TabaneError)
+    return Json(to_body(error), status_of(error), headers_of(error))
+
+
+async def _on_invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return Json({"error": "usage", "message": f"{where}: {first['msg']}"}, 400)
+
+
+def build_control(agent: Agent) -> APIRouter:
+    router = APIRouter()
+    _add_apps(router, agent)
+    _add_instances(router, agent)
+    _add_records(router, agent)
+    _add_images(router, agent)
+    _add_node(router, agent)
+    return router
+
+
+def _add_apps(router: APIRouter, agent: Agent) -> None:
+    @router.post("/apps", status_code=201)
+    async def deploy(body: DeployBody, request: Request) -> Response:
+        """Store an app durably as a new revision; says which data centers know it."""
+        return Json(
+            await actions.deploy(agent, _who(request), body.text, body.file, body.image), 201
+        )
+
+    @router.get("/apps")
+    async def apps() -> Response:
+        return Json(await actions.list_apps(agent))
+
+    @router.get("/apps/{namespace}/{name}")
+    async def show(namespace: str, name: str) -> Response:
+        return Json(await actions.show(agent, f"{namespace}/{name}"))
+
+    @router.delete("/apps/{namespace}/{name}")
+    async def remove(namespace: str, name: str, request: Request) -> Response:
+        return Json(await actions.remove(agent, _who(request), f"{namespace}/{name}"))
+
+    @router.post("/apps/{namespace}/{name}/scale")
+    async def scale(namespace: str, name: str, body: ScaleBody, request: Request) -> Response:
+        key = f"{namespace}/{name}"
+        return Json(await actions.scale(agent, _who(request), key, body.min, body.max))
+
+
+def _add_instances(router: APIRouter, agent: Agent) -> None:
+    @router.get("/instances")
+    async def instances() -> Response:
+        return Json(await actions.list_instances(agent))
+
+    @router.post("/instances/{instance}/stop", status_code=202)
+    async def stop(instance: str, request: Request) -> Response:
+        """Drain it and stop it; on the node that runs it."""
+        return Json(await actions.stop(agent, _who(request), instance), 202)
+
+    @router.get("/instances/{instance}/log")
+    async def log(instance: str, tail: int = 0, follow: bool = False) -> Response:
+        """Its output as CRI log lines; on the node that ran it, also after its end."""
+        lines = actions.read_log(agent, instance, tail=max(0, tail), follow=follow)
+        return StreamingResponse(lines, media_type="text/plain; charset=utf-8")
+
+    @router.post("/instances/{instance}/exec")
+    async def execute(instance: str, body: ExecBody, request: Request) -> Response:
+        """Run a command inside; on the node that runs it. Output is base64."""
+        argv = tuple(body.argv)
+        result = await actions.execute(agent, _who(request), instance, argv, body.timeout_s)
+        out, err = (base64.b64encode(data).decode() for data in (result.stdout, result.stderr))
+        return Json({"code": result.code, "stdout": out, "stderr": err})
+
+
+def _add_records(router: APIRouter, agent: Agent) -> None:
+    @router.get("/wakes")
+    async def wakes(limit: int = 100) -> Response:
+        return Json(await actions.records(agent, "wakes", min(max(1, limit), MAX_RECORDS)))
+
+    @router.get("/events")
+    async def events(limit: int = 100, follow: bool = False) -> Response:
+        if not follow:
+            return Json(await actions.records(agent, "events", min(max(1, limit), MAX_RECORDS)))
+        return StreamingResponse(_follow_events(agent), media_type="application/x-ndjson")
+
+
+async def _follow_events(agent: Agent) -> AsyncIterator[bytes]:
+    """Every transition in the cluster from now on, one JSON object a line."""
+    queue: asyncio.Queue[bytes] = asyncio.Queue(MAX_RECORDS)
+    end = agent.follow_events(queue.put_nowait)
+    try:
+        while True:
+            yield await queue.get() + b"\n"
+    finally:
+        end()
+
+
+def _add_images(router: APIRouter, agent: Agent) -> None:
+    @router.post("/images", status_code=201)
+    async def push(request: Request) -> Response:
+        """An OCI image layout as a tar stream; every digest is checked."""
+        return Json({"digest": await actions.take_image(agent, request.stream())}, 201)
+
+    @router.get("/images/{digest}")
+    async def pull(digest: str) -> Response:
+        """The same, for another node."""
+        path = await actions.give_image(agent, digest)
+        return FileResponse(path, media_type="application/x-tar")
+
+
+def _add_node(router: APIRouter, agent: Agent) -> None:
+    @router.get("/members")
+    async def members() -> Response:
+        return Json(actions.members(agent))
+
+    @router.get("/ps")
+    async def processes() -> Response:
+        """The process tables of all nodes."""
+        return Json(await actions.processes(agent))
+
+    @router.get("/doctor")
+    async def doctor() -> Response:
+        return Json(actions.doctor(agent))
+
+    @router.post("/node/stop-instances")
+    async def stop_instances(request: Request) -> Response:
+        """Stop all instances of this node, before it goes down."""
+        return Json(await actions.stop_instances(agent, _who(request)))
+
+
+def _who(request: Request) -> Principal:
+    principal: Principal = request.state.principal
+    return principal

@@ -1,0 +1,53 @@
+"""`tabane members`, `tabane doctor`."""
+
+from __future__ import annotations
+
+from tabane.tools.cli.common import Parser, print_json, print_table
+from tabane.tools.client import Cluster
+
+
+def members(argv: list[str]) -> int:
+    parser = Parser("members", "Nodes and their hubs.")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args(argv)
+    answer = Cluster(args.root).get("/api/v1/members")
+    if args.json:
+        print_json(answer)
+        return 0
+    headings = ("NODE", "ADDRESS", "HUB", "STORE", "DRIVERS", "INSTANCES")
+    rows = [
+        (
+            row["node"],
+            row["address"],
+            "here" if row["asked"] else "linked" if row["linked"] else "no link",
+            "control" if row["control"] else "replica",
+            ",".join(row["drivers"]) or "-",
+            "-" if row["instances"] is None else row["instances"],
+        )
+        for row in answer["members"]
+    ]
+    print_table(headings, rows)
+    return 0
+
+
+def doctor(argv: list[str]) -> int:
+    parser = Parser("doctor", "Which drivers work, how they enforce the defaults, what is missing.")
+    parser.add_argument(
+        "--node", help="ask this node (DATACENTER/NODE); else the first that answers"
+    )
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args(argv)
+    answer = Cluster(args.root).get("/api/v1/doctor", node=args.node)
+    if args.json:
+        print_json(answer)
+        return 0
+    print(f"node {answer['node']}")
+    for driver in answer["drivers"]:
+        works = "works" if driver["works"] else "does not work"
+        print(f"\n{driver['driver']} (class {driver['class']}) {works}: {driver['reason']}")
+        rows = [
+            (d["default"], "enforced" if d["enforced"] else "no", d["how"])
+            for d in driver["defaults"]
+        ]
+        print_table(("DEFAULT", "", "HOW"), rows)
+    return 0

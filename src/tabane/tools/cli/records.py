@@ -1,0 +1,76 @@
+"""`tabane wakes`, `tabane events`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tabane.tools.cli.common import (
+    Parser,
+    app_key,
+    format_at,
+    format_us,
+    print_json,
+    print_table,
+    say_silent,
+)
+from tabane.tools.client import Cluster
+
+PHASES = ("queue", "decide", "network", "filesystem", "engine", "boot", "ready", "first_byte")
+
+
+def wakes(argv: list[str]) -> int:
+    parser = Parser("wakes", "What each wake cost, in milliseconds by phase.")
+    parser.add_argument("app", nargs="?", help="only this app's")
+    parser.add_argument("-n", "--limit", type=int, default=20)
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args(argv)
+    answer = Cluster(args.root).get(f"/api/v1/wakes?limit={2000 if args.app else args.limit}")
+    records = answer["records"]
+    if args.app:
+        records = [wake for wake in records if wake["app"] == app_key(args.app)]
+    records = records[-args.limit :]
+    if args.json:
+        print_json(records)
+    else:
+        headings = ("AT", "APP", "NODE", "OPTION", "TOTAL", *(p.upper() for p in PHASES), "OUTCOME")
+        print_table(headings, [_wake_row(wake) for wake in records])
+    return say_silent(answer["silent"])
+
+
+def _wake_row(wake: dict[str, Any]) -> tuple[object, ...]:
+    return (
+        format_at(wake["at"]),
+        wake["app"],
+        wake["node"],
+        wake["option"],
+        format_us(wake["total_us"]),
+        *(format_us(wake["phases_us"].get(phase, 0)) for phase in PHASES),
+        wake.get("outcome", "ok"),
+    )
+
+
+def events(argv: list[str]) -> int:
+    parser = Parser("events", "What happened to instances.")
+    parser.add_argument("-f", "--follow", action="store_true", help="go on until interrupted")
+    parser.add_argument("-n", "--limit", type=int, default=50)
+    parser.add_argument("--json", action="store_true", help="one object a line")
+    args = parser.parse_args(argv)
+    cluster = Cluster(args.root)
+    answer = cluster.get(f"/api/v1/events?limit={args.limit}")
+    for event in answer["records"]:
+        _print_event(event, args.json)
+    code = say_silent(answer["silent"])
+    if args.follow:
+        for line in cluster.stream("/api/v1/events?follow=true"):
+            _print_event(json.loads(line), args.json)
+    return code
+
+
+def _print_event(event: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(event), flush=True)
+        return
+    where = f"{event['node']} {event['app']} {event['instance']}"
+    reason = f": {event['reason']}" if event.get("reason") else ""
+    print(f"{format_at(event['at'])} {where} {event['state']}{reason}", flush=True)
