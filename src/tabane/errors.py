@@ -92,7 +92,13 @@ class Closed(PeerError):
 
 
 class Refused(PeerError):
+    """The other side said no. `reason` is the code of the error it raised, as `stale`, if it did."""
+
     code = "refused"
+
+    def __init__(self, message: str, *, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class Unavailable(TabaneError):

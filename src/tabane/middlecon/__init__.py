@@ -1,0 +1,27 @@
+"""middlecon: one message to many processes, and the sender knows who got it."""
+
+from tabane.middlecon.client import Client, OwnState, Room, connect
+from tabane.middlecon.frames import Change
+from tabane.middlecon.hub import Hub
+from tabane.middlecon.inbox import Message
+from tabane.middlecon.receipts import Cause, Reason, Receipt, Replies
+from tabane.middlecon.session import Limits
+from tabane.middlecon.views import MemberInfo, Presence, StateChange
+
+__all__ = [
+    "Cause",
+    "Change",
+    "Client",
+    "Hub",
+    "Limits",
+    "MemberInfo",
+    "Message",
+    "OwnState",
+    "Presence",
+    "Reason",
+    "Receipt",
+    "Replies",
+    "Room",
+    "StateChange",
+    "connect",
+]

@@ -1,0 +1,438 @@
+"""The asyncio client: a member's session with its hub, its rooms and its state.
+
+    async with await connect("unix:///run/tabane/hub.sock", name="web-1") as me:
+        room = await me.join("deploys")
+
+When the session is lost the client dials again, with growing pauses; then it publishes its state
+and joins its rooms again, handlers and callbacks stay, and `on_connected` callbacks are called.
+Meanwhile whatever needs the hub fails at once with `Closed`, except `state.put` and
+`state.delete`, which then take effect with the next session. Nothing is sent twice by itself.
+"""
+
+from __future__ import annotations
+
+import secrets
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from types import TracebackType
+from typing import Any, Self, overload
+
+from tabane.errors import Busy, Closed, ProtocolError
+from tabane.middlecon.addresses import parse_url
+from tabane.middlecon.connection import Connection
+from tabane.middlecon.frames import CHANGES, GONE, OPEN, Frame, JoinFlag, Kind, check_name
+from tabane.middlecon.inbox import Handler, Inbox, Message
+from tabane.middlecon.receipts import Receipt, Replies
+from tabane.middlecon.session import Hello, Welcome, error_of
+from tabane.middlecon.views import Callbacks, MemberTable, RoomState, StateChange, StateTable
+from tabane.middlecon.wire import Wire
+from tabane.supervise import Supervisor
+
+TIMEOUT_S = 10.0
+"""The deadline of a message whose sender names none."""
+
+Callback = Callable[..., Any]
+
+
+async def connect(
+    url: str, *, name: str | None = None, token: str | None = None, timeout_s: float = 5.0
+) -> Client:
+    """A session with the hub at `tcp://HOST:PORT` or `unix:///PATH`, as the member `name`.
+
+    Names are unique in the cluster; without one a random name is taken. Tries for `timeout_s`, as
+    the hub may be just starting. Raises `Unreachable`, `TimedOut`, `Conflict` (the name is taken),
+    `Unauthenticated`, `Denied`, `UsageError`. Cancelling it leaves nothing behind.
+    """
+    client = Client(url, name or f"member-{secrets.token_hex(4)}", token)
+    try:
+        await client._connection.start(timeout_s)
+    except BaseException:
+        await client.aclose()
+        raise
+    return client
+
+
+class Client:
+    """A member of the cluster: made by `connect`. Leaving its `async with` block closes it."""
+
+    def __init__(self, url: str, name: str, token: str | None) -> None:
+        self.name = check_name(name)
+        self.hub = ""
+        """The name of the hub."""
+        self.hubs: dict[str, bool] = {}
+        """The hub's peers, and whether their links are open. Stale while not `connected`."""
+        self._tasks = Supervisor(f"middlecon {name}")
+        hello = Hello(self.name, uuid.uuid4().hex, token=token or "")
+        self._connection = Connection(parse_url(url), hello, self, self._tasks)
+        self._rooms: dict[str, Room] = {}
+        self._numbered: dict[int, Room] = {}
+        self._table = StateTable()
+        self.state = OwnState(self._connection)
+        self._inbox = Inbox(name, self._tasks)
+        self._connected = Callbacks("on_connected", self._tasks)
+        self._hub_changed = Callbacks("on_hub", self._tasks)
+        requests = self._connection.requests
+        self._actions: dict[int, Callable[[Wire, Frame], None]] = {
+            Kind.ACK: lambda wire, frame: requests.on_ack(frame),
+            Kind.NACK: lambda wire, frame: requests.on_nack(frame),
+            Kind.ANSWER: lambda wire, frame: requests.on_answer(frame),
+            Kind.RECEIPT: lambda wire, frame: requests.on_receipt(frame),
+            Kind.PRESENCE: self._on_presence,
+            Kind.STATE: self._on_state,
+            Kind.JOIN: self._on_join,
+            Kind.SYNCED: self._on_synced,
+            Kind.HUB: self._on_hub,
+            Kind.SAY: self._on_room_message,
+            Kind.ASK: self._on_room_message,
+            Kind.CAST: self._on_room_message,
+            Kind.SEND: self._on_direct,
+            Kind.CALL: self._on_direct,
+            Kind.POST: self._on_direct,
+            Kind.ERROR: self._on_error,
+            Kind.GOODBYE: self._on_goodbye,
+        }
+
+    @property
+    def connected(self) -> bool:
+        return self._connection.connected
+
+    @property
+    def trouble(self) -> str:
+        """Why the last session was lost, or the last attempt to have one again failed."""
+        return self._connection.trouble
+
+    # Messages to one member
+
+    async def call(self, member: str, data: bytes, *, timeout_s: float = TIMEOUT_S) -> bytes:
+        """What the member's handler returns.
+
+        Raises `NotFound` (no such member), `Refused` (its handler raised; `reason` is the code of
+        its error), `Busy` (too much waits for it), `TimedOut`, `Unreachable` (the link to its hub
+        is down, or died meanwhile), `Closed` (its session or ours ended). After the last three the
+        handler may have run. Cancelling stops the waiting, not the handler.
+        """
+        answer: bytes = await self._connection.request(Kind.CALL, timeout_s, name=member, data=data)
+        return answer
+
+    async def send(self, member: str, data: bytes, *, timeout_s: float = TIMEOUT_S) -> None:
+        """Return when the member's handler has returned. Raises as `call` does."""
+        await self._connection.request(Kind.SEND, timeout_s, name=member, data=data)
+
+    def send_nowait(self, member: str, data: bytes) -> None:
+        """Send, in order with the other messages to this member; nobody says whether it arrived.
+
+        Raises `Closed` while there is no session.
+        """
+        self._connection.post(Kind.POST, name=member, data=data)
+
+    @overload
+    def on_message(self, handler: Handler) -> Handler: ...
+    @overload
+    def on_message(self, *, concurrent: bool = False) -> Callable[[Handler], Handler]: ...
+    def on_message(self, handler: Handler | None = None, *, concurrent: bool = False) -> Any:
+        """Decorate the handler of what is sent to this member: `handler(message) -> bytes | None`.
+
+        Messages of one sender are handled one after the other. With `concurrent=True` they begin in
+        the order they were sent and may overlap, so that one that takes long holds up no others. A
+        plain function is called at once, without a task; it must be quick.
+        """
+        return _register(self._inbox, handler, concurrent)
+
+    # Rooms, hubs and the session
+
+    async def join(
+        self, name: str, *, member: bool = True, watch: bool = True, timeout_s: float = TIMEOUT_S
+    ) -> Room:
+        """Enter a room. Returns when its members and their state are known.
+
+        `member=False`: to speak or watch only; nobody is told, and nothing said there comes here.
+        `watch=False`: do not follow its members and state. Joining again returns the same room.
+        Raises `Busy` (a limit of the hub), `Closed`, `TimedOut`.
+        """
+        room = self._rooms.get(name)
+        if room is None:
+            flags = (JoinFlag.MEMBER if member else 0) | (JoinFlag.WATCH if watch else 0)
+            room = self._rooms[name] = Room(self, check_name(name, "room name"), flags)
+            try:
+                await room._enter(timeout_s)
+            except BaseException:
+                room.leave()
+                raise
+        return room
+
+    def on_connected(self, callback: Callback) -> Callback:
+        """Call `callback()` whenever there is a session again, with rooms joined, state known."""
+        self._connected.add(callback)
+        return callback
+
+    def on_hub(self, callback: Callback) -> Callback:
+        """Call `callback(hub, open)` when our hub's link to another opened, or is down."""
+        self._hub_changed.add(callback)
+        return callback
+
+    async def aclose(self) -> None:
+        """Say goodbye and close. Idempotent. Handlers that still run are cancelled."""
+        await self._tasks.aclose()
+        await self._connection.aclose()
+
+    def abort(self) -> None:
+        """Drop the connection at once, as a crash would. The client dials again, until `aclose`."""
+        self._connection.abort()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    # What the connection tells
+
+    def on_welcome(self, welcome: Welcome) -> None:
+        """A session is open."""
+        self.hub = welcome.hub
+        self._numbered.clear()
+        for hub in self.hubs.keys() - welcome.hubs.keys():
+            self._set_hub(hub, None)
+        for hub, is_open in welcome.hubs.items():
+            self._set_hub(hub, is_open)
+
+    def on_frame(self, wire: Wire, frame: Frame) -> None:
+        """Act on a frame. Raises `ProtocolError`."""
+        action = self._actions.get(frame.kind)
+        if action is None:
+            raise ProtocolError(f"a hub sends no frames of kind {frame.kind}")
+        action(wire, frame)
+
+    async def restore(self) -> None:
+        """Publish our state and join our rooms again, and find out what has changed."""
+        self.state._publish()
+        self._table.begin_snapshot()
+        for room in list(self._rooms.values()):
+            await room._enter(TIMEOUT_S)
+        for member, key in self._table.end_snapshot():
+            self._set_state(member, key, None)
+
+    def on_restored(self) -> None:
+        self._connected.fire()
+
+    # What frames do
+
+    def _on_room_message(self, wire: Wire, frame: Frame) -> None:
+        if (room := self._numbered.get(frame.to)) is not None:
+            room._inbox.deliver(Message(wire, frame, room.name))
+
+    def _on_direct(self, wire: Wire, frame: Frame) -> None:
+        self._inbox.deliver(Message(wire, frame, None))
+
+    def _on_join(self, wire: Wire, frame: Frame) -> None:
+        room = self._rooms.get(frame.name)
+        if room is None:
+            self._connection.post(Kind.LEAVE, to=frame.to)
+        else:
+            room._number = frame.to
+            self._numbered[frame.to] = room
+            room.members.begin_snapshot()
+
+    def _on_synced(self, wire: Wire, frame: Frame) -> None:
+        if (room := self._numbered.get(frame.to)) is not None:
+            for left in room.members.end_snapshot():
+                self._on_left(room, left.member)
+                room._presence.fire(left)
+        self._connection.requests.on_ack(frame)
+
+    def _on_presence(self, wire: Wire, frame: Frame) -> None:
+        room = self._numbered.get(frame.to)
+        if room is None or frame.flags >= len(CHANGES):
+            return
+        hub = frame.data.decode(errors="replace")
+        presence = room.members.apply(frame.name, CHANGES[frame.flags], hub)
+        if presence is not None:
+            self._on_left(room, frame.name)
+            room._presence.fire(presence)
+
+    def _on_left(self, room: Room, member: str) -> None:
+        """Forget the state of who is in none of our rooms any more."""
+        if not any(member in other.members for other in self._rooms.values()):
+            self._table.drop(member)
+
+    def _on_state(self, wire: Wire, frame: Frame) -> None:
+        key = frame.data[: frame.value].decode(errors="replace")
+        value = None if frame.flags & GONE else frame.data[frame.value :]
+        self._set_state(frame.name, key, value)
+
+    def _set_state(self, member: str, key: str, value: bytes | None) -> None:
+        if self._table.put(member, key, value):
+            for room in self._rooms.values():
+                if member in room.members:
+                    room._state_changed.fire(StateChange(member, key, value))
+
+    def _on_hub(self, wire: Wire, frame: Frame) -> None:
+        self._set_hub(frame.name, None if frame.flags & GONE else bool(frame.flags & OPEN))
+
+    def _set_hub(self, hub: str, is_open: bool | None) -> None:
+        """`None`: it was unlinked, and is no peer any more."""
+        if self.hubs.get(hub) is is_open:
+            return
+        if is_open is None:
+            del self.hubs[hub]
+        else:
+            self.hubs[hub] = is_open
+        self._hub_changed.fire(hub, bool(is_open))
+
+    def _on_error(self, wire: Wire, frame: Frame) -> None:
+        wire.lose(error_of(frame.name, frame.data.decode(errors="replace")))
+
+    def _on_goodbye(self, wire: Wire, frame: Frame) -> None:
+        wire.lose(Closed(f"hub {self.hub} said goodbye"))
+
+    def _forget(self, room: Room) -> None:
+        self._rooms.pop(room.name, None)
+        self._numbered.pop(room._number, None)
+
+
+class Room:
+    """A room as one of those in it sees it: made by `Client.join`.
+
+    `members` are its members by name, with ourselves if we are one; `state[member][key]` is what
+    they publish. Both keep their last view while there is no session.
+    """
+
+    def __init__(self, client: Client, name: str, flags: int) -> None:
+        self.name = name
+        self.members = MemberTable()
+        self.state = RoomState(self.members, client._table)
+        self._client = client
+        self._connection = client._connection
+        self._flags = flags
+        self._number = 0
+        self._inbox = Inbox(f"{client.name} in {name}", client._tasks)
+        self._presence = Callbacks(f"on_presence in {name}", client._tasks)
+        self._state_changed = Callbacks(f"on_state in {name}", client._tasks)
+
+    async def say(self, data: bytes, *, timeout_s: float = TIMEOUT_S) -> Receipt:
+        """Tell all members; the receipt names the fate of each.
+
+        Returns as soon as all have acknowledged or failed, and at the latest half a second after
+        `timeout_s`. Raises `Closed` when our own session is or gets lost: then nobody knows.
+        """
+        receipt: Receipt = await self._request(Kind.SAY, data, timeout_s)
+        return receipt
+
+    async def ask(self, data: bytes, *, timeout_s: float = TIMEOUT_S) -> Replies:
+        """As `say`, and what the members' handlers return. Who fails has no answer."""
+        replies: Replies = await self._request(Kind.ASK, data, timeout_s)
+        return replies
+
+    async def cast(self, data: bytes) -> None:
+        """Tell all members; nobody says whether it arrived. Raises `Closed` without a session."""
+        self._connection.post(Kind.CAST, to=self._joined(), data=data)
+
+    async def _request(self, kind: Kind, data: bytes, timeout_s: float) -> Any:
+        to = self._joined()
+        return await self._connection.request(kind, timeout_s, to=to, data=data)
+
+    def _joined(self) -> int:
+        if self._client._numbered.get(self._number) is not self:
+            raise Closed(f"{self._client.name} is not in the room {self.name} now")
+        return self._number
+
+    @overload
+    def on_message(self, handler: Handler) -> Handler: ...
+    @overload
+    def on_message(self, *, concurrent: bool = False) -> Callable[[Handler], Handler]: ...
+    def on_message(self, handler: Handler | None = None, *, concurrent: bool = False) -> Any:
+        """Decorate the handler of what is said here; as `Client.on_message`.
+
+        That it returned acknowledges; what it returned is the reply, for those who ask. Without a
+        handler whatever is said here is refused by us.
+        """
+        return _register(self._inbox, handler, concurrent)
+
+    def on_presence(self, callback: Callback) -> Callback:
+        """Call `callback(presence)` when a member joined, left, is unknown, or known again."""
+        self._presence.add(callback)
+        return callback
+
+    def on_state(self, callback: Callback) -> Callback:
+        """Call `callback(change)` when a member of this room put or deleted a value."""
+        self._state_changed.add(callback)
+        return callback
+
+    def leave(self) -> None:
+        """Leave the room. Idempotent; the hub is told at once, or knows when the session ended."""
+        joined = self._client._numbered.get(self._number) is self
+        self._client._forget(self)
+        if joined:
+            self._connection.post(Kind.LEAVE, to=self._number)
+
+    async def _enter(self, timeout_s: float) -> None:
+        await self._connection.request(Kind.JOIN, timeout_s, flags=self._flags, name=self.name)
+
+
+class OwnState(Mapping[str, bytes]):
+    """The small values a member publishes under its name, to those it shares a room with."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._values: dict[str, bytes] = {}
+
+    async def put(self, key: str, value: bytes) -> None:
+        """Publish a value; returns when the hub has it. During an outage: with the next session.
+
+        Raises `Busy` when it is over the hub's limits; it is then not kept.
+        """
+        before = self._values.get(check_name(key, "state key"))
+        self._values[key] = value
+        try:
+            await self._tell(key, value, 0)
+        except Closed:
+            return  # The next session begins by publishing all.
+        except Busy:
+            if before is None:
+                del self._values[key]
+            else:
+                self._values[key] = before
+            raise
+
+    async def delete(self, key: str) -> None:
+        """Take a value back. Without such a key, does nothing."""
+        if self._values.pop(key, None) is not None:
+            try:
+                await self._tell(key, b"", GONE)
+            except Closed:
+                return
+
+    def __getitem__(self, key: str) -> bytes:
+        return self._values[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    async def _tell(self, key: str, value: bytes, flags: int) -> None:
+        text = key.encode()
+        await self._connection.request(
+            Kind.STATE, TIMEOUT_S, flags=flags, value=len(text), data=text + value
+        )
+
+    def _publish(self) -> None:
+        for key, value in self._values.items():
+            text = key.encode()
+            self._connection.post(Kind.STATE, value=len(text), data=text + value)
+
+
+def _register(inbox: Inbox, handler: Handler | None, concurrent: bool) -> Any:
+    """Both forms of the decorator: `@on_message` and `@on_message(concurrent=True)`."""
+
+    def register(handler: Handler) -> Handler:
+        inbox.handle_with(handler, concurrent=concurrent)
+        return handler
+
+    return register if handler is None else register(handler)

@@ -1,0 +1,406 @@
+"""The hub: accepts sessions and links, and performs what `Relay` and `Directory` decide.
+
+All is done in the callbacks of one event loop; the only tasks are those that dial peers. Who may
+come in is decided in `_admit`: with a token, those who have it, and on unix sockets root and the
+hub's own user; without one (a hub that stands alone) everyone who reaches a unix socket or the
+loopback, and the hub refuses to listen elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import ipaddress
+import os
+import socket
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tabane.errors import (
+    Busy,
+    Closed,
+    Conflict,
+    Denied,
+    ProtocolError,
+    Refused,
+    TabaneError,
+    TimedOut,
+    Unauthenticated,
+    UsageError,
+)
+from tabane.middlecon.addresses import listen_on, parse_url
+from tabane.middlecon.frames import Frame, Kind, check_name
+from tabane.middlecon.link import Link
+from tabane.middlecon.relay import Relay
+from tabane.middlecon.rooms import Directory, LinkPort, Port, SessionPort
+from tabane.middlecon.session import (
+    Hello,
+    Limits,
+    Session,
+    Side,
+    Welcome,
+    agree_version,
+    encode_welcome,
+    parse_hello,
+)
+from tabane.middlecon.wire import Flusher, Wire
+from tabane.security.identity import Principal, peer_principal
+from tabane.supervise import Supervisor
+
+HEARTBEAT_S = 3.0
+TICK_S = 0.02
+"""How exactly deadlines are kept; there is a tick only while messages are pending."""
+HELLO_CHECKS = 5
+"""Thirds of a heartbeat that a connection may take to say hello (5 s unless told)."""
+
+
+class _Guest:
+    """Who has a connection, as far as known: at first nobody, then a session or a link."""
+
+    __slots__ = ("checks", "instance", "port", "principal")
+
+    def __init__(self, principal: Principal | None) -> None:
+        self.principal = principal
+        self.port: SessionPort | LinkPort | None = None
+        self.instance = ""
+        self.checks = 0
+
+
+class Hub:
+    """One hub. `async with Hub(...) as hub`, or `start()` and `aclose()`.
+
+    `listen` holds listening (or bound) socket objects, of which the hub takes ownership, and URLs.
+    With a `token`, dialers on TCP must have it. Raises `UsageError` for a TCP address that is not
+    loopback without a token.
+    """
+
+    def __init__(
+        self,
+        name: str = "hub",
+        *,
+        listen: Iterable[socket.socket | str] = (),
+        token: str | None = None,
+        limits: Limits | None = None,
+        heartbeat_s: float = HEARTBEAT_S,
+    ) -> None:
+        self.name = check_name(name, "hub name")
+        self.limits = limits or Limits()
+        self.heartbeat_s = heartbeat_s
+        self._token = token
+        self._instance = uuid.uuid4().hex
+        self._listen = list(listen)
+        self._directory = Directory(name, self.limits)
+        self._relay = Relay(self._directory)
+        self._guests: dict[Wire, _Guest] = {}
+        self._links: dict[str, Link] = {}
+        self._linking: dict[str, asyncio.Task[None]] = {}
+        self._servers: list[asyncio.Server] = []
+        self._bound: list[Path] = []
+        self._tasks = Supervisor(f"hub {name}")
+        self._wires: dict[Port, Wire] = {}
+        self._next_tick: asyncio.TimerHandle | None = None
+        self._next_check: asyncio.TimerHandle | None = None
+        self._closing = False
+
+    @property
+    def peers(self) -> dict[str, bool]:
+        """The hubs this one was linked to, and whether the link is open."""
+        return dict(self._directory.hubs)
+
+    @property
+    def troubles(self) -> dict[str, str]:
+        """Why the last attempt to dial a peer failed, for those where it did."""
+        return {link.peer: link.trouble for link in self._links.values() if link.trouble}
+
+    @property
+    def members(self) -> dict[str, str]:
+        """All members of the cluster this hub knows, and each one's hub."""
+        return {member.name: member.hub for member in self._directory.members.values()}
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where it listens: `HOST:PORT` or the path of a unix socket."""
+        return [_describe(sock) for server in self._servers for sock in server.sockets]
+
+    # Life
+
+    async def start(self) -> None:
+        """Begin to accept. Raises `UsageError` or `Conflict` when an address cannot be had."""
+        self._loop = asyncio.get_running_loop()
+        self._flusher = Flusher(self._loop)
+        try:
+            for where in self._listen:
+                await self._serve(where)
+        except BaseException:
+            await self.aclose()
+            raise
+        self._check_silence()
+
+    async def _serve(self, where: socket.socket | str) -> None:
+        if isinstance(where, str):
+            sock = listen_on(parse_url(where))
+            if sock.family == socket.AF_UNIX:
+                self._bound.append(Path(where.removeprefix("unix://")))
+        else:
+            sock = where
+        if sock.family != socket.AF_UNIX and self._token is None and not _is_loopback(sock):
+            sock.close()
+            raise UsageError(f"{_describe(sock)} is open to others: a hub there needs a token")
+        sock.setblocking(False)
+        if sock.family == socket.AF_UNIX:
+            server = await self._loop.create_unix_server(self._make_wire, sock=sock)
+        else:
+            server = await self._loop.create_server(self._make_wire, sock=sock)
+        self._servers.append(server)
+
+    def link(self, peer: str, url: str, token: str | None = None) -> None:
+        """Keep a link to the hub `peer` at `url`, by dialing it whenever there is none.
+
+        Naming a peer again with another URL replaces the first. Raises `UsageError` for a bad URL.
+        """
+        address = parse_url(url)
+        self._stop_linking(peer)
+        hello = Hello(self.name, self._instance, role="hub", token=token or "")
+        link = Link(
+            check_name(peer, "hub name"),
+            address,
+            hello,
+            lambda wire, welcome: self._adopt_link(wire, peer, welcome),
+            lambda: self.is_linked(peer),
+            self._flusher,
+            queue_bytes=self.limits.queue_bytes,
+        )
+        self._directory.add_hub(peer)
+        self._links[peer] = link
+        self._linking[peer] = self._tasks.start(f"link {peer}", link.run())
+
+    def unlink(self, peer: str) -> None:
+        """The peer will not come back: stop dialing, close its link, take its members as left."""
+        self._stop_linking(peer)
+        if (port := self._directory.links.get(peer)) is not None:
+            self._wires[port].close()
+        self._directory.forget_hub(peer)
+
+    def _stop_linking(self, peer: str) -> None:
+        self._links.pop(peer, None)
+        if (task := self._linking.pop(peer, None)) is not None:
+            task.cancel()
+
+    def is_linked(self, peer: str) -> bool:
+        return peer in self._directory.links
+
+    async def aclose(self) -> None:
+        """Say goodbye to all and stop. Idempotent. Sockets given by descriptor stay bound."""
+        self._closing = True
+        for timer in (self._next_tick, self._next_check):
+            if timer is not None:
+                timer.cancel()
+        for server in self._servers:
+            server.close()
+        await self._tasks.aclose()
+        wires = list(self._guests)
+        for wire in wires:
+            wire.close()
+        for wire in wires:
+            await wire.wait_closed()
+        for server in self._servers:
+            await server.wait_closed()
+        self._servers.clear()
+        while self._bound:
+            self._bound.pop().unlink(missing_ok=True)
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    # Connections
+
+    def _make_wire(self) -> Wire:
+        return Wire(
+            Session(Side.HUB, self.limits.data_bytes),
+            self._flusher,
+            self._on_first_frame,
+            self._on_lost,
+            queue_bytes=self.limits.queue_bytes,
+            on_made=self._on_accept,
+        )
+
+    def _on_accept(self, wire: Wire) -> None:
+        sock = wire.transport.get_extra_info("socket")
+        is_unix = sock.family == socket.AF_UNIX
+        self._guests[wire] = _Guest(peer_principal(sock) if is_unix else None)
+
+    def _on_first_frame(self, wire: Wire, frame: Frame) -> None:
+        try:
+            hello = parse_hello(frame)
+            version = agree_version(hello.versions)
+            check_name(hello.name)
+            self._admit(self._guests[wire].principal, hello)
+            if hello.role == "hub":
+                self._make_way_for_link(hello)
+            else:
+                self._make_way_for_member(wire, hello)
+        except TabaneError as error:
+            wire.cut(error)
+            return
+        self._open(wire, hello, version)
+
+    def _admit(self, principal: Principal | None, hello: Hello) -> None:
+        """Whether the dialer may come in at all. Raises `Unauthenticated` or `Denied`."""
+        if self._token is None or hmac.compare_digest(hello.token.encode(), self._token.encode()):
+            return
+        if hello.token:
+            raise Denied(f"the token that {hello.name} shows is not that of this cluster")
+        if principal is None:
+            raise Unauthenticated(f"hub {self.name} wants the cluster's token")
+        if not principal.is_root:
+            raise Denied(f"uid {principal.uid} may not use hub {self.name}: show the token")
+
+    def _make_way_for_member(self, wire: Wire, hello: Hello) -> None:
+        """One session per name: a dead one gives way. Raises `Conflict` or `Busy`."""
+        member = self._directory.members.get(hello.name)
+        other = self._wires.get(member.port) if member and member.port else None
+        if other is None or not isinstance(other.port, SessionPort):
+            if len(self._directory.sessions) >= self.limits.sessions:
+                raise Busy(
+                    f"hub {self.name} has {self.limits.sessions} sessions, the most it takes"
+                )
+        elif self._gives_way(self._guests[other], hello):
+            other.cut(Conflict(f"a newer session has taken the name {hello.name}"))
+        else:
+            raise Conflict(f"the name {hello.name} is taken by another session of this hub")
+
+    def _gives_way(self, old: _Guest, hello: Hello) -> bool:
+        """The same run of the program is back, or the old process has ended."""
+        if old.instance == hello.instance:
+            return True
+        return old.principal is not None and not _is_alive(old.principal.pid)
+
+    def _make_way_for_link(self, hello: Hello) -> None:
+        """One link per peer. Raises `Conflict`."""
+        if hello.name == self.name:
+            raise Conflict(f"two hubs are named {self.name}")
+        link = self._links.get(hello.name)
+        if link is not None and link.dialing and self.name < hello.name:
+            raise Conflict(f"hub {self.name} is dialing {hello.name} itself")
+        if (port := self._directory.links.get(hello.name)) is not None:
+            other = self._wires[port]
+            if self._guests[other].instance == hello.instance:
+                raise Conflict(f"hubs {self.name} and {hello.name} have a link already")
+            other.cut(Conflict(f"hub {hello.name} was started again"))
+
+    def _open(self, wire: Wire, hello: Hello, version: int) -> None:
+        self._guests[wire].instance = hello.instance
+        welcome = Welcome(
+            self.name,
+            self._instance,
+            version,
+            heartbeat_s=self.heartbeat_s,
+            data_bytes=self.limits.data_bytes,
+            hubs=self._directory.hubs,
+        )
+        wire.greet(encode_welcome(welcome))
+        if hello.role == "hub":
+            self._open_link(wire, hello.name)
+        else:
+            port = SessionPort(hello.name, wire.wake)
+            self._take(wire, port)
+            self._directory.open_session(port)
+
+    def _adopt_link(self, wire: Wire, peer: str, welcome: Welcome) -> None:
+        """A link we dialed is open. Raises `Refused` or `Conflict` when it is not wanted."""
+        if welcome.hub != peer:
+            raise Refused(f"the hub there is {welcome.hub}, not {peer}")
+        if self.is_linked(peer) or self._closing:
+            raise Conflict(f"hubs {self.name} and {peer} have a link already")
+        guest = self._guests[wire] = _Guest(None)
+        guest.instance = welcome.instance
+        wire.on_lost = self._on_lost
+        wire.session.set_limit(self.limits.data_bytes)
+        self._open_link(wire, peer)
+
+    def _open_link(self, wire: Wire, peer: str) -> None:
+        port = LinkPort(peer, wire.wake)
+        self._take(wire, port)
+        self._directory.open_link(port)
+
+    def _take(self, wire: Wire, port: SessionPort | LinkPort) -> None:
+        """From now on the wire is the port's, with what was in its outbox before."""
+        port.out = wire.port.out
+        wire.port = self._guests[wire].port = port
+        self._wires[port] = wire
+        wire.on_frame = self._on_frame
+
+    def _on_frame(self, wire: Wire, frame: Frame) -> None:
+        port = wire.port
+        assert isinstance(port, (SessionPort, LinkPort))
+        if frame.kind == Kind.GOODBYE:
+            wire.lose(Closed(f"{port.name} said goodbye"), linger=True)
+        elif frame.kind == Kind.ERROR:
+            wire.lose(ProtocolError(frame.data.decode(errors="replace")), linger=True)
+        else:
+            self._relay.receive(port, frame, self._loop.time())
+            if self._next_tick is None and self._relay.pending:
+                self._next_tick = self._loop.call_later(TICK_S, self._tick)
+
+    def _on_lost(self, wire: Wire, error: TabaneError) -> None:
+        guest = self._guests.pop(wire)
+        if guest.port is None or self._closing:
+            return
+        del self._wires[guest.port]
+        self._relay.close(guest.port)
+        if isinstance(guest.port, LinkPort) and (link := self._links.get(guest.port.name)):
+            link.trouble = error.message
+            link.down.set()
+
+    # Time
+
+    def _tick(self) -> None:
+        self._next_tick = None
+        self._relay.expire(self._loop.time())
+        if self._relay.pending:
+            self._next_tick = self._loop.call_later(TICK_S, self._tick)
+
+    def _check_silence(self) -> None:
+        for wire, guest in list(self._guests.items()):
+            if guest.port is not None:
+                wire.check()
+                continue
+            guest.checks += 1
+            if guest.checks > HELLO_CHECKS:
+                wire.cut(TimedOut("nobody said hello on this connection"))
+        self._next_check = self._loop.call_later(self.heartbeat_s / 3, self._check_silence)
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether a process of this pid namespace still runs; one of another (pid 0) is taken to."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _is_loopback(sock: socket.socket) -> bool:
+    return ipaddress.ip_address(sock.getsockname()[0]).is_loopback
+
+
+def _describe(sock: socket.socket) -> str:
+    where = sock.getsockname()
+    if isinstance(where, (str, bytes)):
+        return os.fsdecode(where)
+    host, port = where[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

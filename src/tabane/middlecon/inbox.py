@@ -1,0 +1,157 @@
+"""Messages on the way to a handler, and its answers on the way back.
+
+A handler gets one sender's messages in order: the next begins when the one before is done, unless
+it was registered as concurrent; then they *begin* in order and may overlap. Messages of different
+senders overlap always. A handler that is a plain function runs at once, without a task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+
+from tabane.errors import Busy, Refused, TabaneError
+from tabane.middlecon.frames import RAISED, Frame, Kind, encode_frame
+from tabane.middlecon.wire import Wire
+from tabane.supervise import Supervisor, log_failure
+
+WAITING_MESSAGES = 10_000
+"""Of one handler. More are refused as overloaded, or dropped and counted if nobody waits."""
+
+_QUIET = (Kind.CAST, Kind.POST)
+_ANSWERED = (Kind.ASK, Kind.CALL)
+
+
+class Message:
+    """What a handler gets. `room` is None for a message to this member alone.
+
+    `wants_reply`: what the handler returns goes to the sender. `timeout_s`: how long the sender
+    waits, counted from when it sent it; 0 when it does not wait.
+    """
+
+    __slots__ = ("_id", "_wire", "data", "room", "sender", "timeout_s", "wants_reply")
+
+    def __init__(self, wire: Wire, frame: Frame, room: str | None) -> None:
+        self.sender = frame.name
+        self.data = frame.data
+        self.room = room
+        self.wants_reply = frame.kind in _ANSWERED
+        self.timeout_s = frame.value / 1000
+        self._wire = wire
+        self._id = 0 if frame.kind in _QUIET else frame.id
+
+    @property
+    def wants_ack(self) -> bool:
+        """Whether the sender is told that the handler returned."""
+        return self._id != 0
+
+    def acknowledge(self, answer: bytes) -> None:
+        if self._id and self._wire.open:
+            data = answer if self.wants_reply else b""
+            self._wire.port.send(encode_frame(Kind.ACK, id=self._id, data=data))
+
+    def refuse(self, error: TabaneError, *, raised: bool) -> None:
+        """Tell the sender why not. `raised` by the handler, or else decided before it."""
+        if self._id and self._wire.open:
+            self._wire.port.send(
+                encode_frame(
+                    Kind.NACK,
+                    id=self._id,
+                    flags=RAISED if raised else 0,
+                    name=error.code,
+                    data=error.message.encode(),
+                )
+            )
+
+
+Handler = Callable[[Message], Awaitable[bytes | None] | bytes | None]
+
+
+class Inbox:
+    """One handler and what waits for it. `dropped` counts messages nobody was told about."""
+
+    def __init__(self, name: str, tasks: Supervisor) -> None:
+        self.dropped = 0
+        self._name = name
+        self._tasks = tasks
+        self._handler: Handler | None = None
+        self._concurrent = False
+        self._busy: dict[str, deque[Message]] = {}
+        """For each sender whose message is being handled, those that wait."""
+        self._unfinished = 0
+
+    def handle_with(self, handler: Handler, *, concurrent: bool) -> None:
+        """From now on `handler` gets the messages."""
+        self._handler = handler
+        self._concurrent = concurrent
+
+    def deliver(self, message: Message) -> None:
+        if self._handler is None:
+            self._drop(message, Refused(f"{self._name} takes no messages"))
+        elif self._unfinished >= WAITING_MESSAGES:
+            self._drop(message, Busy(f"{self._unfinished} messages wait for {self._name}"))
+        elif self._concurrent:
+            self._begin(message)
+        elif (waiting := self._busy.get(message.sender)) is not None:
+            self._unfinished += 1
+            waiting.append(message)
+        else:
+            self._begin(message)
+
+    def _drop(self, message: Message, error: TabaneError) -> None:
+        if message.wants_ack:
+            message.refuse(error, raised=False)
+        else:
+            self.dropped += 1
+
+    def _begin(self, message: Message) -> None:
+        assert self._handler is not None
+        try:
+            result = self._handler(message)
+        except Exception as error:
+            self._on_raised(message, error)
+            return
+        if not isinstance(result, Awaitable):
+            self._on_returned(message, result)
+            return
+        self._unfinished += 1
+        if not self._concurrent:
+            self._busy[message.sender] = deque()
+        self._tasks.start(f"{self._name} from {message.sender}", self._finish(message, result))
+
+    async def _finish(self, message: Message, work: Awaitable[bytes | None]) -> None:
+        try:
+            self._on_returned(message, await work)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            self._on_raised(message, error)
+        finally:
+            self._unfinished -= 1
+            self._next_of(message.sender)
+
+    def _next_of(self, sender: str) -> None:
+        """Begin what waited for the message just finished, up to the next that takes time."""
+        waiting = self._busy.pop(sender, None)
+        while waiting:
+            self._unfinished -= 1
+            self._begin(waiting.popleft())
+            if sender in self._busy:
+                self._busy[sender] = waiting
+                return
+
+    def _on_returned(self, message: Message, answer: bytes | None) -> None:
+        if answer is None or isinstance(answer, (bytes, bytearray, memoryview)):
+            message.acknowledge(bytes(answer or b""))
+        else:
+            kind = type(answer).__name__
+            self._on_raised(message, TypeError(f"a handler returns bytes or None, not {kind}"))
+
+    def _on_raised(self, message: Message, error: Exception) -> None:
+        if isinstance(error, TabaneError):
+            message.refuse(error, raised=True)
+        else:
+            log_failure(f"{self._name} from {message.sender}", error)
+            text = f"{type(error).__name__}: {error}"
+            message.refuse(TabaneError(text), raised=True)

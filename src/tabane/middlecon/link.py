@@ -1,0 +1,77 @@
+"""A hub's standing link to one peer.
+
+Both hubs of a pair may dial; one link is enough. A hub refuses a peer's HELLO while it has a link
+to it, and the one with the smaller name also while its own attempt is under way: so of two attempts
+made at the same time, that of the smaller name survives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from tabane.errors import TabaneError
+from tabane.middlecon.addresses import Address
+from tabane.middlecon.dial import Adopt, dial, pauses
+from tabane.middlecon.session import Hello
+from tabane.middlecon.wire import Flusher
+
+
+class Link:
+    """Dials `peer` whenever there is no link to it, whoever opened the last one.
+
+    `linked()` says whether there is one; `down` is set by the hub when it is lost. `trouble` says
+    why the last attempt failed.
+    """
+
+    def __init__(
+        self,
+        peer: str,
+        address: Address,
+        hello: Hello,
+        adopt: Adopt,
+        linked: Callable[[], bool],
+        flusher: Flusher,
+        *,
+        queue_bytes: int,
+    ) -> None:
+        self.peer = peer
+        self.dialing = False
+        self.down = asyncio.Event()
+        self.trouble = ""
+        self._address = address
+        self._hello = hello
+        self._adopt = adopt
+        self._linked = linked
+        self._flusher = flusher
+        self._queue_bytes = queue_bytes
+
+    async def run(self) -> None:
+        """Ends only by being cancelled."""
+        while True:
+            for pause_s in pauses():
+                if not self._linked():
+                    await self._attempt()
+                if self._linked():
+                    break
+                await asyncio.sleep(pause_s)
+            self.down.clear()
+            if self._linked():
+                await self.down.wait()
+            await asyncio.sleep(next(pauses()))
+
+    async def _attempt(self) -> None:
+        self.dialing = True
+        try:
+            await dial(
+                self._address,
+                self._hello,
+                self._adopt,
+                self._flusher,
+                queue_bytes=self._queue_bytes,
+            )
+            self.trouble = ""
+        except TabaneError as error:
+            self.trouble = error.message
+        finally:
+            self.dialing = False

@@ -1,0 +1,272 @@
+"""What becomes of each message: copies out, fates added up, one receipt back; without IO.
+
+A message that wants an answer is *pending* until the fate of each of its targets is known, at the
+latest a moment after its deadline. A `Call` has one target, a `Tally` those of a room: this hub's
+own members, and each link that has members behind it, which counts as one and answers with one sum.
+
+What comes over a link goes to this hub's own members only. That is the whole routing of a full
+mesh, and `_links_for` is the one place that a tree of hubs changes: an inner hub's tally then waits
+for its further links and its sum goes up, as it does here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tabane.errors import Busy, ProtocolError
+from tabane.middlecon.frames import GONE, MAX_U32, Frame, Kind, encode_frame
+from tabane.middlecon.receipts import Cause, Sum, encode_receipt
+from tabane.middlecon.rooms import Directory, LinkPort, Member, Port, Room, SessionPort
+from tabane.middlecon.tallies import Book, Call, Tally, encode_nack
+
+Handler = Callable[[SessionPort, Frame, float], None]
+LinkHandler = Callable[[LinkPort, Frame, float], None]
+
+
+class Relay:
+    """The decisions about messages, and the table of what a frame from a session or link does.
+
+    Handlers take the present moment, raise `ProtocolError` when the other side must be cut off,
+    and put frames into outboxes.
+    """
+
+    def __init__(self, directory: Directory) -> None:
+        self._directory = directory
+        self._limits = directory.limits
+        self.pending: Book = {}
+        self._last_id = 0
+        self._of_sessions: dict[int, Handler] = {
+            Kind.JOIN: self._on_join,
+            Kind.LEAVE: lambda port, frame, now: directory.leave(port, frame.to),
+            Kind.STATE: self._on_state,
+            Kind.SAY: self._on_say,
+            Kind.ASK: self._on_say,
+            Kind.CAST: self._on_cast,
+            Kind.SEND: self._on_call,
+            Kind.CALL: self._on_call,
+            Kind.POST: self._on_post,
+            Kind.ACK: self._on_ack,
+            Kind.NACK: self._on_nack,
+        }
+        self._of_links: dict[int, LinkHandler] = {
+            Kind.MEMBER: lambda link, frame, now: directory.on_member(link, frame),
+            Kind.PRESENCE: lambda link, frame, now: directory.on_presence(link, frame),
+            Kind.STATE: lambda link, frame, now: directory.on_state(link, frame),
+            Kind.SYNCED: lambda link, frame, now: directory.on_synced(link),
+            Kind.SAY: self._on_link_say,
+            Kind.ASK: self._on_link_say,
+            Kind.CAST: self._on_link_cast,
+            Kind.SEND: self._on_link_call,
+            Kind.CALL: self._on_link_call,
+            Kind.POST: self._on_link_post,
+            Kind.ACK: self._on_ack,
+            Kind.NACK: self._on_nack,
+            Kind.ANSWER: self._on_answer,
+            Kind.RECEIPT: self._on_receipt,
+        }
+
+    def receive(self, port: SessionPort | LinkPort, frame: Frame, now: float) -> None:
+        """Handle one frame. Raises `ProtocolError`: cut the port off."""
+        if isinstance(port, SessionPort):
+            handler = self._of_sessions.get(frame.kind)
+            if handler is not None:
+                return handler(port, frame, now)
+        elif (on_link := self._of_links.get(frame.kind)) is not None:
+            return on_link(port, frame, now)
+        raise ProtocolError(f"a frame of kind {frame.kind} is not for this side of the session")
+
+    def close(self, port: SessionPort | LinkPort) -> None:
+        """A session or link is over: settle what waited for it, then take it off the directory."""
+        for pending in list(self.pending.values()):
+            pending.on_closed(port)
+        if isinstance(port, SessionPort):
+            self._directory.close_session(port)
+        else:
+            self._directory.close_link(port)
+
+    def expire(self, now: float) -> None:
+        """Settle what has passed its deadline: to be called often while `pending` is not empty."""
+        for pending in [p for p in self.pending.values() if p.deadline <= now]:
+            pending.on_deadline(now)
+
+    # Membership and state
+
+    def _on_join(self, port: SessionPort, frame: Frame, now: float) -> None:
+        try:
+            self._directory.join(port, frame.name, frame.flags, frame.id)
+        except Busy as error:
+            port.send(encode_nack(frame.id, Cause.OVERLOADED, error.message))
+
+    def _on_state(self, port: SessionPort, frame: Frame, now: float) -> None:
+        try:
+            key = frame.data[: frame.value].decode()
+            if frame.flags & GONE:
+                self._directory.delete(port, key)
+            else:
+                self._directory.put(port, key, frame.data[frame.value :])
+        except UnicodeDecodeError:
+            raise ProtocolError(f"{port.name} put a state key that is not UTF-8") from None
+        except Busy as error:
+            port.send(encode_nack(frame.id, Cause.OVERLOADED, error.message))
+        else:
+            port.send(encode_frame(Kind.ACK, id=frame.id))
+
+    # To a room
+
+    def _on_say(self, port: SessionPort, frame: Frame, now: float) -> None:
+        room = port.rooms.get(frame.to)
+        if room is None:
+            return port.send(encode_nack(frame.id, Cause.NOT_FOUND, "join the room first"))
+        tally = self._count(port, frame, room, now)
+        for link in self._links_for(room, port):
+            tally.expect(link)
+            link.send(self._copy(frame, room.addresses[link], tally.id, port.name))
+        for name in room.lost:
+            tally.fail(name, Cause.UNREACHABLE)
+        return tally.maybe_end()
+
+    def _on_link_say(self, link: LinkPort, frame: Frame, now: float) -> None:
+        self._check_sender(link, frame)
+        room = self._directory.numbered.get(frame.to)
+        if room is None:
+            for part in encode_receipt(frame.id, Sum()):
+                link.send(part)
+        else:
+            self._count(link, frame, room, now).maybe_end()
+
+    def _count(self, origin: Port, frame: Frame, room: Room, now: float) -> Tally:
+        """Send the copies to this hub's own members; who is waited for is in the tally."""
+        id = self._next_id()
+        tally = self.pending[id] = Tally(self.pending, id, origin, frame, room)
+        tally.deadline = now + self._timeout_s(frame)
+        sender = frame.name if isinstance(origin, LinkPort) else origin.name
+        copy = self._copy(frame, room.number, id, sender)
+        limit = self._limits.queue_bytes
+        for port in room.local:
+            if port is origin:
+                continue
+            if port.backlog > limit:
+                tally.fail(port.name, Cause.OVERLOADED)
+            else:
+                port.send(copy)
+                tally.expect(port)
+        return tally
+
+    def _on_cast(self, port: SessionPort, frame: Frame, now: float) -> None:
+        room = port.rooms.get(frame.to)
+        if room is None:
+            return
+        self._cast(port, room, frame, port.name)
+        for link in self._links_for(room, port):
+            self._drop_or_send(link, self._copy(frame, room.addresses[link], 0, port.name))
+
+    def _on_link_cast(self, link: LinkPort, frame: Frame, now: float) -> None:
+        self._check_sender(link, frame)
+        if (room := self._directory.numbered.get(frame.to)) is not None:
+            self._cast(link, room, frame, frame.name)
+
+    def _cast(self, origin: Port, room: Room, frame: Frame, sender: str) -> None:
+        copy = self._copy(frame, room.number, 0, sender)
+        for port in room.local:
+            if port is not origin:
+                self._drop_or_send(port, copy)
+
+    def _links_for(self, room: Room, origin: SessionPort) -> list[Port]:
+        """The links that a message from one of our members goes over: all with members behind."""
+        return list(room.remote)
+
+    def _on_answer(self, link: LinkPort, frame: Frame, now: float) -> None:
+        pending = self.pending.get(frame.id)
+        if isinstance(pending, Tally):
+            pending.on_answer(frame.name, frame.data)
+
+    def _on_receipt(self, link: LinkPort, frame: Frame, now: float) -> None:
+        pending = self.pending.get(frame.id)
+        if isinstance(pending, Tally):
+            pending.on_receipt(link, frame)
+
+    # To one member
+
+    def _on_call(self, port: SessionPort, frame: Frame, now: float) -> None:
+        member = self._directory.members.get(frame.name)
+        if member is None:
+            text = f"there is no member {frame.name}"
+            port.send(encode_nack(frame.id, Cause.NOT_FOUND, text))
+        elif member.port is None:
+            text = f"{frame.name} cannot be reached: the link to hub {member.hub} is down"
+            port.send(encode_nack(frame.id, Cause.UNREACHABLE, text))
+        else:
+            to = member.address if isinstance(member.port, LinkPort) else 0
+            self._call(port, frame, member, member.port, to, port.name, now)
+
+    def _on_link_call(self, link: LinkPort, frame: Frame, now: float) -> None:
+        self._check_sender(link, frame)
+        member = self._directory.locals.get(frame.to)
+        if member is None or member.port is None:
+            text = "it went away before the message reached it"
+            link.send(encode_nack(frame.id, Cause.CLOSED, text))
+        else:
+            self._call(link, frame, member, member.port, 0, frame.name, now)
+
+    def _call(
+        self,
+        origin: Port,
+        frame: Frame,
+        member: Member,
+        target: Port,
+        to: int,
+        sender: str,
+        now: float,
+    ) -> None:
+        if target.backlog > self._limits.queue_bytes:
+            text = f"too much waits for {member.name}"
+            return origin.send(encode_nack(frame.id, Cause.OVERLOADED, text))
+        id = self._next_id()
+        call = self.pending[id] = Call(self.pending, id, origin, frame, target, member)
+        call.deadline = now + self._timeout_s(frame)
+        return target.send(self._copy(frame, to, id, sender))
+
+    def _on_post(self, port: SessionPort, frame: Frame, now: float) -> None:
+        member = self._directory.members.get(frame.name)
+        if member is not None and member.port is not None:
+            to = member.address if isinstance(member.port, LinkPort) else 0
+            member.port.send(self._copy(frame, to, 0, port.name))
+
+    def _on_link_post(self, link: LinkPort, frame: Frame, now: float) -> None:
+        self._check_sender(link, frame)
+        member = self._directory.locals.get(frame.to)
+        if member is not None and member.port is not None:
+            member.port.send(self._copy(frame, 0, 0, frame.name))
+
+    # Fates, and what they share
+
+    def _on_ack(self, port: Port, frame: Frame, now: float) -> None:
+        if (pending := self.pending.get(frame.id)) is not None:
+            pending.on_ack(port, frame)
+
+    def _on_nack(self, port: Port, frame: Frame, now: float) -> None:
+        if (pending := self.pending.get(frame.id)) is not None:
+            pending.on_nack(port, frame)
+
+    def _check_sender(self, link: LinkPort, frame: Frame) -> None:
+        """A hub may speak for its own members only."""
+        if frame.name not in link.members:
+            raise ProtocolError(f"hub {link.name} has no member {frame.name} to speak for")
+
+    def _copy(self, frame: Frame, to: int, id: int, sender: str) -> bytes:
+        return encode_frame(
+            frame.kind, to=to, id=id, value=frame.value, name=sender, data=frame.data
+        )
+
+    def _drop_or_send(self, port: Port, copy: bytes) -> None:
+        if port.backlog > self._limits.queue_bytes:
+            port.dropped += 1
+        else:
+            port.send(copy)
+
+    def _timeout_s(self, frame: Frame) -> float:
+        return min(frame.value / 1000, self._limits.timeout_s)
+
+    def _next_id(self) -> int:
+        self._last_id = self._last_id % MAX_U32 + 1
+        return self._last_id

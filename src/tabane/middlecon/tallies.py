@@ -1,0 +1,206 @@
+"""Messages whose fate is not known yet: one target (`Call`) or those of a room (`Tally`).
+
+Each is in the book of its hub under the id that its copies carry, from the first copy until the
+answer or the receipt goes to its origin, which is a session or a link. Without IO.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from tabane.errors import ProtocolError
+from tabane.middlecon.frames import MORE, RAISED, Frame, Kind, encode_frame
+from tabane.middlecon.receipts import Cause, Reason, Sum, encode_receipt, parse_receipt
+from tabane.middlecon.rooms import LinkPort, Member, Port, Room
+
+LINK_GRACE_S = 0.5
+"""How much longer than its deadline a room message waits for the sums of open links: the hubs
+behind them count to the same deadline, and their sums then have to travel (200 ms one way between
+far data centers). What they know is better than `unknown`."""
+
+_CAUSES = frozenset(Cause)
+
+REASON_CHARS = 300
+"""Of the text of a reason: enough for a sentence, and it keeps receipts small."""
+
+
+class Pending(Protocol):
+    """A message whose fate is not known yet."""
+
+    deadline: float
+
+    def on_ack(self, port: Port, frame: Frame) -> None: ...
+    def on_nack(self, port: Port, frame: Frame) -> None: ...
+    def on_closed(self, port: Port) -> None: ...
+    def on_deadline(self, now: float) -> None: ...
+
+
+Book = dict[int, Pending]
+
+
+def encode_nack(id: int, cause: Cause, text: str) -> bytes:
+    return encode_frame(Kind.NACK, id=id, name=cause, data=text.encode())
+
+
+def parse_reason(frame: Frame) -> Reason:
+    """Why a member failed, as a NACK says it."""
+    text = frame.data.decode(errors="replace")[:REASON_CHARS]
+    if not frame.flags & RAISED and frame.name in _CAUSES:
+        return Reason(Cause(frame.name), text)
+    return Reason(Cause.REFUSED, text, frame.name)
+
+
+class Call:
+    """A `send` or `call`: one target, which is a member's session, or the link towards it."""
+
+    __slots__ = ("_book", "_id", "_member", "_origin", "_reply_to", "_target", "deadline")
+
+    def __init__(
+        self, book: Book, id: int, origin: Port, frame: Frame, target: Port, member: Member
+    ) -> None:
+        self._book = book
+        self._id = id
+        self._origin = origin
+        self._reply_to = frame.id
+        self._target = target
+        self._member = member
+        self.deadline = 0.0
+
+    def on_ack(self, port: Port, frame: Frame) -> None:
+        self._check(port)
+        self._end(encode_frame(Kind.ACK, id=self._reply_to, data=frame.data))
+
+    def on_nack(self, port: Port, frame: Frame) -> None:
+        self._check(port)
+        self._end(
+            encode_frame(
+                Kind.NACK, id=self._reply_to, flags=frame.flags, name=frame.name, data=frame.data
+            )
+        )
+
+    def on_closed(self, port: Port) -> None:
+        if port is self._origin:
+            del self._book[self._id]
+        elif port is self._target and isinstance(port, LinkPort):
+            text = f"the link to hub {port.name} died: {self._member.name} may have got it or not"
+            self._end(encode_nack(self._reply_to, Cause.UNREACHABLE, text))
+        elif port is self._target:
+            text = f"{self._member.name} went away before it answered"
+            self._end(encode_nack(self._reply_to, Cause.CLOSED, text))
+
+    def on_deadline(self, now: float) -> None:
+        text = f"{self._member.name} did not answer in time"
+        self._end(encode_nack(self._reply_to, Cause.TIMED_OUT, text))
+
+    def _check(self, port: Port) -> None:
+        if port is not self._target:
+            raise ProtocolError(f"{port.name} answered a message that was not for it")
+
+    def _end(self, frame: bytes) -> None:
+        del self._book[self._id]
+        self._origin.send(frame)
+
+
+class Tally:
+    """A `say` or `ask`: fates are added up until nobody is waited for."""
+
+    __slots__ = (
+        "_asking",
+        "_book",
+        "_late",
+        "_origin",
+        "_reply_to",
+        "_room",
+        "_total",
+        "_waiting",
+        "deadline",
+        "id",
+    )
+
+    def __init__(self, book: Book, id: int, origin: Port, frame: Frame, room: Room) -> None:
+        self._book = book
+        self.id = id
+        self._origin = origin
+        self._reply_to = frame.id
+        self._asking = frame.kind == Kind.ASK
+        self._room = room
+        self._total = Sum([], {}, [], [])
+        self._waiting: set[Port] = set()
+        self._late = False
+        self.deadline = 0.0
+
+    def expect(self, port: Port) -> None:
+        self._waiting.add(port)
+
+    def fail(self, name: str, cause: Cause, text: str = "") -> None:
+        self._total.failed[name] = Reason(cause, text)
+
+    def on_ack(self, port: Port, frame: Frame) -> None:
+        if self._settle(port):
+            self._total.acknowledged.append(port.name)
+            if self._asking:
+                self.on_answer(port.name, frame.data)
+            self.maybe_end()
+
+    def on_nack(self, port: Port, frame: Frame) -> None:
+        if self._settle(port):
+            self._total.failed[port.name] = parse_reason(frame)
+            self.maybe_end()
+
+    def on_answer(self, name: str, data: bytes) -> None:
+        self._origin.send(encode_frame(Kind.ANSWER, id=self._reply_to, name=name, data=data))
+
+    def on_receipt(self, link: LinkPort, frame: Frame) -> None:
+        """A part of the sum of all that is behind a link."""
+        if link not in self._waiting:
+            raise ProtocolError(f"hub {link.name} summed up a message that was not for it")
+        self._total.add(parse_receipt(frame))
+        if not frame.flags & MORE:
+            self._waiting.remove(link)
+            self.maybe_end()
+
+    def on_closed(self, port: Port) -> None:
+        if port is self._origin:
+            del self._book[self.id]
+        elif port in self._waiting:
+            self._waiting.remove(port)
+            if isinstance(port, LinkPort):
+                self._lose(port)
+            else:
+                self.fail(port.name, Cause.CLOSED)
+            self.maybe_end()
+
+    def on_deadline(self, now: float) -> None:
+        silent = list(self._waiting)
+        for port in silent:
+            if not isinstance(port, LinkPort):
+                self.fail(port.name, Cause.TIMED_OUT)
+                self._waiting.remove(port)
+            elif self._late:
+                self._lose(port)
+                self._waiting.remove(port)
+        self._late = True
+        self.deadline = now + LINK_GRACE_S
+        self.maybe_end()
+
+    def maybe_end(self) -> None:
+        """The receipt, when nobody is waited for any more."""
+        if not self._waiting:
+            del self._book[self.id]
+            for part in encode_receipt(self._reply_to, self._total):
+                self._origin.send(part)
+
+    def _settle(self, port: Port) -> bool:
+        """Whether `port` was waited for, which it then is no more. Late answers change nothing."""
+        if port in self._waiting:
+            self._waiting.remove(port)
+            return True
+        if not self._late:
+            raise ProtocolError(f"{port.name} answered twice, or a message that was not for it")
+        return False
+
+    def _lose(self, link: LinkPort) -> None:
+        total = self._total
+        told = {*total.acknowledged, *total.failed, *total.unknown, *total.asleep}
+        behind = self._room.remote.get(link, {})
+        total.unknown += [name for name in behind if name not in told]

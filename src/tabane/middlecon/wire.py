@@ -1,0 +1,202 @@
+"""A connection as both a hub and a client have it: bytes between a transport and a session.
+
+What is put into the port's outbox during one turn of the loop leaves with one write at its end.
+`on_frame` gets every frame but pings; `on_lost` is called once, when the connection is over.
+
+The writing side is bounded by who fills the outbox: the port's `backlog` tells it what the kernel
+has not taken yet. The reading side is not paused: acknowledgements must get through.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import cast
+
+from tabane.errors import Closed, ProtocolError, TabaneError
+from tabane.middlecon.frames import MAGIC, Frame, Kind, encode_frame
+from tabane.middlecon.rooms import Port
+from tabane.middlecon.session import Mode, Session, encode_error
+
+LINGER_S = 1.0
+"""How long a connection that is being closed may take to deliver its last frames."""
+HIGH_WATER_BYTES = 256 << 10
+"""Unsent bytes above which the transport starts to tell its backlog."""
+QUIET_PINGED = 1
+QUIET_LOST = 3
+"""`check` is called three times a heartbeat: after one turn without a byte from the other side it
+is pinged, after three the connection is lost. So a silence of one heartbeat (to four thirds of it)
+ends it, two thirds of which are left to answer the ping."""
+
+PING = encode_frame(Kind.PING)
+PONG = encode_frame(Kind.PONG)
+GOODBYE = encode_frame(Kind.GOODBYE)
+
+OnFrame = Callable[["Wire", Frame], None]
+OnLost = Callable[["Wire", TabaneError], None]
+
+
+class Flusher:
+    """Writes out what the ports of one loop have gathered, once per turn."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._waiting: list[Wire] = []
+
+    def add(self, wire: Wire) -> None:
+        if not self._waiting:
+            self._loop.call_soon(self._flush)
+        self._waiting.append(wire)
+
+    def _flush(self) -> None:
+        wires, self._waiting = self._waiting, []
+        for wire in wires:
+            wire.flush()
+
+
+class Wire(asyncio.Protocol):
+    """One connection. `port` is its outbox; who opens the session may put a better one there."""
+
+    transport: asyncio.Transport
+
+    def __init__(
+        self,
+        session: Session,
+        flusher: Flusher,
+        on_frame: OnFrame,
+        on_lost: OnLost,
+        *,
+        queue_bytes: int,
+        greeting: bytes = b"",
+        on_made: Callable[[Wire], None] | None = None,
+    ) -> None:
+        self.session = session
+        self.open = False
+        self.port = Port("", self.wake)
+        self._flusher = flusher
+        self.on_frame = on_frame
+        self.on_lost = on_lost
+        self._on_made = on_made
+        self._queue_bytes = queue_bytes
+        self._greeting = greeting
+        self._greeted = bool(greeting)
+        self._congested = False
+        self._quiet = 0
+        self._gone: asyncio.Event | None = None
+        self._closed = False
+
+    def wake(self) -> None:
+        """The port's outbox has something: flush it at the end of this turn."""
+        self._flusher.add(self)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.open = True
+        self.transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
+        if self._greeting:
+            self.transport.write(self._greeting)
+        if self._on_made is not None:
+            self._on_made(self)
+
+    def data_received(self, data: bytes) -> None:
+        self._quiet = 0
+        try:
+            for frame in self.session.receive(data):
+                if not self.open:
+                    return
+                if frame.kind == Kind.PING:
+                    self.port.send(PONG)
+                elif frame.kind != Kind.PONG:
+                    self.on_frame(self, frame)
+        except ProtocolError as error:
+            self.cut(error)
+            return
+        if self.session.broken is not None:
+            self.cut(self.session.broken)
+        elif self.session.mode not in (Mode.BINARY, None):
+            self.refuse_text()
+
+    def flush(self) -> None:
+        """Write what is in the outbox now."""
+        port = self.port
+        out, port.out = port.out, []
+        if not (out and self.open):
+            return
+        self.transport.write(out[0] if len(out) == 1 else b"".join(out))
+        if self._congested:
+            port.backlog = self.transport.get_write_buffer_size()
+            if port.backlog > 2 * self._queue_bytes:
+                self.lose(Closed(f"{port.name} does not read: {port.backlog} bytes wait for it"))
+
+    def pause_writing(self) -> None:
+        self._congested = True
+        self.port.backlog = self.transport.get_write_buffer_size()
+
+    def resume_writing(self) -> None:
+        self._congested = False
+        self.port.backlog = 0
+
+    def check(self) -> None:
+        """A third of a heartbeat has passed: ping a quiet peer, lose a silent one."""
+        self._quiet += 1
+        if self._quiet > QUIET_LOST:
+            self.lose(Closed(f"{self.port.name or 'the other side'} has been silent too long"))
+        elif self._quiet > QUIET_PINGED:
+            self.port.send(PING)
+
+    def refuse_text(self) -> None:
+        """Whoever is there speaks text or HTTP. The seam where chat mode begins."""
+        if self.session.mode is Mode.HTTP:
+            self.transport.write(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
+        self.transport.write(b"This is a middlecon hub; it speaks its binary protocol only.\n")
+        self.lose(ProtocolError("the other side speaks text"), linger=True)
+
+    def cut(self, error: TabaneError) -> None:
+        """Tell the other side what it did wrong, and close."""
+        self.greet(encode_error(error))
+        self.lose(error, linger=True)
+
+    def greet(self, frame: bytes) -> None:
+        """Send a frame, after the magic if this side has not sent it yet."""
+        if not self._greeted:
+            self._greeted = True
+            self.port.send(MAGIC)
+        self.port.send(frame)
+
+    def close(self) -> None:
+        """Say goodbye and close, once what is in the outbox has been delivered."""
+        if self.open:
+            if self._greeted:
+                self.port.send(GOODBYE)
+            self.lose(Closed("this side closed the session"), linger=True)
+
+    def lose(self, error: TabaneError, *, linger: bool = False) -> None:
+        """End the connection for the reason `error`: at once, or after its last frames."""
+        if not self.open:
+            return
+        if not linger:
+            self.transport.abort()
+        else:
+            if self.port.out:
+                self.flush()
+            if self.transport.get_write_buffer_size():
+                asyncio.get_running_loop().call_later(LINGER_S, self.transport.abort)
+            self.transport.close()
+        self._end(error)
+
+    async def wait_closed(self) -> None:
+        """Until the transport is closed: what was sent before has left, or could not."""
+        if not self._closed:
+            self._gone = self._gone or asyncio.Event()
+            await self._gone.wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._closed = True
+        if self._gone is not None:
+            self._gone.set()
+        self._end(Closed(str(exc) if exc else "the other side closed the session"))
+
+    def _end(self, error: TabaneError) -> None:
+        if self.open:
+            self.open = False
+            self.on_lost(self, error)
