@@ -82,10 +82,10 @@ def new_veth(name: str, mac: bytes, peer: str, peer_mac: bytes, peer_pid: int) -
     return Request(_NEWLINK, _MAKE, body, f"create the veth pair {name}")
 
 
-def new_bridge(name: str) -> Request:
-    """A bridge that is up."""
+def new_bridge(name: str, mac: bytes) -> Request:
+    """A bridge that is up. It keeps `mac` and does not take one of its ports'."""
     info = _attribute(_IFLA_LINKINFO, _text(_INFO_KIND, "bridge"))
-    body = _link(0, up=True) + _text(_IFLA_IFNAME, name) + info
+    body = _link(0, up=True) + _text(_IFLA_IFNAME, name) + _attribute(_IFLA_ADDRESS, mac) + info
     return Request(_NEWLINK, _MAKE, body, f"create the bridge {name}")
 
 

@@ -34,6 +34,17 @@ def open_process(pid: int, ticks: int) -> int | None:
     return None
 
 
+def is_running(pid: int, ticks: int) -> bool:
+    """Whether the process that started at `ticks` has not ended (one nobody has reaped has)."""
+    descriptor = open_process(pid, ticks)
+    if descriptor is None:
+        return False
+    try:
+        return not wait_ended(descriptor, 0)
+    finally:
+        os.close(descriptor)
+
+
 def wait_ended(descriptor: int, timeout_s: float) -> bool:
     """Block until the process of a pidfd has ended; False when it still runs after `timeout_s`."""
     poll = select.poll()
