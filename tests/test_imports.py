@@ -5,8 +5,9 @@ Two kinds of modules stand elsewhere than their folder:
 
 - a seam (`SEAMS`) holds only values and protocols, so it stands right after the values: parts that
   meet at a seam need not know each other;
-- a program's entry (`cli.py`, `main.py`, `__main__.py`) puts parts together, so it stands with the
-  tools, wherever it lies.
+- a program's entry (`ENTRIES`) puts parts together, so it stands with the tools, wherever it lies.
+
+The tools come last: a demonstration may use the fakes of `tabane.testing`.
 """
 
 from __future__ import annotations
@@ -45,12 +46,12 @@ LAYERS = (
     "gateway",
     "node",
     "api",
-    "tools",
     "sim",
     "testing",
+    "tools",
 )
 SEAMS = frozenset({"tabane.runtimes.api", "tabane.store.api", "tabane.gateway.api"})
-ENTRIES = frozenset({"cli", "main", "__main__"})
+ENTRIES = frozenset({"cli", "main", "__main__", "agentd", "gatewayd", "hubd"})
 
 SANS_IO = (
     "tabane.model",
