@@ -1,0 +1,238 @@
+"""One connection from a client: its requests, one at a time, each answered before the next begins.
+
+Bytes are read as long as they are wanted: not while a request waits behind another (pipelining),
+nor while an app takes no more of a body. A client that closes its side is taken to have left, as
+browsers, curl and most proxies mean it; while nobody reads, the sweep asks the kernel.
+
+It is closed by `leave`: our end first, then what still comes is thrown away for a moment, for a
+plain close with unread bytes would reset the connection and take the last answer along (RFC 9112
+section 9.6).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from tabane.gateway.exchange import Exchange
+from tabane.gateway.flow import Flow
+from tabane.gateway.forwarding import Provenance
+from tabane.gateway.http1 import REPLAY_BYTES, RequestReader
+from tabane.gateway.replies import Reply, encode_reply, reply_for
+from tabane.gateway.tunnel import Tunnel
+
+if TYPE_CHECKING:
+    from tabane.gateway.http import HttpGateway
+
+FRESH_S = 1.0
+"""A connection just made has so long to send its first request when the gateway drains."""
+TOO_MANY = Reply(503, "busy", "this gateway has too many connections, try again soon", 1.0)
+
+
+class Client(Flow):
+    """Made by the gateway for each connection it accepts."""
+
+    __slots__ = (
+        "_begins",
+        "_in_head",
+        "_is_fresh",
+        "_leaves",
+        "deadline",
+        "exchange",
+        "gateway",
+        "provenance",
+        "reader",
+    )
+
+    provenance: Provenance
+
+    def __init__(self, gateway: HttpGateway) -> None:
+        super().__init__()
+        self.gateway = gateway
+        self.reader = RequestReader()
+        self.exchange: Exchange | None = None
+        self.deadline = gateway.now + gateway.limits.header_timeout_s
+        """When `on_deadline` is due."""
+        self._begins = False
+        self._in_head = False
+        self._is_fresh = True
+        self._leaves = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        gateway = self.gateway
+        peer = transport.get_extra_info("peername")
+        name = peer[0] if isinstance(peer, tuple) else "unknown"
+        self.provenance = Provenance(name, gateway.scheme, trusted=gateway.forward)
+        if not gateway.admit(self):
+            self.reply(TOO_MANY, None)
+
+    @property
+    def is_deaf(self) -> bool:
+        """A request is in flight and nobody reads: the client might leave unseen."""
+        return not self.reads and self.exchange is not None
+
+    # Bytes come.
+
+    def data_received(self, data: bytes) -> None:
+        if self._leaves:
+            return
+        self.gateway.counters.received_bytes += len(data)
+        reader, exchange = self.reader, self.exchange
+        reader.feed(data)
+        if exchange is None:
+            self._begin_next()
+        else:
+            exchange.on_request_data(reader.error)
+        if reader.requests or reader.arriving is not None or reader.rest:
+            self.balance()
+
+    def _begin_next(self) -> None:
+        """Begin with the requests that wait, until one is in flight or none is left."""
+        if self._begins:
+            return
+        self._begins = True
+        reader, gateway = self.reader, self.gateway
+        while self.exchange is None and not self._leaves:
+            if reader.requests:
+                gateway.counters.requests += 1
+                gateway.counters.active += 1
+                self._in_head = self._is_fresh = False
+                self.exchange = exchange = Exchange(self, reader.requests.popleft())
+                if reader.error is not None and not exchange.request.complete:
+                    exchange.on_request_data(reader.error)
+                else:
+                    exchange.begin()
+            elif reader.error is not None:
+                self.reply(reply_for(reader.error), None)
+            else:
+                self._await_head()
+                break
+        self._begins = False
+
+    def _await_head(self) -> None:
+        if self.reader.in_head and not self._in_head:
+            self._in_head = True
+            self.deadline = self.gateway.now + self.gateway.limits.header_timeout_s
+
+    def balance(self) -> None:
+        """Read on, or stop reading, as is right now."""
+        reader, exchange = self.reader, self.exchange
+        waiting = bool(reader.requests) or (
+            reader.rest is not None and len(reader.rest) > REPLAY_BYTES
+        )
+        self.read(
+            self._leaves or not (waiting or (exchange is not None and exchange.blocks_reading))
+        )
+
+    # Answers go.
+
+    def write(self, out: list[bytes]) -> None:
+        data = out[0] if len(out) == 1 else b"".join(out)
+        self.gateway.counters.sent_bytes += len(data)
+        self.transport.write(data)
+
+    def reply(self, reply: Reply, exchange: Exchange | None, *, refused: bool = False) -> None:
+        """Answer in the gateway's own name: to a request, or to what cannot be one."""
+        request = exchange.request if exchange is not None else None
+        keep_alive = (
+            request is not None
+            and request.complete
+            and request.keep_alive
+            and not self.gateway.draining
+        )
+        connection = b"" if keep_alive else b"close"
+        if request is not None and keep_alive and request.is_http_1_0:
+            connection = b"keep-alive"
+        is_head = request is not None and request.method == b"HEAD"
+        if exchange is None:
+            self.gateway.counters.responses[reply.status // 100] += 1
+        self.write([encode_reply(reply, connection=connection, is_head=is_head, refused=refused)])
+        self.on_done(keep_alive=keep_alive)
+
+    def on_done(self, *, keep_alive: bool) -> None:
+        """The request in flight is answered: go on with the next, or leave."""
+        self.exchange = None
+        if not keep_alive or self.gateway.draining:
+            self.leave()
+            return
+        self.deadline = self.gateway.now + self.gateway.limits.idle_timeout_s
+        reader = self.reader
+        if reader.rest is not None:
+            reader.resume()
+        self._begin_next()
+        if not self.reads:
+            self.balance()
+
+    def hand_over(self, tunnel: Tunnel) -> None:
+        """A tunnel has the transport from now on."""
+        self.exchange = None
+        self._leaves = True
+        self.gateway.replace(self, tunnel)
+
+    # The end.
+
+    def leave(self) -> None:
+        """Close in good order. Idempotent."""
+        if self._leaves:
+            return
+        self._leaves = True
+        self.deadline = self.gateway.now + self.gateway.limits.linger_s
+        if not self.transport.is_closing():
+            self.transport.write_eof()
+            self.read(True)
+
+    def leave_if_idle(self) -> None:
+        """The gateway drains: leave, unless a request is in flight or on its way."""
+        if self._is_fresh:
+            self.deadline = min(self.deadline, self.gateway.now + FRESH_S)
+        elif self.exchange is None and not self.reader.in_head:
+            self.leave()
+
+    def abort(self) -> None:
+        """Close at once; what was not sent yet is lost, and the client can tell. Idempotent."""
+        self._leaves = True
+        self.transport.abort()
+
+    def eof_received(self) -> bool:
+        if self.exchange is not None:
+            self.on_left()
+        self._leaves = True
+        return False
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._leaves = True
+        if self.exchange is not None:
+            self.exchange.abandon()
+            self.exchange = None
+        self.gateway.forget(self)
+
+    def on_left(self) -> None:
+        """The client closed its side: nobody waits for the answer."""
+        if self.exchange is not None:
+            self.exchange.abandon()
+            self.exchange = None
+        self.abort()
+
+    def on_flow(self) -> None:
+        if self.exchange is not None:
+            self.exchange.on_client_flow()
+
+    def on_deadline(self) -> None:
+        """What must happen next did not within its time."""
+        if self._leaves:
+            self._on_linger_end()
+        elif self.exchange is not None:
+            self.exchange.on_deadline()
+        elif self.reader.in_head:
+            self.reply(Reply(408, "timed_out", "the request's head did not come in time"), None)
+        else:
+            self.leave()
+
+    def _on_linger_end(self) -> None:
+        """A last answer that still moves gets the time it needs."""
+        first = self._buffered == 0
+        if self.transport.get_write_buffer_size() and (self.has_moved() or first):
+            self.deadline = self.gateway.now + self.gateway.limits.body_idle_timeout_s
+        else:
+            self.abort()

@@ -1,0 +1,478 @@
+"""One request and its response: find a slot, send the request there, pass the answer on.
+
+    WAITING     for a slot or a connection, in a task; the client is watched meanwhile
+    SENT        the request, or what came of it, went to an app; nothing final came back
+    ANSWERING   the final response's head went to the client: nothing can be taken back
+    TUNNEL      the protocol was changed: bytes pass both ways, the slot is held
+    DONE        the slot is released, the connections serve others or are closed
+
+The warm path (a slot free now, a connection kept) goes from WAITING to SENT within one call, with
+no task. Whatever happens, an exchange ends once, in `_complete` (the response is whole), `_reply`
+(the gateway answers itself), `_cut` (a truncated answer: the client's connection is aborted, so
+that it can tell), `abandon` (the client left) or with its tunnel; each releases the slot.
+
+Sent again to another instance is a request of which no byte was written to an app's connection, or
+which is idempotent, has all of its body here and got no byte back. When a kept connection breaks,
+that says nothing of the instance: then the same slot is tried with a new connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from typing import TYPE_CHECKING
+
+from tabane.errors import TabaneError, TimedOut, Unreachable
+from tabane.gateway.api import Route, Slot
+from tabane.gateway.forwarding import (
+    CONTINUE,
+    LAST_CHUNK,
+    encode_chunk,
+    encode_interim,
+    encode_last_chunk,
+    encode_request,
+    encode_response,
+    forward_fields,
+    is_chunked,
+    is_delimited,
+)
+from tabane.gateway.headers import BadMessage
+from tabane.gateway.http1 import REPLAY_BYTES, Request, ResponseReader
+from tabane.gateway.replies import Reply, reply_for
+from tabane.gateway.tunnel import Tunnel
+from tabane.gateway.upstream import Upstream
+
+if TYPE_CHECKING:
+    from tabane.gateway.client import Client
+
+IDEMPOTENT = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"})
+GRACE_S = 5.0
+"""Beyond the router's own deadline, in case the router itself does not answer."""
+
+
+class Stage(enum.Enum):
+    WAITING = enum.auto()
+    SENT = enum.auto()
+    ANSWERING = enum.auto()
+    TUNNEL = enum.auto()
+    DONE = enum.auto()
+
+
+WAITING, SENT, ANSWERING, TUNNEL, DONE = Stage
+
+
+class Exchange:
+    """Made by a `Client` for each of its requests; `begin` sets it going."""
+
+    __slots__ = (
+        *("_client", "_gateway", "_in_chunks", "_keep_alive", "_owes_continue", "_sent_whole"),
+        *("_slot", "_task", "_tries", "_upstream", "_wrote", "begun", "request", "route"),
+        *("stage", "status"),
+    )
+
+    def __init__(self, client: Client, request: Request) -> None:
+        self._client = client
+        self._gateway = client.gateway
+        self.request = request
+        self.route: Route | None = None
+        self.stage = WAITING
+        self.status = 0
+        """Of the final answer, once there is one."""
+        self.begun = client.gateway.now
+        self._slot: Slot | None = None
+        self._upstream: Upstream | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._tries = 1
+        self._wrote = False
+        self._sent_whole = False
+        self._owes_continue = request.expects_continue
+        self._keep_alive = False
+        self._in_chunks = False
+
+    # Find a slot and a connection.
+
+    def begin(self) -> None:
+        try:
+            self._slot = self._choose()
+        except TabaneError as error:
+            self._reply(reply_for(error))
+            return
+        upstream = None
+        if self._slot is not None:
+            upstream = self._gateway.pools.take(self._slot.pool, replayable=self._is_safe)
+        if upstream is not None:
+            self._send(upstream)
+        else:
+            self._wait()
+
+    def _choose(self) -> Slot | None:
+        """A slot that is free now; None: wait for one of `route`. Raises what the router raises."""
+        gateway, request = self._gateway, self.request
+        if gateway.forward:
+            chosen = gateway.router.accept_forward(forward_fields(request))
+            if not isinstance(chosen, Route):
+                return chosen
+            self.route = chosen
+        else:
+            self.route = gateway.find_route(request)
+        return gateway.router.acquire_nowait(self.route)
+
+    def _wait(self, *, fresh: bool = False) -> None:
+        """Look for what is missing in a task of its own; `fresh`: take no kept connection."""
+        self.stage = WAITING
+        self._client.deadline = self._gateway.now + self._start_timeout_s + GRACE_S
+        self._task = self._gateway.supervisor.start(
+            f"session {self.request.host}", self._find(fresh=fresh)
+        )
+        self._client.balance()
+
+    @property
+    def _start_timeout_s(self) -> float:
+        return self.route.start_timeout_s if self.route is not None else GRACE_S
+
+    async def _find(self, *, fresh: bool) -> None:
+        try:
+            upstream = await self._connect(fresh=fresh)
+        except TabaneError as error:
+            self._task = None
+            self._reply(reply_for(error))
+        except Exception:
+            self._task = None
+            self._reply(Reply(500, "fault", "the gateway failed, its log says why"))
+            raise
+        else:
+            self._task = None
+            self._send(upstream)
+
+    async def _connect(self, *, fresh: bool) -> Upstream:
+        """Get `_slot`, unless it is there, and a connection to it."""
+        pools = self._gateway.pools
+        while True:
+            if self._slot is None:
+                assert self.route is not None
+                self._slot = await self._gateway.router.acquire(self.route)
+            slot = self._slot
+            upstream = None if fresh else pools.take(slot.pool, replayable=self._is_safe)
+            if upstream is not None:
+                return upstream
+            try:
+                return await pools.connect(slot)
+            except OSError as error:
+                reason = f"{slot.host}:{slot.port} takes no connection ({error or 'timeout'})"
+            slot.failed(reason)
+            self._release()
+            if self.route is None or not self._may_try_again():
+                raise Unreachable(f"the app cannot be reached: {reason}")
+            fresh = False
+
+    def _may_try_again(self) -> bool:
+        """Count a further try, unless there were enough or the time is over."""
+        gateway = self._gateway
+        if self._tries >= gateway.limits.max_tries:
+            return False
+        if gateway.clock.now() > self.begun + self._start_timeout_s:
+            return False
+        self._tries += 1
+        gateway.counters.retries += 1
+        return True
+
+    # The request goes out.
+
+    @property
+    def _is_safe(self) -> bool:
+        """It may reach apps twice."""
+        return self.request.method in IDEMPOTENT and self.request.is_replayable
+
+    @property
+    def blocks_reading(self) -> bool:
+        """No more of the client's bytes are wanted for now."""
+        if self._upstream is not None:
+            return self._upstream.is_full
+        return self.request.buffered > REPLAY_BYTES
+
+    def _send(self, upstream: Upstream) -> None:
+        slot, client, request = self._slot, self._client, self.request
+        assert slot is not None
+        self._upstream = upstream
+        self.stage = SENT
+        self._wrote = True
+        upstream.begin(self, request.method)
+        if client.is_full:
+            upstream.read(False)
+        self._send_body(encode_request(request, client.provenance, slot.headers))
+        if not client.reads:
+            client.balance()
+
+    def _send_body(self, out: bytes = b"") -> None:
+        """Send on what came of the body, and set how long what must follow may take."""
+        request, upstream, limits = self.request, self._upstream, self._gateway.limits
+        assert upstream is not None
+        if request.body:
+            self._owes_continue = False
+            pieces = request.take_body()
+            out += encode_chunk(pieces) if request.chunked else b"".join(pieces)
+        if request.complete:
+            self._sent_whole = True
+            if request.chunked:
+                out += LAST_CHUNK
+            allowed_s = self._response_timeout_s
+        elif self._owes_continue:
+            allowed_s = limits.continue_after_s
+        else:
+            allowed_s = limits.body_idle_timeout_s
+        if self.stage is SENT:
+            self._client.deadline = self._gateway.now + allowed_s
+        if out:
+            upstream.transport.write(out)
+
+    @property
+    def _response_timeout_s(self) -> float:
+        """A slot that another gateway named has none: that gateway watches the time."""
+        if self.route is None:
+            return self._gateway.limits.stream_idle_timeout_s
+        return self.route.response_timeout_s
+
+    def on_request_data(self, error: BadMessage | None) -> None:
+        """More of the body came, or its end, or (`error`) what cannot be a body."""
+        if self._sent_whole:
+            return
+        if error is not None and not self.request.complete:
+            self._refuse(Reply(error.status, error.code, error.message))
+        elif self._upstream is not None:
+            self._send_body()
+
+    # The response comes back.
+
+    def on_response(self, reader: ResponseReader) -> None:
+        out: list[bytes] = []
+        try:
+            if reader.interims:
+                self._pass_interims(reader, out)
+            if reader.status and self.stage is SENT and not self._begin_answer(reader, out):
+                return
+        except BadMessage as error:
+            self._fail(error.message)
+            return
+        if reader.body:
+            pieces, reader.body = reader.body, []
+            if self._in_chunks:
+                out.append(encode_chunk(pieces))
+            else:
+                out += pieces
+        if reader.complete:
+            self._complete(reader, out)
+            return
+        if self.stage is ANSWERING:
+            self._client.deadline = self._gateway.now + self._gateway.limits.stream_idle_timeout_s
+        if out:
+            self._client.write(out)
+        if reader.error is not None:
+            self._fail(reader.error.message)
+
+    def _pass_interims(self, reader: ResponseReader, out: list[bytes]) -> None:
+        for status, reason, lines in reader.interims:
+            if self.request.is_http_1_0 or (status == 100 and not self._owes_continue):
+                continue
+            if status == 100:
+                self._owes_continue = False
+                limits = self._gateway.limits
+                self._client.deadline = self._gateway.now + limits.body_idle_timeout_s
+            out.append(encode_interim(status, reason, lines))
+        reader.interims = []
+
+    def _begin_answer(self, reader: ResponseReader, out: list[bytes]) -> bool:
+        """Put the final response's head into `out`; False when the exchange goes another way."""
+        slot, request = self._slot, self.request
+        assert slot is not None
+        if reader.refused and slot.headers and self._go_elsewhere(reader.refused):
+            return False
+        if reader.status == 101 and not (request.upgrade and reader.upgrade):
+            raise BadMessage(502, "the app changed the protocol, which nobody asked for")
+        self._keep_alive = (
+            request.keep_alive
+            and request.complete
+            and not self._gateway.draining
+            and is_delimited(request, reader)
+        )
+        self._in_chunks = is_chunked(request, reader)
+        out.append(encode_response(request, reader, keep_alive=self._keep_alive))
+        slot.first_byte()
+        self.stage = ANSWERING
+        self.status = reader.status
+        if reader.status == 101:
+            self._open_tunnel(reader, out)
+            return False
+        return True
+
+    def _go_elsewhere(self, code: bytes) -> bool:
+        """Another gateway had no place for the request, and no byte of it reached the app."""
+        slot, request = self._slot, self.request
+        assert slot is not None
+        if self.route is None or not request.is_replayable or not self._may_try_again():
+            return False
+        slot.failed(f"the gateway at {slot.host}:{slot.port} refused: {code.decode('latin-1')}")
+        self._start_over(keep_slot=False)
+        return True
+
+    def _start_over(self, *, keep_slot: bool) -> None:
+        self._drop_upstream()
+        self.request.rewind()
+        self._sent_whole = False
+        if not keep_slot:
+            self._release()
+        self._wait(fresh=keep_slot)
+
+    def on_upstream_flow(self) -> None:
+        self._client.balance()
+
+    def on_upstream_end(self, reader: ResponseReader, reason: str) -> None:
+        if reader.complete:
+            self.on_response(reader)
+        else:
+            self._fail(reason)
+
+    def _fail(self, reason: str) -> None:
+        """The app's side broke: go on elsewhere if that is right, else say so."""
+        slot, upstream = self._slot, self._upstream
+        assert slot is not None
+        assert upstream is not None
+        same_slot = upstream.is_used
+        if (
+            self.stage is SENT
+            and self._is_safe
+            and not upstream.reader.has_begun
+            and (same_slot or self.route is not None)
+            and self._may_try_again()
+        ):
+            if not same_slot:
+                slot.failed(reason)
+            self._start_over(keep_slot=same_slot)
+            return
+        slot.failed(reason)
+        self._refuse(Reply(502, "broken", f"the app broke off: {reason}"))
+
+    # Deadlines.
+
+    def on_client_flow(self) -> None:
+        """The client takes bytes again, or takes no more for now."""
+        client, limits = self._client, self._gateway.limits
+        if self._upstream is not None:
+            self._upstream.read(not client.is_full)
+        if self.stage is ANSWERING:
+            allowed_s = (
+                limits.body_idle_timeout_s if client.is_full else limits.stream_idle_timeout_s
+            )
+            client.deadline = self._gateway.now + allowed_s
+
+    def on_deadline(self) -> None:
+        """What must happen next did not within its time."""
+        if self.stage is WAITING:
+            self._reply(reply_for(TimedOut("the app did not start in time")))
+        elif self.stage is SENT:
+            self._on_silence()
+        elif self._client.is_full and self._client.has_moved():
+            self._extend()
+        else:
+            side = "client took" if self._client.is_full else "app sent"
+            self._cut(f"the {side} nothing for too long")
+
+    def _extend(self) -> None:
+        self._client.deadline = self._gateway.now + self._gateway.limits.body_idle_timeout_s
+
+    def _on_silence(self) -> None:
+        upstream = self._upstream
+        assert upstream is not None
+        if self._owes_continue:
+            self._owes_continue = False
+            self._client.write([CONTINUE])
+            self._extend()
+        elif self.request.complete:
+            reason = f"the app did not answer within {self._response_timeout_s:g} s"
+            self._reply(Reply(504, "timed_out", reason))
+        elif not upstream.is_full:
+            self._reply(Reply(408, "timed_out", "the rest of the request's body did not come"))
+        elif upstream.has_moved():
+            self._extend()
+        else:
+            self._reply(Reply(504, "timed_out", "the app does not read the request's body"))
+
+    # The five ends.
+
+    def _complete(self, reader: ResponseReader, out: list[bytes]) -> None:
+        if self._in_chunks:
+            out.append(encode_last_chunk(reader.trailers))
+        if out:
+            self._client.write(out)
+        upstream, self._upstream = self._upstream, None
+        assert upstream is not None
+        upstream.end()
+        if self._sent_whole and reader.is_reusable and not upstream.transport.is_closing():
+            self._gateway.pools.put(upstream, self._gateway.now)
+        else:
+            upstream.abort()
+        self._end()
+        self._client.on_done(keep_alive=self._keep_alive)
+
+    def _open_tunnel(self, reader: ResponseReader, out: list[bytes]) -> None:
+        client, upstream = self._client, self._upstream
+        assert upstream is not None
+        client.write(out)
+        self.stage = TUNNEL
+        self._upstream = None
+        upstream.hand_over()
+        limits = self._gateway.limits
+        tunnel = Tunnel(client, upstream, limits.stream_idle_timeout_s, lambda: self._gateway.now)
+        client.hand_over(tunnel)
+        rest = client.reader.rest or b""
+        tunnel.begin(rest, reader.rest or b"", lambda: self._on_tunnel_end(tunnel))
+
+    def _on_tunnel_end(self, tunnel: Tunnel) -> None:
+        self._gateway.counters.received_bytes += tunnel.from_client_bytes
+        self._gateway.counters.sent_bytes += tunnel.from_app_bytes
+        self._end()
+        self._gateway.forget(tunnel)
+
+    def _refuse(self, reply: Reply) -> None:
+        if self.stage is ANSWERING:
+            self._cut(reply.reason)
+        else:
+            self._reply(reply)
+
+    def _reply(self, reply: Reply) -> None:
+        refused = self._gateway.forward and not self._wrote and reply.retry_after_s is not None
+        self.status = reply.status
+        self._let_go()
+        self._client.reply(reply, self, refused=refused)
+
+    def _cut(self, reason: str) -> None:
+        self._gateway.counters.aborted += 1
+        self._let_go()
+        self._client.abort()
+
+    def abandon(self) -> None:
+        """The client is gone: stop all that was done for it. Idempotent."""
+        if self.stage not in (DONE, TUNNEL):
+            self._gateway.counters.aborted += 1
+            self._let_go()
+
+    def _let_go(self) -> None:
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+        self._drop_upstream()
+        self._end()
+
+    def _drop_upstream(self) -> None:
+        upstream, self._upstream = self._upstream, None
+        if upstream is not None:
+            upstream.abort()
+
+    def _release(self) -> None:
+        slot, self._slot = self._slot, None
+        if slot is not None:
+            slot.release()
+
+    def _end(self) -> None:
+        self.stage = DONE
+        self._release()
+        self._gateway.on_exchange_end(self, self._client)

@@ -1,0 +1,65 @@
+"""Back-pressure, the same for every connection here: when to stop reading, who is too slow."""
+
+from __future__ import annotations
+
+import asyncio
+import select
+from typing import cast
+
+_NEWS = select.POLLIN | select.POLLRDHUP
+
+
+class Flow(asyncio.Protocol):
+    """A connection whose `is_full` says that the other side takes no more bytes for now."""
+
+    __slots__ = ("_buffered", "is_full", "reads", "transport")
+
+    transport: asyncio.Transport
+
+    def __init__(self) -> None:
+        self.is_full = False
+        self.reads = True
+        self._buffered = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+
+    def read(self, on: bool) -> None:
+        """Read from the connection, or leave what comes to the kernel. Idempotent."""
+        if on is self.reads or self.transport.is_closing():
+            return
+        self.reads = on
+        if on:
+            self.transport.resume_reading()
+        else:
+            self.transport.pause_reading()
+
+    def pause_writing(self) -> None:
+        self.is_full = True
+        self._buffered = self.transport.get_write_buffer_size()
+        self.on_flow()
+
+    def resume_writing(self) -> None:
+        self.is_full = False
+        self.on_flow()
+
+    def on_flow(self) -> None:
+        """`is_full` changed."""
+
+    def has_moved(self) -> bool:
+        """The other side has taken bytes since it became full, or since the last call."""
+        before, self._buffered = self._buffered, self.transport.get_write_buffer_size()
+        return self._buffered < before
+
+    def has_news(self) -> bool:
+        """The kernel has bytes, or an end, that the loop has not told yet."""
+        return self._poll(_NEWS)
+
+    def peer_has_left(self) -> bool:
+        """The other side has closed, as the kernel knows even while nobody reads."""
+        return self._poll(select.POLLRDHUP)
+
+    def _poll(self, events: int) -> bool:
+        poll = select.poll()
+        poll.register(self.transport.get_extra_info("socket").fileno(), events)
+        return bool(poll.poll(0))

@@ -1,0 +1,61 @@
+"""What an HTTP gateway allows its clients and apps, and what it counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from tabane.model import AppName, Value
+
+
+class HttpLimits(Value, frozen=True):
+    """Times are kept to within a sweep (see `tabane.gateway.http`), about a quarter second."""
+
+    header_timeout_s: float = 10.0
+    """From a request's first byte (or the connection's beginning) to the end of its head."""
+    idle_timeout_s: float = 75.0
+    """Between two requests of a connection."""
+    body_idle_timeout_s: float = 60.0
+    """In which a body must get on: the client sends some, or takes some, or the app takes some."""
+    stream_idle_timeout_s: float = 900.0
+    """In which an app that began to answer, or a WebSocket, must send something."""
+    continue_after_s: float = 1.0
+    """An app that does not answer `Expect: 100-continue` for so long gets the body all the same."""
+    linger_s: float = 2.0
+    """How long a client that still sends is listened to after its last answer."""
+    connect_timeout_s: float = 3.0
+    upstream_idle_s: float = 30.0
+    """How long an unused connection to an app is kept."""
+    max_connections: int = 10_000
+    max_idle_upstreams: int = 4_096
+    max_tries: int = 3
+    """Of one request, the first included."""
+    backlog: int = 4_096
+
+
+@dataclass(slots=True)
+class HttpCounters:
+    """Since the gateway began; `active`, `connections` and `idle_upstreams` are of now."""
+
+    requests: int = 0
+    responses: dict[int, int] = field(default_factory=lambda: dict.fromkeys(range(1, 6), 0))
+    """By class: `responses[5]` were 5xx, the gateway's own included."""
+    received_bytes: int = 0
+    sent_bytes: int = 0
+    active: int = 0
+    retries: int = 0
+    refused_connections: int = 0
+    aborted: int = 0
+    """Sessions that ended without a whole response."""
+
+
+class AccessRecord(Value, frozen=True):
+    """One request, for an access log. `status` is 0 when the client left before an answer."""
+
+    app: AppName | None
+    method: str
+    host: str
+    path: str
+    status: int
+    duration_s: float
+    """To within a sweep."""
+    peer: str

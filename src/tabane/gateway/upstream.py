@@ -1,0 +1,199 @@
+"""Connections to apps (or to other gateways), and the pools that keep them for reuse.
+
+The invariant that no response reaches a wrong request: a connection serves at most one exchange at
+a time, from `begin` to `end`, and what it reads goes to that exchange or nowhere. It is kept after
+`end` only when the request was sent whole, the response was read whole with nothing behind it, and
+the app means to keep it; a byte that comes while it serves nobody closes it. Only slots of the pool
+it was made for get it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+from tabane.gateway.api import Slot
+from tabane.gateway.flow import Flow
+from tabane.gateway.http1 import ResponseReader
+from tabane.gateway.limits import HttpLimits
+
+
+class Peer(Protocol):
+    """What a connection serves: an exchange."""
+
+    def on_response(self, reader: ResponseReader) -> None:
+        """More of the response came: `reader` has it."""
+
+    def on_upstream_end(self, reader: ResponseReader, reason: str) -> None:
+        """The connection ended before the exchange did, and serves it no more."""
+
+    def on_upstream_flow(self) -> None:
+        """The connection takes bytes again, or (`is_full`) takes no more for now."""
+
+
+class Upstream(Flow):
+    """One connection to an app."""
+
+    __slots__ = ("_pools", "is_used", "peer", "pool", "reader", "unused_at")
+
+    def __init__(self, pool: str, pools: Pools) -> None:
+        super().__init__()
+        self.pool = pool
+        self._pools = pools
+        self.peer: Peer | None = None
+        self.reader = ResponseReader()
+        self.is_used = False
+        """It has served an exchange before."""
+        self.unused_at = 0.0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._pools.on_made(self)
+
+    def begin(self, peer: Peer, method: bytes) -> None:
+        """Serve `peer`, whose request has this method."""
+        assert self.peer is None
+        self.peer = peer
+        self.reader.expect(method)
+
+    def end(self) -> None:
+        """Serve nobody: whatever still comes is not for the last peer."""
+        self.peer = None
+        self.is_used = True
+        if not self.reads:
+            self.read(True)
+
+    def abort(self) -> None:
+        """Close it at once. Idempotent."""
+        self.peer = None
+        self.transport.abort()
+
+    def hand_over(self) -> None:
+        """Something else has the transport from now on."""
+        self.peer = None
+        self._pools.on_lost(self)
+
+    def data_received(self, data: bytes) -> None:
+        peer = self.peer
+        if peer is None:
+            self.transport.abort()
+            return
+        self.reader.feed(data)
+        peer.on_response(self.reader)
+
+    def eof_received(self) -> bool:
+        self.reader.end()
+        self._lose("the app closed the connection")
+        return False
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._pools.on_lost(self)
+        self._lose(f"the connection to the app broke off ({error or 'closed'})")
+
+    def _lose(self, reason: str) -> None:
+        peer, self.peer = self.peer, None
+        if peer is not None:
+            peer.on_upstream_end(self.reader, reason)
+
+    def on_flow(self) -> None:
+        if self.peer is not None:
+            self.peer.on_upstream_flow()
+
+
+class Pools:
+    """The connections that serve nobody now, by pool, and the way to get new ones."""
+
+    def __init__(self, limits: HttpLimits) -> None:
+        self._limits = limits
+        self._idle: dict[str, list[Upstream]] = {}
+        self._all: set[Upstream] = set()
+        self._gone: frozenset[str] = frozenset()
+        self.idle = 0
+        self._emptied = asyncio.Event()
+        self._emptied.set()
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def take(self, pool: str, *, replayable: bool) -> Upstream | None:
+        """The kept connection of `pool` used last, if any.
+
+        For a request that cannot be sent twice it is made sure, as far as the kernel knows now,
+        that the app has not closed it.
+        """
+        idle = self._idle.get(pool)
+        while idle:
+            connection = idle.pop()
+            self.idle -= 1
+            if connection.transport.is_closing():
+                continue
+            if replayable or not connection.has_news():
+                return connection
+            connection.abort()
+        return None
+
+    def put(self, connection: Upstream, now: float) -> None:
+        """Keep a connection that served its exchange to the end."""
+        if connection.pool in self._gone or self.idle >= self._limits.max_idle_upstreams:
+            connection.abort()
+            return
+        connection.unused_at = now
+        idle = self._idle.get(connection.pool)
+        if idle is None:
+            self._idle[connection.pool] = [connection]
+        else:
+            idle.append(connection)
+        self.idle += 1
+
+    async def connect(self, slot: Slot) -> Upstream:
+        """A new connection. Raises `OSError` or `TimeoutError`; no byte was sent then."""
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(self._limits.connect_timeout_s):
+            _, connection = await loop.create_connection(
+                lambda: Upstream(slot.pool, self), slot.host, slot.port
+            )
+        if connection.transport.is_closing():
+            raise ConnectionResetError("it was closed at once")
+        return connection
+
+    def on_made(self, connection: Upstream) -> None:
+        self._all.add(connection)
+        self._emptied.clear()
+
+    def on_lost(self, connection: Upstream) -> None:
+        self._all.discard(connection)
+        if not self._all:
+            self._emptied.set()
+        idle = self._idle.get(connection.pool)
+        if idle is not None and connection in idle:
+            idle.remove(connection)
+            self.idle -= 1
+
+    def close_gone(self, gone: frozenset[str]) -> None:
+        """Close what is kept of these pools, and keep nothing of them until the next call."""
+        self._gone = gone
+        for pool in gone & self._idle.keys():
+            self._close(self._idle.pop(pool))
+
+    def close_unused_since(self, moment: float) -> None:
+        for pool, idle in list(self._idle.items()):
+            stale = [connection for connection in idle if connection.unused_at < moment]
+            if len(stale) == len(idle):
+                del self._idle[pool]
+            else:
+                self._idle[pool] = [one for one in idle if one.unused_at >= moment]
+            self._close(stale)
+
+    def abort(self) -> None:
+        """Close every connection at once."""
+        for connection in list(self._all):
+            connection.abort()
+
+    async def wait_closed(self) -> None:
+        """Wait until the last connection is gone."""
+        await self._emptied.wait()
+
+    def _close(self, idle: list[Upstream]) -> None:
+        self.idle -= len(idle)
+        for connection in idle:
+            connection.abort()
