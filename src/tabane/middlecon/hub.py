@@ -147,8 +147,9 @@ class Hub:
         else:
             sock = where
         if sock.family != socket.AF_UNIX and self._token is None and not _is_loopback(sock):
+            described = _describe(sock)
             sock.close()
-            raise UsageError(f"{_describe(sock)} is open to others: a hub there needs a token")
+            raise UsageError(f"{described} is open to others: a hub there needs a token")
         sock.setblocking(False)
         if sock.family == socket.AF_UNIX:
             server = await self._loop.create_unix_server(self._make_wire, sock=sock)
