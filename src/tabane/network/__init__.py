@@ -1,4 +1,4 @@
-"""Instance networks: addresses, links made ahead, the packet filter, and a local cluster's bridge."""
+"""Instance networks: addresses, links made ahead, packet filters, and a local cluster's bridge."""
 
 from tabane.network.pool import NetworkPool
 from tabane.network.rules import prepare_node

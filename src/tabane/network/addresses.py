@@ -8,7 +8,6 @@ half may, so the packet filter's rules name two networks and never change.
 
 from __future__ import annotations
 
-import ipaddress
 from collections import deque
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Network
@@ -24,6 +23,8 @@ LINK_PREFIX = "inst"
 NODE_MAC = bytes.fromhex("027ab0000001")
 """Of the node's end of every link: each is a wire with two ends, so they can all be the same."""
 
+_PRIVATE = IPv4Network("10.0.0.0/8")
+_SUBNETS = 1 << 16
 _RESERVED = 2
 """Slots left free at both ends of a half: its network and broadcast address, and the gateway."""
 
@@ -91,10 +92,17 @@ def _slots(half: IPv4Network) -> range:
 
 def choose_subnet(taken: Iterable[IPv4Network], *, start: int = 0) -> IPv4Network:
     """The first free 10.x.y.0/24 at or after the `start`th, going round. Raises `Unavailable`."""
-    networks = list(taken)
-    for number in range(start, start + (1 << 16)):
-        base = ipaddress.IPv4Address((10 << 24) | ((number % (1 << 16)) << 8))
-        candidate = IPv4Network((base, 24))
-        if not any(candidate.overlaps(network) for network in networks):
-            return candidate
-    raise Unavailable("no 10.x.y.0/24 is free on this machine: its routes use them all")
+    used = bytearray(_SUBNETS)
+    for network in taken:
+        if network.overlaps(_PRIVATE):
+            first, last = (
+                int(edge) - int(_PRIVATE.network_address) >> 8
+                for edge in (max(network[0], _PRIVATE[0]), min(network[-1], _PRIVATE[-1]))
+            )
+            used[first : last + 1] = b"\1" * (last + 1 - first)
+    number = used.find(0, start % _SUBNETS)
+    if number < 0:
+        number = used.find(0)
+    if number < 0:
+        raise Unavailable("no 10.x.y.0/24 is free on this machine: its routes use them all")
+    return IPv4Network((_PRIVATE[number << 8], 24))
