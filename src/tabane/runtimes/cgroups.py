@@ -1,0 +1,199 @@
+"""An instance's cgroup, read and steered through its files, in cgroup v1 and v2.
+
+The engine makes the cgroup and sets its limits (from `linux.resources`); afterwards no engine is
+needed to freeze, measure and remove it. `Cgroup` hides which version the machine has; a hybrid
+machine with controllers on v1 counts as v1.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import shutil
+import signal
+from functools import cache
+from pathlib import Path
+
+from tabane.errors import Busy, TimedOut
+from tabane.runtimes.api import Stats
+
+ROOT = Path("/sys/fs/cgroup")
+POLL_S = 0.0005
+"""A v1 freezer needs about 3 ms; it has no way to tell but asking."""
+FREEZE_TIMEOUT_S = 5.0
+REMOVE_TIMEOUT_S = 5.0
+
+
+class Cgroup:
+    """The cgroup `path` (as `/tabane/c/n/i`) below the roots of `hierarchies`."""
+
+    def __init__(self, path: str, hierarchies: dict[str, Path] | None = None) -> None:
+        self.path = path
+        self._roots = find_hierarchies() if hierarchies is None else hierarchies
+        self._unified = "" in self._roots
+
+    def _file(self, controller: str, name: str) -> Path:
+        root = self._roots["" if self._unified else controller]
+        return root / self.path.lstrip("/") / name
+
+    def directories(self) -> list[Path]:
+        """Where it is, in every hierarchy; some may not exist."""
+        return [root / self.path.lstrip("/") for root in set(self._roots.values())]
+
+    def pids(self) -> list[int]:
+        """Its processes, as this pid namespace sees them; none when the cgroup is gone."""
+        return [int(pid) for pid in _read(self._file("pids", "cgroup.procs")).split() if pid != "0"]
+
+    def oom_kills(self) -> int:
+        """How many of its processes the kernel killed for want of memory."""
+        name = "memory.events" if self._unified else "memory.oom_control"
+        return _field(self._file("memory", name), "oom_kill")
+
+    def stats(self) -> Stats:
+        """Memory is the working set: what is used less the file cache that can go at once."""
+        if self._unified:
+            cpu_us = _field(self._file("", "cpu.stat"), "usage_usec")
+            used, inactive = "memory.current", "inactive_file"
+        else:
+            cpu_us = _number(self._file("cpuacct", "cpuacct.usage")) // 1000
+            used, inactive = "memory.usage_in_bytes", "total_inactive_file"
+        cache_bytes = _field(self._file("memory", "memory.stat"), inactive)
+        memory_bytes = max(0, _number(self._file("memory", used)) - cache_bytes)
+        pids = _number(self._file("pids", "pids.current"))
+        return Stats(cpu_us, memory_bytes, pids, self.oom_kills())
+
+    async def freeze(self) -> None:
+        """Return when every process has stopped; on a time-out it is thawed again (`TimedOut`)."""
+        try:
+            async with asyncio.timeout(FREEZE_TIMEOUT_S):
+                while not self._ask_frozen():  # noqa: ASYNC110 - the kernel sends no event
+                    await asyncio.sleep(POLL_S)
+        except TimeoutError:
+            self.thaw()
+            problem = f"{self.path} did not freeze within {FREEZE_TIMEOUT_S:.0f} s"
+            raise TimedOut(problem) from None
+        except asyncio.CancelledError:
+            self.thaw()
+            raise
+
+    def _ask_frozen(self) -> bool:
+        if self._unified:
+            self._file("", "cgroup.freeze").write_text("1")
+            return _field(self._file("", "cgroup.events"), "frozen") == 1
+        state = self._file("freezer", "freezer.state")
+        state.write_text("FROZEN")
+        return state.read_text().strip() == "FROZEN"
+
+    def thaw(self) -> None:
+        """Let it run again; nothing happens when it runs or is gone."""
+        name, value = ("cgroup.freeze", "0") if self._unified else ("freezer.state", "THAWED")
+        try:
+            self._file("freezer", name).write_text(value)
+        except FileNotFoundError:
+            pass
+
+    async def remove(self) -> None:
+        """Kill what is in it and remove it from every hierarchy. Idempotent."""
+        self.thaw()
+        try:
+            async with asyncio.timeout(REMOVE_TIMEOUT_S):
+                while not self._try_remove():  # noqa: ASYNC110 - the kernel sends no event
+                    await asyncio.sleep(POLL_S)
+        except TimeoutError:
+            raise Busy(f"cgroup {self.path} is still in use: {self.pids()} do not end") from None
+
+    def _try_remove(self) -> bool:
+        for pid in self.pids():
+            _kill(pid)
+        _remove_imitation(self.path)
+        removed = [_remove(directory) for directory in self.directories()]
+        return all(removed)
+
+
+@cache
+def find_hierarchies() -> dict[str, Path]:
+    """Controller -> mount point; the only key is `""` when everything is on cgroup v2."""
+    if (ROOT / "cgroup.controllers").exists():
+        return {"": ROOT}
+    mountinfo = Path("/proc/self/mountinfo").read_text()
+    return parse_hierarchies(mountinfo, Path("/proc/self/cgroup").read_text())
+
+
+def parse_hierarchies(mountinfo: str, membership: str) -> dict[str, Path]:
+    """The mounted v1 hierarchies, from the text of a process's `mountinfo` and `cgroup`.
+
+    `membership` has the names of all controllers and named hierarchies; the mount options that are
+    among them tell which hierarchy it is (`cpu` and `cpuacct` may share one).
+    """
+    names = {name for line in membership.splitlines() for name in line.split(":")[1].split(",")}
+    found: dict[str, Path] = {}
+    for line in mountinfo.splitlines():
+        fields, _, file_system = line.partition(" - ")
+        if file_system.startswith("cgroup "):
+            options = file_system.rpartition(" ")[2].split(",")
+            target = Path(fields.split(" ")[4])
+            found |= dict.fromkeys(names.intersection(options), target)
+    return found
+
+
+@cache
+def counts_swap() -> bool:
+    """Whether swap can be limited with memory; the kernel may have been started without."""
+    hierarchies = find_hierarchies()
+    if "" in hierarchies:
+        return True
+    return (hierarchies["memory"] / "memory.memsw.limit_in_bytes").exists()
+
+
+def remove_tree(path: str) -> None:
+    """Remove the cgroup `path` and those below it, which must have no process left in them."""
+    for root in set(find_hierarchies().values()):
+        top = root / path.lstrip("/")
+        for directory, _, _ in os.walk(top, topdown=False):
+            _remove(Path(directory))
+    _remove_imitation(path)
+
+
+def _remove_imitation(path: str) -> None:
+    """crun makes plain directories where a hybrid machine's cgroup v2 would be, were it mounted."""
+    imitation = ROOT / "unified" / path.lstrip("/")
+    if imitation.is_dir() and imitation.stat().st_dev == ROOT.stat().st_dev:
+        shutil.rmtree(imitation)
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def _remove(directory: Path) -> bool:
+    try:
+        directory.rmdir()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def _read(path: Path) -> str:
+    """Empty when the cgroup is gone, also when it goes while being read."""
+    try:
+        return path.read_text()
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENODEV):
+            raise
+        return ""
+
+
+def _number(path: Path) -> int:
+    return int(_read(path) or 0)
+
+
+def _field(path: Path, name: str) -> int:
+    """The value of `name` in a file of `name value` lines; 0 when there is none."""
+    pairs = (line.split() for line in _read(path).splitlines())
+    return next((int(value) for key, value in pairs if key == name), 0)

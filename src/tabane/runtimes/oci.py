@@ -1,0 +1,380 @@
+"""Class `container`: runc and crun, two engines behind one driver.
+
+A start is: mount the root file system and write `config.json` (`prepare`, under 2 ms, no process),
+then `ENGINE run -d` through the spawner (`start`). The engine ends when the program runs; what it
+leaves behind is the container's init, which the spawner watches by the engine's pid file. From then
+on no engine is needed except for `exec`: signals go to init, everything else through the cgroup's
+files, and `destroy` removes the engine's state with the rest, which also works for a start that
+broke off half-way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import resource
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from tabane.errors import EngineError, NotFound, TimedOut, Unsupported
+from tabane.model import AppName, Class, ExitStatus, Value
+from tabane.runtimes import bundle, process, rootfs
+from tabane.runtimes.api import (
+    Capabilities,
+    Command,
+    Enforcement,
+    ExecResult,
+    Handle,
+    InstanceSpec,
+    Link,
+    Probe,
+    Spawner,
+    Stats,
+)
+from tabane.runtimes.cgroups import Cgroup, counts_swap
+
+HANDLE_VERSION = 1
+ENGINE_TIMEOUT_S = 10.0
+"""How long `destroy` waits for an engine whose start was given up: it cannot be killed half-way,
+its helpers would go on without it."""
+INIT_SOURCE = Path("/usr/bin/tini-static")
+NO_CHECKPOINTS = "containers cannot be checkpointed yet: only cold starts"
+
+
+class Engine(Value, frozen=True):
+    """What differs between engines."""
+
+    name: str
+    takes_bpf: bool = False
+    """It takes a compiled seccomp filter from an annotation (crun's `run.oci.seccomp_bpf_data`)."""
+
+
+class OciDriver:
+    """See the module's text. `directory`: its init layer, kept mounts and the engine's state."""
+
+    isolation = Class.CONTAINER
+    capabilities = Capabilities(
+        freeze=True, exec=True, stats=True, network=True, needs_root=True, works_emulated=True
+    )
+
+    def __init__(self, engine: Engine, spawner: Spawner, directory: Path) -> None:
+        self.name = engine.name
+        self._engine = engine
+        self._spawner = spawner
+        self._state = directory / "state"
+        self._init = directory / "init"
+        self._images = rootfs.Lowers(directory / "images")
+        self._usr = rootfs.Lowers(directory / "usr")
+        self._directory = directory
+        self._programs: dict[AppName, tuple[int, str, bundle.Program]] = {}
+        self._host: bundle.Host | None = None
+        self._path = ""
+        self._probe: Probe | None = None
+        self._starting: set[str] = set()
+
+    # What it can do here
+
+    async def probe(self) -> Probe:
+        """Run a trivial container with every default on; the answer is kept."""
+        if self._probe is None:
+            from tabane.runtimes.trial import try_driver
+
+            self._probe = await try_driver(self, self.name, self._directory)
+        return self._probe
+
+    def enforcements(self) -> tuple[Enforcement, ...]:
+        return bundle.ENFORCEMENTS
+
+    def _set_up(self) -> bundle.Host:
+        """Make the shared parts, once. Raises `Unsupported` when the machine lacks something."""
+        if self._host is None:
+            path = shutil.which(self._engine.name)
+            if path is None:
+                raise Unsupported(f"{self._engine.name} is not installed")
+            if not INIT_SOURCE.exists():
+                raise Unsupported(f"{INIT_SOURCE} is missing: install the package tini")
+            self._make_directories()
+            self._path = path
+            files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+            self._host = bundle.Host(files, counts_swap(), self._engine.takes_bpf)
+        return self._host
+
+    def _make_directories(self) -> None:
+        for path, mode in (
+            (self._directory, 0o711),
+            (self._directory / "usr", 0o711),
+            (self._directory / "images", 0o700),
+            (self._state, 0o700),
+        ):
+            path.mkdir(exist_ok=True, parents=True)
+            path.chmod(mode)
+        target = self._init / bundle.INIT.lstrip("/")
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            fresh = target.with_suffix(f".{os.getpid()}")
+            shutil.copyfile(INIT_SOURCE, fresh)
+            for path in (self._init, target.parent, fresh):
+                path.chmod(0o755)
+            fresh.rename(target)
+
+    # Life
+
+    async def prepare(self, spec: InstanceSpec) -> Handle:
+        host = self._set_up()
+        if spec.link is None:
+            raise Unsupported(f"{spec.app.key}: a container needs a network link")
+        program = self._program(spec)
+        _check_reachable(spec.directory)
+        usr = self._map_usr(spec, spec.link)
+        config = bundle.make_config(spec, program, host, usr)
+        try:
+            image = self._images.get(spec.image.tree, spec.app.id_base, spec.link.user_namespace)
+            rootfs.build(spec, (self._init, image), _etc_files(spec, spec.link))
+            (spec.directory / "config.json").write_bytes(config)
+        except BaseException:
+            rootfs.tear_down(spec.directory)
+            raise
+        data: dict[str, Any] = {
+            "pid": 0,
+            "pid_start": 0,
+            "cgroup": spec.cgroup,
+            "directory": str(spec.directory),
+            "stop_signal": program.stop_signal,
+        }
+        return Handle(self.name, HANDLE_VERSION, spec.id, data)
+
+    def _program(self, spec: InstanceSpec) -> bundle.Program:
+        app = spec.app
+        known = self._programs.get(app.key)
+        if known is None or known[:2] != (app.revision, spec.image.digest):
+            mounts = {"usr": Path("/usr")} if spec.image.host_usr else {}
+            program = bundle.make_program(app, spec.image, mounts)
+            known = self._programs[app.key] = (app.revision, spec.image.digest, program)
+        return known[2]
+
+    def _map_usr(self, spec: InstanceSpec, link: Link) -> Path | None:
+        if not spec.image.host_usr:
+            return None
+        return self._usr.get(Path("/usr"), spec.app.id_base, link.user_namespace)
+
+    async def start(self, spec: InstanceSpec, handle: Handle) -> Handle:
+        os.chown(spec.directory, spec.app.id_base, spec.app.id_base)
+        spec.directory.chmod(0o700)
+        argv = (
+            *self._command(handle),
+            *("run", "--detach", "--bundle", str(spec.directory)),
+            *("--pid-file", str(spec.directory / "pid"), handle.id),
+        )
+        self._starting.add(handle.id)
+        command = Command(handle.id, argv, log=spec.log, pid_file=spec.directory / "pid")
+        await self._spawner.spawn(command)
+        finished = await self._spawner.finished(handle.id)
+        self._starting.discard(handle.id)
+        if finished.status != ExitStatus():
+            raise self._failure(handle, argv, finished.status)
+        return _adopt(handle)
+
+    def _command(self, handle: Handle) -> tuple[str, ...]:
+        log = _directory(handle) / "engine.log"
+        path = self._path or shutil.which(self._engine.name) or self._engine.name
+        return (path, "--root", str(self._state), "--log", str(log), "--log-format", "json")
+
+    def _failure(self, handle: Handle, argv: tuple[str, ...], status: ExitStatus) -> EngineError:
+        words = _last_words(_directory(handle) / "engine.log") or status.describe()
+        code = -status.signal or status.code
+        problem = f"{self.name} could not start {handle.id}: {words}"
+        return EngineError(problem, argv=argv, status=code, output=words)
+
+    async def wait(self, handle: Handle) -> ExitStatus:
+        """As `Driver.wait`. To learn of want of memory, call it before `destroy`."""
+        status = parse_init_status(await self._spawner.exited(handle.id))
+        if status.signal == signal.SIGKILL and _cgroup(handle).oom_kills():
+            return ExitStatus(signal=status.signal, oom=True)
+        return status
+
+    async def stop(self, handle: Handle, timeout_s: float) -> None:
+        _cgroup(handle).thaw()
+        stop_signal = handle.data["stop_signal"]
+        assert isinstance(stop_signal, int)
+        if not await self._spawner.signal(handle.id, stop_signal):
+            return
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._spawner.exited(handle.id)
+        except TimeoutError:
+            await self._spawner.signal(handle.id, signal.SIGKILL)
+            await self._spawner.exited(handle.id)
+
+    async def freeze(self, handle: Handle) -> None:
+        _check_running(handle)
+        await _cgroup(handle).freeze()
+
+    async def thaw(self, handle: Handle) -> None:
+        _cgroup(handle).thaw()
+
+    async def checkpoint(self, handle: Handle, directory: Path, *, leave_running: bool) -> None:
+        raise Unsupported(NO_CHECKPOINTS)
+
+    async def restore(self, spec: InstanceSpec, handle: Handle, directory: Path) -> Handle:
+        raise Unsupported(NO_CHECKPOINTS)
+
+    async def recover(self, spec: InstanceSpec, handle: Handle) -> Handle | None:
+        if not handle.data["pid"]:
+            try:
+                finished = await self._spawner.finished(handle.id)
+            except NotFound:
+                return None
+            if finished.status != ExitStatus():
+                return None
+            handle = _adopt(handle)
+        return handle if _is_running(handle) else None
+
+    async def destroy(self, handle: Handle) -> None:
+        if handle.id in self._starting:
+            await self._wait_for_engine(handle.id)
+        await _cgroup(handle).remove()
+        await asyncio.to_thread(self._remove, handle)
+        await self._spawner.forget(handle.id)
+
+    async def _wait_for_engine(self, key: str) -> None:
+        try:
+            async with asyncio.timeout(ENGINE_TIMEOUT_S):
+                await self._spawner.finished(key)
+        except TimeoutError:
+            await self._spawner.signal(key, signal.SIGKILL)
+        except NotFound:
+            pass
+        self._starting.discard(key)
+
+    def _remove(self, handle: Handle) -> None:
+        directory = _directory(handle)
+        rootfs.tear_down(directory)
+        shutil.rmtree(self._state / handle.id, ignore_errors=True)
+        for name in ("config.json", "pid", "engine.log"):
+            (directory / name).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Unmount what is kept between instances; they go on. Call it when the node ends."""
+        self._images.drop_all()
+        self._usr.drop_all()
+
+    # Inside
+
+    async def exec(self, handle: Handle, argv: tuple[str, ...], *, timeout_s: float) -> ExecResult:
+        """As `Driver.exec`; on a time-out the program inside is killed (`TimedOut`)."""
+        _check_running(handle)
+        number = next(_exec_numbers)
+        pid_file = _directory(handle) / f"exec-{os.getpid()}-{number}.pid"
+        options = ("--no-new-privs", "--pid-file", str(pid_file))
+        command = (*self._command(handle), "exec", *options, handle.id, *argv)
+        pipe = asyncio.subprocess.PIPE
+        engine = await asyncio.create_subprocess_exec(
+            *command, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe
+        )
+        try:
+            async with asyncio.timeout(timeout_s):
+                stdout, stderr = await engine.communicate()
+        except TimeoutError:
+            problem = f"{argv[0]} did not end in {handle.id} within {timeout_s:g} s and was killed"
+            raise TimedOut(problem) from None
+        finally:
+            if engine.returncode is None:
+                _kill_by_file(pid_file)
+                engine.kill()
+                await engine.wait()
+            pid_file.unlink(missing_ok=True)
+        return ExecResult(engine.returncode or 0, stdout, stderr)
+
+    def exec_argv(
+        self, handle: Handle, argv: tuple[str, ...], *, terminal: bool
+    ) -> tuple[str, ...]:
+        options = ("--no-new-privs", *(("--tty",) if terminal else ()))
+        return (*self._command(handle), "exec", *options, handle.id, *argv)
+
+    async def stats(self, handle: Handle) -> Stats:
+        _check_running(handle)
+        return _cgroup(handle).stats()
+
+    async def processes(self, handle: Handle) -> list[int]:
+        return _cgroup(handle).pids()
+
+
+_exec_numbers = itertools.count()
+
+
+def crun(spawner: Spawner, directory: Path) -> OciDriver:
+    return OciDriver(Engine("crun", takes_bpf=True), spawner, directory)
+
+
+def runc(spawner: Spawner, directory: Path) -> OciDriver:
+    return OciDriver(Engine("runc"), spawner, directory)
+
+
+def parse_init_status(status: ExitStatus) -> ExitStatus:
+    """The program's own end: init says 128 + N, as shells do, when signal N ended it."""
+    number = status.code - 128
+    return ExitStatus(signal=number) if number in signal.valid_signals() else status
+
+
+def _etc_files(spec: InstanceSpec, link: Link) -> dict[str, str]:
+    hostname = spec.hostname or spec.id
+    names = f"127.0.0.1 localhost\n::1 localhost\n{link.address} {hostname}\n"
+    resolver = f"nameserver {link.gateway}\n"
+    return {"hostname": f"{hostname}\n", "hosts": names, "resolv.conf": resolver}
+
+
+def _check_reachable(directory: Path) -> None:
+    """The container's root is an ordinary user of the machine, who must get to its own files."""
+    for parent in directory.parents:
+        if not parent.stat().st_mode & 0o001:
+            raise Unsupported(
+                f"{parent} lets no other user in, so no container can live in {directory}: "
+                f"chmod o+x {parent}, or keep the node's state elsewhere"
+            )
+
+
+def _directory(handle: Handle) -> Path:
+    return Path(str(handle.data["directory"]))
+
+
+def _cgroup(handle: Handle) -> Cgroup:
+    return Cgroup(str(handle.data["cgroup"]))
+
+
+def _adopt(handle: Handle) -> Handle:
+    """The handle of what the engine left behind (which may have ended already)."""
+    pid = int((_directory(handle) / "pid").read_text())
+    data = handle.data | {"pid": pid, "pid_start": process.start_ticks(pid)}
+    return msgspec.structs.replace(handle, data=data)
+
+
+def _is_running(handle: Handle) -> bool:
+    pid, ticks = handle.data["pid"], handle.data["pid_start"]
+    return isinstance(pid, int) and isinstance(ticks, int) and process.is_same(pid, ticks)
+
+
+def _check_running(handle: Handle) -> None:
+    if not _is_running(handle):
+        raise NotFound(f"instance {handle.id} does not run")
+
+
+def _last_words(log: Path) -> str:
+    """The message of the last entry in an engine's JSON log."""
+    try:
+        entries = log.read_bytes().splitlines()
+    except FileNotFoundError:
+        return ""
+    return str(msgspec.json.decode(entries[-1]).get("msg", "")) if entries else ""
+
+
+def _kill_by_file(pid_file: Path) -> None:
+    """Kill a program whose engine waits for it, so that its pid cannot have been reused."""
+    try:
+        os.kill(int(pid_file.read_text()), signal.SIGKILL)
+    except (FileNotFoundError, ProcessLookupError, ValueError):
+        pass

@@ -1,0 +1,23 @@
+"""Naming one process for sure: a pid is reused, a pid with its start time is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def start_ticks(pid: int) -> int:
+    """When the process started, in clock ticks since boot; 0 when it has ended.
+
+    A zombie has ended: it only waits to be reaped.
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    fields = stat.rpartition(") ")[2].split()
+    return 0 if fields[0] in "ZX" else int(fields[19])
+
+
+def is_same(pid: int, ticks: int) -> bool:
+    """Whether the process that had `pid` and started at `ticks` still runs."""
+    return ticks > 0 and start_ticks(pid) == ticks

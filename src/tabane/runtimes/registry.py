@@ -1,0 +1,42 @@
+"""The drivers there are: one table, name -> import string, loaded when first asked for.
+
+A driver whose engine is missing stays listed; `probe_all` tells why it does not work here.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol, cast
+
+from tabane.errors import NotFound
+from tabane.runtimes.api import Driver, Probe, Spawner
+
+DRIVERS = {
+    "crun": "tabane.runtimes.oci:crun",
+    "runc": "tabane.runtimes.oci:runc",
+    "fake": "tabane.runtimes.fake:make",
+}
+"""Best first within a class: what is picked when an app names no driver."""
+
+
+class Maker(Protocol):
+    def __call__(self, spawner: Spawner, directory: Path) -> Driver: ...
+
+
+def load(name: str, spawner: Spawner, directory: Path) -> Driver:
+    """A driver that starts engines through `spawner` and keeps its shared parts in `directory`.
+
+    `directory` is one node's for one driver; like the instances' directories it must lie below
+    directories that every user may enter (mode 0711), and is made if need be. Raises `NotFound`.
+    """
+    if name not in DRIVERS:
+        raise NotFound(f"there is no driver {name!r} (known: {', '.join(DRIVERS)})")
+    module, _, attribute = DRIVERS[name].partition(":")
+    maker = cast(Maker, getattr(import_module(module), attribute))
+    return maker(spawner, directory)
+
+
+async def probe_all(spawner: Spawner, directory: Path) -> dict[str, Probe]:
+    """Every driver's own word on whether it works here; each has `directory/NAME`."""
+    return {name: await load(name, spawner, directory / name).probe() for name in DRIVERS}

@@ -1,0 +1,147 @@
+"""An instance's root file system: the image below, a small layer of its own above.
+
+    layer/        a tmpfs as large as the app's disk quota
+      up, work      overlay's upper layer and its work directory
+      dev           the instance's /dev, with its devices
+    rootfs/       overlay: `layer/up` over the init layer over the image
+
+The image is below through a mount that maps its owners to the app's id range, made once for an
+image and an app and kept: making it costs a walk over nothing, and no file is ever chowned. Overlay
+clones its lower mounts, so dropping a kept one never disturbs an instance. All of it is a dozen
+system calls in the node's mount namespace, under a millisecond, and no process is started.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import OrderedDict
+from pathlib import Path
+
+from tabane.errors import Unsupported
+from tabane.runtimes import mounts
+from tabane.runtimes.api import InstanceSpec
+
+MOST_KEPT = 256
+OWN_BYTES = 64 << 10
+"""What Tabane itself writes into the layer, on top of the quota."""
+PAGE_BYTES = 4096
+DEVICES = {
+    "full": (1, 7),
+    "null": (1, 3),
+    "random": (1, 8),
+    "tty": (5, 0),
+    "urandom": (1, 9),
+    "zero": (1, 5),
+}
+LINKS = {
+    "fd": "/proc/self/fd",
+    "ptmx": "pts/ptmx",
+    "stdin": "/proc/self/fd/0",
+    "stdout": "/proc/self/fd/1",
+    "stderr": "/proc/self/fd/2",
+}
+
+
+class Lowers:
+    """Kept id-mapped mounts of images (or of /usr); what was not used for longest goes first."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._kept: OrderedDict[Path, None] | None = None
+
+    def get(self, source: Path, id_base: int, user_namespace: str) -> Path:
+        """`source` with its owners mapped to the range that starts at `id_base`, read-only."""
+        kept = self._known()
+        target = self._directory / f"{source.parent.name}-{source.name}-{id_base}"
+        if target not in kept:
+            target.mkdir(mode=0o700, exist_ok=True)
+            mounts.mount_idmapped(source, target, user_namespace)
+            kept[target] = None
+        kept.move_to_end(target)
+        while len(kept) > MOST_KEPT:
+            _drop(kept.popitem(last=False)[0])
+        return target
+
+    def drop_all(self) -> None:
+        """Unmount all that is kept. Instances keep what they have."""
+        for target in self._known():
+            _drop(target)
+        self._kept = None
+
+    def _known(self) -> OrderedDict[Path, None]:
+        if self._kept is None:
+            self._kept = OrderedDict.fromkeys(mounts.targets_below(self._directory))
+        return self._kept
+
+
+def _drop(target: Path) -> None:
+    mounts.unmount(target)
+    target.rmdir()
+
+
+def build(spec: InstanceSpec, lowers: tuple[Path, ...], files: dict[str, str]) -> None:
+    """Make and mount the root file system of `spec` over `lowers` (the topmost first).
+
+    `files` go into its /etc. What is half made when this fails, `tear_down` removes.
+    """
+    owner = spec.app.id_base
+    layer, rootfs = spec.directory / "layer", spec.directory / "rootfs"
+    for target in (layer, rootfs):
+        target.mkdir(exist_ok=True)
+    bytes_ = max(PAGE_BYTES, spec.app.resources.disk_bytes) + OWN_BYTES
+    inodes = bytes_ // PAGE_BYTES + 1024
+    options = f"size={bytes_},nr_inodes={inodes},mode=0711"
+    mounts.mount("tmpfs", layer, options, mounts.MS_NOSUID)
+    _make_directory(layer / "up", spec.image.tree.stat(), owner)
+    (layer / "work").mkdir(mode=0o700)
+    _make_dev(layer / "dev", owner)
+    _write_etc(spec.image.tree / "etc", layer / "up/etc", owner, files)
+    below = ":".join(mounts.escape(lower) for lower in lowers)
+    up, work = mounts.escape(layer / "up"), mounts.escape(layer / "work")
+    options = f"lowerdir={below},upperdir={up},workdir={work}"
+    mounts.mount("overlay", rootfs, options, mounts.MS_NOSUID | mounts.MS_NODEV)
+
+
+def tear_down(directory: Path) -> None:
+    """Unmount and remove what `build` made in `directory`. Idempotent; takes milliseconds."""
+    for name in ("rootfs", "layer"):
+        target = directory / name
+        while mounts.unmount(target):
+            pass
+        if target.exists():
+            target.rmdir()
+
+
+def _make_directory(path: Path, like: os.stat_result, id_base: int) -> None:
+    path.mkdir()
+    os.chown(path, id_base + like.st_uid, id_base + like.st_gid)
+    path.chmod(stat.S_IMODE(like.st_mode))
+
+
+def _make_dev(dev: Path, owner: int) -> None:
+    dev.mkdir()
+    os.chown(dev, owner, owner)
+    dev.chmod(0o755)
+    for name, (major, minor) in DEVICES.items():
+        os.mknod(dev / name, stat.S_IFCHR, os.makedev(major, minor))
+        (dev / name).chmod(0o666)
+    for name, target in LINKS.items():
+        (dev / name).symlink_to(target)
+    (dev / "pts").mkdir()
+    (dev / "shm").mkdir()
+    os.chown(dev / "shm", owner, owner)
+    (dev / "shm").chmod(0o1777)
+
+
+def _write_etc(below: Path, above: Path, owner: int, files: dict[str, str]) -> None:
+    """Put `files` into the upper layer's /etc, which must look like the image's own."""
+    like = below.lstat() if os.path.lexists(below) else below.parent.lstat()
+    if not stat.S_ISDIR(like.st_mode):
+        raise Unsupported(f"the image's /etc ({below}) is not a directory: make it one")
+    _make_directory(above, like, owner)
+    for name, text in files.items():
+        file = above / name
+        file.write_text(text)
+        os.chown(file, owner, owner)
+        file.chmod(0o644)

@@ -1,0 +1,113 @@
+"""Trying a driver for real: one tiny container, with every default on, before anyone needs it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from tabane.errors import EngineError, TabaneError
+from tabane.model import App, ExitStatus, Resources, new_instance_id
+from tabane.runtimes.api import Driver, Image, InstanceSpec, Link, Probe
+from tabane.runtimes.process import start_ticks
+
+ID_BASE = 0x7FFF0000
+"""The last range below 2^31: no app is given it."""
+TIMEOUT_S = 10.0
+PROGRAM = Path("/usr/bin/tini-static")
+"""Any static program would do; this one is needed anyway."""
+PARK = """
+echo unshared; read _
+echo 0 > /proc/sys/net/ipv4/ip_unprivileged_port_start
+echo ready; read _
+"""
+
+
+@asynccontextmanager
+async def parked(id_base: int, address: str = "127.0.0.1") -> AsyncIterator[Link]:
+    """A link without a network: a process in user and network namespaces of its own.
+
+    It ends with the block. In a node the network pool makes links; this one is for trials, where
+    nothing is connected.
+    """
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        *("unshare", "--user", "--net", "sh", "-c", PARK), stdin=pipe, stdout=pipe
+    )
+    assert process.stdin and process.stdout
+    try:
+        await process.stdout.readline()
+        for name in ("uid_map", "gid_map"):
+            Path(f"/proc/{process.pid}/{name}").write_text(f"0 {id_base} 65536")
+        process.stdin.write(b"\n")
+        await process.stdout.readline()
+        yield Link(0, address, "127.0.0.1", process.pid, start_ticks(process.pid))
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+async def try_driver(driver: Driver, engine: str, directory: Path) -> Probe:
+    """Whether `driver` works here: run a tiny program in an instance and see it exit with 0."""
+    if os.geteuid() != 0:
+        return Probe(False, f"{engine} needs root here: run the node as root")
+    path = shutil.which(engine)
+    if path is None:
+        return Probe(False, f"{engine} is not installed")
+    directory.mkdir(mode=0o711, parents=True, exist_ok=True)
+    place = Path(tempfile.mkdtemp(prefix="trial-", dir=directory))
+    try:
+        async with asyncio.timeout(TIMEOUT_S), parked(ID_BASE) as link:
+            await _run(driver, link, place)
+    except (TabaneError, OSError) as error:
+        return Probe(False, f"{await _version(path)}: {error}")
+    except TimeoutError:
+        return Probe(False, f"{await _version(path)}: a trial did not end in {TIMEOUT_S:.0f} s")
+    finally:
+        shutil.rmtree(place)
+    return Probe(True, await _version(path))
+
+
+async def _run(driver: Driver, link: Link, place: Path) -> None:
+    spec = _make_spec(link, place)
+    handle = await driver.prepare(spec)
+    try:
+        handle = await driver.start(spec, handle)
+        status = await driver.wait(handle)
+    finally:
+        await driver.destroy(handle)
+    if status != ExitStatus():
+        raise EngineError(f"a trial container {status.describe()}: {spec.log.read_text()}")
+
+
+def _make_spec(link: Link, place: Path) -> InstanceSpec:
+    tree = place / "tree"
+    tree.mkdir()
+    shutil.copy(PROGRAM, tree / "trial")
+    tree.chmod(0o755)
+    identity = new_instance_id()
+    app = App(
+        name="trial",
+        namespace="tabane",
+        image="trial",
+        command=("/trial", "--version"),
+        resources=Resources(memory_bytes=64 << 20, pids=16, disk_bytes=1 << 20),
+        id_base=ID_BASE,
+    )
+    image = Image(f"trial-{identity}", tree)
+    log = place / "log"
+    return InstanceSpec(identity, app, image, link, place, log, f"/tabane-trial-{identity}")
+
+
+async def _version(path: str) -> str:
+    """The first line of what the engine says of its version."""
+    engine = await asyncio.create_subprocess_exec(
+        path, "--version", stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
+    )
+    output, _ = await engine.communicate()
+    return output.decode(errors="replace").partition("\n")[0]
