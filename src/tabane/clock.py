@@ -7,7 +7,6 @@ that people read use `wall()` (seconds since the epoch). Tests replace the clock
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -41,7 +40,9 @@ class SystemClock:
         return time.time()
 
     def call_at(self, when: float, callback: Callable[[], None]) -> Timer:
-        return asyncio.get_running_loop().call_later(max(0.0, when - self.now()), callback)
+        from asyncio import get_running_loop  # commands that only want the time start without it
+
+        return get_running_loop().call_later(max(0.0, when - self.now()), callback)
 
 
 SYSTEM = SystemClock()
@@ -49,7 +50,9 @@ SYSTEM = SystemClock()
 
 async def sleep_until(clock: Clock, when: float) -> None:
     """Wait until `clock.now()` has reached `when`."""
-    reached = asyncio.Event()
+    from asyncio import Event
+
+    reached = Event()
     timer = clock.call_at(when, reached.set)
     try:
         await reached.wait()
