@@ -1,4 +1,4 @@
-"""The machine's cgroup hierarchies, version 1 or 2, and removing a subtree from all of them."""
+"""The machine's cgroup hierarchies, version 1 or 2: making and removing a subtree in all."""
 
 from __future__ import annotations
 
@@ -21,6 +21,10 @@ class Hierarchies(NamedTuple):
     v2: tuple[Path, ...]
 
     @property
+    def roots(self) -> tuple[Path, ...]:
+        return self.v1 + self.v2
+
+    @property
     def is_hybrid(self) -> bool:
         return bool(self.v1 and self.v2)
 
@@ -40,15 +44,35 @@ def find_hierarchies() -> Hierarchies:
     return parse_hierarchies(Path("/proc/self/mountinfo").read_text())
 
 
+def make_cgroups(path: str) -> None:
+    """Make the cgroup `path` in every hierarchy. While it is there, those above it stay."""
+    for root in find_hierarchies().roots:
+        while not _made(root / path.lstrip("/")):
+            pass
+
+
+def _made(directory: Path) -> bool:
+    """False when another cluster removed one above it just then."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def remove_cgroups(path: str, *, timeout_s: float = 5.0) -> None:
-    """Remove the cgroup `path` and all below it from every hierarchy, once its processes are gone.
+    """Remove the cgroup `path` and all below it from every hierarchy, once its processes are gone,
+    and those above it that have no others.
 
     Blocks. What is not there is fine. Raises `TimedOut` when there still are processes in it.
     """
-    found = find_hierarchies()
     deadline = SYSTEM.now() + timeout_s
-    for root in (*found.v1, *found.v2):
-        _remove_tree(root / path.lstrip("/"), deadline)
+    for root in find_hierarchies().roots:
+        top = root / path.lstrip("/")
+        _remove_tree(top, deadline)
+        for above in top.parents:
+            if above == root or not _removed(above):
+                break
 
 
 def _remove_tree(top: Path, deadline: float) -> None:
@@ -60,12 +84,13 @@ def _remove_tree(top: Path, deadline: float) -> None:
 
 
 def _removed(directory: Path) -> bool:
+    """Whether it is gone; False while there are processes or other cgroups in it."""
     try:
         directory.rmdir()
     except FileNotFoundError:
         return True
     except OSError as error:
-        if error.errno != errno.EBUSY:
+        if error.errno not in (errno.EBUSY, errno.ENOTEMPTY):
             raise
         return False
     return True

@@ -14,14 +14,14 @@ import os
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from tabane.errors import EngineError
 from tabane.model import Value
 from tabane.network.processes import end_process, is_running, start_ticks
 from tabane.network.uplink import ClusterNetwork, attach_node, detach_node
-from tabane.node.cgroups import find_hierarchies, remove_cgroups
+from tabane.node.cgroups import find_hierarchies, make_cgroups, remove_cgroups
 
 _TOOLS = {"unshare": "util-linux", "setsid": "util-linux", "mount": "mount", "nft": "nftables"}
 _LAST_WORDS_BYTES = 2000
@@ -80,10 +80,17 @@ def missing() -> list[str]:
     return lacks
 
 
-def start_node(network: ClusterNetwork, spec: NodeSpec) -> NodeProcess:
+def start_node(
+    network: ClusterNetwork,
+    spec: NodeSpec,
+    *,
+    remember: Callable[[NodeProcess], None] = lambda node: None,
+) -> NodeProcess:
     """Start a node; return when its program is about to run, its uplink up.
 
-    Raises `EngineError` with the log's last words; nothing is left of it then.
+    `remember` is called just before its program runs: a node ends by itself when its starter dies
+    earlier, so none runs that was not remembered. Raises `EngineError` with the log's last words;
+    nothing is left of it then.
     """
     entry = _enter(spec)
     assert entry.stdin is not None
@@ -97,7 +104,9 @@ def start_node(network: ClusterNetwork, spec: NodeSpec) -> NodeProcess:
             raise EngineError(f"node {spec.name} cannot enter its namespaces: {words}")
         node = NodeProcess(spec.name, spec.number, pid, ticks, spec.cgroup)
         try:
+            make_cgroups(spec.cgroup)
             attach_node(network, spec.number, pid)
+            remember(node)
         except BaseException:
             stop_node(network, node, timeout_s=0)
             raise
