@@ -22,9 +22,9 @@ from tabane.model import ExitStatus
 from tabane.network import links, netlink
 from tabane.network.netlink import Rtnetlink, run_in_network_of
 from tabane.network.pool import NetworkPool
-from tabane.network.processes import is_running, start_ticks
 from tabane.network.rules import prepare_node
 from tabane.runtimes.api import Command, Finished, Link
+from tabane.runtimes.process import is_same, start_ticks
 
 pytestmark = pytest.mark.real
 
@@ -315,8 +315,8 @@ def test_an_address_in_use_is_not_given_again_and_a_released_one_goes_away() -> 
         others = [await pool.claim(ID_BASE, egress=True) for _ in range(4)]
         assert kept.address not in {link.address for link in others}
         gone = released.parked_pid, released.parked_start_ticks
-        await until(lambda: released.slot not in links.find_links() and not is_running(*gone))
-        assert is_running(kept.parked_pid, kept.parked_start_ticks)
+        await until(lambda: released.slot not in links.find_links() and not is_same(*gone))
+        assert is_same(kept.parked_pid, kept.parked_start_ticks)
 
     with_pool(scenario, size=0)
 
@@ -331,7 +331,7 @@ def test_a_prepared_link_whose_process_died_is_passed_over() -> None:
         await until(lambda: not Path(f"/proc/{pid}").exists())
         link = await pool.claim(ID_BASE, egress=True)
         assert link.slot != prepared
-        assert is_running(link.parked_pid, link.parked_start_ticks)
+        assert is_same(link.parked_pid, link.parked_start_ticks)
 
     with_pool(scenario)
 
@@ -343,7 +343,7 @@ def test_cancelled_claims_lose_no_link() -> None:
         claims[0].cancel()
         claims[2].cancel()
         link = await claims[1]
-        assert is_running(link.parked_pid, link.parked_start_ticks)
+        assert is_same(link.parked_pid, link.parked_start_ticks)
 
     with_pool(scenario, size=0)
 
@@ -372,7 +372,7 @@ def test_recover_keeps_what_is_in_use_and_removes_the_rest() -> None:
             with listener(kept[0].gateway, 80):
                 assert reaches(kept[0], kept[0].gateway, 80)
             await pool.aclose()
-            assert is_running(kept[0].parked_pid, kept[0].parked_start_ticks), "in use: left alone"
+            assert is_same(kept[0].parked_pid, kept[0].parked_start_ticks), "in use: left alone"
         finally:
             again = NetworkPool(PlainSpawner(), name, size=0)
             await again.recover(kept)

@@ -25,8 +25,9 @@ from tabane.network.addresses import (
     slot_of_link,
 )
 from tabane.network.netlink import Rtnetlink
-from tabane.network.processes import end_process, start_ticks
+from tabane.network.processes import end_process
 from tabane.runtimes.api import Command, Link
+from tabane.runtimes.process import start_ticks
 
 INSIDE = "eth0"
 IDS = 65536
@@ -125,7 +126,7 @@ def find_parked(pool: str) -> set[tuple[int, int]]:
     """(pid, start ticks) of each process that was parked for `pool`."""
     mark = f"{_MARK}={pool}".encode()
     pids = [int(path.name) for path in Path("/proc").glob("[0-9]*") if _is_marked(path, mark)]
-    return {(pid, ticks) for pid in pids if (ticks := start_ticks(pid)) is not None}
+    return {(pid, ticks) for pid in pids if (ticks := start_ticks(pid))}
 
 
 def _is_marked(process: Path, mark: bytes) -> bool:

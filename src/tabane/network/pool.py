@@ -26,8 +26,8 @@ from typing import NamedTuple, TypeVar, TypeVarTuple
 from tabane.errors import EngineError, TabaneError, Unavailable
 from tabane.network import links
 from tabane.network.addresses import Slots
-from tabane.network.processes import start_ticks
 from tabane.runtimes.api import Link, Spawner
+from tabane.runtimes.process import start_ticks
 from tabane.supervise import Supervisor
 
 T = TypeVar("T")
@@ -242,7 +242,7 @@ class NetworkPool:
         parked = None
         try:
             pid = await self._park(slot)
-            parked = (pid, start_ticks(pid) or 0)
+            parked = (pid, start_ticks(pid))
             link = await self._in_thread(links.connect, slot, *parked)
             return _Prepared(link, os.open(f"/proc/{pid}", os.O_PATH | os.O_DIRECTORY))
         except BaseException as error:

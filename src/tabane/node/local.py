@@ -19,9 +19,10 @@ from pathlib import Path
 
 from tabane.errors import EngineError
 from tabane.model import Value
-from tabane.network.processes import end_process, is_running, start_ticks
+from tabane.network.processes import end_process
 from tabane.network.uplink import ClusterNetwork, attach_node, detach_node
 from tabane.node.cgroups import find_hierarchies, make_cgroups, remove_cgroups
+from tabane.runtimes.process import is_same, start_ticks
 
 _TOOLS = {"unshare": "util-linux", "setsid": "util-linux", "mount": "mount", "nft": "nftables"}
 _LAST_WORDS_BYTES = 2000
@@ -54,7 +55,7 @@ class NodeProcess(Value, frozen=True):
 
     @property
     def runs(self) -> bool:
-        return is_running(self.pid, self.start_ticks)
+        return is_same(self.pid, self.start_ticks)
 
 
 def missing() -> list[str]:
@@ -98,8 +99,8 @@ def start_node(
     with entry.stdin as go, entry.stdout as said:
         entry.wait()  # it forks into the node and ends
         pid = int(said.readline() or 0)
-        ticks = start_ticks(pid) if pid else None
-        if ticks is None:
+        ticks = start_ticks(pid) if pid else 0
+        if not ticks:
             words = spec.log.read_text(errors="replace")[-_LAST_WORDS_BYTES:].strip()
             raise EngineError(f"node {spec.name} cannot enter its namespaces: {words}")
         node = NodeProcess(spec.name, spec.number, pid, ticks, spec.cgroup)
