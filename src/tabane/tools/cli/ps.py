@@ -1,0 +1,218 @@
+"""`tabane ps`: the processes of all data centers, in the columns of ps.
+
+`render` is a plain function from the nodes' rows to lines, with nothing in them that could move a
+terminal's cursor. It imports little, for the command must be there at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from tabane.errors import UsageError
+from tabane.tools.cli.common import Parser, app_key, printable, say_silent
+
+Row = dict[str, Any]
+DAY_S = 86400
+
+
+class Column(NamedTuple):
+    """`show` makes the text of a row, given the present moment (seconds since the epoch)."""
+
+    heading: str
+    show: Callable[[Row, float], str]
+    right: bool = False
+
+
+def ps(argv: list[str]) -> int:
+    args = _parse(argv)
+    from tabane.tools.client import Cluster
+
+    answer = Cluster(args.root).get("/api/v1/ps")
+    rows = select(answer["processes"], dc=args.dc, node=args.node, app=args.app)
+    code = say_silent(answer["silent"])
+    if args.json:
+        import json
+
+        print(json.dumps({"processes": rows, "silent": answer["silent"]}, indent=2))
+    else:
+        from tabane.clock import SYSTEM
+
+        print("\n".join(render(rows, style_of(args), SYSTEM.wall(), terminal_width())))
+    return code or (0 if rows else 1)
+
+
+def _parse(argv: list[str]) -> Any:
+    parser = Parser("ps", "Processes of all nodes, with the app and class each belongs to.")
+    parser.add_argument("letters", nargs="?", default="", metavar="aux", help="as in `ps aux`")
+    parser.add_argument("-e", "-A", dest="every", action="store_true", help="all, as always here")
+    parser.add_argument("-f", dest="full", action="store_true", help="parent and start too")
+    parser.add_argument("--dc", help="only of this data center")
+    parser.add_argument("--node", help="only of this node")
+    parser.add_argument("--app", help="only of this app's instances")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args(argv)
+    if not set(args.letters) <= set("aux"):
+        raise UsageError(f"ps: {args.letters!r} is not understood: write aux, -ef, or nothing")
+    return args
+
+
+def style_of(args: Any) -> Sequence[Column]:
+    if args.full:
+        return FULL
+    return USER if "u" in args.letters else SHORT
+
+
+def select(
+    rows: Iterable[Row], *, dc: str | None = None, node: str | None = None, app: str | None = None
+) -> list[Row]:
+    """Rows of this data center, node (with its data center or without) and app, in order."""
+    key = app and app_key(app)
+    chosen = [
+        row
+        for row in rows
+        if dc in (None, row["dc"])
+        and node in (None, row["node"], f"{row['dc']}/{row['node']}")
+        and key in (None, row["app"])
+    ]
+    return sorted(chosen, key=lambda row: (row["dc"], row["node"], row["pid"]))
+
+
+def render(
+    rows: Iterable[Row], columns: Sequence[Column], now: float, width: int | None
+) -> list[str]:
+    """A heading and a line for each row, cut to `width` if given. The last column is not padded."""
+    table = [[column.heading for column in columns]]
+    table += [[printable(column.show(row, now)) for column in columns] for row in rows]
+    widths = [max(map(cells, texts)) for texts in zip(*table, strict=True)]
+    lines = (
+        " ".join(
+            _pad(text, 0 if column is columns[-1] else size, column.right)
+            for text, column, size in zip(texts, columns, widths, strict=True)
+        )
+        for texts in table
+    )
+    return [clip(line, width) if width else line for line in lines]
+
+
+def _pad(text: str, size: int, right: bool) -> str:
+    blanks = " " * (size - cells(text))
+    return blanks + text if right else text + blanks
+
+
+def cells(text: str) -> int:
+    """How many cells of a terminal it takes."""
+    return len(text) if text.isascii() else sum(map(_cells_of, text))
+
+
+def _cells_of(char: str) -> int:
+    import unicodedata
+
+    if unicodedata.combining(char):
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
+
+
+def clip(text: str, width: int) -> str:
+    """As much of it as fits."""
+    if text.isascii():
+        return text[:width]
+    for end, char in enumerate(text):
+        width -= _cells_of(char)
+        if width < 0:
+            return text[:end]
+    return text
+
+
+def terminal_width() -> int | None:
+    """Of the terminal that is written to; None when it is none."""
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns or None
+    except (OSError, ValueError):
+        return None
+
+
+def _app(row: Row, now: float) -> str:
+    app: str = row["app"]
+    return app.removeprefix("default/") or "-"
+
+
+def _minutes(row: Row, now: float) -> str:
+    """CPU time as in `ps aux`."""
+    minutes, seconds = divmod(int(row["cpu_s"]), 60)
+    return f"{minutes}:{seconds:02}"
+
+
+def _hours(row: Row, now: float) -> str:
+    """CPU time as in `ps -ef`."""
+    minutes, seconds = divmod(int(row["cpu_s"]), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    return (f"{days}-" if days else "") + f"{hours:02}:{minutes:02}:{seconds:02}"
+
+
+def _start(row: Row, now: float) -> str:
+    """By the reader's clock: nodes tell ages only, since their clocks may be wrong."""
+    from datetime import datetime
+
+    started = datetime.fromtimestamp(now - row["elapsed_s"])
+    if row["elapsed_s"] < DAY_S:
+        return f"{started:%H:%M}"
+    return (
+        f"{started:%b%d}" if started.year == datetime.fromtimestamp(now).year else f"{started:%Y}"
+    )
+
+
+def _of(key: str) -> Callable[[Row, float], str]:
+    return lambda row, now: str(row[key]) or "-"
+
+
+PLACE = (
+    Column("DC", _of("dc")),
+    Column("NODE", _of("node")),
+    Column("APP", _app),
+    Column("CLASS", _of("class")),
+)
+PID = Column("PID", _of("pid"), right=True)
+CPU = Column("%CPU", lambda row, now: f"{row['cpu_percent']:.1f}", right=True)
+RSS = Column("RSS", _of("rss_kib"), right=True)
+TTY = Column("TTY", _of("tty"))
+STAT = Column("STAT", _of("stat"))
+
+SHORT: Sequence[Column] = (
+    *PLACE,
+    PID,
+    Column("USER", _of("user")),
+    CPU,
+    RSS,
+    STAT,
+    Column("TIME", _minutes, right=True),
+    Column("COMMAND", _of("command")),
+)
+USER: Sequence[Column] = (
+    *PLACE,
+    Column("USER", _of("user")),
+    PID,
+    CPU,
+    Column("%MEM", lambda row, now: f"{row['memory_percent']:.1f}", right=True),
+    Column("VSZ", _of("vsz_kib"), right=True),
+    RSS,
+    TTY,
+    STAT,
+    Column("START", _start, right=True),
+    Column("TIME", _minutes, right=True),
+    Column("COMMAND", _of("command")),
+)
+FULL: Sequence[Column] = (
+    *PLACE,
+    Column("UID", _of("user")),
+    PID,
+    Column("PPID", _of("ppid"), right=True),
+    Column("C", lambda row, now: str(int(min(99, row["cpu_percent"]))), right=True),
+    Column("STIME", _start, right=True),
+    TTY,
+    Column("TIME", _hours, right=True),
+    Column("CMD", _of("command")),
+)
