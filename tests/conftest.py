@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from tabane.testing.leaks import Guard, enter_own_namespaces, leaked_tasks
+from tabane.testing.leaks import Guard, Presence, enter_own_namespaces, leaked_tasks
 
 RUN = uuid.uuid4().hex[:8]
 NUMBERS = itertools.count(1)
@@ -38,18 +38,29 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(autouse=True, scope="session")
-def no_leaks_at_the_end(request: pytest.FixtureRequest) -> Iterator[None]:
+def no_leaks_at_the_end(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
     """What outlives its test on purpose, as a module's shared cluster, ends with the run."""
-    guard = Guard(RUN, machine=not request.config.stash[WHY_NOT_REAL])
+    isolated = not request.config.stash[WHY_NOT_REAL]
+    guard = Guard(RUN, machine=isolated, files=tmp_path_factory.getbasetemp())
     yield
     fail_for(guard.close())
+
+
+@pytest.fixture(scope="session")
+def presence() -> Iterator[Presence]:
+    presence = Presence()
+    yield presence
+    presence.close()
 
 
 @pytest.fixture(autouse=True)
 def no_leaks(request: pytest.FixtureRequest, no_leaks_at_the_end: None) -> Iterator[None]:
     """Set up before and closed after all else that belongs to one test."""
     real = request.node.get_closest_marker("real") is not None
-    guard = Guard(f"{RUN}-{next(NUMBERS)}", machine=real)
+    presence = request.getfixturevalue("presence") if real else None
+    guard = Guard(f"{RUN}-{next(NUMBERS)}", machine=real, presence=presence)
     yield
     fail_for(guard.close())
 

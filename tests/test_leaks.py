@@ -24,7 +24,9 @@ def run_inner(directory: Path, body: str) -> str:
     """The output of a test file's run under the guard. It must not pass."""
     (directory / "pytest.ini").write_text(CONFIG)
     (directory / "conftest.py").write_text(
-        CONFTEST.read_text() + "\n\nfrom tabane.testing import leaks\nleaks.SETTLE_S = 0.2\n"
+        CONFTEST.read_text()
+        + "\n\nfrom tabane.testing import leaks\nleaks.SETTLE_S = 0.2\n"
+        + f"leaks.PRESENCE = leaks.Path({str(directory / 'presence')!r})\n"
     )
     (directory / "test_inner.py").write_text(
         "import asyncio, os, subprocess\nimport pytest\nfrom pathlib import Path\n" + body
@@ -102,14 +104,28 @@ def test_netns():
 
 def test_cgroup():
     (CGROUP / "inner").mkdir(parents=True)
+
+def test_container(tmp_path):
+    program = f"mount --bind {{tmp_path}} /mnt && exec setsid --fork sleep 63"
+    subprocess.run(["env", "-i", "unshare", "-m", "sh", "-c", program], check=True)
 """,
     )
     Path("/run/netns", name).unlink()
     for path in (cgroup / name / "inner", cgroup / name):
         path.rmdir()
-    assert "5 passed, 4 errors" in output and "interface tbleak1" in output, output
+    assert "test_container - Failed: left behind: process" in output and "(sleep 63)" in output
+    assert "6 passed, 5 errors" in output and "interface tbleak1" in output, output
     assert f"mount /run/netns/{name}" in output and f"cgroup {cgroup / name}/inner" in output
     assert "test_mount - Failed: left behind: mount" in output
+
+
+def test_a_run_knows_when_it_is_not_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leaks, "PRESENCE", tmp_path / "presence")
+    ours, theirs = leaks.Presence(), leaks.Presence()
+    assert not ours.is_alone() and not theirs.is_alone()
+    theirs.close()
+    assert ours.is_alone() and ours.is_alone()
+    ours.close()
 
 
 def test_other_peoples_processes_are_left_alone() -> None:

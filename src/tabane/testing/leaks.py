@@ -1,10 +1,12 @@
 """Finds what a test left behind: tasks, descriptors, processes, mounts, interfaces, cgroups.
 
 A machine is shared, so each finding must be the test's own. Descriptors and children belong to this
-process. Other processes are known by `TABANE_TEST_ID`, which the test's whole offspring inherits
-(`/proc/PID/environ`). Mounts and interfaces are compared inside namespaces that the test run made
-for itself (`enter_own_namespaces`). Cgroups cannot be had privately; a new one below `tabane*` is
-the test's unless a process that is not the test's lives in its tree.
+process. Other processes are known by `TABANE_TEST_ID`, which a test's offspring inherits
+(`/proc/PID/environ`), and containers, whose environment is their image's, by mounts that lead into
+the run's directory (`/proc/PID/mountinfo`). Mounts and interfaces are compared inside namespaces
+that the test run made for itself (`enter_own_namespaces`). Cgroups cannot be had privately: a new
+one below `tabane*` is the test's if no other test run is on this machine (`Presence`) and nobody
+else's process lives in its tree.
 
 What is still going away (a child being reaped, a transport closing) gets `SETTLE_S` to do so.
 """
@@ -29,6 +31,7 @@ from typing import Any
 from tabane.clock import SYSTEM
 
 TEST_ID = "TABANE_TEST_ID"
+PRESENCE = Path("/run/lock/tabane-tests")
 SETTLE_S = 2.0
 POLL_S = 0.01
 LOOP_ROUNDS = 10
@@ -57,6 +60,26 @@ def enter_own_namespaces() -> str:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         fcntl.ioctl(any_socket, SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", IFF_UP))
     return ""
+
+
+class Presence:
+    """That a test run is on this machine: a shared lock, by which each can tell if it is alone."""
+
+    def __init__(self) -> None:
+        self._file = PRESENCE.open("w")
+        fcntl.flock(self._file, fcntl.LOCK_SH)
+
+    def is_alone(self) -> bool:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        finally:
+            fcntl.flock(self._file, fcntl.LOCK_SH)
+        return True
+
+    def close(self) -> None:
+        self._file.close()
 
 
 @dataclass(frozen=True)
@@ -131,9 +154,25 @@ def starter_of(pid: int) -> str:
     return next(found, b"").removeprefix(prefix).decode()
 
 
+def uses_files_of(pid: int, directory: Path) -> bool:
+    """Whether a process has mounts of its own that lead into `directory`."""
+    try:
+        if Path(f"/proc/{pid}/ns/mnt").readlink() == Path("/proc/self/ns/mnt").readlink():
+            return False
+        return f"{directory}/" in Path(f"/proc/{pid}/mountinfo").read_text()
+    except OSError:
+        return False
+
+
 def describe(pid: int) -> str:
     try:
-        argv = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+        argv = (
+            Path(f"/proc/{pid}/cmdline")
+            .read_bytes()
+            .replace(b"\0", b" ")
+            .decode(errors="replace")
+            .strip()
+        )
     except OSError:
         argv = ""
     return f"process {pid} ({argv or 'ended, but nobody waited for it'})"
@@ -142,13 +181,23 @@ def describe(pid: int) -> str:
 class Guard:
     """Looks when it is made, and says what is new and the test's own when asked.
 
-    While it is current, `TABANE_TEST_ID` is in the environment. `machine` also compares mounts,
-    interfaces and cgroups.
+    While it is current, `TABANE_TEST_ID` is in the environment. `machine` also compares mounts and
+    interfaces, a `presence` cgroups, and `files` is a directory of the test's: processes with
+    mounts from it are its own. A guard of `ID` also answers for those of `ID-1` and so on.
     """
 
-    def __init__(self, test_id: str, *, machine: bool) -> None:
+    def __init__(
+        self,
+        test_id: str,
+        *,
+        machine: bool,
+        presence: Presence | None = None,
+        files: Path | None = None,
+    ) -> None:
         self.test_id = test_id
         self.machine = machine
+        self.presence = presence
+        self.files = files
         self._outer_id = os.environ.get(TEST_ID)
         os.environ[TEST_ID] = test_id
         self._before = Belongings.now(machine=machine)
@@ -176,30 +225,34 @@ class Guard:
     def _find(self) -> list[str]:
         before, now = self._before, Belongings.now(machine=self.machine)
         descriptors = sorted(now.descriptors - before.descriptors)
+        cgroups = sorted(filter(self._owns, now.cgroups - before.cgroups))
         left = self._own_among(now.processes) | (now.children - before.children)
         return [
             *(f"descriptor {number} ({target})" for number, target in descriptors),
             *(describe(pid) for pid in sorted(left)),
             *(f"mount {point}" for point in sorted(now.mounts - before.mounts)),
             *(f"interface {name}" for name in sorted(now.interfaces - before.interfaces)),
-            *(
-                f"cgroup {path}"
-                for path in sorted(now.cgroups - before.cgroups)
-                if self._owns(path)
-            ),
+            *(f"cgroup {path}" for path in cgroups),
         ]
 
     def _own_among(self, pids: Set[int]) -> set[int]:
-        new = pids - self._before.processes
-        return {pid for pid in new if starter_of(pid) == self.test_id}
+        return {pid for pid in pids - self._before.processes if self._started(pid)}
+
+    def _started(self, pid: int) -> bool:
+        starter = starter_of(pid)
+        if starter == self.test_id or starter.startswith(f"{self.test_id}-"):
+            return True
+        return self.files is not None and uses_files_of(pid, self.files)
 
     def _owns(self, cgroup: Path) -> bool:
-        """Whether nobody else's process lives in the cgroup's tree (that of a whole cluster)."""
+        """Whether nobody else made it: no other run, nor one whose process is in its tree."""
+        if self.presence is None or not self.presence.is_alone():
+            return False
         top = next(path for path in (cgroup, *cgroup.parents) if path.name.startswith("tabane"))
         tree = top.joinpath(*cgroup.relative_to(top).parts[:1])
         for procs in tree.rglob("cgroup.procs"):
             with suppress(OSError):
-                if any(starter_of(int(pid)) != self.test_id for pid in procs.read_text().split()):
+                if not all(self._started(int(pid)) for pid in procs.read_text().split()):
                     return False
         return True
 
