@@ -30,6 +30,7 @@ from tabane.middlecon.receipts import Receipt
 from tabane.security.identity import read_token
 
 DEFAULT_URL = "tcp://127.0.0.1:8080"
+CONNECT_TIMEOUT_S = 1.0
 COMMANDS = ("serve", "join", "say", "ask")
 
 
@@ -146,7 +147,9 @@ async def _until_stopped() -> None:
 
 
 async def _connect(options: argparse.Namespace) -> Client:
-    return await connect(options.hub, name=options.name, token=_token(options))
+    return await connect(
+        options.hub, name=options.name, token=_token(options), timeout_s=CONNECT_TIMEOUT_S
+    )
 
 
 async def _join(options: argparse.Namespace) -> int:

@@ -172,8 +172,9 @@ class Client:
 
     async def aclose(self) -> None:
         """Say goodbye and close. Idempotent. Handlers that still run are cancelled."""
+        self._connection.close()
         await self._tasks.aclose()
-        await self._connection.aclose()
+        await self._connection.wait_closed()
 
     def abort(self) -> None:
         """Drop the connection at once, as a crash would. The client dials again, until `aclose`."""

@@ -50,6 +50,7 @@ class Connection:
         self._limits = Limits()
         self._data_bytes = self._limits.data_bytes
         self._wire: Wire | None = None
+        self._last_wire: Wire | None = None
         self._lost = asyncio.Event()
         self._check: asyncio.TimerHandle | None = None
 
@@ -70,11 +71,16 @@ class Connection:
                 await asyncio.sleep(pause_s)
         self._tasks.start("session", self._keep())
 
-    async def aclose(self) -> None:
-        """Say goodbye; return when what was sent has left. The tasks' owner has ended them."""
-        if (wire := self._wire) is not None:
-            wire.close()
-            await wire.wait_closed()
+    def close(self) -> None:
+        """Say goodbye. The session's tasks must be ended right after, or it is dialed again."""
+        if self._wire is not None:
+            self._last_wire = self._wire
+            self._wire.close()
+
+    async def wait_closed(self) -> None:
+        """Until what was sent before `close` has left."""
+        if self._last_wire is not None:
+            await self._last_wire.wait_closed()
 
     def abort(self) -> None:
         """Drop the session at once, as a crash would."""

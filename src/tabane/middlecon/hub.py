@@ -160,7 +160,8 @@ class Hub:
     def link(self, peer: str, url: str, token: str | None = None) -> None:
         """Keep a link to the hub `peer` at `url`, by dialing it whenever there is none.
 
-        Naming a peer again with another URL replaces the first. Raises `UsageError` for a bad URL.
+        Call it after `start`. Naming a peer again with another URL or token replaces the first,
+        and leaves an open link alone. Raises `UsageError` for a bad URL.
         """
         address = parse_url(url)
         self._stop_linking(peer)

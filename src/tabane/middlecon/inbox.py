@@ -11,7 +11,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
 
-from tabane.errors import Busy, Refused, TabaneError
+from tabane.errors import Busy, Closed, Refused, TabaneError
 from tabane.middlecon.frames import RAISED, Frame, Kind, encode_frame
 from tabane.middlecon.wire import Wire
 from tabane.supervise import Supervisor, log_failure
@@ -124,12 +124,14 @@ class Inbox:
         try:
             self._on_returned(message, await work)
         except asyncio.CancelledError:
-            raise
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            self._on_raised(message, Closed("the handler was cancelled"))
         except Exception as error:
             self._on_raised(message, error)
-        finally:
-            self._unfinished -= 1
-            self._next_of(message.sender)
+        self._unfinished -= 1
+        self._next_of(message.sender)
 
     def _next_of(self, sender: str) -> None:
         """Begin what waited for the message just finished, up to the next that takes time."""
