@@ -184,7 +184,7 @@ def _set(read: Reader, *, empty: bool = True) -> Reader:
     read_list = _list(read, empty=empty)
 
     def read_set(value: Any) -> tuple[Any, ...]:
-        items = read_list(value)
+        items: tuple[Any, ...] = read_list(value)
         for item in items:
             if items.count(item) > 1:
                 raise UsageError(f"{shorten(item)} is there twice: leave one of them out")

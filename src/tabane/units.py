@@ -10,7 +10,7 @@ from tabane.errors import UsageError
 LONGEST_S = 100 * 366 * 86400.0
 LARGEST_BYTES = 1 << 60
 
-_NUMBER = r"([0-9]{1,20}(?:\.[0-9]{1,18})?)"
+_NUMBER = r"([0-9]{1,20}(?:\.[0-9]{1,30})?)"
 _BYTES = {
     "B": 1,
     "kB": 10**3,
