@@ -12,7 +12,7 @@ import msgspec
 from tabane import spec
 from tabane.errors import NotFound, UsageError
 from tabane.gateway.activation import StopAsked
-from tabane.model import AppName, Instance, InstanceId, State
+from tabane.model import App, AppName, Instance, InstanceId, State
 from tabane.node import messages as say
 from tabane.runtimes.api import ExecResult
 from tabane.security.audit import Line
@@ -28,13 +28,13 @@ LOG_BLOCK = 64 << 10
 
 async def deploy(agent: Agent, who: Principal, text: str, file: str, image: str) -> dict[str, Any]:
     """Store the app; then ask who knows it already."""
-    app = spec.parse(text, file)
+    app = spec.parse_app(text, file=file)
     if image != "host" and not agent.images.store.has(image):
         raise NotFound(f"image {image} is not on {agent.config.key}: send it first")
     app = msgspec.structs.replace(app, image=image, owner=max(who.uid, 0))
     deployed = await agent.control(say.DeployApp(app))
     _audit(agent, who, "deploy", f"{app.key} revision {deployed.app.revision}")
-    return spec.render(deployed.app) | await _who_knows(agent, deployed.revision)
+    return describe_app(deployed.app) | await _who_knows(agent, deployed.revision)
 
 
 async def remove(agent: Agent, who: Principal, key: str) -> dict[str, Any]:
@@ -50,7 +50,7 @@ async def scale(
         raise UsageError("scale: give min, max, or both")
     deployed = await agent.control(say.ScaleApp(AppName(key), low, high))
     _audit(agent, who, "scale", f"{key} min {low} max {high}")
-    return spec.render(deployed.app) | await _who_knows(agent, deployed.revision)
+    return describe_app(deployed.app) | await _who_knows(agent, deployed.revision)
 
 
 async def _who_knows(agent: Agent, revision: int) -> dict[str, Any]:
@@ -70,7 +70,7 @@ async def list_apps(agent: Agent) -> dict[str, Any]:
     for app in agent.all_apps():
         mine = [i for i in found if i.app == app.key]
         ready = sum(i.state is State.READY for i in mine)
-        rows.append(spec.render(app) | {"ready": ready, "instances": len(mine)})
+        rows.append(describe_app(app) | {"ready": ready, "instances": len(mine)})
     return {"apps": rows, "silent": silent}
 
 
@@ -84,13 +84,25 @@ async def show(agent: Agent, key: str) -> dict[str, Any]:
     wakes = await records(agent, "wakes", 200)
     events = await records(agent, "events", 500)
     return {
-        "app": spec.render(app),
+        "app": describe_app(app),
         "instances": [i for i in found if i.app == key],
         "homes": [msgspec.json.decode(data) for data in homes.by_node.values() if data],
         "wakes": [wake for wake in wakes["records"] if wake["app"] == key][-10:],
         "events": [event for event in events["records"] if event["app"] == key][-20:],
         "silent": sorted({*silent, *homes.silent}),
     }
+
+
+def describe_app(app: App) -> dict[str, Any]:
+    """An app as its author would write it, with what the cluster added."""
+    added = {
+        "namespace": app.namespace,
+        "revision": app.revision,
+        "class": app.isolation,
+        "digest": app.image,
+        "deployed_at": app.deployed_at,
+    }
+    return spec.render_app(app) | added
 
 
 async def _instances(agent: Agent) -> tuple[list[Instance], list[str]]:
@@ -184,6 +196,18 @@ async def take_image(agent: Agent, stream: AsyncIterator[bytes]) -> str:
 
 async def give_image(agent: Agent, digest: str) -> Path:
     return await agent.images.export(digest)
+
+
+def describe_node(agent: Agent) -> dict[str, Any]:
+    config = agent.config
+    gateways = [f"{config.key}/gateway-{n}" for n in range(config.gateways)]
+    linked = len(agent.live_nodes()) == len(config.cluster.nodes)
+    return {
+        "node": config.key,
+        "incarnation": config.incarnation,
+        "revision": agent.replica.revision,
+        "whole": linked and all(gateway in agent.room.members for gateway in gateways),
+    }
 
 
 def members(agent: Agent) -> dict[str, Any]:

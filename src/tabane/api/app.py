@@ -187,6 +187,11 @@ def _add_node(router: APIRouter, agent: Agent) -> None:
     async def members() -> Response:
         return Json(actions.members(agent))
 
+    @router.get("/node")
+    async def node() -> Response:
+        """This node; `whole`: it sees all others, and its gateways are there."""
+        return Json(actions.describe_node(agent))
+
     @router.get("/ps")
     async def processes() -> Response:
         """The process tables of all nodes."""

@@ -8,7 +8,9 @@ replica, instances, hub session, home.
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,9 +34,10 @@ from tabane.gateway.messages import (
     StillUsed,
     ToGateway,
 )
-from tabane.middlecon import Client, Message, Room, connect
+from tabane.k2i import ProcessTable
+from tabane.middlecon import Change, Client, Message, Room, connect
 from tabane.model import App, AppName, Instance, InstanceId, NodeName, State, WakeRecord
-from tabane.network import NetworkPool
+from tabane.network import NetworkPool, prepare_node
 from tabane.node import messages as say
 from tabane.node.answering import Answering
 from tabane.node.config import NodeConfig
@@ -49,7 +52,7 @@ from tabane.node.spawner import HolderSpawner
 from tabane.runtimes.api import Link
 from tabane.scheduler.placement import NodeView, home_of
 from tabane.security.audit import Line
-from tabane.store.api import Change
+from tabane.store.api import Change as Written
 from tabane.store.feed import StoreFeed
 from tabane.store.replica import Replica
 from tabane.store.sqlite import SqliteStore
@@ -58,6 +61,7 @@ from tabane.supervise import Supervisor
 log = logging.getLogger(__name__)
 
 CONTROL_TIMEOUT_S = 10.0
+HUB_TIMEOUT_S = 30.0
 ROUTES_PER_MESSAGE = 500
 GATEWAY_MESSAGES = (Demand, Returned, StillUsed, Broken, Report)
 
@@ -100,7 +104,9 @@ class Agent:
         self.home = Home(self, clock, app_of=self.app, floor_of=self.floor, nodes=self._node_views)
         self.apps: Apps | None = None
         self.publisher: Publisher | None = None
+        self.table = ProcessTable(config.key)
         self.answers = Answering(self)
+        self._followers: set[Callable[[bytes], None]] = set()
 
     # Life
 
@@ -113,17 +119,21 @@ class Agent:
         self.replica.subscribe(self._on_store_changes)
         if self.config.is_control:
             await self._open_store(paths.store)
-        await self.engines.probe()
+        await asyncio.gather(
+            self.engines.probe(), prepare_node([self.config.cluster.network.network])
+        )
         await self.executor.recover()
         hub = f"unix://{paths.hub}"
-        self.me: Client = await connect(hub, name=agent_of(self.config.key), token=self.token)
-        self.me.on_message(self._on_message, concurrent=True)
+        self.me: Client = await connect(
+            hub, name=agent_of(self.config.key), timeout_s=HUB_TIMEOUT_S
+        )
+        self.me.on_message(concurrent=True)(self._on_message)
         self.me.on_hub(self._on_hub)
         self.me.on_connected(self._on_connected)
         self.room: Room = await self.me.join(say.NODES)
-        self.room.on_message(self._on_message)
-        self.room.on_presence(self._on_presence)
-        self._on_connected()
+        self.room.on_message(concurrent=True)(self._on_message)
+        self.room.on_presence(lambda presence: self._on_presence(presence.member, presence.change))
+        await self._resync()
 
     async def _open_store(self, path: Path) -> None:
         self.store = await SqliteStore.open(path)
@@ -141,6 +151,7 @@ class Agent:
         await self.replica.aclose()
         if self.config.is_control:
             await self.store.aclose()
+        self.table.close()
         self.spawner.close()
         self.events.close()
         self.wakes.close()
@@ -195,7 +206,7 @@ class Agent:
 
     # Changes
 
-    def _on_store_changes(self, changes: tuple[Change, ...]) -> None:
+    def _on_store_changes(self, changes: tuple[Written, ...]) -> None:
         """Apps were deployed, removed or scaled: tell the home and this node's gateways."""
         changed: list[App] = []
         gone: list[AppName] = []
@@ -245,19 +256,20 @@ class Agent:
             follow = say.StoreFollow(self.replica.revision)
             self._tell(agent_of(self.config.cluster.control), follow)
         await self._publish()
-        for member in self.room.members:
-            self._on_presence(member, "joined")
+        for member in tuple(self.room.members):
+            self._on_presence(member, Change.JOINED)
         self._take_over()
 
-    def _on_presence(self, member: str, change: str) -> None:
-        """An agent or gateway came (`joined`), went (`left`) or cannot be seen (`unknown`)."""
+    def _on_presence(self, member: str, change: Change) -> None:
+        """An agent or gateway came, went, or cannot be seen."""
         node, _, part = member.rpartition("/")
+        came = change in (Change.JOINED, Change.BACK)
         if part.startswith("gateway") and node.startswith(self.config.node.datacenter + "/"):
-            self.home.on_gateway(member, joined=change == "joined")
-        elif member == agent_of(self.config.cluster.control) and change == "joined":
+            self.home.on_gateway(member, joined=came)
+        elif member == agent_of(self.config.cluster.control) and came:
             if not self.config.is_control:
                 self._tell(member, say.StoreFollow(self.replica.revision))
-        elif part == "agent" and change == "joined":
+        elif part == "agent" and came:
             for instance in self.executor.instances():
                 if home_of(instance.app, self.neighbours()) == node:
                     self._tell(member, _as_found(instance))
@@ -291,9 +303,20 @@ class Agent:
 
     def _on_transition(self, transition: Transition) -> None:
         self.events.add(transition)
+        self.happened(msgspec.json.encode(transition))
+        if self._joined() and self.me.connected:
+            self.tasks.start("event", self._spread_word(transition))
         if transition.state in (State.READY, State.ABSENT) and self._joined():
             self._tell_gateways(self._local_instances())
             self.tasks.start("publish", self._publish())
+
+    async def _spread_word(self, transition: Transition) -> None:
+        await self.room.cast(say.encode(say.Happened(msgspec.json.encode(transition))))
+
+    def happened(self, transition: bytes) -> None:
+        """Something happened to an instance, here or elsewhere; as JSON."""
+        for follower in tuple(self._followers):
+            follower(transition)
 
     def _on_instance(self, event: InstanceReady | InstanceEnded) -> None:
         if isinstance(event, InstanceReady):
@@ -356,11 +379,27 @@ class Agent:
 
     async def wait_revision(self, revision: int) -> None:
         """Return once this node's replica has that revision of the store."""
-        await self.replica_grown.wait_for(lambda: self.replica.revision >= revision)
+        reached = asyncio.Event()
 
-    def processes(self) -> bytes:
+        def look(_: object = None) -> None:
+            if self.replica.revision >= revision:
+                reached.set()
+
+        end = self.replica.subscribe(look)
+        try:
+            look()
+            await reached.wait()
+        finally:
+            end()
+
+    def follow_events(self, take: Callable[[bytes], None]) -> Callable[[], None]:
+        """Call `take` with every transition in the cluster from now on, as JSON."""
+        self._followers.add(take)
+        return lambda: self._followers.discard(take)
+
+    async def processes(self) -> bytes:
         """This node's process table as JSON rows."""
-        return self.table.render(self.executor.instances())
+        return await asyncio.to_thread(self.table.render, self.executor.instances())
 
     # Messages
 
@@ -382,12 +421,12 @@ class Agent:
             if member in self.room.members:
                 self._tell(member, message)
 
-    async def _on_message(self, message: Message) -> bytes | None:
+    def _on_message(self, message: Message) -> Awaitable[bytes | None] | None:
         body = say.parse(message.data)
         if isinstance(body, GATEWAY_MESSAGES):
             self.home.hear(message.sender, body)
             return None
-        return await self.answers.answer(message.sender, body)
+        return self.answers.answer(message.sender, body)
 
     async def ask_home(self, app: AppName, asked: StopAsked) -> None:
         """Tell an app's home what a person wants."""

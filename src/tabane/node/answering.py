@@ -36,6 +36,7 @@ class Answering:
             say.DeployApp: self._control,
             say.RemoveApp: self._control,
             say.ScaleApp: self._control,
+            say.Happened: self._happened,
             say.AskInstances: self._instances,
             say.AskKnown: self._known,
             say.AskProcesses: self._processes,
@@ -92,6 +93,9 @@ class Answering:
             raise Unsupported(f"{self._agent.config.key} does not hold the store")
         return say.encode(await self._agent.apps.perform(body))
 
+    async def _happened(self, sender: str, body: say.Happened) -> None:
+        self._agent.happened(body.transition)
+
     async def _instances(self, sender: str, body: say.AskInstances) -> bytes:
         return say.encode(say.Instances(tuple(self._agent.executor.instances())))
 
@@ -100,7 +104,7 @@ class Answering:
         return b""
 
     async def _processes(self, sender: str, body: say.AskProcesses) -> bytes:
-        return self._agent.processes()
+        return await self._agent.processes()
 
     async def _records(self, sender: str, body: say.AskRecords) -> bytes:
         journal = self._agent.wakes if body.kind == "wakes" else self._agent.events

@@ -21,6 +21,7 @@ import msgspec
 
 from tabane.errors import NotFound
 from tabane.model import NodeName, Value
+from tabane.network.uplink import ClusterNetwork
 
 HTTP_PORT = 80
 API_PORT = 7070
@@ -48,7 +49,7 @@ class ClusterConfig(Value, frozen=True):
     id: str
     nodes: tuple[Peer, ...]
     control: NodeName
-    network: dict[str, str] = msgspec.field(default_factory=dict)
+    network: ClusterNetwork
 
     def node(self, key: str) -> Peer:
         for peer in self.nodes:
@@ -103,6 +104,7 @@ class NodePaths:
         self.replica = directory / "replica.db"
         self.images = directory / "images"
         self.instances = directory / "instances"
+        self.drivers = directory / "drivers"
         self.logs = directory / "log"
         self.events = directory / "events.log"
         self.wakes = directory / "wakes.log"

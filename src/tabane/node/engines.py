@@ -9,9 +9,6 @@ from tabane.runtimes import registry
 from tabane.runtimes.api import Driver, Probe, Spawner
 from tabane.scheduler.placement import NodeView
 
-PREFERENCE = ("crun", "runc")
-"""Among drivers of one class that work: the fastest first."""
-
 
 class Engines:
     """The node's drivers. `probe()` before use."""
@@ -19,8 +16,9 @@ class Engines:
     def __init__(self, config: NodeConfig, spawner: Spawner) -> None:
         self._config = config
         self._drivers: dict[str, Driver] = {
-            name: registry.load(name, spawner=spawner, directory=config.paths.directory)
-            for name in registry.names()
+            name: registry.load(name, spawner, config.paths.drivers / name)
+            for name in registry.DRIVERS
+            if name != "fake"
         }
         self.probes: dict[str, Probe] = {}
 
@@ -30,9 +28,8 @@ class Engines:
 
     def working(self) -> list[Driver]:
         """The preferred first."""
-        order = (self._config.driver, *PREFERENCE)
         names = [name for name, probe in self.probes.items() if probe.works]
-        names.sort(key=lambda name: order.index(name) if name in order else len(order))
+        names.sort(key=lambda name: name != self._config.driver)
         return [self._drivers[name] for name in names]
 
     def driver(self, name: str) -> Driver:

@@ -15,20 +15,21 @@ from collections.abc import Awaitable, Callable
 
 from tabane.clock import SYSTEM
 from tabane.errors import Closed
-from tabane.gateway.dns import Resolver
+from tabane.gateway.dns import Resolver, find_upstreams
 from tabane.gateway.http import HttpGateway
 from tabane.gateway.messages import ToGateway, ToHome
 from tabane.gateway.router import GatewayRouter, Local
-from tabane.middlecon import Client, Message, Room, connect
+from tabane.middlecon import Change, Client, Message, Room, connect
 from tabane.model import AppName, NodeName, WakeRecord
 from tabane.node import messages as say
 from tabane.node.agent import agent_of
-from tabane.node.config import FORWARD_PORT, INSIDE_ADDRESS, NodeConfig
+from tabane.node.config import FORWARD_PORT, NodeConfig
 from tabane.node.part import run_part
 from tabane.scheduler.placement import home_of
 from tabane.supervise import Supervisor
 
 DRAIN_S = 10.0
+HUB_TIMEOUT_S = 30.0
 WAKES_KEPT = 1000
 """Wake records kept while the agent is away."""
 
@@ -54,12 +55,12 @@ class GatewayProcess:
     async def start(self) -> None:
         """Join the hub and learn the routes."""
         hub = f"unix://{self.config.paths.hub}"
-        self.me: Client = await connect(hub, name=self.name, token=self.token)
+        self.me: Client = await connect(hub, name=self.name, timeout_s=HUB_TIMEOUT_S)
         self.me.on_message(self._on_message)
         self.me.on_hub(lambda hub, is_open: self._on_nodes())
         self.me.on_connected(self._on_connected)
         self.room: Room = await self.me.join(say.NODES)
-        self.room.on_presence(self._on_presence)
+        self.room.on_presence(lambda presence: self._on_presence(presence.member, presence.change))
         self._on_connected()
         await self._routed.wait()
 
@@ -118,12 +119,12 @@ class GatewayProcess:
     def _on_connected(self) -> None:
         """A new hub session: greet the agent if it is there, and report to the homes."""
         for member in tuple(self.room.members):
-            self._on_presence(member, "joined")
+            self._on_presence(member, Change.JOINED)
 
-    def _on_presence(self, member: str, change: str) -> None:
+    def _on_presence(self, member: str, change: Change) -> None:
         """An agent that is new knows nothing of this gateway."""
         node, _, part = member.rpartition("/")
-        if part != "agent" or change != "joined":
+        if part != "agent" or change not in (Change.JOINED, Change.BACK):
             return
         if node == self.node:
             self._greeting = set()
@@ -176,9 +177,10 @@ async def serve(
     await outside.serve(sockets["http"])
     await outside.serve(sockets["inside"])
     await between.serve(sockets["forward"])
-    await asyncio.get_running_loop().create_datagram_endpoint(
-        lambda: Resolver(process.router.is_app, INSIDE_ADDRESS), sock=sockets["dns"]
-    )
+    resolver = Resolver(process.router.is_app, tasks, upstreams=find_upstreams())
+    loop = asyncio.get_running_loop()
+    await loop.create_datagram_endpoint(lambda: resolver, sock=sockets["dns"])
+    await asyncio.start_server(resolver.serve_stream, sock=sockets["dns-tcp"])
     return process.aclose
 
 

@@ -16,9 +16,8 @@ async def serve(
 ) -> Callable[[], Awaitable[None]]:
     """Serve this node's processes and keep a link to every other node's hub."""
     token = config.token()
-    hub = Hub(config.key, token=token)
-    for sock in sockets.values():
-        await hub.serve(sock)
+    hub = Hub(config.key, listen=sockets.values(), token=token)
+    await hub.start()
     for peer in config.cluster.nodes:
         if peer.key != config.key:
             hub.link(peer.key, f"tcp://{peer.address}:{HUB_PORT}", token)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -50,6 +50,10 @@ class Record(Value, frozen=True):
     image: Image
     link: Link | None = None
     handle: Handle | None = None
+
+
+encode_record = msgspec.json.Encoder(enc_hook=str).encode
+parse_record = msgspec.json.Decoder(Record, dec_hook=lambda kind, text: kind(text)).decode
 
 
 class Transition(Value, frozen=True):
@@ -93,7 +97,7 @@ class Executor:
         cgroup: str,
         *,
         links: Links,
-        prepare_image: Callable[[App], asyncio.Future[Image]],
+        prepare_image: Callable[[App], Awaitable[Image]],
         driver_for: Callable[[App], Driver],
         clock: Clock,
         tasks: Supervisor,
@@ -403,7 +407,7 @@ class Executor:
     def _save(self, running: Running) -> None:
         path = self._directory / running.instance.id / "record.json"
         scratch = path.with_suffix(".new")
-        scratch.write_bytes(msgspec.json.encode(running.record))
+        scratch.write_bytes(encode_record(running.record))
         scratch.replace(path)
 
 
@@ -414,7 +418,7 @@ def micros(seconds: float) -> int:
 def read_record(path: Path) -> Record | None:
     """None for a record that another version wrote."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Record)
+        return parse_record(path.read_bytes())
     except (msgspec.DecodeError, OSError):
         shutil.rmtree(path.parent, ignore_errors=True)
         return None

@@ -8,11 +8,14 @@ Standard library only: the holder writes these.
 from __future__ import annotations
 
 import os
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 
 LINE_BYTES = 16 << 10
 """A longer line is written in parts, so that a program without newlines costs no memory."""
+
+_LINE = re.compile(rb"([0-9T:.-]+Z) (\w+) ([FP]) (.*)", re.DOTALL)
 
 
 class LogFile:
@@ -28,14 +31,15 @@ class LogFile:
 
     def write(self, stream: str, data: bytes, at_ns: int) -> None:
         """Add output of `stream`; empty `data` is its end and completes its last line."""
-        whole = self._partial.pop(stream, b"") + data
-        lines = whole.split(b"\n")
-        rest = lines.pop()
+        *lines, rest = (self._partial.pop(stream, b"") + data).split(b"\n")
         head = f"{format_stamp(at_ns)} {stream} ".encode()
-        out = [part for line in lines for part in _split(head, line)]
-        while len(rest) >= LINE_BYTES:
-            out.append(head + b"P " + rest[:LINE_BYTES] + b"\n")
-            rest = rest[LINE_BYTES:]
+        out = []
+        for line in lines:
+            *parts, last = _pieces(line)
+            out += [head + b"P " + part + b"\n" for part in parts]
+            out.append(head + b"F " + last + b"\n")
+        *parts, rest = _pieces(rest)
+        out += [head + b"P " + part + b"\n" for part in parts]
         if rest and data:
             self._partial[stream] = rest
         elif rest:
@@ -50,28 +54,26 @@ class LogFile:
         self._size += len(block)
 
     def _rotate(self) -> None:
-        self._file.close()
         for number in range(self._files - 1, 0, -1):
             older = self._name(number - 1)
             if older.exists():
                 older.replace(self._name(number))
-        self._file = self.path.open("wb", buffering=0)
+        fresh = self.path.open("wb", buffering=0)
+        self._file.close()
+        self._file = fresh
         self._size = 0
 
     def _name(self, number: int) -> Path:
         return self.path.with_name(f"{self.path.name}.{number}") if number else self.path
 
     def close(self) -> None:
+        """Idempotent."""
         self._file.close()
 
 
-def _split(head: bytes, line: bytes) -> list[bytes]:
-    parts = []
-    while len(line) > LINE_BYTES:
-        parts.append(head + b"P " + line[:LINE_BYTES] + b"\n")
-        line = line[LINE_BYTES:]
-    parts.append(head + b"F " + line + b"\n")
-    return parts
+def _pieces(line: bytes) -> list[bytes]:
+    """The line in pieces of at most `LINE_BYTES`; one, which may be empty, at least."""
+    return [line[at : at + LINE_BYTES] for at in range(0, len(line) or 1, LINE_BYTES)]
 
 
 def format_stamp(at_ns: int) -> str:
@@ -82,7 +84,8 @@ def format_stamp(at_ns: int) -> str:
 
 def parse_line(line: bytes) -> tuple[str, str, bool, bytes] | None:
     """A stored line as (stamp, stream, whole, text); None when it is not one."""
-    fields = line.rstrip(b"\n").split(b" ", 3)
-    if len(fields) != 4 or fields[2] not in (b"F", b"P"):
+    found = _LINE.fullmatch(line.removesuffix(b"\n"))
+    if found is None:
         return None
-    return fields[0].decode(), fields[1].decode(), fields[2] == b"F", fields[3]
+    stamp, stream, tag, text = found.groups()
+    return stamp.decode(), stream.decode(), tag == b"F", text

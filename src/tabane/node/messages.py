@@ -82,6 +82,12 @@ class Woke(Value, frozen=True, tag="woke"):
     record: WakeRecord
 
 
+class Happened(Value, frozen=True, tag="happened"):
+    """Agent to all agents: a `Transition`, as JSON, for those who follow events."""
+
+    transition: bytes
+
+
 class AskInstances(Value, frozen=True, tag="ask_instances"):
     """To all agents: your instances. Answered with `Instances`."""
 
@@ -182,6 +188,7 @@ Message = (
     | Routes
     | LocalInstances
     | Woke
+    | Happened
     | AskInstances
     | Instances
     | AskKnown
@@ -210,9 +217,8 @@ def to_failure(error: errors.TabaneError) -> Failure:
 
 def to_error(failure: Failure) -> errors.TabaneError:
     """The error that an answer stands for."""
-    kind = getattr(errors, failure.kind, errors.Refused)
-    if issubclass(kind, errors.Unavailable):
-        return kind(failure.message, retry_after_s=failure.retry_after_s)
-    if issubclass(kind, errors.TabaneError) and kind is not errors.SpecError:
-        return kind(failure.message)
-    return errors.Refused(failure.message)
+    kind: type[errors.TabaneError] = getattr(errors, failure.kind, errors.Refused)
+    error = errors.Refused(failure.message) if kind is errors.SpecError else kind(failure.message)
+    if isinstance(error, errors.Unavailable):
+        error.retry_after_s = failure.retry_after_s
+    return error

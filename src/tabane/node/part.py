@@ -22,9 +22,8 @@ def inherited_sockets() -> dict[str, socket.socket]:
     return {name: socket.socket(fileno=int(number)) for name, number in pairs}
 
 
-Serve = Callable[
-    [NodeConfig, dict[str, socket.socket], Supervisor], Awaitable[Callable[[], Awaitable[None]]]
-]
+Close = Callable[[], Awaitable[None]]
+Serve = Callable[[NodeConfig, dict[str, socket.socket], Supervisor], Awaitable[Close]]
 """Starts a part and returns how to end it."""
 
 

@@ -38,7 +38,7 @@ class UnixConnection(http.client.HTTPConnection):
 
 
 class Cluster:
-    """A local cluster below `root`. A request goes to the first node that answers, or a named one."""
+    """A local cluster below `root`. Requests go to the first node that answers, or a named one."""
 
     def __init__(self, root: Path | None) -> None:
         self.root = root or default_root()

@@ -32,7 +32,7 @@ def deploy(argv: list[str]) -> int:
         raise UsageError(f"deploy: cannot read {args.file}: {error}") from None
     from tabane import spec
 
-    app = spec.parse(text, str(args.file))
+    app = spec.parse_app(text, file=str(args.file))
     cluster = Cluster(args.root)
     image = _send_image(cluster, app.source, args.file.resolve().parent)
     body = {"text": text, "file": str(args.file), "image": image}

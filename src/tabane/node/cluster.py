@@ -1,0 +1,192 @@
+"""A local cluster on one machine: make its directory, start its nodes, stop them, leave nothing.
+
+Each node has namespaces of its own (`tabane.node.local`), so three of them are three machines to
+each other. What runs is written to `cluster.json` and `nodes/.../process.json` before and after
+each step, so that `bring_down` cleans up from the files alone, whatever became of the cluster.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+import sys
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from tabane.errors import Conflict, UsageError
+from tabane.network.uplink import set_up_network, tear_down_network
+from tabane.node import config as places
+from tabane.node.config import ClusterConfig, NodeConfig, NodePaths, Peer
+from tabane.node.local import NodeProcess, NodeSpec, start_node, stop_node
+from tabane.security.identity import new_token
+
+NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
+MAX_NODES = 250
+
+
+def bring_up(
+    root: Path, datacenters: Sequence[str], nodes: int, *, gateways: int = 1, driver: str = ""
+) -> ClusterConfig:
+    """Start a cluster below `root` with `nodes` nodes in each data center.
+
+    What a stopped cluster there has stored stays. Raises `Conflict` when one runs there, and
+    `UsageError` for bad names; when a node cannot start, all is taken down again.
+    """
+    check_names(datacenters, nodes)
+    if any_runs(root):
+        raise Conflict(f"a cluster runs below {root} already: `tabane down` stops it")
+    root.mkdir(parents=True, exist_ok=True, mode=0o755)
+    bring_down(root)
+    cluster_id = read_id(root) or secrets.token_hex(3)
+    network = set_up_network(cluster_id)
+    keys = [(dc, f"{dc}-{n}") for dc in datacenters for n in range(1, nodes + 1)]
+    peers = tuple(
+        Peer(dc, name, str(network.node_address(number)))
+        for number, (dc, name) in enumerate(keys, 1)
+    )
+    cluster = ClusterConfig(cluster_id, peers, peers[0].key, network)
+    make_token(root)
+    places.save(root / "cluster.json", cluster)
+    try:
+        for number, peer in enumerate(peers, 1):
+            start(root, cluster, number, peer, gateways, driver)
+    except BaseException:
+        bring_down(root)
+        raise
+    return cluster
+
+
+def check_names(datacenters: Sequence[str], nodes: int) -> None:
+    for name in datacenters:
+        if not NAME.fullmatch(name):
+            problem = f"datacenters: {name!r} is not a name: want a-z, 0-9 and -, at most 32"
+            raise UsageError(problem)
+    if len(set(datacenters)) != len(datacenters):
+        raise UsageError("datacenters: each name once")
+    if not datacenters or nodes < 1 or len(datacenters) * nodes > MAX_NODES:
+        raise UsageError(f"nodes: want 1 to {MAX_NODES} in all")
+
+
+def make_token(root: Path) -> None:
+    path = root / "token"
+    if not path.exists():
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(new_token())
+
+
+def read_id(root: Path) -> str | None:
+    """The id of the cluster that was here before: a stopped cluster keeps it."""
+    path = root / "cluster.json"
+    return places.load_cluster(root).id if path.exists() else None
+
+
+def start(
+    root: Path, cluster: ClusterConfig, number: int, peer: Peer, gateways: int, driver: str
+) -> None:
+    """Write a node's files and start its holder."""
+    paths = NodePaths(places.node_directory(root, peer.key))
+    paths.directory.mkdir(parents=True, exist_ok=True)
+    for directory in (paths.logs, paths.instances, paths.images, paths.drivers):
+        directory.mkdir(exist_ok=True)
+    node = NodeConfig(
+        cluster=cluster,
+        node=peer,
+        root=str(root),
+        incarnation=str(uuid.uuid4()),
+        cgroup=f"/tabane/{cluster.id}/{peer.name}",
+        gateways=gateways,
+        driver=driver,
+    )
+    places.save(paths.config, node, mode=0o600)
+    paths.holder_config.write_bytes(msgspec.json.encode(holder_config(node)))
+    argv = (sys.executable, "-m", "tabane.node.holder", str(paths.holder_config))
+    spec = NodeSpec(peer.name, number, argv, paths.logs / "node.log", node.cgroup)
+    start_node(cluster.network, spec, remember=lambda p: places.save(process_file(root, peer), p))
+
+
+def process_file(root: Path, peer: Peer) -> Path:
+    return places.node_directory(root, peer.key) / "process.json"
+
+
+def holder_config(node: NodeConfig) -> dict[str, Any]:
+    """The node's sockets and parts, for its holder."""
+    paths, address, inside = node.paths, node.node.address, places.INSIDE_ADDRESS
+
+    def tcp(name: str, host: str, port: int) -> dict[str, Any]:
+        return {"name": name, "kind": "tcp", "address": f"{host}:{port}", "freebind": True}
+
+    sockets = [
+        {"name": "api", "kind": "unix", "address": str(paths.api), "mode": 0o666},
+        {"name": "hub", "kind": "unix", "address": str(paths.hub)},
+        tcp("api-tcp", address, places.API_PORT),
+        tcp("hub-tcp", address, places.HUB_PORT),
+        tcp("http", address, places.HTTP_PORT),
+        tcp("forward", address, places.FORWARD_PORT),
+        tcp("inside", inside, places.HTTP_PORT),
+        {"name": "dns", "kind": "udp", "address": f"{inside}:53", "freebind": True},
+        tcp("dns-tcp", inside, 53),
+    ]
+
+    def part(name: str, module: str, *names: str) -> dict[str, Any]:
+        argv = [sys.executable, "-m", f"tabane.node.{module}", str(paths.config)]
+        return {"name": name, "argv": argv, "sockets": list(names)}
+
+    gateway = ("http", "inside", "forward", "dns", "dns-tcp")
+    parts = [part("hub", "hubd", "hub", "hub-tcp"), part("agent", "agentd", "api", "api-tcp")]
+    parts += [part(f"gateway-{n}", "gatewayd", *gateway) for n in range(node.gateways)]
+    return {
+        "control": str(paths.holder),
+        "pid_file": str(paths.holder_pid),
+        "sockets": sockets,
+        "parts": parts,
+        "environment": {"PATH": os.environ.get("PATH", os.defpath)},
+    }
+
+
+def processes(root: Path) -> list[tuple[Peer, NodeProcess]]:
+    """The nodes that were started, running or not."""
+    if not (root / "cluster.json").exists():
+        return []
+    found = []
+    for peer in places.load_cluster(root).nodes:
+        path = process_file(root, peer)
+        if path.exists():
+            found.append((peer, msgspec.json.decode(path.read_bytes(), type=NodeProcess)))
+    return found
+
+
+def any_runs(root: Path) -> bool:
+    return any(process.runs for _, process in processes(root))
+
+
+def bring_down(root: Path, *, timeout_s: float = 20.0) -> None:
+    """End every node and remove what it leaves on the machine; what is stored stays. Idempotent."""
+    found = processes(root)
+    if not (root / "cluster.json").exists():
+        return
+    cluster = places.load_cluster(root)
+    for peer, process in found:
+        stop_node(cluster.network, process, timeout_s=timeout_s)
+        process_file(root, peer).unlink()
+        for record in NodePaths(places.node_directory(root, peer.key)).instances.glob(
+            "*/record.json"
+        ):
+            record.unlink()
+    tear_down_network(cluster.network)
+
+
+def forget(root: Path) -> None:
+    """Remove all that a stopped cluster has stored below `root`."""
+    for name in ("nodes", "cluster.json", "token"):
+        path = root / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)

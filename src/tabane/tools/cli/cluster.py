@@ -1,0 +1,115 @@
+"""`tabane up`, `down`, `node`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+from tabane.clock import SYSTEM
+from tabane.errors import TabaneError, TimedOut, UsageError
+from tabane.tools.cli.common import Parser
+from tabane.tools.client import Cluster, default_root
+
+START_TIMEOUT_S = 60.0
+POLL_S = 0.05
+
+
+def up(argv: list[str]) -> int:
+    parser = Parser("up", "Start a local cluster, each node in namespaces of its own.")
+    parser.add_argument("-d", "--detach", action="store_true", help="return when it is up")
+    parser.add_argument("--datacenters", default="tokyo,osaka,ishikari", metavar="NAME,NAME,...")
+    parser.add_argument("--nodes", type=int, default=1, help="in each data center (default: 1)")
+    parser.add_argument("--gateways", type=int, default=1, help="processes on each node")
+    parser.add_argument("--driver", default="", help="preferred driver of class container")
+    args = parser.parse_args(argv)
+    root = args.root or default_root()
+    start_cluster(root, args.datacenters.split(","), args.nodes, args.gateways, args.driver)
+    if args.detach:
+        return 0
+    print("the cluster runs until Ctrl-C", flush=True)
+    try:
+        signal.sigwait({signal.SIGINT, signal.SIGTERM})
+    except KeyboardInterrupt:
+        pass
+    stop_cluster(root)
+    return 0
+
+
+def start_cluster(
+    root: Path, datacenters: list[str], nodes: int, gateways: int, driver: str
+) -> None:
+    """Start it, wait until every node answers, and say where the gateways are."""
+    from tabane.node import cluster as local
+    from tabane.node.local import missing
+
+    if gateways < 1:
+        raise UsageError("gateways: want 1 or more")
+    if lacks := missing():
+        raise TabaneError("a local cluster cannot run here: " + "; ".join(lacks))
+    config = local.bring_up(root.resolve(), datacenters, nodes, gateways=gateways, driver=driver)
+    try:
+        wait_until_up(Cluster(root))
+    except BaseException:
+        local.bring_down(root.resolve())
+        raise
+    for peer in config.nodes:
+        print(f"{peer.key:<24} gateway http://{peer.address}:80", flush=True)
+
+
+def wait_until_up(cluster: Cluster) -> None:
+    """Every node answers, sees all others, and its gateways know the routes."""
+    deadline = SYSTEM.now() + START_TIMEOUT_S
+    waiting = list(cluster.nodes)
+    problem: TabaneError | None = None
+    while waiting:
+        if SYSTEM.now() > deadline:
+            logs = cluster.root / "nodes" / waiting[0] / "log" / "node.log"
+            raise TimedOut(f"{', '.join(waiting)} did not come up: {problem}; see {logs}")
+        try:
+            if cluster.get("/api/v1/node", node=waiting[0])["whole"]:
+                waiting.pop(0)
+                continue
+        except TabaneError as error:
+            problem = error
+        signal.sigtimedwait([], POLL_S)
+
+
+def down(argv: list[str]) -> int:
+    parser = Parser(
+        "down", "Stop the local cluster and leave nothing behind; what is stored stays."
+    )
+    parser.add_argument("--purge", action="store_true", help="remove what is stored, too")
+    args = parser.parse_args(argv)
+    root = args.root or default_root()
+    Cluster(root)
+    stop_cluster(root)
+    if args.purge:
+        from tabane.node.cluster import forget
+
+        forget(root.resolve())
+    return 0
+
+
+def stop_cluster(root: Path) -> None:
+    """Instances get their stop signal first; then the nodes end."""
+    from tabane.node import cluster as local
+
+    cluster = Cluster(root)
+    running = [peer.key for peer, process in local.processes(root.resolve()) if process.runs]
+    for node in running:
+        try:
+            cluster.post("/api/v1/node/stop-instances", {}, node=node)
+        except TabaneError as error:
+            print(f"tabane: {node}: {error.message}; it is ended all the same", file=sys.stderr)
+    local.bring_down(root.resolve())
+
+
+def node(argv: list[str]) -> int:
+    parser = Parser("node", "Run one node in the foreground, as the first process of its machine.")
+    parser.add_argument("config", type=Path, help="the node's holder.json")
+    args = parser.parse_args(argv)
+    if not args.config.is_file():
+        raise UsageError(f"node: there is no file {args.config}")
+    os.execv(sys.executable, [sys.executable, "-m", "tabane.node.holder", str(args.config)])
