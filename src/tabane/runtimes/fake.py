@@ -1,0 +1,280 @@
+"""The fake driver: a machine for failures, and a whole cluster's instances in one process.
+
+Nothing is started. What an instance does is its app's `Script`:
+
+    Script(fail_start=2)            the first two starts fail with EngineError, the third works
+    Script(start_takes=0.3)         a start takes 0.3 s
+    Script(die_after=5, dies=...)   it ends 5 s after its start, with that status (default: exit 1)
+    Script(ignores_stop=True)       the stop signal does nothing: it ends by KILL
+    Script(stop_takes=0.2)          it ends 0.2 s after the stop signal
+    Script(fail_prepare=True)       it is refused in `prepare` (Unsupported)
+    Script(listens_after=0.1)       its HTTP server listens 0.1 s after the start (None: never)
+    Script(answers=b"...")          what that server says; `{id}` is the instance's
+    Script(prints=b"...")           what it writes to its log
+    Script(works=False)             `probe` says no
+
+Scripts go by app (`driver.scripts[app.key]`); others get the driver's own. The server listens on
+the link's address (127.0.0.1 without a link) and the app's port, when the app has one. Instances
+live in `world`: a second driver with the same world is the first after a restart of the agent.
+Delays are the event loop's, so a virtual clock's loop makes them free.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import signal
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from tabane.errors import EngineError, NotFound, Unsupported
+from tabane.model import AppName, Class, ExitStatus, InstanceId, Value
+from tabane.runtimes.api import (
+    Capabilities,
+    Enforcement,
+    ExecResult,
+    Handle,
+    InstanceSpec,
+    Probe,
+    Spawner,
+    Stats,
+)
+from tabane.supervise import Supervisor
+
+FIRST_PID = 4_194_305
+"""Above the kernel's largest pid: a signal that strays hits nothing."""
+NO_CHECKPOINTS = "the fake driver cannot checkpoint"
+
+
+class Script(Value, frozen=True):
+    """See the module's text. Durations are seconds."""
+
+    fail_prepare: bool = False
+    fail_start: int = 0
+    start_takes: float = 0.0
+    die_after: float | None = None
+    dies: ExitStatus = ExitStatus(1)
+    ignores_stop: bool = False
+    stop_takes: float = 0.0
+    listens_after: float | None = 0.0
+    answers: bytes = b"hello from {id}\n"
+    prints: bytes = b""
+    works: bool = True
+
+
+@dataclass
+class Life:
+    """What the fake knows of one instance."""
+
+    spec: InstanceSpec
+    script: Script
+    pid: int = 0
+    ended: asyncio.Future[ExitStatus] = field(default_factory=asyncio.Future)
+    frozen: bool = False
+    server: asyncio.Server | None = None
+    connections: set[asyncio.Transport] = field(default_factory=set)
+    waiting: list[Callable[[], None]] = field(default_factory=list)
+    """Answers that are due when it is thawed."""
+    tasks: Supervisor = field(default_factory=lambda: Supervisor("fake"))
+
+    async def listen(self) -> None:
+        address = self.spec.link.address if self.spec.link else "127.0.0.1"
+        loop = asyncio.get_running_loop()
+        self.server = await loop.create_server(
+            lambda: HttpAnswer(self), address, self.spec.app.port, reuse_address=True
+        )
+
+    def when_running(self, answer: Callable[[], None]) -> None:
+        if self.frozen:
+            self.waiting.append(answer)
+        else:
+            answer()
+
+    def thaw(self) -> None:
+        self.frozen = False
+        answers, self.waiting = self.waiting, []
+        for answer in answers:
+            answer()
+
+    def end(self, status: ExitStatus) -> None:
+        """It has ended: its sockets close, as a process's do. Idempotent."""
+        if self.ended.done():
+            return
+        self.ended.set_result(status)
+        if self.server is not None:
+            self.server.close()
+        for connection in list(self.connections):
+            connection.abort()
+
+
+@dataclass
+class World:
+    """What outlives a driver object: the instances, and how often each app's starts failed."""
+
+    lives: dict[InstanceId, Life] = field(default_factory=dict)
+    failures: Counter[AppName] = field(default_factory=Counter)
+    pids: itertools.count[int] = field(default_factory=lambda: itertools.count(FIRST_PID))
+
+
+class FakeDriver:
+    """See the module's text."""
+
+    name = "fake"
+    isolation = Class.CONTAINER
+    capabilities = Capabilities(
+        freeze=True, exec=True, stats=True, network=True, works_emulated=True
+    )
+
+    def __init__(self, script: Script | None = None, world: World | None = None) -> None:
+        self.script = script or Script()
+        self.scripts: dict[AppName, Script] = {}
+        self.world = world or World()
+
+    async def probe(self) -> Probe:
+        return Probe(self.script.works, "a fake for tests" if self.script.works else "told to fail")
+
+    def enforcements(self) -> tuple[Enforcement, ...]:
+        return (
+            Enforcement("user_namespace", False, "nothing runs, so there is nothing to confine"),
+        )
+
+    async def prepare(self, spec: InstanceSpec) -> Handle:
+        script = self.scripts.get(spec.app.key, self.script)
+        if script.fail_prepare:
+            raise Unsupported(f"{spec.app.key}: the fake driver was told to refuse it")
+        self.world.lives[spec.id] = Life(spec, script)
+        return Handle(self.name, 1, spec.id, {"pid": 0})
+
+    async def start(self, spec: InstanceSpec, handle: Handle) -> Handle:
+        life = self._life(handle)
+        await asyncio.sleep(life.script.start_takes)
+        failures = self.world.failures
+        if failures[spec.app.key] < life.script.fail_start:
+            failures[spec.app.key] += 1
+            words = f"told to fail start {failures[spec.app.key]} of {life.script.fail_start}"
+            raise EngineError(f"fake could not start {handle.id}: {words}", status=1, output=words)
+        life.pid = next(self.world.pids)
+        if life.script.prints:
+            await asyncio.to_thread(_append, spec.log, life.script.prints)
+        if life.script.die_after is not None:
+            life.tasks.start("die", self._die(life, life.script.die_after, life.script.dies))
+        if spec.app.port is not None and life.script.listens_after == 0:
+            await life.listen()
+        elif spec.app.port is not None and life.script.listens_after:
+            life.tasks.start("listen", self._listen_later(life, life.script.listens_after))
+        return msgspec.structs.replace(handle, data={"pid": life.pid})
+
+    async def _die(self, life: Life, delay_s: float, status: ExitStatus) -> None:
+        await asyncio.sleep(delay_s)
+        life.end(status)
+
+    async def _listen_later(self, life: Life, delay_s: float) -> None:
+        await asyncio.sleep(delay_s)
+        if not life.ended.done():
+            await life.listen()
+
+    async def wait(self, handle: Handle) -> ExitStatus:
+        return await asyncio.shield(self._life(handle).ended)
+
+    async def stop(self, handle: Handle, timeout_s: float) -> None:
+        life = self.world.lives.get(handle.id)
+        if life is None or not life.pid:
+            return
+        life.thaw()
+        script = life.script
+        takes_s = timeout_s if script.ignores_stop else min(script.stop_takes, timeout_s)
+        killed = script.ignores_stop or script.stop_takes > timeout_s
+        number = signal.SIGKILL if killed else signal.SIGTERM
+        await asyncio.wait([life.ended], timeout=takes_s)
+        life.end(ExitStatus(signal=number))
+
+    async def freeze(self, handle: Handle) -> None:
+        self._running(handle).frozen = True
+
+    async def thaw(self, handle: Handle) -> None:
+        if (life := self.world.lives.get(handle.id)) is not None:
+            life.thaw()
+
+    async def checkpoint(self, handle: Handle, directory: Path, *, leave_running: bool) -> None:
+        raise Unsupported(NO_CHECKPOINTS)
+
+    async def restore(self, spec: InstanceSpec, handle: Handle, directory: Path) -> Handle:
+        raise Unsupported(NO_CHECKPOINTS)
+
+    async def exec(self, handle: Handle, argv: tuple[str, ...], *, timeout_s: float) -> ExecResult:
+        """Prints its arguments, as `echo` does."""
+        self._running(handle)
+        return ExecResult(0, " ".join(argv).encode() + b"\n", b"")
+
+    def exec_argv(
+        self, handle: Handle, argv: tuple[str, ...], *, terminal: bool
+    ) -> tuple[str, ...]:
+        return ("echo", *argv)
+
+    async def stats(self, handle: Handle) -> Stats:
+        self._running(handle)
+        return Stats(cpu_us=1000, memory_bytes=1 << 20, pids=1)
+
+    async def processes(self, handle: Handle) -> list[int]:
+        life = self.world.lives.get(handle.id)
+        return [life.pid] if life is not None and life.pid and not life.ended.done() else []
+
+    async def recover(self, spec: InstanceSpec, handle: Handle) -> Handle | None:
+        life = self.world.lives.get(handle.id)
+        if life is None or not life.pid or life.ended.done():
+            return None
+        return msgspec.structs.replace(handle, data={"pid": life.pid})
+
+    async def destroy(self, handle: Handle) -> None:
+        life = self.world.lives.pop(handle.id, None)
+        if life is not None:
+            life.end(ExitStatus(signal=signal.SIGKILL))
+            await life.tasks.aclose()
+
+    def _life(self, handle: Handle) -> Life:
+        if handle.id not in self.world.lives:
+            raise NotFound(f"instance {handle.id} is not one of the fake driver's")
+        return self.world.lives[handle.id]
+
+    def _running(self, handle: Handle) -> Life:
+        life = self._life(handle)
+        if not life.pid or life.ended.done():
+            raise NotFound(f"instance {handle.id} does not run")
+        return life
+
+
+class HttpAnswer(asyncio.Protocol):
+    """Answers every request of a connection alike, once its head is complete."""
+
+    def __init__(self, life: Life) -> None:
+        self._life = life
+        self._head = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._life.connections.add(transport)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._life.connections.discard(self._transport)
+
+    def data_received(self, data: bytes) -> None:
+        *requests, self._head = (self._head + data).split(b"\r\n\r\n")
+        body = self._life.script.answers.replace(b"{id}", self._life.spec.id.encode())
+        head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        for _ in requests:
+            self._life.when_running(lambda: self._transport.write(head + body))
+
+
+def make(spawner: Spawner, directory: Path) -> FakeDriver:
+    """For the registry; needs neither of them."""
+    return FakeDriver()
+
+
+def _append(path: Path, data: bytes) -> None:
+    with path.open("ab") as file:
+        file.write(data)
