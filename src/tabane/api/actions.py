@@ -190,14 +190,6 @@ async def processes(agent: Agent) -> bytes:
     return b'{"processes":[' + rows + b'],"silent":' + silent + b"}"
 
 
-async def take_image(agent: Agent, stream: AsyncIterator[bytes]) -> str:
-    return await agent.images.receive(stream)
-
-
-async def give_image(agent: Agent, digest: str) -> Path:
-    return await agent.images.export(digest)
-
-
 def describe_node(agent: Agent) -> dict[str, Any]:
     config = agent.config
     gateways = [f"{config.key}/gateway-{n}" for n in range(config.gateways)]

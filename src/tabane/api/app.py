@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, StreamingResponse
+from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from tabane.api import actions
@@ -173,13 +173,13 @@ def _add_images(router: APIRouter, agent: Agent) -> None:
     @router.post("/images", status_code=201)
     async def push(request: Request) -> Response:
         """An OCI image layout as a tar stream; every digest is checked."""
-        return Json({"digest": await actions.take_image(agent, request.stream())}, 201)
+        return Json({"digest": await agent.images.store.import_layout(request.stream())}, 201)
 
     @router.get("/images/{digest}")
     async def pull(digest: str) -> Response:
         """The same, for another node."""
-        path = await actions.give_image(agent, digest)
-        return FileResponse(path, media_type="application/x-tar")
+        blocks = agent.images.store.export(digest)
+        return StreamingResponse(blocks, media_type="application/x-tar")
 
 
 def _add_node(router: APIRouter, agent: Agent) -> None:

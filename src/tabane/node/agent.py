@@ -40,7 +40,7 @@ from tabane.model import App, AppName, Instance, InstanceId, NodeName, State, Wa
 from tabane.network import NetworkPool, prepare_node
 from tabane.node import messages as say
 from tabane.node.answering import Answering
-from tabane.node.config import NodeConfig
+from tabane.node.config import NodeConfig, agent_of
 from tabane.node.control import APPS, FLOORS, Apps, parse_app, parse_floors
 from tabane.node.engines import Engines
 from tabane.node.home import Home
@@ -64,11 +64,6 @@ CONTROL_TIMEOUT_S = 10.0
 HUB_TIMEOUT_S = 30.0
 ROUTES_PER_MESSAGE = 500
 GATEWAY_MESSAGES = (Demand, Returned, StillUsed, Broken, Report)
-
-
-def agent_of(node: str) -> str:
-    """The member name of a node's agent."""
-    return f"{node}/agent"
 
 
 class Agent:

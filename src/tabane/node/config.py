@@ -111,6 +111,11 @@ class NodePaths:
         self.audit = directory / "audit.log"
 
 
+def agent_of(node: str) -> str:
+    """The member name of a node's agent on the hubs."""
+    return f"{node}/agent"
+
+
 def node_directory(root: Path, key: str) -> Path:
     return root / "nodes" / key
 

@@ -22,8 +22,7 @@ from tabane.gateway.router import GatewayRouter, Local
 from tabane.middlecon import Change, Client, Message, Room, connect
 from tabane.model import AppName, NodeName, WakeRecord
 from tabane.node import messages as say
-from tabane.node.agent import agent_of
-from tabane.node.config import FORWARD_PORT, NodeConfig
+from tabane.node.config import FORWARD_PORT, NodeConfig, agent_of
 from tabane.node.part import run_part
 from tabane.scheduler.placement import home_of
 from tabane.supervise import Supervisor

@@ -5,11 +5,11 @@ instances write their output to, and the exit statuses of processes. It starts t
 and the gateways, hands each its sockets by descriptor, and starts them again when they die; because
 the sockets stay open here, a restart refuses no connection and loses no backlog.
 
-The agent asks it (over a unix packet socket, one JSON object a packet) to spawn engines. An engine
-such as `runc run -d` ends and leaves the instance behind, which the kernel then gives to the
-nearest subreaper: this process. Its pid is in the engine's pid file. All children are reaped in
-one loop, and in each turn engines before orphans, so the pid file is read before the status of
-the process it names is wanted: an orphan can only become ours after its engine has ended.
+The agent asks it (over a unix socket, one JSON object a line) to spawn engines. An engine such as
+`runc run -d` ends and leaves the instance behind, which the kernel then gives to the nearest
+subreaper: this process. Its pid is in the engine's pid file, which is read when the engine has
+ended. The instance may have ended before that, so while such an engine runs, the statuses of all
+unknown children are kept: one of them may turn out to be the instance's.
 
 It imports the standard library only, has no threads, and should hardly ever change.
 """
@@ -19,13 +19,16 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import resource
 import selectors
 import signal
 import socket
 import sys
 import time
-from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +38,19 @@ PR_SET_CHILD_SUBREAPER = 36
 IP_FREEBIND = 15
 FIRST_SOCKET_FD = 100
 """Sockets are handed to children from this number up; below it their own files fit."""
-PACKET_BYTES = 1 << 20
+READ_BYTES = 64 << 10
+PIPE_BYTES = 1 << 20
+"""No less than a pipe can hold, so that one read empties it."""
 OUTPUT_BYTES = 64 << 10
+REQUEST_BYTES = 4 << 20
+OUTBOX_BYTES = 64 << 20
+"""A client that lets so much wait for it is taken for dead."""
 RESTART_FIRST_S = 0.05
 RESTART_LAST_S = 5.0
 STOP_TIMEOUT_S = 20.0
+
+Status = dict[str, int]
+"""How a process ended: `{"code": n}` or `{"signal": n}`."""
 
 
 @dataclass
@@ -60,14 +71,28 @@ class Job:
     """An engine command and the instance process it leaves behind."""
 
     key: str
-    engine: int
-    pid_file: str = ""
-    log: LogFile | None = None
-    output: bytearray = field(default_factory=bytearray)
+    pid_file: str | None
+    log: LogFile | None
+    log_works: bool = True
+    output: bytes = b""
     pipes: set[int] = field(default_factory=set)
-    finished: dict[str, int] | None = None
+    engine: int = 0
+    finished: Status | None = None
     pid: int = 0
-    exited: dict[str, int] | None = None
+    exited: Status | None = None
+
+    def keep(self, stream: str, data: bytes) -> None:
+        """Write output to the log, or gather it; empty `data` is the stream's end."""
+        if self.log is None:
+            self.output += data[: max(0, OUTPUT_BYTES - len(self.output))]
+            return
+        try:
+            self.log.write(stream, data, time.time_ns())
+            self.log_works = True
+        except OSError as error:
+            if self.log_works:
+                say(f"output of {self.key} is lost: {error}")
+            self.log_works = False
 
     def report(self) -> dict[str, Any]:
         report: dict[str, Any] = {"key": self.key, "engine": self.engine, "pid": self.pid}
@@ -78,35 +103,51 @@ class Job:
         return report
 
 
+@dataclass(eq=False)
+class Client:
+    """A connection to the control socket: the agent's."""
+
+    sock: socket.socket
+    inbox: bytes = b""
+    outbox: bytes = b""
+
+
 class Holder:
-    """See the module's text. `config` is the node's file (`tabane.node.config`), as plain data."""
+    """See the module's text. `config` is what `tabane.node.cluster.holder_config` makes."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.selector = selectors.DefaultSelector()
         self.sockets = {entry["name"]: bind_socket(entry) for entry in config["sockets"]}
         self.parts = [Part(p["name"], p["argv"], p["sockets"]) for p in config["parts"]]
-        self.environment = dict(os.environ) | config.get("environment", {})
         self.jobs: dict[str, Job] = {}
-        self.by_pid: dict[int, Job] = {}
-        self.clients: dict[socket.socket, deque[bytes]] = {}
+        self.engines: dict[int, Job] = {}
+        self.instances: dict[int, Job] = {}
+        self.strays: dict[int, Status] = {}
+        self.clients: set[Client] = set()
         self.stopping_since = 0.0
-        self.control = listen_unix(config["control"], socket.SOCK_SEQPACKET)
-        self.selector.register(self.control, selectors.EVENT_READ, self._on_client)
+        control = listen_unix(config["control"])
+        self._on_readable(control, partial(self._on_connect, control))
         self._watch_signals()
+
+    def _on_readable(self, file: socket.socket | int, callback: Callable[[], None]) -> None:
+        self.selector.register(file, selectors.EVENT_READ, callback)
 
     def _watch_signals(self) -> None:
         reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)
-        self.selector.register(reader, selectors.EVENT_READ, self._on_signal)
+        self._on_readable(reader, partial(self._on_signal, reader))
 
     def run(self) -> None:
         """Serve until TERM; then end the parts, and with them the node."""
         while not (self.stopping_since and self._stopped()):
             self._start_parts()
             for key, _ in self.selector.select(self._next_due()):
-                key.data(key.fileobj)
+                if self.selector.get_map().get(key.fd) is key:  # else another event closed it
+                    key.data()
+        for job in list(self.jobs.values()):
+            self._close_pipes(job)
 
     def _next_due(self) -> float | None:
         if self.stopping_since:
@@ -116,9 +157,7 @@ class Holder:
 
     def _stopped(self) -> bool:
         if time.monotonic() - self.stopping_since >= STOP_TIMEOUT_S:
-            for part in self.parts:
-                if part.pid:
-                    os.kill(part.pid, signal.SIGKILL)
+            self._signal_parts(signal.SIGKILL)
             return True
         return not any(part.pid for part in self.parts)
 
@@ -133,97 +172,104 @@ class Holder:
         numbered = list(enumerate(part.sockets, FIRST_SOCKET_FD))
         names = ",".join(f"{name}={number}" for number, name in numbered)
         actions = [(os.POSIX_SPAWN_DUP2, self.sockets[name].fileno(), n) for n, name in numbered]
-        environment = self.environment | {"TABANE_SOCKETS": names, "TABANE_PART": part.name}
-        part.pid = os.posix_spawn(
-            part.argv[0], part.argv, environment, file_actions=actions, setsigdef=[signal.SIGPIPE]
-        )
+        environment = os.environ | {"TABANE_SOCKETS": names, "TABANE_PART": part.name}
         part.started = time.monotonic()
+        try:
+            part.pid = spawn(part.argv, environment, actions)
+        except OSError as error:
+            self._on_part_end(part, explain(error))
 
-    def _on_part_end(self, part: Part) -> None:
+    def _on_part_end(self, part: Part, why: object) -> None:
         lived_s = time.monotonic() - part.started
         part.pause_s = RESTART_FIRST_S if lived_s > 10 else min(part.pause_s * 2, RESTART_LAST_S)
         part.pid, part.due = 0, time.monotonic() + part.pause_s
+        if not self.stopping_since:
+            say(f"{part.name} ended ({why}): it is started again in {part.pause_s:g} s")
+
+    def _signal_parts(self, number: int) -> None:
+        for part in self.parts:
+            if part.pid:
+                os.kill(part.pid, number)
 
     # Signals and children
 
     def _on_signal(self, reader: int) -> None:
         numbers = os.read(reader, 4096)
         if signal.SIGTERM in numbers or signal.SIGINT in numbers:
-            self._stop()
-        if signal.SIGCHLD in numbers:
-            self._reap()
-
-    def _stop(self) -> None:
-        self.stopping_since = self.stopping_since or time.monotonic()
-        for part in self.parts:
-            if part.pid:
-                os.kill(part.pid, signal.SIGTERM)
+            self.stopping_since = self.stopping_since or time.monotonic()
+            self._signal_parts(signal.SIGTERM)
+        self._reap()
 
     def _reap(self) -> None:
-        ended: dict[int, dict[str, int]] = {}
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                break
-            if not pid:
-                break
-            ended[pid] = parse_status(status)
+        self.strays |= dict(ended_children())
         for part in self.parts:
-            if part.pid in ended:
-                self._on_part_end(part)
-        engines = [job for job in self.jobs.values() if job.engine in ended and not job.finished]
-        for job in engines:
-            self._on_engine_end(job, ended[job.engine])
-        for pid in ended.keys() & self.by_pid.keys():
-            orphan = self.by_pid.pop(pid)
-            orphan.exited = ended[pid]
-            self._tell(orphan)
+            if part.pid in self.strays:
+                self._on_part_end(part, self.strays.pop(part.pid))
+        for pid in self.strays.keys() & self.engines.keys():
+            self._on_engine_end(self.engines.pop(pid), self.strays.pop(pid))
+        for pid in self.strays.keys() & self.instances.keys():
+            self._on_instance_end(self.instances.pop(pid), self.strays.pop(pid))
+        if not any(job.pid_file for job in self.engines.values()):
+            self.strays.clear()
 
-    def _on_engine_end(self, job: Job, status: dict[str, int]) -> None:
-        for pipe in list(job.pipes) if job.log is None else []:
-            self._drain(job, pipe)
+    def _on_engine_end(self, job: Job, status: Status) -> None:
+        self._drain(job)
+        if job.log is None:
+            self._close_pipes(job)
         job.finished = status
         if job.pid_file and status == {"code": 0}:
-            self._adopt(job)
-        elif not job.pid_file:
+            self._adopt(job, job.pid_file)
+        else:
             job.exited = status
         self._tell(job)
 
-    def _adopt(self, job: Job) -> None:
+    def _adopt(self, job: Job, pid_file: str) -> None:
         """Watch the process the engine left behind, named in its pid file."""
         try:
-            job.pid = int(Path(job.pid_file).read_text())
+            pid = int(Path(pid_file).read_text())
+            if pid <= 0:
+                raise ValueError(f"{pid} is no process")
+            if pid not in self.strays:
+                os.kill(pid, 0)
         except (OSError, ValueError) as error:
-            job.output += f"its pid file: {error}".encode()
+            job.output += f"pid file {pid_file}: {error}".encode()
             job.exited = {"code": 255}
         else:
-            self.by_pid[job.pid] = job
+            job.pid = pid
+            self.instances[pid] = job
+
+    def _on_instance_end(self, job: Job, status: Status) -> None:
+        self._drain(job)
+        job.exited = status
+        self._tell(job)
 
     # Output
 
-    def _on_output(self, job: Job, name: str, pipe: int) -> None:
+    def _open_pipe(self, job: Job, stream: str) -> int:
+        """A new pipe whose end for writing is returned; what comes out of it is kept."""
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(reader, False)
+        job.pipes.add(reader)
+        self._on_readable(reader, partial(self._on_output, job, stream, reader))
+        return writer
+
+    def _on_output(self, job: Job, stream: str, pipe: int, size: int = READ_BYTES) -> None:
         try:
-            data = os.read(pipe, OUTPUT_BYTES)
+            data = os.read(pipe, size)
         except BlockingIOError:
             return
-        if job.log is not None:
-            job.log.write(name, data, time.time_ns())
-        else:
-            job.output += data[: OUTPUT_BYTES - len(job.output)]
+        job.keep(stream, data)
         if not data:
             self._close_pipe(job, pipe)
 
-    def _drain(self, job: Job, pipe: int) -> None:
-        """Take what an ended command without a log has left in its pipe."""
-        while True:
-            try:
-                data = os.read(pipe, OUTPUT_BYTES)
-            except BlockingIOError:
-                data = b""
-            if not data:
-                return self._close_pipe(job, pipe)
-            job.output += data[: OUTPUT_BYTES - len(job.output)]
+    def _drain(self, job: Job) -> None:
+        """Take what the pipes hold, so that a process's last words are kept before its end is
+        told: one read empties a pipe, the next one sees its end."""
+        for pipe in list(job.pipes):
+            take = self.selector.get_key(pipe).data
+            take(size=PIPE_BYTES)
+            if pipe in job.pipes:
+                take(size=PIPE_BYTES)
 
     def _close_pipe(self, job: Job, pipe: int) -> None:
         self.selector.unregister(pipe)
@@ -232,42 +278,48 @@ class Holder:
         if not job.pipes and job.log is not None:
             job.log.close()
 
-    def _open_pipe(self, job: Job, name: str) -> tuple[int, int]:
-        reader, writer = os.pipe2(os.O_CLOEXEC)
-        os.set_blocking(reader, False)
-        job.pipes.add(reader)
-        self.selector.register(
-            reader, selectors.EVENT_READ, lambda fd: self._on_output(job, name, fd)
-        )
-        return reader, writer
+    def _close_pipes(self, job: Job) -> None:
+        """Take what the pipes hold and close them, whoever still writes into them."""
+        self._drain(job)
+        for pipe in list(job.pipes):
+            job.keep(self.selector.get_key(pipe).data.args[1], b"")
+            self._close_pipe(job, pipe)
 
     # The agent's requests
 
-    def _on_client(self, control: socket.socket) -> None:
-        client, _ = control.accept()
-        client.setblocking(False)
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, PACKET_BYTES)
-        self.clients[client] = deque()
-        self.selector.register(client, selectors.EVENT_READ, self._on_request)
+    def _on_connect(self, control: socket.socket) -> None:
+        sock, _ = control.accept()
+        sock.setblocking(False)
+        client = Client(sock)
+        self.clients.add(client)
+        self._on_readable(sock, partial(self._on_client, client))
         for job in self.jobs.values():
             self._send(client, job.report())
+        self._send(client, {"re": 0})
 
-    def _on_request(self, client: socket.socket) -> None:
+    def _on_client(self, client: Client) -> None:
         self._flush(client)
         try:
-            packet = client.recv(PACKET_BYTES)
+            data = client.sock.recv(READ_BYTES)
         except BlockingIOError:
             return
         except OSError:
-            packet = b""
-        if not packet:
-            return self._drop(client)
-        request = json.loads(packet)
+            data = b""
+        *requests, client.inbox = (client.inbox + data).split(b"\n")
+        for request in requests:
+            self._on_request(client, request)
+        if not data or len(client.inbox) > REQUEST_BYTES:
+            self._drop(client)
+
+    def _on_request(self, client: Client, line: bytes) -> None:
+        number = None
         try:
-            answer = getattr(self, "do_" + request["do"])(**request["with"])
-        except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        self._send(client, {"re": request["id"], **answer})
+            request = json.loads(line)
+            number = request["id"]
+            answer = getattr(self, f"do_{request['do']}")(**request["with"])
+        except Exception as error:  # whatever is asked, the holder lives
+            answer = {"error": explain(error)}
+        self._send(client, {"re": number, **answer})
 
     def do_spawn(
         self,
@@ -284,58 +336,49 @@ class Holder:
         if previous is not None and previous.exited is None:
             raise ValueError(f"{key} is running already")
         self.do_forget(key)
-        job = Job(key, 0, pid_file or "", LogFile(Path(log), log_bytes, log_files) if log else None)
-        writers = self._open_outputs(job)
-        actions = [
-            (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_DUP2, writers[0], 1),
-            (os.POSIX_SPAWN_DUP2, writers[-1], 2),
-        ]
+        job = Job(key, pid_file, LogFile(Path(log), log_bytes, log_files) if log else None)
         try:
-            job.engine = os.posix_spawnp(
-                argv[0],
-                argv,
-                self.environment if env is None else env,
-                file_actions=actions,
-                setsid=True,
-                setsigdef=[signal.SIGPIPE],
-            )
-        except OSError:
-            for pipe in list(job.pipes):
-                self._close_pipe(job, pipe)
+            job.engine = self._spawn_engine(job, argv, os.environ if env is None else env)
+        except BaseException:
+            self._close_pipes(job)
+            if job.log is not None:
+                job.log.close()
             raise
+        self.jobs[key] = self.engines[job.engine] = job
+        self._tell(job)
+        return {"pid": job.engine}
+
+    def _spawn_engine(self, job: Job, argv: list[str], env: Any) -> int:
+        writers: list[int] = []
+        try:
+            for stream in ("stdout", "stderr") if job.log is not None else ("output",):
+                writers.append(self._open_pipe(job, stream))
+            actions = [
+                (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_DUP2, writers[0], 1),
+                (os.POSIX_SPAWN_DUP2, writers[-1], 2),
+            ]
+            return spawn(argv, env, actions, setsid=True)
         finally:
             for writer in writers:
                 os.close(writer)
-        self.jobs[key] = job
-        return {"pid": job.engine}
-
-    def _open_outputs(self, job: Job) -> list[int]:
-        names = ("stdout", "stderr") if job.log is not None else ("output",)
-        return [self._open_pipe(job, name)[1] for name in names]
 
     def do_forget(self, key: str) -> dict[str, Any]:
         job = self.jobs.pop(key, None)
         if job is not None:
-            self.by_pid.pop(job.pid, None)
-            for pipe in list(job.pipes):
-                self._on_output_rest(job, pipe)
+            self.engines.pop(job.engine, None)
+            self.instances.pop(job.pid, None)
+            self._close_pipes(job)
         return {}
-
-    def _on_output_rest(self, job: Job, pipe: int) -> None:
-        """Write what is left in a log pipe whose owner is being forgotten, then close it."""
-        if job.log is None:
-            return self._close_pipe(job, pipe)
-        self.selector.get_key(pipe).data(pipe)
-        if pipe in job.pipes:
-            self._close_pipe(job, pipe)
-        return None
 
     def do_signal(self, key: str, number: int) -> dict[str, Any]:
         job = self.jobs.get(key)
         if job is None or job.exited is not None:
             return {"sent": False}
-        os.kill(job.pid or job.engine, number)
+        try:
+            os.kill(job.pid or job.engine, number)
+        except ProcessLookupError:
+            return {"sent": False}
         return {"sent": True}
 
     # Telling the agent
@@ -344,51 +387,86 @@ class Holder:
         for client in list(self.clients):
             self._send(client, job.report())
 
-    def _send(self, client: socket.socket, message: dict[str, Any]) -> None:
-        outbox = self.clients[client]
-        outbox.append(json.dumps(message).encode())
-        if len(outbox) == 1:
+    def _send(self, client: Client, message: dict[str, Any]) -> None:
+        if client not in self.clients:
+            return
+        waiting = bool(client.outbox)
+        client.outbox += json.dumps(message).encode() + b"\n"
+        if not waiting:
             self._flush(client)
+        elif len(client.outbox) > OUTBOX_BYTES:
+            self._drop(client)
 
-    def _flush(self, client: socket.socket) -> None:
+    def _flush(self, client: Client) -> None:
         """Write what the client can take; ask to be told when it can take more."""
-        outbox = self.clients.get(client)
-        wanted = selectors.EVENT_READ
-        while outbox:
-            try:
-                client.send(outbox[0])
-            except BlockingIOError:
-                wanted |= selectors.EVENT_WRITE
-                break
-            except OSError:
-                return self._drop(client)
-            outbox.popleft()
-        if outbox is not None:
-            self.selector.modify(client, wanted, self._on_request)
-        return None
+        try:
+            sent = client.sock.send(client.outbox) if client.outbox else 0
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._drop(client)
+            return
+        client.outbox = client.outbox[sent:]
+        key = self.selector.get_key(client.sock)
+        wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if client.outbox else 0)
+        if key.events != wanted:
+            self.selector.modify(client.sock, wanted, key.data)
 
-    def _drop(self, client: socket.socket) -> None:
+    def _drop(self, client: Client) -> None:
         """Forget a client that left; the next one is told everything anew."""
-        if self.clients.pop(client, None) is not None:
-            self.selector.unregister(client)
-            client.close()
+        if client in self.clients:
+            self.clients.remove(client)
+            self.selector.unregister(client.sock)
+            client.sock.close()
 
 
-def parse_status(status: int) -> dict[str, int]:
+def spawn(argv: list[str], env: Any, actions: list[Any], *, setsid: bool = False) -> int:
+    """Start a program with the signals that Python ignores as they were; return its pid."""
+    return os.posix_spawnp(
+        argv[0],
+        argv,
+        env,
+        file_actions=actions,
+        setsid=setsid,
+        setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],
+    )
+
+
+def ended_children() -> Iterator[tuple[int, Status]]:
+    """Reap all children that have ended: pid and status of each."""
+    with suppress(ChildProcessError):
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            yield ended[0], parse_status(ended[1])
+
+
+def parse_status(status: int) -> Status:
     """A wait status as `{"code": n}` or `{"signal": n}`."""
     if os.WIFSIGNALED(status):
         return {"signal": os.WTERMSIG(status)}
     return {"code": os.WEXITSTATUS(status)}
 
 
-def listen_unix(path: str, kind: int) -> socket.socket:
+def explain(error: Exception) -> str:
+    """An error as a phrase: what is wrong, and with which file."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror + (f" ({error.filename})" if error.filename else "")
+    return f"{type(error).__name__}: {error}"
+
+
+def say(text: str) -> None:
+    """A line in the node's own log; the holder goes on when even that cannot be written."""
+    with suppress(OSError):
+        print(f"holder: {text}", file=sys.stderr, flush=True)
+
+
+def listen_unix(path: str) -> socket.socket:
     """Bind a unix socket for root only. The path may be longer than the kernel's 108 bytes."""
     target = Path(path)
     target.unlink(missing_ok=True)
     directory = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
     before = os.umask(0o177)
     try:
-        sock = socket.socket(socket.AF_UNIX, kind)
+        sock = socket.socket(socket.AF_UNIX)
         sock.bind(f"/proc/self/fd/{directory}/{target.name}")
     finally:
         os.umask(before)
@@ -400,7 +478,7 @@ def listen_unix(path: str, kind: int) -> socket.socket:
 def bind_socket(entry: dict[str, Any]) -> socket.socket:
     """Bind what the configuration names: `{"name", "kind": "unix"|"tcp"|"udp", "address"}`."""
     if entry["kind"] == "unix":
-        sock = listen_unix(entry["address"], socket.SOCK_STREAM)
+        sock = listen_unix(entry["address"])
         if "mode" in entry:
             Path(entry["address"]).chmod(entry["mode"])
         return sock
@@ -416,11 +494,20 @@ def bind_socket(entry: dict[str, Any]) -> socket.socket:
     return sock
 
 
+def become_holder() -> None:
+    """Inherit orphans below this process, and have descriptors for as many pipes as allowed."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "cannot become a child subreaper")
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def main() -> None:
     """`python -m tabane.node.holder CONFIG.json`"""
     config = json.loads(Path(sys.argv[1]).read_text())
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    os.environ.update(config.get("environment", {}))
+    become_holder()
     holder = Holder(config)
     Path(config["pid_file"]).write_text(str(os.getpid()))
     holder.run()

@@ -55,6 +55,8 @@ class Home:
         self._activation = Activation(self._place, new_instance_id)
         self._timer: asyncio.TimerHandle | None = None
         self._leaving: dict[str, asyncio.TimerHandle] = {}
+        self._reported: set[str] = set()
+        """Gateways that reported in their present session, maybe before we saw them join."""
 
     def handle(self, event: activation.Event) -> None:
         """Something happened; do what follows."""
@@ -69,6 +71,7 @@ class Home:
         """A gateway said something."""
         match message:
             case Report(apps=reports):
+                self._reported.add(gateway)
                 for report in reports:
                     self._know(report.app)
             case _:
@@ -80,8 +83,10 @@ class Home:
         if (timer := self._leaving.pop(gateway, None)) is not None:
             timer.cancel()
         if joined:
-            self.handle(activation.GatewayJoined(gateway))
+            if gateway not in self._reported:
+                self.handle(activation.GatewayJoined(gateway))
             return
+        self._reported.discard(gateway)
         loop = asyncio.get_running_loop()
         self._leaving[gateway] = loop.call_later(GATEWAY_GRACE_S, self._on_gone, gateway)
 

@@ -32,20 +32,16 @@ class LogFile:
     def write(self, stream: str, data: bytes, at_ns: int) -> None:
         """Add output of `stream`; empty `data` is its end and completes its last line."""
         *lines, rest = (self._partial.pop(stream, b"") + data).split(b"\n")
-        head = f"{format_stamp(at_ns)} {stream} ".encode()
-        out = []
-        for line in lines:
-            *parts, last = _pieces(line)
-            out += [head + b"P " + part + b"\n" for part in parts]
-            out.append(head + b"F " + last + b"\n")
-        *parts, rest = _pieces(rest)
-        out += [head + b"P " + part + b"\n" for part in parts]
+        entries = [entry for line in lines for entry in _entries(line)]
+        *parts, (_, rest) = _entries(rest)
+        entries += parts
         if rest and data:
             self._partial[stream] = rest
         elif rest:
-            out.append(head + b"F " + rest + b"\n")
-        if out:
-            self._append(b"".join(out))
+            entries.append((b"F", rest))
+        head = f"{format_stamp(at_ns)} {stream} ".encode()
+        if entries:
+            self._append(b"".join(head + tag + b" " + text + b"\n" for tag, text in entries))
 
     def _append(self, block: bytes) -> None:
         if self._size and self._size + len(block) > self._max_bytes:
@@ -71,9 +67,11 @@ class LogFile:
         self._file.close()
 
 
-def _pieces(line: bytes) -> list[bytes]:
-    """The line in pieces of at most `LINE_BYTES`; one, which may be empty, at least."""
-    return [line[at : at + LINE_BYTES] for at in range(0, len(line) or 1, LINE_BYTES)]
+def _entries(line: bytes) -> list[tuple[bytes, bytes]]:
+    """A line as tagged pieces of at most `LINE_BYTES`, the last of which completes it."""
+    starts = range(0, len(line) or 1, LINE_BYTES)
+    pieces = [line[start : start + LINE_BYTES] for start in starts]
+    return [*((b"P", piece) for piece in pieces[:-1]), (b"F", pieces[-1])]
 
 
 def format_stamp(at_ns: int) -> str:

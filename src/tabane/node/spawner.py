@@ -18,83 +18,89 @@ from tabane.errors import Closed, EngineError, NotFound
 from tabane.model import ExitStatus
 from tabane.runtimes.api import Command, Finished
 
-PACKET_BYTES = 1 << 20
+GREETING = 0
+"""The holder answers this request, which is the connection itself, when it has told all."""
 
 
-class HolderSpawner:
+class _Job:
+    """The holder's latest report of a command; `outdated` once there is a newer one, or none."""
+
+    def __init__(self, report: dict[str, Any]) -> None:
+        self.report = report
+        self.outdated = asyncio.Event()
+
+
+class HolderSpawner(asyncio.Protocol):
     """A `tabane.runtimes.api.Spawner` that asks the holder. `connect()` before use."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._ids = itertools.count(1)
+        self._ids = itertools.count(GREETING + 1)
         self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
-        self._jobs: dict[str, dict[str, Any]] = {}
-        self._waiters: dict[tuple[str, str], list[asyncio.Future[dict[str, Any]]]] = {}
-        self._sock: socket.socket | None = None
+        self._jobs: dict[str, _Job] = {}
+        self._inbox = b""
+        self._transport: asyncio.Transport | None = None
 
-    def connect(self) -> None:
-        """Connect to the holder's control socket. Raises `Closed` when there is no holder."""
-        directory = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            sock.connect(f"/proc/self/fd/{directory}/{self._path.name}")
-        except OSError as error:
-            sock.close()
-            raise Closed(f"no holder answers at {self._path}: {error.strerror}") from error
-        finally:
-            os.close(directory)
-        sock.setblocking(False)
-        self._sock = sock
-        asyncio.get_running_loop().add_reader(sock, self._on_readable)
+    async def connect(self) -> None:
+        """Connect to the holder's control socket; return when it has told all it knows.
+
+        Raises `Closed` when there is no holder.
+        """
+        sock = connect_unix(self._path)
+        loop = asyncio.get_running_loop()
+        self._jobs, self._inbox = {}, b""
+        told = self._answers[GREETING] = loop.create_future()
+        self._transport, _ = await loop.create_unix_connection(lambda: self, sock=sock)
+        await told
 
     def close(self) -> None:
-        if self._sock is None:
+        """Leave; every wait fails with `Closed`. Idempotent."""
+        if self._transport is None:
             return
-        asyncio.get_running_loop().remove_reader(self._sock)
-        self._sock.close()
-        self._sock = None
-        gone = Closed("the connection to the holder is closed")
-        waiters = [future for futures in self._waiters.values() for future in futures]
-        for future in (*self._answers.values(), *waiters):
+        self._transport.abort()
+        self._transport = None
+        for future in self._answers.values():
             if not future.done():
-                future.set_exception(gone)
+                future.set_exception(_closed())
         self._answers.clear()
-        self._waiters.clear()
+        for job in self._jobs.values():
+            job.outdated.set()
 
-    def _on_readable(self) -> None:
-        assert self._sock is not None
-        try:
-            packet = self._sock.recv(PACKET_BYTES)
-        except BlockingIOError:
-            return
-        except OSError:
-            packet = b""
-        if not packet:
-            return self.close()
-        message = json.loads(packet)
-        if "re" in message:
-            future = self._answers.pop(message["re"], None)
-            if future is not None and not future.done():
-                future.set_result(message)
-        else:
-            self._on_report(message)
+    def connection_lost(self, error: Exception | None) -> None:
+        """The holder is gone (called by asyncio)."""
+        self.close()
+
+    def data_received(self, data: bytes) -> None:
+        """Take what the holder tells (called by asyncio)."""
+        *lines, self._inbox = (self._inbox + data).split(b"\n")
+        for line in lines:
+            message = json.loads(line)
+            if "re" in message:
+                self._on_answer(message)
+            else:
+                self._on_report(message)
+
+    def _on_answer(self, answer: dict[str, Any]) -> None:
+        future = self._answers.pop(answer["re"], None)
+        if future is not None and not future.done():
+            future.set_result(answer)
 
     def _on_report(self, report: dict[str, Any]) -> None:
-        key = report["key"]
-        self._jobs[key] = report
-        for what in ("finished", "exited"):
-            if what in report:
-                for future in self._waiters.pop((key, what), ()):
-                    if not future.done():
-                        future.set_result(report)
+        self._drop(report["key"])
+        self._jobs[report["key"]] = _Job(report)
+
+    def _drop(self, key: str) -> None:
+        if (job := self._jobs.pop(key, None)) is not None:
+            job.outdated.set()
 
     async def _ask(self, do: str, **arguments: Any) -> dict[str, Any]:
-        if self._sock is None:
-            raise Closed("the connection to the holder is closed")
+        if self._transport is None:
+            raise _closed()
         number = next(self._ids)
         future = asyncio.get_running_loop().create_future()
         self._answers[number] = future
-        self._sock.send(json.dumps({"id": number, "do": do, "with": arguments}).encode())
+        request = {"id": number, "do": do, "with": arguments}
+        self._transport.write(json.dumps(request).encode() + b"\n")
         try:
             answer: dict[str, Any] = await future
         finally:
@@ -102,6 +108,7 @@ class HolderSpawner:
         return answer
 
     async def spawn(self, command: Command) -> int:
+        """Start it and return its pid. Raises `EngineError` when it cannot be started."""
         answer = await self._ask(
             "spawn",
             key=command.key,
@@ -113,39 +120,70 @@ class HolderSpawner:
             pid_file=str(command.pid_file) if command.pid_file else None,
         )
         if "error" in answer:
-            problem = f"cannot start {command.argv[0]} for {command.key}: {answer['error']}"
+            program = command.argv[0] if command.argv else "nothing"
+            problem = f"cannot start {program} for {command.key}: {answer['error']}"
             raise EngineError(problem, argv=command.argv)
-        # Its report may be here already; one of an earlier command with this key is not it.
-        if self._jobs.get(command.key, {}).get("engine") != answer["pid"]:
-            self._jobs[command.key] = {"key": command.key, "engine": answer["pid"]}
         return int(answer["pid"])
 
-    async def _report(self, key: str, what: str) -> dict[str, Any]:
-        job = self._jobs.get(key)
-        if job is None:
-            raise NotFound(f"the holder knows no process {key}")
-        if what in job:
-            return job
-        future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        self._waiters.setdefault((key, what), []).append(future)
-        return await future
+    async def _wait(self, key: str, what: str) -> dict[str, Any]:
+        """The report of `key`, once it says `what`."""
+        while True:
+            if self._transport is None:
+                raise _closed()
+            job = self._jobs.get(key)
+            if job is None:
+                raise NotFound(f"the holder knows no process {key}")
+            if what in job.report:
+                return job.report
+            await job.outdated.wait()
 
     async def finished(self, key: str) -> Finished:
-        report = await self._report(key, "finished")
-        return Finished(ExitStatus(**report["finished"]), report.get("output", ""))
+        """Wait until the command itself has ended. Raises `NotFound` for an unknown key."""
+        report = await self._wait(key, "finished")
+        return Finished(ExitStatus(**report["finished"]), report["output"])
 
     async def exited(self, key: str) -> ExitStatus:
-        report = await self._report(key, "exited")
+        """Wait until the process of the pid file has ended; without a pid file, or when the command
+        failed, that is the command itself. Raises `NotFound` for an unknown key."""
+        report = await self._wait(key, "exited")
         return ExitStatus(**report["exited"])
 
     async def forget(self, key: str) -> None:
-        self._jobs.pop(key, None)
+        """Drop what is kept of `key`; who waits for it gets `NotFound`. Unknown keys are fine."""
+        self._drop(key)
         await self._ask("forget", key=key)
 
     async def signal(self, key: str, number: int) -> bool:
+        """Signal the process of `key`; False when it has ended. Raises `EngineError` for a signal
+        that the kernel refuses."""
         answer = await self._ask("signal", key=key, number=number)
-        return bool(answer.get("sent"))
+        if "error" in answer:
+            raise EngineError(f"cannot send signal {number} to {key}: {answer['error']}")
+        return bool(answer["sent"])
 
     def known(self) -> tuple[str, ...]:
         """Keys of all commands the holder has books of."""
         return tuple(self._jobs)
+
+
+def connect_unix(path: Path) -> socket.socket:
+    """Connect to a unix socket whose path may be longer than the kernel's 108 bytes.
+
+    Raises `Closed` when nobody listens there.
+    """
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            sock.connect(f"/proc/self/fd/{directory}/{path.name}")
+        finally:
+            os.close(directory)
+    except OSError as error:
+        sock.close()
+        raise Closed(f"no holder answers at {path}: {error.strerror}") from error
+    sock.setblocking(False)
+    return sock
+
+
+def _closed() -> Closed:
+    return Closed("the connection to the holder is closed")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +48,10 @@ def _send_image(cluster: Cluster, source: str, base: Path) -> str:
     """Fix the image to a digest, and see that the cluster has it."""
     if source == "host":
         return "host"
-    from tabane.images import pack
+    from tabane.images.pack import pack
 
-    with tempfile.TemporaryDirectory() as scratch:
-        packed = pack(source, base, Path(scratch))
-        with packed.layout.open("rb") as stream:
-            cluster.request("POST", "/api/v1/images", stream)
+    with pack(source, base) as packed:
+        cluster.request("POST", "/api/v1/images", packed.chunks())
         return packed.digest
 
 

@@ -34,7 +34,7 @@ PHASE_TEXTS = {
 APP = """\
 name = "hello"
 image = "host"
-command = ["sh", "-c", "echo 'hello from Tabane' > /tmp/index.html; exec busybox httpd -f -p 8000 -h /tmp"]
+command = ["sh", "-c", "echo hello from Tabane >/tmp/index.html; busybox httpd -f -p 8000 -h /tmp"]
 port = 8000
 hosts = ["hello.test"]
 
