@@ -30,8 +30,8 @@ class Brain:
         self.directory.open_session(port)
         return port
 
-    def link(self, peer: str) -> LinkPort:
-        port = LinkPort(peer, lambda: None)
+    def link(self, peer: str, instance: str = "") -> LinkPort:
+        port = LinkPort(peer, lambda: None, instance)
         self.directory.open_link(port)
         return port
 

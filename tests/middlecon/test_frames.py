@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -17,6 +18,7 @@ from tabane.middlecon.frames import (
     check_name,
     encode_frame,
 )
+from tabane.middlecon.receipts import Sum, encode_receipt
 
 u32 = st.integers(0, MAX_U32)
 names = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
@@ -79,9 +81,18 @@ def test_frames_before_a_malformed_one_are_given(sent: list[Frame], junk: bytes,
     assert (got, broken) == (sent, True)
 
 
-def test_bytes_of_a_frame_as_the_protocol_page_shows_them() -> None:
-    data = encode_frame(Kind.SAY, to=3, id=7, value=1000, name="web-1", data=b"hi")
-    assert data.hex(" ", -4) == ("00000017 14000005 00000003 00000007 000003e8 7765622d 316869")
+@pytest.mark.parametrize(
+    "frame",
+    [
+        encode_frame(Kind.SAY, to=3, id=7, value=1000, data=b"hi"),
+        encode_frame(Kind.SAY, to=3, id=9, value=1000, name="web-1", data=b"hi"),
+        encode_frame(Kind.ACK, id=9),
+        *encode_receipt(7, Sum(["web-2"], {}, [], [])),
+    ],
+)
+def test_the_protocol_page_shows_the_bytes_of_frames(frame: bytes) -> None:
+    page = Path(__file__).parents[2] / "docs" / "protocol.md"
+    assert f"    {frame.hex(' ', -4)}\n" in page.read_text()
 
 
 @pytest.mark.parametrize(

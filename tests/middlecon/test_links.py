@@ -127,11 +127,16 @@ async def test_a_hub_started_again_is_linked_again_at_once(cluster, eventually):
     a, b = await cluster.pair()
     x, y, room, other = await two_members(cluster, eventually)
     await y.state.put("k", b"1")
+    changes, of_other = [], []
+    room.on_presence(changes.append)
+    other.on_presence(of_other.append)
     await b.aclose()
     again = await cluster.hub("b")
     await eventually(lambda: a.peers["b"] and again.peers.get("a"))
     await eventually(lambda: room.members["y"].known and room.state["y"] == {"k": b"1"})
-    await eventually(lambda: other.members["x"].known)
+    assert changes == [Presence("y", Change.UNKNOWN, "b"), Presence("y", Change.BACK, "b")]
+    await eventually(lambda: y.hubs == {"a": True} and other.members["x"].known)
+    assert not [presence for presence in of_other if presence.change is Change.LEFT]
     y.on_message(lambda message: b"back")
     assert await x.call("y", b"") == b"back"
 
@@ -166,3 +171,45 @@ async def test_a_session_of_this_hub_wins_over_a_namesake_elsewhere(cluster, eve
     assert await asker.call("x", b"") == b"near"
     with pytest.raises(Conflict):
         await connect(cluster.url("a"), name="x", timeout_s=0)
+
+
+async def test_after_its_hubs_restart_a_member_forgets_who_is_not_linked_again(
+    cluster, eventually, monkeypatch
+):
+    monkeypatch.setattr("tabane.middlecon.client.RETURN_S", 0.3)
+    a, _ = await cluster.pair()
+    _, y, room, _ = await two_members(cluster, eventually)
+    changes = []
+    room.on_presence(changes.append)
+    await y.state.put("k", b"1")
+    await eventually(lambda: room.state["y"] == {"k": b"1"})
+    await a.aclose()
+    await cluster.hub("a")
+    await eventually(lambda: changes)
+    assert changes == [Presence("y", Change.UNKNOWN, "b")]
+    assert room.state["y"] == {"k": b"1"}
+    await eventually(lambda: "y" not in room.members)
+
+
+async def test_after_its_hubs_restart_a_member_learns_what_changed_behind_the_link(
+    cluster, eventually
+):
+    a, _ = await cluster.pair()
+    _, y, room, _ = await two_members(cluster, eventually)
+    z = await cluster.client("z", "b")
+    await z.join("r")
+    await y.state.put("old", b"1")
+    await eventually(lambda: room.state["y"] and "z" in room.members)
+    changes = []
+    room.on_presence(changes.append)
+    await a.aclose()
+    await z.aclose()
+    await y.state.delete("old")
+    await y.state.put("new", b"2")
+    again = await cluster.hub("a")
+    await eventually(lambda: len(changes) == 2)
+    again.link("b", cluster.url("b"))
+    await eventually(lambda: room.state["y"] == {"new": b"2"})
+    unknown = [Presence(name, Change.UNKNOWN, "b") for name in "yz"]
+    assert sorted(changes[:2], key=lambda p: p.member) == unknown
+    assert changes[2:] == [Presence("y", Change.BACK, "b"), Presence("z", Change.LEFT, "b")]

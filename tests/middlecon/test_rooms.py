@@ -6,6 +6,7 @@ import pytest
 
 from tabane.errors import ProtocolError
 from tabane.middlecon.frames import CHANGES, GONE, OPEN, Change, JoinFlag, Kind
+from tabane.middlecon.rooms import RETURN_S
 
 
 def presences(frames):
@@ -176,6 +177,31 @@ def test_behind_a_dead_link_members_are_unknown_and_what_is_not_told_again_is_go
     ]
     assert ("stays", b"k", None) in states(frames)
     assert set(pair.a.directory.members) == {"x", "stays", "leaves"}
+
+
+def test_members_of_a_hub_that_was_started_again_have_a_moment_to_come_back(brain, take):
+    x = brain.session("x")
+    brain.join(x, "r")
+
+    def announce(link, *names):
+        for name in names:
+            brain.tell(link, Kind.MEMBER, name=name, to=1)
+            brain.tell(link, Kind.PRESENCE, name=name, to=2, data=b"r")
+
+    first = brain.link("b", "first run")
+    announce(first, "back", "gone")
+    brain.tell(first, Kind.SYNCED)
+    brain.relay.close(first)
+    take(x)
+    second = brain.link("b", "second run")
+    brain.tell(second, Kind.SYNCED)
+    assert [(f.name, f.flags) for f in take(x) if f.kind == Kind.HUB] == [("b", OPEN)]
+    announce(second, "back")
+    assert presences(take(x)) == [("back", Change.BACK)]
+    brain.directory.expire(RETURN_S - 0.01)
+    assert take(x) == []
+    brain.directory.expire(RETURN_S)
+    assert presences(take(x)) == [("gone", Change.LEFT)]
 
 
 def test_a_forgotten_hub_takes_its_members_along(pair, take):

@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         options = _parse(arguments)
+        options.token = read_token(options.token_file) if options.token_file else None
         return _run(options.action(options))
     except UsageError as error:
         return _fail(error.message, 2)
@@ -125,13 +126,9 @@ def _run(work: Coroutine[Any, Any, int]) -> int:
         return runner.run(work)
 
 
-def _token(options: argparse.Namespace) -> str | None:
-    return read_token(options.token_file) if options.token_file else None
-
-
 async def _serve(options: argparse.Namespace) -> int:
     listen = options.listen or [DEFAULT_URL]
-    async with Hub(options.name, listen=listen, token=_token(options)) as hub:
+    async with Hub(options.name, listen=listen, token=options.token) as hub:
         for address in hub.addresses:
             print(f"Listening on: {address}", flush=True)
         await _until_stopped()
@@ -148,7 +145,7 @@ async def _until_stopped() -> None:
 
 async def _connect(options: argparse.Namespace) -> Client:
     return await connect(
-        options.hub, name=options.name, token=_token(options), timeout_s=CONNECT_TIMEOUT_S
+        options.hub, name=options.name, token=options.token, timeout_s=CONNECT_TIMEOUT_S
     )
 
 

@@ -11,6 +11,7 @@ Meanwhile whatever needs the hub fails at once with `Closed`, except `state.put`
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -23,8 +24,16 @@ from tabane.middlecon.connection import Connection
 from tabane.middlecon.frames import CHANGES, GONE, OPEN, Frame, JoinFlag, Kind, check_name
 from tabane.middlecon.inbox import Handler, Inbox, Message
 from tabane.middlecon.receipts import Receipt, Replies
+from tabane.middlecon.rooms import RETURN_S
 from tabane.middlecon.session import Hello, Welcome, error_of
-from tabane.middlecon.views import Callbacks, MemberTable, RoomState, StateChange, StateTable
+from tabane.middlecon.views import (
+    Callbacks,
+    MemberTable,
+    Presence,
+    RoomState,
+    StateChange,
+    StateTable,
+)
 from tabane.middlecon.wire import Wire
 from tabane.supervise import Supervisor
 
@@ -215,7 +224,26 @@ class Client:
         self._table.begin_snapshot()
         for room in list(self._rooms.values()):
             await room._enter(TIMEOUT_S)
-        for member, key in self._table.end_snapshot():
+        self._drop_stale_state()
+        self._tasks.start("hubs that are not linked again", self._forget_unlinked())
+
+    async def _forget_unlinked(self) -> None:
+        """Our hub will link to whom it was linked before, if it is to be linked to at all."""
+        await asyncio.sleep(RETURN_S)
+        self._settle(lambda hub: hub not in self.hubs)
+
+    def _settle(self, over: Callable[[str], bool]) -> None:
+        for room in self._rooms.values():
+            for presence in room.members.settle(over):
+                self._on_change(room, presence)
+        self._drop_stale_state()
+
+    def _drop_stale_state(self) -> None:
+        """Delete what was not published again, of all members but those that are still kept."""
+        rooms = self._rooms.values()
+        for member, key in self._table.end_snapshot(
+            lambda name: not any(room.members.keeps(name) for room in rooms)
+        ):
             self._set_state(member, key, None)
 
     def on_restored(self) -> None:
@@ -241,9 +269,8 @@ class Client:
 
     def _on_synced(self, wire: Wire, frame: Frame) -> None:
         if (room := self._numbered.get(frame.to)) is not None:
-            for left in room.members.end_snapshot():
-                self._on_left(room, left.member)
-                room._presence.fire(left)
+            for presence in room.members.end_snapshot(self._is_linked):
+                self._on_change(room, presence)
         self._connection.requests.on_ack(frame)
 
     def _on_presence(self, wire: Wire, frame: Frame) -> None:
@@ -253,13 +280,16 @@ class Client:
         hub = frame.data.decode(errors="replace")
         presence = room.members.apply(frame.name, CHANGES[frame.flags], hub)
         if presence is not None:
-            self._on_left(room, frame.name)
-            room._presence.fire(presence)
+            self._on_change(room, presence)
 
-    def _on_left(self, room: Room, member: str) -> None:
-        """Forget the state of who is in none of our rooms any more."""
-        if not any(member in other.members for other in self._rooms.values()):
-            self._table.drop(member)
+    def _on_change(self, room: Room, presence: Presence) -> None:
+        """Tell it, and forget the state of who is in none of our rooms any more."""
+        if not any(presence.member in other.members for other in self._rooms.values()):
+            self._table.drop(presence.member)
+        room._presence.fire(presence)
+
+    def _is_linked(self, hub: str) -> bool:
+        return hub == self.hub or self.hubs.get(hub, False)
 
     def _on_state(self, wire: Wire, frame: Frame) -> None:
         key = frame.data[: frame.value].decode(errors="replace")
@@ -273,6 +303,8 @@ class Client:
                     room._state_changed.fire(StateChange(member, key, value))
 
     def _on_hub(self, wire: Wire, frame: Frame) -> None:
+        if frame.flags & (GONE | OPEN):
+            self._settle(lambda hub: hub == frame.name)
         self._set_hub(frame.name, None if frame.flags & GONE else bool(frame.flags & OPEN))
 
     def _set_hub(self, hub: str, is_open: bool | None) -> None:

@@ -333,7 +333,7 @@ class Hub:
         self._open_link(wire, peer)
 
     def _open_link(self, wire: Wire, peer: str) -> None:
-        port = LinkPort(peer, wire.wake)
+        port = LinkPort(peer, wire.wake, self._guests[wire].instance)
         self._take(wire, port)
         self._directory.open_link(port)
 
@@ -375,6 +375,7 @@ class Hub:
             self._next_tick = self._loop.call_later(TICK_S, self._tick)
 
     def _check_silence(self) -> None:
+        self._directory.expire(self._loop.time())
         for wire, guest in list(self._guests.items()):
             if guest.port is not None:
                 wire.check()

@@ -52,7 +52,7 @@ class Relay:
             Kind.MEMBER: lambda link, frame, now: directory.on_member(link, frame),
             Kind.PRESENCE: lambda link, frame, now: directory.on_presence(link, frame),
             Kind.STATE: lambda link, frame, now: directory.on_state(link, frame),
-            Kind.SYNCED: lambda link, frame, now: directory.on_synced(link),
+            Kind.SYNCED: lambda link, frame, now: directory.on_synced(link, now),
             Kind.SAY: self._on_link_say,
             Kind.ASK: self._on_link_say,
             Kind.CAST: self._on_link_cast,

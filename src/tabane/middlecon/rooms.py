@@ -3,7 +3,8 @@
 Each hub is the authority on the members that have a session with it. It tells its links about them
 (MEMBER, PRESENCE, STATE), and so every hub has a replica of all. A link that opens first tells
 everything and then SYNCED; what the other side knew before and was not told again is gone. While a
-link is down its members are *unknown*: kept, and marked.
+link is down its members are *unknown*: kept, and marked. So are those of a hub that was started
+again, for the moment they need to come back to it.
 
 Rooms and members have numbers, given by each hub for itself and never given twice, so that a frame
 that was on its way when its room ended reaches nobody else. Over a link a frame names its target by
@@ -31,6 +32,10 @@ from tabane.middlecon.frames import (
     encode_frame,
 )
 from tabane.middlecon.session import Limits
+
+RETURN_S = 5.0
+"""How long the members of a hub that was started again may take to come back before they are taken
+as left: more than twice the longest pause of a client that dials."""
 
 
 class Port:
@@ -67,12 +72,13 @@ class SessionPort(Port):
 
 
 class LinkPort(Port):
-    """A link to the hub `name`. `members` are that hub's own."""
+    """A link to the hub `name`, of which `instance` is the running one. `members` are its own."""
 
-    __slots__ = ("members",)
+    __slots__ = ("instance", "members")
 
-    def __init__(self, name: str, wake: Callable[[], None]) -> None:
+    def __init__(self, name: str, wake: Callable[[], None], instance: str = "") -> None:
         super().__init__(name, wake)
+        self.instance = instance
         self.members: dict[str, Member] = {}
 
 
@@ -150,6 +156,10 @@ class Directory:
         self.links: dict[str, LinkPort] = {}
         self.hubs: dict[str, bool] = {}
         """The peers, and whether their links are open and told everything."""
+        self._instances: dict[str, str] = {}
+        """Of the peers, as last synced."""
+        self._returning: dict[str, float] = {}
+        """Peers that were started again, and when what has not come back has left."""
         self._numbers = count(1)
 
     # Sessions
@@ -234,6 +244,7 @@ class Directory:
         if self.links.get(link.name) is not link:
             return
         del self.links[link.name]
+        self._returning.pop(link.name, None)
         self._set_hub(link.name, open=False)
         for member in link.members.values():
             member.port = None
@@ -244,6 +255,7 @@ class Directory:
         """A peer will not come back (its node's lease ended): its members have left."""
         if self.hubs.pop(name, None) is None:
             return
+        self._instances.pop(name, None)
         for member in [m for m in self.members.values() if m.hub == name]:
             self._forget(member)
         self._tell_sessions(encode_frame(Kind.HUB, flags=GONE, name=name))
@@ -295,8 +307,23 @@ class Directory:
         else:
             self._set_state(member, key, frame.data[frame.value :])
 
-    def on_synced(self, link: LinkPort) -> None:
-        """The peer has told everything: what it did not name again is gone."""
+    def on_synced(self, link: LinkPort, now: float) -> None:
+        """The peer has told everything: what it did not name again is gone, or on its way back."""
+        before = self._instances.get(link.name, link.instance)
+        self._instances[link.name] = link.instance
+        if before == link.instance:
+            self._settle(link)
+        else:
+            self._returning[link.name] = now + RETURN_S
+        self._set_hub(link.name, open=True)
+
+    def expire(self, now: float) -> None:
+        """Take as left what has not come back in time. To be called every second or so."""
+        for hub in [hub for hub, until in self._returning.items() if until <= now]:
+            del self._returning[hub]
+            self._settle(self.links[hub])
+
+    def _settle(self, link: LinkPort) -> None:
         for member in [m for m in self.members.values() if m.hub == link.name]:
             if member.port is not link:
                 self._forget(member)
@@ -306,7 +333,6 @@ class Directory:
             for key in member.unsynced:
                 self._delete_state(member, key)
             member.unsynced = set()
-        self._set_hub(link.name, open=True)
 
     # Decisions they share
 

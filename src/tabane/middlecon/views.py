@@ -1,7 +1,8 @@
 """What a client sees of the others: rooms with their members, their shared state, the hubs.
 
 A view follows the hub's frames, and calls back on changes. After a reconnect the hub tells all
-again; what differs from what was known before is a change like any other.
+again; what differs from what was known before is a change like any other. A hub that was itself
+started again knows nothing yet of those behind its links: they are unknown until it is linked.
 """
 
 from __future__ import annotations
@@ -86,11 +87,11 @@ class StateTable:
     def begin_snapshot(self) -> None:
         self._stale = {(name, key) for name, values in self.values.items() for key in values}
 
-    def end_snapshot(self) -> list[tuple[str, str]]:
-        """What was known before, of members still there, and was not told again."""
-        stale = [(name, key) for name, key in self._stale if name in self.values]
-        self._stale = set()
-        return stale
+    def end_snapshot(self, told: Callable[[str], bool]) -> list[tuple[str, str]]:
+        """What was known before and was not told again, of the members that `told` names."""
+        over = [(name, key) for name, key in self._stale if told(name)]
+        self._stale.difference_update(over)
+        return [(name, key) for name, key in over if key in self.values.get(name, {})]
 
 
 class RoomState(Mapping[str, Mapping[str, bytes]]):
@@ -118,19 +119,44 @@ class MemberTable(dict[str, MemberInfo]):
     def __init__(self) -> None:
         super().__init__()
         self._stale: set[str] = set()
+        self._kept: set[str] = set()
+        """Members whose hub ours is not linked to yet, known from before."""
 
     def begin_snapshot(self) -> None:
         self._stale = set(self)
+        self._kept.clear()
 
-    def end_snapshot(self) -> list[Presence]:
-        """Take out who was there before and was not named again."""
-        left = [Presence(name, Change.LEFT, self.pop(name).hub) for name in self._stale]
-        self._stale = set()
-        return left
+    def end_snapshot(self, linked: Callable[[str], bool]) -> list[Presence]:
+        """Who was not named again has left, or is unknown if it is with a hub not linked yet."""
+        changes = []
+        for name in self._stale:
+            before = self[name]
+            if linked(before.hub):
+                del self[name]
+                changes.append(Presence(name, Change.LEFT, before.hub))
+            else:
+                self._kept.add(name)
+                self[name] = MemberInfo(name, before.hub, known=False)
+                if before.known:
+                    changes.append(Presence(name, Change.UNKNOWN, before.hub))
+        self._stale.clear()
+        return changes
+
+    def keeps(self, name: str) -> bool:
+        return name in self._kept
+
+    def settle(self, over: Callable[[str], bool]) -> list[Presence]:
+        """Nothing more will be heard from these hubs of the members that were kept."""
+        left = [self[name] for name in self._kept if over(self[name].hub)]
+        for member in left:
+            self._kept.discard(member.name)
+            del self[member.name]
+        return [Presence(member.name, Change.LEFT, member.hub) for member in left]
 
     def apply(self, name: str, change: Change, hub: str) -> Presence | None:
         """Follow one PRESENCE frame; the change it makes to what was known, if any."""
         self._stale.discard(name)
+        self._kept.discard(name)
         before = self.get(name)
         if change is Change.LEFT:
             return Presence(name, change, hub) if self.pop(name, None) else None
