@@ -108,7 +108,7 @@ class Agent:
     async def start(self) -> None:
         """Recover what there is and join the others."""
         paths = self.config.paths
-        self.spawner.connect()
+        await self.spawner.connect()
         self.replica = await Replica.open(paths.replica, "")
         self.follower = Follower(self.replica)
         self.replica.subscribe(self._on_store_changes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import http.client
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator
 from contextlib import closing
 from pathlib import Path
 
@@ -54,7 +54,7 @@ class NodeImages:
             while block := await asyncio.to_thread(next, blocks, b""):
                 yield block
 
-    def _blocks(self, peer: Peer, digest: str) -> Iterator[bytes]:
+    def _blocks(self, peer: Peer, digest: str) -> Generator[bytes, None, None]:
         connection = http.client.HTTPConnection(peer.address, API_PORT, timeout=FETCH_TIMEOUT_S)
         try:
             headers = {"Authorization": f"Bearer {self._token}"}

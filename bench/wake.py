@@ -1,0 +1,172 @@
+"""From a request to its first byte: a cold static server, through Tabane and by hand, in one run.
+
+    make bench-wake
+
+For runc and crun in turn, 50 times each, alternating: Tabane's wake (a client connects to the
+gateway of a cluster of one node and waits for the first byte) and the engine by hand (the same
+bundle, prepared beforehand, `ENGINE run` until the port has given its first byte). The difference
+of the medians is what Tabane adds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from report import Report, percentile, summary
+
+from tabane.errors import TabaneError
+from tabane.network.uplink import set_up_network, tear_down_network
+from tabane.node.local import NodeSpec, start_node, stop_node
+from tabane.tools.cli import run
+from tabane.tools.cli.cluster import start_cluster, stop_cluster
+from tabane.tools.client import Cluster
+
+WAKES = int(os.environ.get("WAKES", "50"))
+WARM_UP = 3
+ENGINES = ("runc", "crun")
+BARS = {"runc": 60.0, "crun": 25.0}
+APP = """\
+name = "{engine}"
+image = "host"
+driver = "{engine}"
+command = ["busybox", "httpd", "-f", "-p", "8000", "-h", "/usr/share/common-licenses"]
+port = 8000
+hosts = ["{engine}.test"]
+
+[resources]
+memory = "64MiB"
+pids = 64
+
+[reactive]
+stop_after = "1h"
+"""
+REQUEST = "GET /GPL-3 HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
+
+
+class Hand:
+    """The engine by hand, in a node of its own."""
+
+    def __init__(self, directory: Path) -> None:
+        self.network = set_up_network("bh" + os.urandom(2).hex())
+        (directory / "app.toml").write_text(APP.format(engine="runc").replace('driver = "runc"', ""))
+        cgroup = f"/tabane/{self.network.cluster}/hand"
+        script = Path(__file__).with_name("wake_by_hand.py")
+        argv = (sys.executable, str(script), str(directory), cgroup)
+        spec = NodeSpec("hand", 1, argv, directory / "log", cgroup)
+        self.node = start_node(self.network, spec)
+        self.sock = self._connect(directory / "hand.sock")
+        self.file = self.sock.makefile("rw")
+
+    def _connect(self, path: Path) -> socket.socket:
+        deadline = time.monotonic() + 20
+        while True:
+            sock = socket.socket(socket.AF_UNIX)
+            try:
+                sock.connect(str(path))
+                return sock
+            except OSError:
+                sock.close()
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+
+    def measure(self, engine: str) -> float:
+        self.file.write(engine + "\n")
+        self.file.flush()
+        return float(self.file.readline())
+
+    def close(self) -> None:
+        self.file.close()
+        self.sock.close()
+        stop_node(self.network, self.node)
+        tear_down_network(self.network)
+
+
+class Tabane:
+    """A cluster of one node."""
+
+    def __init__(self, directory: Path) -> None:
+        self.root = directory
+        start_cluster(directory, ["tokyo"], 1, 1, "")
+        self.cluster = Cluster(directory)
+        self.address = self.cluster.config["nodes"][0]["address"]
+        for engine in ENGINES:
+            file = directory / f"{engine}.toml"
+            file.write_text(APP.format(engine=engine))
+            assert run(["--root", str(directory), "deploy", str(file)]) == 0
+
+    def measure(self, engine: str) -> float:
+        request = REQUEST.format(host=f"{engine}.test").encode()
+        began = time.perf_counter()
+        with socket.create_connection((self.address, 80)) as sock:
+            sock.sendall(request)
+            answer = sock.recv(4096)
+            took_ms = (time.perf_counter() - began) * 1000
+            if not answer.startswith(b"HTTP/1.1 200"):
+                raise TabaneError(f"the wake failed: {answer.decode(errors='replace')}")
+            while sock.recv(1 << 16):
+                pass
+        self.stop()
+        return took_ms
+
+    def stop(self) -> None:
+        for instance in self.cluster.get("/api/v1/instances")["instances"]:
+            self.cluster.post(f"/api/v1/instances/{instance['id']}/stop", {})
+        while self.cluster.get("/api/v1/instances")["instances"]:
+            time.sleep(0.02)
+        time.sleep(0.15)  # the pool of links is filled again
+
+    def phases(self) -> dict[str, dict[str, float]]:
+        """Median microseconds by phase, from Tabane's own wake records."""
+        records = self.cluster.get("/api/v1/wakes?limit=2000")["records"]
+        found: dict[str, dict[str, float]] = {}
+        for engine in ENGINES:
+            mine = [r["phases_us"] for r in records if r["app"] == f"default/{engine}"][WARM_UP:]
+            found[engine] = {p: percentile([r[p] for r in mine], 50) / 1000 for p in mine[0]}
+        return found
+
+    def close(self) -> None:
+        stop_cluster(self.root)
+
+
+def main() -> int:
+    report = Report("wake", "Cold wake of a static server, request to first byte (ms)")
+    with tempfile.TemporaryDirectory(prefix="tabane-bench-") as scratch:
+        places = [Path(scratch, name) for name in ("hand", "tabane")]
+        for place in (Path(scratch), *places):
+            place.mkdir(exist_ok=True)
+            place.chmod(0o755)
+        hand, tabane = Hand(places[0]), Tabane(places[1])
+        try:
+            times = {e: ([], []) for e in ENGINES}
+            for number in range(WARM_UP + WAKES):
+                for engine in ENGINES:
+                    pair = (hand.measure(engine), tabane.measure(engine))
+                    for values, value in zip(times[engine], pair, strict=True):
+                        if number >= WARM_UP:
+                            values.append(value)
+            phases = tabane.phases()
+        finally:
+            hand.close()
+            tabane.close()
+    for engine in ENGINES:
+        by_hand, whole = times[engine]
+        report.row(engine=engine, what="by hand", **summary(by_hand))
+        report.row(engine=engine, what="tabane", **summary(whole))
+        added = percentile(whole, 50) - percentile(by_hand, 50)
+        report.bar(f"{engine} added ms", added, 5, unit="ms")
+        report.bar(f"{engine} wake ms", percentile(whole, 50), BARS[engine], unit="ms")
+        ratio = percentile(whole, 99) / percentile(whole, 50)
+        report.bar(f"{engine} p99/median", ratio, 3, unit="ratio")
+        print(f"{engine} phases, median ms: {json.dumps(phases[engine])}")
+    return report.finish()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

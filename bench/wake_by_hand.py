@@ -1,0 +1,104 @@
+"""The engine by hand, as the first process of a node of its own: no Tabane on the way.
+
+It prepares the very bundle the driver makes (not timed), then runs `ENGINE run` on it and asks the
+port for its first byte again and again. On a unix socket it takes an engine's name a line and
+answers with milliseconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tabane import spec
+from tabane.images import ImageStore
+from tabane.model import new_instance_id
+from tabane.network import NetworkPool, prepare_node
+from tabane.runtimes import registry
+from tabane.runtimes.api import InstanceSpec
+from tabane.testing.spawner import PlainSpawner
+
+ID_BASE = 1 << 24
+POLL_S = 0.0005
+TIMEOUT_S = 10.0
+REQUEST = b"GET / HTTP/1.0\r\n\r\n"
+
+
+class ByHand:
+    def __init__(self, directory: Path, cgroup: str) -> None:
+        self.directory = directory
+        self.cgroup = cgroup
+        self.spawner = PlainSpawner()
+        self.pool = NetworkPool(self.spawner, "by-hand", size=2)
+        self.images = ImageStore(directory / "images")
+        self.app = spec.parse_app((directory / "app.toml").read_text())
+
+    async def start(self) -> None:
+        await prepare_node([])
+        await self.pool.recover()
+
+    async def measure(self, engine: str) -> float:
+        """Milliseconds from starting the engine to the program's first byte."""
+        driver = registry.load(engine, self.spawner, self.directory / "drivers" / engine)
+        link = await self.pool.claim(ID_BASE, egress=True)
+        instance = new_instance_id()
+        place = Path(tempfile.mkdtemp(dir=self.directory))
+        place.chmod(0o711)
+        image = await self.images.prepare("host")
+        app = spec.parse_app((self.directory / "app.toml").read_text())
+        app = type(app)(**{f: getattr(app, f) for f in app.__struct_fields__} | {"id_base": ID_BASE})
+        made = InstanceSpec(
+            id=instance,
+            app=app,
+            image=image,
+            link=link,
+            directory=place,
+            log=place / "log",
+            cgroup=f"{self.cgroup}/{instance}",
+        )
+        handle = await driver.prepare(made)
+        began = time.perf_counter()
+        starting = asyncio.ensure_future(driver.start(made, handle))
+        await self.first_byte(link.address)
+        took_ms = (time.perf_counter() - began) * 1000
+        handle = await starting
+        await driver.stop(handle, 2.0)
+        await driver.destroy(handle)
+        await self.pool.release(link)
+        shutil.rmtree(place)
+        return took_ms
+
+    async def first_byte(self, address: str) -> None:
+        assert self.app.port is not None
+        async with asyncio.timeout(TIMEOUT_S):
+            while True:
+                try:
+                    reader, writer = await asyncio.open_connection(address, self.app.port)
+                except OSError:
+                    await asyncio.sleep(POLL_S)
+                    continue
+                writer.write(REQUEST)
+                await reader.readexactly(1)
+                writer.close()
+                return
+
+
+async def main() -> None:
+    directory = Path(sys.argv[1])
+    hand = ByHand(directory, sys.argv[2])
+    await hand.start()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while line := await reader.readline():
+            writer.write(b"%f\n" % await hand.measure(line.decode().strip()))
+
+    server = await asyncio.start_unix_server(serve, directory / "hand.sock")
+    await server.serve_forever()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
