@@ -129,6 +129,8 @@ class Agent:
         self.room.on_message(concurrent=True)(self._on_message)
         self.room.on_presence(lambda presence: self._on_presence(presence.member, presence.change))
         await self._resync()
+        for app in self.all_apps():
+            self._prefetch(app)
 
     async def _open_store(self, path: Path) -> None:
         self.store = await SqliteStore.open(path)
@@ -218,8 +220,21 @@ class Agent:
             elif change.key.startswith(FLOORS):
                 self._on_floor(AppName(change.key.removeprefix(FLOORS)))
         self._tell_gateways(say.Routes(tuple(changed), tuple(gone)))
+        for app in changed:
+            self._prefetch(app)
         if changed or gone:
             self.tasks.start("spread", self._spread())
+
+    def _prefetch(self, app: App) -> None:
+        """Have an app's image here before a session wants it."""
+        if app.placement.allows(self.config.node.datacenter):
+            self.tasks.start(f"image {app.image[:19]}", self._prepare_image(app))
+
+    async def _prepare_image(self, app: App) -> None:
+        try:
+            await self.images.prepare(app)
+        except TabaneError as error:
+            log.warning("the image of %s is not ready yet: %s", app.key, error)
 
     def _on_floor(self, key: AppName) -> None:
         if not self._joined() or not self.is_home(key):
