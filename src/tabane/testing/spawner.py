@@ -50,7 +50,7 @@ class PlainSpawner:
             command.log.open("ab") if command.log else tempfile.TemporaryFile()  # noqa: SIM115
         )
         try:
-            pid = os.posix_spawn(  # noqa: ASYNC221 - it returns at once
+            pid = os.posix_spawnp(  # noqa: ASYNC221 - it returns at once
                 command.argv[0],
                 command.argv,
                 os.environ if command.env is None else command.env,
