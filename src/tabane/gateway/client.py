@@ -84,7 +84,8 @@ class Client(Flow):
             self._begin_next()
         else:
             exchange.on_request_data(reader.error)
-        if reader.requests or reader.arriving is not None or reader.rest:
+        request = reader.request
+        if request is not None and (reader.rest or not request.complete):
             self.balance()
 
     def _begin_next(self) -> None:
@@ -94,12 +95,12 @@ class Client(Flow):
         self._begins = True
         reader, gateway = self.reader, self.gateway
         while self.exchange is None and not self._leaves:
-            if reader.requests:
+            if (request := reader.request) is not None:
                 gateway.counters.requests += 1
                 gateway.counters.active += 1
                 self._in_head = self._is_fresh = False
-                self.exchange = exchange = Exchange(self, reader.requests.popleft())
-                if reader.error is not None and not exchange.request.complete:
+                self.exchange = exchange = Exchange(self, request)
+                if reader.error is not None and not request.complete:
                     exchange.on_request_data(reader.error)
                 else:
                     exchange.begin()
@@ -117,13 +118,11 @@ class Client(Flow):
 
     def balance(self) -> None:
         """Read on, or stop reading, as is right now."""
-        reader, exchange = self.reader, self.exchange
-        waiting = bool(reader.requests) or (
-            reader.rest is not None and len(reader.rest) > REPLAY_BYTES
+        exchange = self.exchange
+        blocked = len(self.reader.rest) > REPLAY_BYTES or (
+            exchange is not None and exchange.blocks_reading
         )
-        self.read(
-            self._leaves or not (waiting or (exchange is not None and exchange.blocks_reading))
-        )
+        self.read(self._leaves or not blocked)
 
     # Answers go.
 
@@ -138,13 +137,13 @@ class Client(Flow):
         keep_alive = (
             request is not None
             and request.complete
-            and request.keep_alive
+            and request.head.keep_alive
             and not self.gateway.draining
         )
         connection = b"" if keep_alive else b"close"
-        if request is not None and keep_alive and request.is_http_1_0:
+        if request is not None and keep_alive and request.head.is_http_1_0:
             connection = b"keep-alive"
-        is_head = request is not None and request.method == b"HEAD"
+        is_head = request is not None and request.head.method == b"HEAD"
         if exchange is None:
             self.gateway.counters.responses[reply.status // 100] += 1
         self.write([encode_reply(reply, connection=connection, is_head=is_head, refused=refused)])
@@ -157,9 +156,7 @@ class Client(Flow):
             self.leave()
             return
         self.deadline = self.gateway.now + self.gateway.limits.idle_timeout_s
-        reader = self.reader
-        if reader.rest is not None:
-            reader.resume()
+        self.reader.resume()
         self._begin_next()
         if not self.reads:
             self.balance()

@@ -27,14 +27,13 @@ from tabane.gateway.api import Route, Slot
 from tabane.gateway.forwarding import (
     CONTINUE,
     LAST_CHUNK,
+    UNKNOWN,
+    choose_manner,
     encode_chunk,
     encode_interim,
-    encode_last_chunk,
     encode_request,
     encode_response,
     forward_fields,
-    is_chunked,
-    is_delimited,
 )
 from tabane.gateway.headers import BadMessage
 from tabane.gateway.http1 import REPLAY_BYTES, Request, ResponseReader
@@ -65,7 +64,7 @@ class Exchange:
     """Made by a `Client` for each of its requests; `begin` sets it going."""
 
     __slots__ = (
-        *("_client", "_gateway", "_in_chunks", "_keep_alive", "_owes_continue", "_sent_whole"),
+        *("_client", "_gateway", "_manner", "_owes_continue", "_sent_whole"),
         *("_slot", "_task", "_tries", "_upstream", "_wrote", "begun", "request", "route"),
         *("stage", "status"),
     )
@@ -85,9 +84,8 @@ class Exchange:
         self._tries = 1
         self._wrote = False
         self._sent_whole = False
-        self._owes_continue = request.expects_continue
-        self._keep_alive = False
-        self._in_chunks = False
+        self._owes_continue = request.head.expects_continue
+        self._manner = UNKNOWN
 
     # Find a slot and a connection.
 
@@ -109,12 +107,12 @@ class Exchange:
         """A slot that is free now; None: wait for one of `route`. Raises what the router raises."""
         gateway, request = self._gateway, self.request
         if gateway.forward:
-            chosen = gateway.router.accept_forward(forward_fields(request))
+            chosen = gateway.router.accept_forward(forward_fields(request.head))
             if not isinstance(chosen, Route):
                 return chosen
             self.route = chosen
         else:
-            self.route = gateway.find_route(request)
+            self.route = gateway.find_route(request.head)
         return gateway.router.acquire_nowait(self.route)
 
     def _wait(self, *, fresh: bool = False) -> None:
@@ -122,7 +120,7 @@ class Exchange:
         self.stage = WAITING
         self._client.deadline = self._gateway.now + self._start_timeout_s + GRACE_S
         self._task = self._gateway.supervisor.start(
-            f"session {self.request.host}", self._find(fresh=fresh)
+            f"session {self.request.head.host}", self._find(fresh=fresh)
         )
         self._client.balance()
 
@@ -181,7 +179,7 @@ class Exchange:
     @property
     def _is_safe(self) -> bool:
         """It may reach apps twice."""
-        return self.request.method in IDEMPOTENT and self.request.is_replayable
+        return self.request.head.method in IDEMPOTENT and self.request.is_replayable
 
     @property
     def blocks_reading(self) -> bool:
@@ -196,10 +194,17 @@ class Exchange:
         self._upstream = upstream
         self.stage = SENT
         self._wrote = True
-        upstream.begin(self, request.method)
+        upstream.begin(self, request.head.method)
         if client.is_full:
             upstream.read(False)
-        self._send_body(encode_request(request, client.provenance, slot.headers))
+        self._send_body(
+            encode_request(
+                request.head,
+                client.provenance,
+                slot.headers,
+                self._owes_continue and not request.buffered,
+            )
+        )
         if not client.reads:
             client.balance()
 
@@ -210,10 +215,10 @@ class Exchange:
         if request.body:
             self._owes_continue = False
             pieces = request.take_body()
-            out += encode_chunk(pieces) if request.chunked else b"".join(pieces)
+            out += encode_chunk(pieces) if request.head.chunked else b"".join(pieces)
         if request.complete:
             self._sent_whole = True
-            if request.chunked:
+            if request.head.chunked:
                 out += LAST_CHUNK
             allowed_s = self._response_timeout_s
         elif self._owes_continue:
@@ -248,14 +253,18 @@ class Exchange:
         try:
             if reader.interims:
                 self._pass_interims(reader, out)
-            if reader.status and self.stage is SENT and not self._begin_answer(reader, out):
+            if (
+                reader.head is not None
+                and self.stage is SENT
+                and not self._begin_answer(reader, out)
+            ):
                 return
         except BadMessage as error:
             self._fail(error.message)
             return
         if reader.body:
             pieces, reader.body = reader.body, []
-            if self._in_chunks:
+            if self._manner.chunked:
                 out.append(encode_chunk(pieces))
             else:
                 out += pieces
@@ -270,39 +279,35 @@ class Exchange:
             self._fail(reader.error.message)
 
     def _pass_interims(self, reader: ResponseReader, out: list[bytes]) -> None:
-        for status, reason, lines in reader.interims:
-            if self.request.is_http_1_0 or (status == 100 and not self._owes_continue):
+        for interim in reader.interims:
+            if self.request.head.is_http_1_0 or (interim.status == 100 and not self._owes_continue):
                 continue
-            if status == 100:
+            if interim.status == 100:
                 self._owes_continue = False
                 limits = self._gateway.limits
                 self._client.deadline = self._gateway.now + limits.body_idle_timeout_s
-            out.append(encode_interim(status, reason, lines))
+            out.append(encode_interim(interim))
         reader.interims = []
 
     def _begin_answer(self, reader: ResponseReader, out: list[bytes]) -> bool:
         """Put the final response's head into `out`; False when the exchange goes another way."""
-        slot, request = self._slot, self.request
+        slot, request, response = self._slot, self.request, reader.head
         assert slot is not None
-        if reader.refused and slot.headers and self._go_elsewhere(reader.refused):
+        assert response is not None
+        if response.refused and slot.headers and self._go_elsewhere(response.refused):
             return False
-        if reader.status == 101 and not (request.upgrade and reader.upgrade):
+        switches = response.status == 101
+        if switches and not (request.head.upgrade and response.upgrade):
             raise BadMessage(502, "the app changed the protocol, which nobody asked for")
-        self._keep_alive = (
-            request.keep_alive
-            and request.complete
-            and not self._gateway.draining
-            and is_delimited(request, reader)
-        )
-        self._in_chunks = is_chunked(request, reader)
-        out.append(encode_response(request, reader, keep_alive=self._keep_alive))
+        wanted = request.head.keep_alive and request.complete and not self._gateway.draining
+        self._manner = choose_manner(request.head, reader, keep_alive=wanted)
+        out.append(encode_response(response, self._manner))
         slot.first_byte()
         self.stage = ANSWERING
-        self.status = reader.status
-        if reader.status == 101:
+        self.status = response.status
+        if switches:
             self._open_tunnel(reader, out)
-            return False
-        return True
+        return not switches
 
     def _go_elsewhere(self, code: bytes) -> bool:
         """Another gateway had no place for the request, and no byte of it reached the app."""
@@ -399,8 +404,8 @@ class Exchange:
     # The five ends.
 
     def _complete(self, reader: ResponseReader, out: list[bytes]) -> None:
-        if self._in_chunks:
-            out.append(encode_last_chunk(reader.trailers))
+        if self._manner.chunked:
+            out.append(LAST_CHUNK)
         if out:
             self._client.write(out)
         upstream, self._upstream = self._upstream, None
@@ -411,7 +416,7 @@ class Exchange:
         else:
             upstream.abort()
         self._end()
-        self._client.on_done(keep_alive=self._keep_alive)
+        self._client.on_done(keep_alive=self._manner.keep_alive)
 
     def _open_tunnel(self, reader: ResponseReader, out: list[bytes]) -> None:
         client, upstream = self._client, self._upstream
@@ -424,7 +429,7 @@ class Exchange:
         tunnel = Tunnel(client, upstream, limits.stream_idle_timeout_s, lambda: self._gateway.now)
         client.hand_over(tunnel)
         rest = client.reader.rest or b""
-        tunnel.begin(rest, reader.rest or b"", lambda: self._on_tunnel_end(tunnel))
+        tunnel.begin(rest, reader.rest, lambda: self._on_tunnel_end(tunnel))
 
     def _on_tunnel_end(self, tunnel: Tunnel) -> None:
         self._gateway.counters.received_bytes += tunnel.from_client_bytes

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from functools import lru_cache
 
 from tabane.gateway.api import FORWARD_HEADERS
-from tabane.gateway.headers import (
-    APPENDED,
-    PROVENANCE,
-    describe_client,
-    provenance_lines,
-    status_line,
-)
-from tabane.gateway.http1 import Request, ResponseReader
+from tabane.gateway.headers import APPENDED, PROVENANCE, describe_client
+from tabane.gateway.heads import REMEMBERED, REMEMBERED_BYTES, RequestHead, ResponseHead
+from tabane.gateway.http1 import ResponseReader
 from tabane.model import Value
 
 LAST_CHUNK = b"0\r\n\r\n"
+Extra = tuple[tuple[bytes, bytes], ...]
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -27,84 +24,104 @@ class Provenance(Value, frozen=True):
     trusted: bool = False
 
 
-def forward_fields(request: Request) -> dict[bytes, bytes]:
+def forward_fields(request: RequestHead) -> dict[bytes, bytes]:
     """What another gateway says about a request."""
-    return {key: value.strip() for key, value in request.fields if key in FORWARD_HEADERS}
+    return {key: value for key, value in request.fields if key in FORWARD_HEADERS}
 
 
 def encode_request(
-    request: Request, provenance: Provenance, extra: Iterable[tuple[bytes, bytes]]
+    request: RequestHead, provenance: Provenance, extra: Extra, expects_continue: bool
 ) -> bytes:
-    """The head to send upstream."""
-    lines = [
-        request.method + b" " + request.target + b" HTTP/1.1",
-        b"Host: " + request.authority,
-        *request.lines,
+    """The head to send upstream, with the `extra` fields."""
+    if len(request.block) <= REMEMBERED_BYTES:
+        return _encode_request(request, provenance, extra, expects_continue)
+    return _encode_request.__wrapped__(request, provenance, extra, expects_continue)
+
+
+@lru_cache(REMEMBERED)
+def _encode_request(
+    request: RequestHead, provenance: Provenance, extra: Extra, expects_continue: bool
+) -> bytes:
+    parts = [
+        *(request.method, b" ", request.target, b" HTTP/1.1\r\nHost: ", request.authority),
+        request.block,
     ]
     if request.length is not None:
-        lines.append(b"Content-Length: %d" % request.length)
+        parts.append(b"\r\nContent-Length: %d" % request.length)
     elif request.chunked:
-        lines.append(b"Transfer-Encoding: chunked")
-    if request.expects_continue and not request.buffered:
-        lines.append(b"Expect: 100-continue")
+        parts.append(b"\r\nTransfer-Encoding: chunked")
+    if expects_continue:
+        parts.append(b"\r\nExpect: 100-continue")
     if request.upgrade:
-        lines.append(b"Connection: upgrade\r\nUpgrade: " + request.upgrade)
-    lines += _provenance(request, provenance)
-    lines += [name + b": " + value for name, value in extra]
-    lines.append(b"\r\n")
-    return b"\r\n".join(lines)
+        parts.append(b"\r\nConnection: upgrade\r\nUpgrade: " + request.upgrade)
+    parts.append(_provenance(request, provenance))
+    parts += [b"\r\n" + name + b": " + value for name, value in extra]
+    parts.append(b"\r\n\r\n")
+    return b"".join(parts)
 
 
-def _provenance(request: Request, provenance: Provenance) -> list[bytes]:
-    told = [(key, value) for key, value in request.fields if key in PROVENANCE]
+def _provenance(request: RequestHead, provenance: Provenance) -> bytes:
+    told = [field for field in request.fields if field[0] in PROVENANCE]
     if provenance.trusted:
-        return [key + b": " + value for key, value in told]
-    if not told:
-        return [provenance_lines(provenance.peer, provenance.proto, request.authority)]
+        return b"".join(b"\r\n" + key + b": " + value for key, value in told)
     own = describe_client(provenance.peer, provenance.proto, request.authority)
-    lines = []
+    block = b""
     for name, word in own.items():
         before = [value for key, value in told if key == name and name in APPENDED]
-        lines.append(name.title() + b": " + b", ".join([*before, word]))
-    return lines
+        block += b"\r\n" + name.title() + b": " + b", ".join([*before, word])
+    return block
 
 
-def encode_response(request: Request, reader: ResponseReader, *, keep_alive: bool) -> bytes:
-    """The head to send to the client. Raises `BadMessage` for an impossible status line."""
-    lines = [status_line(reader.status, reader.reason), *reader.lines]
-    if reader.length is not None:
-        lines.append(b"Content-Length: %d" % reader.length)
-    elif is_chunked(request, reader):
-        lines.append(b"Transfer-Encoding: chunked")
-    if reader.status in (101, 426) and reader.upgrade:
-        lines.append(b"Connection: upgrade\r\nUpgrade: " + reader.upgrade)
-    elif not keep_alive:
-        lines.append(b"Connection: close")
-    elif request.is_http_1_0:
-        lines.append(b"Connection: keep-alive")
-    lines.append(b"\r\n")
-    return b"\r\n".join(lines)
+class Manner(Value, frozen=True):
+    """How a response goes to a client."""
+
+    keep_alive: bool = False
+    chunked: bool = False
+    is_http_1_0: bool = False
 
 
-def is_chunked(request: Request, reader: ResponseReader) -> bool:
-    """The response's body goes to the client in chunks."""
-    return reader.length is None and not reader.has_no_body and not request.is_http_1_0
+UNKNOWN = Manner()
 
 
-def is_delimited(request: Request, reader: ResponseReader) -> bool:
-    """The client can tell where the response ends without the connection's end."""
-    return reader.has_no_body or reader.length is not None or not request.is_http_1_0
+def choose_manner(request: RequestHead, response: ResponseReader, *, keep_alive: bool) -> Manner:
+    """`keep_alive` is what the client and the gateway would like."""
+    assert response.head is not None
+    delimited = response.has_no_body or response.head.length is not None
+    return Manner(
+        keep_alive=keep_alive and (delimited or not request.is_http_1_0),
+        chunked=not delimited and not request.is_http_1_0,
+        is_http_1_0=request.is_http_1_0,
+    )
 
 
-def encode_interim(status: int, reason: bytes, lines: list[bytes]) -> bytes:
-    """A whole 1xx response. Raises `BadMessage` as `encode_response`."""
-    return b"\r\n".join([status_line(status, reason), *lines, b"\r\n"])
+def encode_response(response: ResponseHead, manner: Manner) -> bytes:
+    """The head to send to the client."""
+    if len(response.block) <= REMEMBERED_BYTES:
+        return _encode_response(response, manner)
+    return _encode_response.__wrapped__(response, manner)
+
+
+@lru_cache(REMEMBERED)
+def _encode_response(response: ResponseHead, manner: Manner) -> bytes:
+    head = response.line + response.block
+    if response.length is not None:
+        head += b"\r\nContent-Length: %d" % response.length
+    elif manner.chunked:
+        head += b"\r\nTransfer-Encoding: chunked"
+    if response.status in (101, 426) and response.upgrade:
+        head += b"\r\nConnection: upgrade\r\nUpgrade: " + response.upgrade
+    elif not manner.keep_alive:
+        head += b"\r\nConnection: close"
+    elif manner.is_http_1_0:
+        head += b"\r\nConnection: keep-alive"
+    return head + b"\r\n\r\n"
+
+
+def encode_interim(response: ResponseHead) -> bytes:
+    """A whole 1xx response."""
+    return response.line + response.block + b"\r\n\r\n"
 
 
 def encode_chunk(pieces: Sequence[bytes]) -> bytes:
     """One chunk of a chunked body."""
     return b"%x\r\n%b\r\n" % (sum(map(len, pieces)), b"".join(pieces))
-
-
-def encode_last_chunk(trailers: list[bytes]) -> bytes:
-    return b"\r\n".join([b"0", *trailers, b"\r\n"]) if trailers else LAST_CHUNK

@@ -1,15 +1,17 @@
 """Which HTTP header fields a gateway takes for itself, drops, and adds. Pure functions on bytes.
 
-A header line is kept as `Name: value` without its line end; most lines of a message pass through
-untouched, and only the *special* ones, which have a meaning on this hop, are looked into.
+Most lines of a head pass through untouched and unseen. Only the *special* ones, which have a
+meaning on this hop, are cut out, by one regular expression: once llhttp has accepted a head, each
+of its lines begins behind a CRLF with `name:`, so what does not match is not special.
+A block of lines is kept with a CRLF before each line and none behind the last.
 """
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Iterable
 from functools import lru_cache
+from typing import NamedTuple
 
 from tabane.errors import ProtocolError
 from tabane.gateway.api import FORWARD_HEADERS, REFUSED_HEADER
@@ -25,18 +27,20 @@ PROVENANCE = (*APPENDED, b"x-forwarded-proto", b"x-forwarded-host")
 """Who asked, as told by those who forward (RFC 7239; the X- names are older and common). To the
 lists among them each forwarder adds its word behind those of the others."""
 
-
-def _spellings(names: Iterable[bytes]) -> frozenset[bytes]:
-    """The names and what CGI and WSGI programs take for the same: `_` in place of any `-`."""
-    every = set()
-    for name in names:
-        words = name.split(b"-")
-        for joints in itertools.product((b"-", b"_"), repeat=len(words) - 1):
-            every.add(b"".join(itertools.chain(*zip(words, (*joints, b""), strict=True))))
-    return frozenset(every)
+Fields = list[tuple[bytes, bytes]]
+"""Special fields: names in lower case, values without white space around."""
 
 
-SPECIAL_IN_REQUESTS = _spellings(
+def _special(names: Iterable[bytes]) -> re.Pattern[bytes]:
+    """Matches lines with these names, or with `_` for `-`, which CGI and WSGI programs take for the
+    same: no client may tell an app, by a misspelling, what only a gateway may tell it."""
+    every = sorted(set(names))
+    initials = b"".join({name[:1] for name in every})
+    spellings = b"|".join(name.replace(b"-", b"[-_]") for name in every)
+    return re.compile(rb"(?i)\r\n(?=[%b])(%b):([^\r]*)" % (initials, spellings))
+
+
+IN_REQUESTS = _special(
     (
         *HOP_BY_HOP,
         *PROVENANCE,
@@ -45,15 +49,14 @@ SPECIAL_IN_REQUESTS = _spellings(
         *(b"host", b"content-length", b"expect", b"trailer", b"http2-settings"),
     )
 )
-"""Never copied as they came. Misspelt ones (with `_`) are dropped: no program may be told, by a
-client, what only a gateway may tell it."""
+IN_RESPONSES = _special(
+    (*HOP_BY_HOP, *FORWARD_HEADERS, REFUSED_HEADER, b"content-length", b"trailer")
+)
 
-SPECIAL_IN_RESPONSES = frozenset({*HOP_BY_HOP, *FORWARD_HEADERS, REFUSED_HEADER, b"content-length"})
-
-_OWN_CONNECTION_OPTIONS = frozenset({b"close", b"keep-alive", b"upgrade", b""})
+_OWN_OPTIONS = frozenset({b"close", b"keep-alive", b"upgrade", b""})
 _AUTHORITY = re.compile(rb"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,255}?)\.?(?::[0-9]{0,5})?")
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_REASON = re.compile(rb"[\t -~\x80-\xff]*")
+_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: ([\t -~\x80-\xff]*))?")
 
 
 class BadMessage(ProtocolError):
@@ -90,20 +93,54 @@ def split_target(url: bytes, method: bytes) -> tuple[bytes, bytes | None]:
     return (path if path.startswith(b"/") else b"/" + path), rest[:cut]
 
 
-def connection_options(value: bytes) -> frozenset[bytes]:
-    """The options of a Connection field, lower case."""
-    return frozenset(option.strip().lower() for option in value.split(b","))
+def cut_head(pattern: re.Pattern[bytes], head: bytes) -> tuple[bytes, bytes, Fields]:
+    """A head in three parts: its first line, the block that passes through, the special fields."""
+    first, *found = pattern.split(head)
+    fields = [
+        (name.lower(), value.strip()) for name, value in zip(found[::3], found[1::3], strict=True)
+    ]
+    line, separator, block = b"".join((first, *found[2::3]))[:-4].partition(b"\r\n")
+    return line, separator + block, fields
 
 
-def drop_named(lines: list[bytes], options: frozenset[bytes]) -> list[bytes]:
-    """The lines without those that a Connection field names: they were for this hop only."""
-    named = tuple(option + b":" for option in options - _OWN_CONNECTION_OPTIONS)
-    if not named:
-        return lines
-    return [line for line in lines if not line.lower().startswith(named)]
+class Options(NamedTuple):
+    """What a Connection field says."""
+
+    close: bool
+    keep_alive: bool
+    upgrade: bool
+    named: tuple[bytes, ...]
+    """Fields that are for this hop only."""
+
+
+NO_OPTIONS = Options(False, False, False, ())
 
 
 @lru_cache(1024)
+def parse_connection(value: bytes) -> Options:
+    """The options of a Connection field (or of several, joined by commas)."""
+    options = {option.strip().lower() for option in value.split(b",")}
+    return Options(
+        b"close" in options,
+        b"keep-alive" in options,
+        b"upgrade" in options,
+        tuple(sorted(options - _OWN_OPTIONS)),
+    )
+
+
+def connection_options(fields: Fields) -> Options:
+    """What all Connection fields say together."""
+    values = [value for key, value in fields if key == b"connection"]
+    return parse_connection(b",".join(values)) if values else NO_OPTIONS
+
+
+def drop_named(block: bytes, names: Iterable[bytes]) -> bytes:
+    """The block without the lines of these fields."""
+    for name in names:
+        block = re.sub(rb"(?i)\r\n" + re.escape(name) + rb":[^\r]*", b"", block)
+    return block
+
+
 def describe_client(peer: str, proto: str, authority: bytes) -> dict[bytes, bytes]:
     """What each field of `PROVENANCE` says of a client of ours."""
     node = f'"[{peer}]"' if ":" in peer else peer
@@ -117,16 +154,19 @@ def describe_client(peer: str, proto: str, authority: bytes) -> dict[bytes, byte
     }
 
 
-@lru_cache(1024)
-def provenance_lines(peer: str, proto: str, authority: bytes) -> bytes:
-    """The header lines that tell an app of a client that came with no such field."""
-    fields = describe_client(peer, proto, authority).items()
-    return b"\r\n".join(name.title() + b": " + value for name, value in fields)
+class Status(NamedTuple):
+    """A response's first line: its status, and the line as this gateway says it."""
+
+    code: int
+    line: bytes
+    is_http_1_0: bool
 
 
 @lru_cache(256)
-def status_line(status: int, reason: bytes) -> bytes:
-    """A response's first line. Raises `BadMessage` for what no HTTP response begins with."""
-    if not 100 <= status <= 599 or not _REASON.fullmatch(reason):
-        raise BadMessage(502, f"the app answered with the status line {status} {reason[:80]!r}")
-    return b"HTTP/1.1 %d %b" % (status, reason)
+def parse_status_line(line: bytes) -> Status:
+    """Raises `BadMessage` for what no HTTP/1 response begins with."""
+    match = _STATUS_LINE.fullmatch(line)
+    if match is None:
+        raise BadMessage(502, f"the app answered with the status line {line[:80]!r}")
+    minor, code, reason = match.groups()
+    return Status(int(code), b"HTTP/1.1 %b %b" % (code, reason or b""), minor == b"0")

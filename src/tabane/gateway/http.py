@@ -19,7 +19,7 @@ from tabane.errors import NotFound
 from tabane.gateway.api import Route, Router
 from tabane.gateway.client import Client
 from tabane.gateway.exchange import Exchange
-from tabane.gateway.http1 import Request
+from tabane.gateway.heads import RequestHead
 from tabane.gateway.limits import AccessRecord, HttpCounters, HttpLimits
 from tabane.gateway.upstream import Pools
 from tabane.supervise import Supervisor
@@ -167,7 +167,7 @@ class HttpGateway:
         if not self.connections:
             self._emptied.set()
 
-    def find_route(self, request: Request) -> Route:
+    def find_route(self, request: RequestHead) -> Route:
         """Raises `NotFound`."""
         route = self.router.route(request.host, request.path)
         if route is None:
@@ -183,7 +183,7 @@ class HttpGateway:
             self._on_access(self._record(exchange, client))
 
     def _record(self, exchange: Exchange, client: Client) -> AccessRecord:
-        request = exchange.request
+        request = exchange.request.head
         return AccessRecord(
             app=exchange.route.app if exchange.route is not None else None,
             method=request.method.decode("latin-1"),

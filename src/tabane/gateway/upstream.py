@@ -22,7 +22,7 @@ class Peer(Protocol):
     """What a connection serves: an exchange."""
 
     def on_response(self, reader: ResponseReader) -> None:
-        """More of the response came: `reader` has it."""
+        """More of the response came."""
 
     def on_upstream_end(self, reader: ResponseReader, reason: str) -> None:
         """The connection ended before the exchange did, and serves it no more."""
@@ -41,7 +41,7 @@ class Upstream(Flow):
         self.pool = pool
         self._pools = pools
         self.peer: Peer | None = None
-        self.reader = ResponseReader()
+        self.reader = ResponseReader(b"")
         self.is_used = False
         """It has served an exchange before."""
         self.unused_at = 0.0
@@ -54,7 +54,7 @@ class Upstream(Flow):
         """Serve `peer`, whose request has this method."""
         assert self.peer is None
         self.peer = peer
-        self.reader.expect(method)
+        self.reader = ResponseReader(method)
 
     def end(self) -> None:
         """Serve nobody: whatever still comes is not for the last peer."""

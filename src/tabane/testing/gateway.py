@@ -1,4 +1,4 @@
-"""A gateway's surroundings, programmable: a router, apps that behave as badly as told, a client."""
+"""A router for gateways under test: it leads where it is told, and keeps account of its slots."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class FakeApp:
         slot = self.take()
         if slot is not None:
             return slot
-        waiter = asyncio.get_running_loop().create_future()
+        waiter: asyncio.Future[FakeSlot] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         try:
             return await waiter
@@ -109,10 +109,13 @@ class FakeApp:
         self._serve_waiters()
 
     def _serve_waiters(self) -> None:
-        while self._waiters and (self._waiters[0].done() or (slot := self.take())):
-            waiter = self._waiters.popleft()
-            if not waiter.done():
-                waiter.set_result(slot)
+        while self._waiters:
+            if not self._waiters[0].done():
+                slot = self.take()
+                if slot is None:
+                    return
+                self._waiters[0].set_result(slot)
+            self._waiters.popleft()
 
 
 class FakeRouter:
