@@ -210,21 +210,31 @@ class Executor:
     async def _launch(self, running: Running) -> None:
         """Start the engine and, beside it, watch for readiness: whichever way it goes first."""
         app, spec = running.record.app, self.spec(running.record)
-        began = self._clock.now()
         started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         life = self._tasks.start(f"life {spec.id}", self._live(running, spec, started))
         ready: asyncio.Future[None] = started
         if app.reactive.ready != "started":
             watching = wait_ready(app, running.instance.address, spec.link)
             ready = self._tasks.start(f"ready {spec.id}", watching)
-        timeout_s = app.reactive.start_timeout_s
+        await self._await(running, ready, life)
+
+    async def _await(
+        self, running: Running, ready: asyncio.Future[None], life: asyncio.Task[None]
+    ) -> None:
+        """Wait for the first of: it is ready, it has ended, the time is up."""
+        began = self._clock.now()
+        timeout_s = running.record.app.reactive.start_timeout_s
         first = asyncio.FIRST_COMPLETED
         done, _ = await asyncio.wait({ready, life}, timeout=timeout_s, return_when=first)
-        ready.cancel()
-        if running.stopping:
+        if ready not in done:
+            ready.cancel()
+        if running.stopping or life in done:
             return
         if not done:
             await self._give_up(running)
+            return
+        if (error := ready.exception()) is not None:
+            await self._end(running, f"its readiness cannot be watched: {error}", failed=True)
             return
         self._split_start(running, began)
         self._become_ready(running)
@@ -256,11 +266,17 @@ class Executor:
         running.phases_us |= {"engine": engine_us, "boot": total_us - engine_us}
 
     def _become_ready(self, running: Running) -> None:
-        ready_at = self._clock.wall()
-        self._become(running, Event.READY, ready_at=ready_at)
+        """Tell first, write then: sessions wait. A record cut off here says `starting`, and
+        `recover` looks again whether such an instance is ready."""
+        instance = running.instance
+        ready = msgspec.structs.replace(
+            instance, state=follow(instance.state, Event.READY), ready_at=self._clock.wall()
+        )
+        running.record = msgspec.structs.replace(running.record, instance=ready)
         total_us = micros(self._clock.now() - running.began) + running.phases_us["decide"]
-        trace = StartTrace(dict(running.phases_us), total_us)
-        self._notify(InstanceReady(running.instance, trace))
+        self._notify(InstanceReady(ready, StartTrace(dict(running.phases_us), total_us)))
+        self._save(running)
+        self._say(ready.id, ready.app, ready.state, "")
 
     async def _give_up(self, running: Running) -> None:
         app = running.record.app
@@ -365,23 +381,42 @@ class Executor:
     async def _adopt(self, record: Record) -> None:
         running = Running(record, self._driver_for(record.app))
         self._running[record.instance.id] = running
-        was_ready = record.instance.state is State.READY
-        handle = None
-        if was_ready and record.handle is not None:
+        state, handle = record.instance.state, None
+        if state in (State.STARTING, State.READY) and record.handle is not None:
             handle = await running.driver.recover(self.spec(record), record.handle)
-        if handle is not None:
-            running.record = msgspec.structs.replace(record, handle=handle)
-            self._tasks.start(f"life {record.instance.id}", self._watch(running))
-            self._notify(InstanceReady(running.instance))
+        if handle is None:
+            await self._bury(running)
             return
+        pid = int(str(handle.data["pid"]))
+        instance = msgspec.structs.replace(record.instance, pid=pid)
+        running.record = msgspec.structs.replace(record, handle=handle, instance=instance)
+        life = self._tasks.start(f"life {instance.id}", self._watch(running))
+        if state is State.READY:
+            self._notify(InstanceReady(instance))
+        else:
+            self._tasks.start(f"ready {instance.id}", self._await_ready(running, life))
+
+    async def _await_ready(self, running: Running, life: asyncio.Task[None]) -> None:
+        """The rest of a start that the end of an agent interrupted."""
+        running.began = self._clock.now()
+        running.phases_us["decide"] = 0
+        app = running.record.app
+        waiting = wait_ready(app, running.instance.address, running.record.link)
+        await self._await(
+            running, self._tasks.start(f"listen {running.instance.id}", waiting), life
+        )
+
+    async def _bury(self, running: Running) -> None:
+        """It ended before this agent began: clear it away, and say so."""
         running.stopping = running.ended = True
         await self._clean_up(running)
+        record = running.record
         reason = record.instance.reason or "it ended while its node's agent was away"
         instance = msgspec.structs.replace(record.instance, state=State.ABSENT, reason=reason)
         running.record = msgspec.structs.replace(record, instance=instance)
         self._save(running)
         self._say(instance.id, instance.app, State.ABSENT, reason)
-        self._notify_ended(running, failed=was_ready)
+        self._notify_ended(running, failed=record.instance.state is State.READY)
 
     # Records
 

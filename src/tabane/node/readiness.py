@@ -8,44 +8,26 @@ starts to listen, so the table is read again and again, at first every half mill
 from __future__ import annotations
 
 import asyncio
-import os
-import re
 
 from tabane.model import App
+from tabane.network.sockets import ListeningSockets
 from tabane.runtimes.api import Link
 
 FIRST_POLL_S = 0.0005
 LAST_POLL_S = 0.05
-GROWTH = 1.03
-"""About 5 % of the time waited so far, once that is more than ten milliseconds."""
-TABLE_BYTES = 1 << 16
-LISTEN = b"0A"
+GROWTH = 1.02
+"""The pause is 2 % of the time waited, once that is more than 25 ms."""
 HTTP_POLL_S = 0.02
 
 
-def listening(table: bytes, port: int) -> bool:
-    """Whether a `/proc/net/tcp` table has a socket that listens on `port` beyond loopback only."""
-    wanted = re.compile(rb":\s([0-9A-F]+):%04X\s[0-9A-F]+:0000\s0A\s" % port)
-    return any(not _is_loopback(match[1]) for match in wanted.finditer(table))
-
-
-def _is_loopback(address: bytes) -> bool:
-    return address.endswith(b"7F") if len(address) == 8 else address == b"0" * 24 + b"01000000"
-
-
 async def wait_listening(link: Link, port: int) -> None:
-    """Return when something listens on `port` in the link's network namespace; never by itself."""
-    tables = [
-        os.open(f"/proc/{link.parked_pid}/net/{name}", os.O_RDONLY) for name in ("tcp", "tcp6")
-    ]
+    """Return when something listens on `port` in the link's network namespace, not on loopback
+    only; never by itself."""
     pause_s = FIRST_POLL_S
-    try:
-        while not any(listening(os.pread(fd, TABLE_BYTES, 0), port) for fd in tables):
+    with ListeningSockets(link.parked_pid) as sockets:
+        while not any(s.port == port and not s.is_loopback for s in sockets.read()):
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * GROWTH, LAST_POLL_S)
-    finally:
-        for fd in tables:
-            os.close(fd)
 
 
 async def wait_healthy(address: str, port: int, path: str) -> None:
