@@ -266,8 +266,8 @@ class Executor:
         running.phases_us |= {"engine": engine_us, "boot": total_us - engine_us}
 
     def _become_ready(self, running: Running) -> None:
-        """Tell first, write then: sessions wait. A record cut off here says `starting`, and
-        `recover` looks again whether such an instance is ready."""
+        """Tell first, and write when that is on its way: sessions wait. A record that was not
+        written says `starting`, and `recover` looks again whether such an instance is ready."""
         instance = running.instance
         ready = msgspec.structs.replace(
             instance, state=follow(instance.state, Event.READY), ready_at=self._clock.wall()
@@ -275,8 +275,12 @@ class Executor:
         running.record = msgspec.structs.replace(running.record, instance=ready)
         total_us = micros(self._clock.now() - running.began) + running.phases_us["decide"]
         self._notify(InstanceReady(ready, StartTrace(dict(running.phases_us), total_us)))
-        self._save(running)
-        self._say(ready.id, ready.app, ready.state, "")
+        asyncio.get_running_loop().call_soon(self._write_ready, running)
+
+    def _write_ready(self, running: Running) -> None:
+        if running.instance.state is State.READY:
+            self._save(running)
+            self._say(running.instance.id, running.instance.app, State.READY, "")
 
     async def _give_up(self, running: Running) -> None:
         app = running.record.app
