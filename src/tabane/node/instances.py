@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 import msgspec
+from msgspec.structs import replace
 
 from tabane.clock import Clock
 from tabane.errors import NotFound, TabaneError
@@ -196,9 +197,10 @@ class Executor:
         except BaseException:
             await self._clean_up(running)
             raise
-        running.record = msgspec.structs.replace(running.record, handle=handle)
+        running.record = replace(running.record, handle=handle)
         phases["filesystem"] = micros(self._clock.now() - began) - phases["network"]
-        self._become(running, Event.START)
+        self._step(running, Event.START)
+        self._save(running)
         return running
 
     def _fail_early(self, app: App, instance_id: InstanceId, reason: str) -> None:
@@ -216,6 +218,7 @@ class Executor:
         if app.reactive.ready != "started":
             watching = wait_ready(app, running.instance.address, spec.link)
             ready = self._tasks.start(f"ready {spec.id}", watching)
+        asyncio.get_running_loop().call_soon(self._say, spec.id, app.key, State.STARTING)
         await self._await(running, ready, life)
 
     async def _await(
@@ -252,8 +255,8 @@ class Executor:
             await self._end(running, str(error), failed=True)
             return
         running.phases_us.setdefault("engine", micros(self._clock.now() - began))
-        instance = msgspec.structs.replace(running.instance, pid=int(str(handle.data["pid"])))
-        running.record = msgspec.structs.replace(running.record, handle=handle, instance=instance)
+        instance = replace(running.instance, pid=int(str(handle.data["pid"])))
+        running.record = replace(running.record, handle=handle, instance=instance)
         self._save(running)
         if not started.done():
             started.set_result(None)
@@ -268,19 +271,16 @@ class Executor:
     def _become_ready(self, running: Running) -> None:
         """Tell first, and write when that is on its way: sessions wait. A record that was not
         written says `starting`, and `recover` looks again whether such an instance is ready."""
-        instance = running.instance
-        ready = msgspec.structs.replace(
-            instance, state=follow(instance.state, Event.READY), ready_at=self._clock.wall()
-        )
-        running.record = msgspec.structs.replace(running.record, instance=ready)
+        self._step(running, Event.READY)
         total_us = micros(self._clock.now() - running.began) + running.phases_us["decide"]
-        self._notify(InstanceReady(ready, StartTrace(dict(running.phases_us), total_us)))
+        trace = StartTrace(dict(running.phases_us), total_us)
+        self._notify(InstanceReady(running.instance, trace))
         asyncio.get_running_loop().call_soon(self._write_ready, running)
 
     def _write_ready(self, running: Running) -> None:
         if running.instance.state is State.READY:
             self._save(running)
-            self._say(running.instance.id, running.instance.app, State.READY, "")
+            self._say(running.instance.id, running.instance.app, State.READY)
 
     async def _give_up(self, running: Running) -> None:
         app = running.record.app
@@ -392,8 +392,8 @@ class Executor:
             await self._bury(running)
             return
         pid = int(str(handle.data["pid"]))
-        instance = msgspec.structs.replace(record.instance, pid=pid)
-        running.record = msgspec.structs.replace(record, handle=handle, instance=instance)
+        instance = replace(record.instance, pid=pid)
+        running.record = replace(record, handle=handle, instance=instance)
         life = self._tasks.start(f"life {instance.id}", self._watch(running))
         if state is State.READY:
             self._notify(InstanceReady(instance))
@@ -416,30 +416,29 @@ class Executor:
         await self._clean_up(running)
         record = running.record
         reason = record.instance.reason or "it ended while its node's agent was away"
-        instance = msgspec.structs.replace(record.instance, state=State.ABSENT, reason=reason)
-        running.record = msgspec.structs.replace(record, instance=instance)
+        instance = replace(record.instance, state=State.ABSENT, reason=reason)
+        running.record = replace(record, instance=instance)
         self._save(running)
         self._say(instance.id, instance.app, State.ABSENT, reason)
         self._notify_ended(running, failed=record.instance.state is State.READY)
 
     # Records
 
-    def _become(
-        self, running: Running, event: Event, *, reason: str = "", ready_at: float = 0.0
-    ) -> None:
+    def _become(self, running: Running, event: Event, reason: str = "") -> None:
         """Follow the transition table, on disk too, and tell."""
-        instance = running.instance
-        instance = msgspec.structs.replace(
-            instance,
-            state=follow(instance.state, event),
-            reason=reason,
-            ready_at=ready_at or instance.ready_at,
-        )
-        running.record = msgspec.structs.replace(running.record, instance=instance)
+        self._step(running, event, reason)
         self._save(running)
+        instance = running.instance
         self._say(instance.id, instance.app, instance.state, reason)
 
-    def _say(self, instance: InstanceId, app: str, state: State, reason: str) -> None:
+    def _step(self, running: Running, event: Event, reason: str = "") -> None:
+        instance = running.instance
+        state = follow(instance.state, event)
+        ready_at = self._clock.wall() if state is State.READY else instance.ready_at
+        instance = replace(instance, state=state, reason=reason, ready_at=ready_at)
+        running.record = replace(running.record, instance=instance)
+
+    def _say(self, instance: InstanceId, app: str, state: State, reason: str = "") -> None:
         at = self._clock.wall()
         self._on_change(Transition(at, instance, app, self._node, state, reason))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -47,6 +48,8 @@ async def _main(serve: Serve, config: NodeConfig, name: str) -> None:
         loop.add_signal_handler(number, ending.set)
     async with Supervisor(name) as tasks:
         end = await serve(config, inherited_sockets(), tasks)
+        gc.collect()
+        gc.freeze()  # what is loaded now stays: no collection need look at it again
         logging.info("serving")
         await ending.wait()
         await end()
