@@ -12,6 +12,9 @@ section 9.6).
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
+import sys
 from typing import TYPE_CHECKING
 
 from tabane.gateway.exchange import Exchange
@@ -175,6 +178,7 @@ class Client(Flow):
             return
         self._leaves = True
         self.deadline = self.gateway.now + self.gateway.limits.linger_s
+        self._waiting_bytes = sys.maxsize
         if not self.transport.is_closing():
             self.transport.write_eof()
             self.read(True)
@@ -190,6 +194,13 @@ class Client(Flow):
         """Close at once; what was not sent yet is lost, and the client can tell. Idempotent."""
         self._leaves = True
         self.transport.abort()
+
+    def cut(self) -> None:
+        """Close with a reset: what was sent is not the whole answer, and must not seem so."""
+        if not self.transport.is_closing():
+            sock = self.transport.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.abort()
 
     def eof_received(self) -> bool:
         if self.exchange is not None:
@@ -228,8 +239,7 @@ class Client(Flow):
 
     def _on_linger_end(self) -> None:
         """A last answer that still moves gets the time it needs."""
-        first = self._buffered == 0
-        if self.transport.get_write_buffer_size() and (self.has_moved() or first):
+        if self.transport.get_write_buffer_size() and self.has_moved():
             self.deadline = self.gateway.now + self.gateway.limits.body_idle_timeout_s
         else:
             self.abort()

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import logging
 from typing import TYPE_CHECKING
 
 from tabane.errors import TabaneError, TimedOut, Unreachable
@@ -43,6 +44,8 @@ from tabane.gateway.upstream import Upstream
 
 if TYPE_CHECKING:
     from tabane.gateway.client import Client
+
+log = logging.getLogger(__name__)
 
 IDEMPOTENT = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"})
 GRACE_S = 5.0
@@ -450,9 +453,10 @@ class Exchange:
         self._client.reply(reply, self, refused=refused)
 
     def _cut(self, reason: str) -> None:
+        log.info("%s: answer cut short: %s", self.request.head.host, reason)
         self._gateway.counters.aborted += 1
         self._let_go()
-        self._client.abort()
+        self._client.cut()
 
     def abandon(self) -> None:
         """The client is gone: stop all that was done for it. Idempotent."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import select
+import sys
+import termios
 from typing import cast
 
 _NEWS = select.POLLIN | select.POLLRDHUP
@@ -12,14 +15,14 @@ _NEWS = select.POLLIN | select.POLLRDHUP
 class Flow(asyncio.Protocol):
     """A connection whose `is_full` says that the other side takes no more bytes for now."""
 
-    __slots__ = ("_buffered", "is_full", "reads", "transport")
+    __slots__ = ("_waiting_bytes", "is_full", "reads", "transport")
 
     transport: asyncio.Transport
 
     def __init__(self) -> None:
         self.is_full = False
         self.reads = True
-        self._buffered = 0
+        self._waiting_bytes = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -36,7 +39,7 @@ class Flow(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self.is_full = True
-        self._buffered = self.transport.get_write_buffer_size()
+        self._waiting_bytes = self._count_waiting()
         self.on_flow()
 
     def resume_writing(self) -> None:
@@ -48,8 +51,14 @@ class Flow(asyncio.Protocol):
 
     def has_moved(self) -> bool:
         """The other side has taken bytes since it became full, or since the last call."""
-        before, self._buffered = self._buffered, self.transport.get_write_buffer_size()
-        return self._buffered < before
+        before, self._waiting_bytes = self._waiting_bytes, self._count_waiting()
+        return self._waiting_bytes < before
+
+    def _count_waiting(self) -> int:
+        """Bytes that the other side has not taken yet: those in the kernel too, or a slow reader
+        would seem to stand still until a third of the kernel's buffer is free."""
+        unsent = fcntl.ioctl(self._fileno(), termios.TIOCOUTQ, bytes(4))
+        return self.transport.get_write_buffer_size() + int.from_bytes(unsent, sys.byteorder)
 
     def has_news(self) -> bool:
         """The kernel has bytes, or an end, that the loop has not told yet."""
@@ -61,5 +70,8 @@ class Flow(asyncio.Protocol):
 
     def _poll(self, events: int) -> bool:
         poll = select.poll()
-        poll.register(self.transport.get_extra_info("socket").fileno(), events)
+        poll.register(self._fileno(), events)
         return bool(poll.poll(0))
+
+    def _fileno(self) -> int:
+        return cast(int, self.transport.get_extra_info("socket").fileno())

@@ -90,7 +90,8 @@ def check_beginning(head: bytes) -> None:
     except HttpParserUpgrade:
         pass  # a whole head, to llhttp's mind, which may ask for whatever it wants
     except HttpParserInvalidMethodError:
-        raise BadMessage(501, "the request's method is not known") from None
+        status = 501 if head[:1].isalpha() else 400
+        raise BadMessage(status, "the request does not begin with a method of HTTP") from None
     except HttpParserError as error:
         raise BadMessage(400, f"the request is not HTTP/1.1: {error}") from None
 

@@ -69,7 +69,7 @@ class HttpGateway:
         self.pools = Pools(self.limits)
         self.connections: set[Connection] = set()
         self.draining = False
-        self._on_access = on_access
+        self.on_access = on_access
         self._servers: list[asyncio.Server] = []
         self._sweeper: asyncio.Task[None] | None = None
         self._kicked_at = self.now
@@ -179,8 +179,8 @@ class HttpGateway:
         counters.active -= 1
         if exchange.status:
             counters.responses[exchange.status // 100] += 1
-        if self._on_access is not None:
-            self._on_access(self._record(exchange, client))
+        if self.on_access is not None:
+            self.on_access(self._record(exchange, client))
 
     def _record(self, exchange: Exchange, client: Client) -> AccessRecord:
         request = exchange.request.head

@@ -56,15 +56,20 @@ class FakeApp:
         headers: tuple[tuple[bytes, bytes], ...] = (),
     ) -> None:
         self.route = Route(AppName(name), 1, start_timeout_s, response_timeout_s)
-        self.targets = targets
+        self.targets: list[tuple[str, int]] = []
+        self.lead_to(*targets)
         self.concurrency = concurrency
         self.headers = headers
         self.error: TabaneError | None = None
         self.slots: list[FakeSlot] = []
         self.held = 0
         self._cold = False
-        self._next = itertools.cycle(range(len(targets)))
         self._waiters: deque[asyncio.Future[FakeSlot]] = deque()
+
+    def lead_to(self, *targets: tuple[str, int]) -> None:
+        """From now on slots lead to these addresses in turn."""
+        self.targets = list(targets)
+        self._next = itertools.cycle(range(len(targets)))
 
     @property
     def waiting(self) -> int:
