@@ -25,6 +25,7 @@ from tabane.gateway.heads import (
     parse_response_head,
 )
 
+CR = 13
 REPLAY_BYTES = 64 << 10
 """So much of a request's body is remembered, so that it can be sent again to another instance."""
 
@@ -105,7 +106,7 @@ class RequestReader:
             self.feed(rest)
 
     def _feed_head(self, data: bytes) -> None:
-        if data.find(EMPTY_LINE) + 4 == len(data) and not self._head and data[0] != 13:
+        if 0 < data.find(EMPTY_LINE) == len(data) - 4 and not self._head and data[0] != CR:
             self.request = request = Request(parse_request_head(data))
             if not request.complete:
                 self._body = _body_of(request.head)
