@@ -208,7 +208,7 @@ class FakeDriver:
     async def exec(self, handle: Handle, argv: tuple[str, ...], *, timeout_s: float) -> ExecResult:
         """Prints its arguments, as `echo` does."""
         self._running(handle)
-        return ExecResult(0, " ".join(argv).encode() + b"\n", b"")
+        return ExecResult(0, " ".join(argv[1:]).encode() + b"\n", b"")
 
     def exec_argv(
         self, handle: Handle, argv: tuple[str, ...], *, terminal: bool

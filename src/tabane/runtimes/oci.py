@@ -16,6 +16,7 @@ import os
 import resource
 import shutil
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,9 @@ HANDLE_VERSION = 1
 ENGINE_TIMEOUT_S = 10.0
 """How long `destroy` waits for an engine whose start was given up: it cannot be killed half-way,
 its helpers would go on without it."""
+INIT_TIMEOUT_S = 1.0
+"""How long init may take from the engine's end until it takes signals: under 1 ms as a rule."""
+POLL_S = 0.001
 INIT_SOURCE = Path("/usr/bin/tini-static")
 NO_CHECKPOINTS = "containers cannot be checkpointed yet: only cold starts"
 
@@ -201,6 +205,7 @@ class OciDriver:
         _cgroup(handle).thaw()
         stop_signal = handle.data["stop_signal"]
         assert isinstance(stop_signal, int)
+        await _wait_for_init(handle, stop_signal)
         if not await self._spawner.signal(handle.id, stop_signal):
             return
         try:
@@ -356,6 +361,16 @@ def _adopt(handle: Handle) -> Handle:
 def _is_running(handle: Handle) -> bool:
     pid, ticks = handle.data["pid"], handle.data["pid_start"]
     return isinstance(pid, int) and isinstance(ticks, int) and process.is_same(pid, ticks)
+
+
+async def _wait_for_init(handle: Handle, number: int) -> None:
+    """The kernel drops what is sent to a first process that does not wait for signals yet."""
+    pid = handle.data["pid"]
+    assert isinstance(pid, int)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(INIT_TIMEOUT_S):
+            while _is_running(handle) and not process.blocks(pid, "init", number):  # noqa: ASYNC110
+                await asyncio.sleep(POLL_S)
 
 
 def _check_running(handle: Handle) -> None:

@@ -18,6 +18,16 @@ def start_ticks(pid: int) -> int:
     return 0 if fields[0] in "ZX" else int(fields[19])
 
 
+def blocks(pid: int, name: str, number: int) -> bool:
+    """Whether the process is called `name` by now and has blocked a signal, to wait for it."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    status = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+    return status["Name"] == name and bool(int(status["SigBlk"], 16) >> (number - 1) & 1)
+
+
 def is_same(pid: int, ticks: int) -> bool:
     """Whether the process that had `pid` and started at `ticks` still runs."""
     return ticks > 0 and start_ticks(pid) == ticks

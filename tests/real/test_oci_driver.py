@@ -1,0 +1,404 @@
+"""runc and crun keep to the interface, and containers are confined as the table says."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import stat
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from tabane.errors import EngineError, TimedOut, Unsupported, UsageError
+from tabane.images import ImageStore
+from tabane.model import App, ExitStatus, NetworkPolicy, Resources, SecurityPolicy
+from tabane.runtimes import load
+from tabane.runtimes.api import Driver, Handle, Image, InstanceSpec
+from tabane.runtimes.cgroups import Cgroup
+from tabane.runtimes.oci import OciDriver
+from tabane.testing.containers import (
+    ID_BASE,
+    SMALL,
+    find_left,
+    make_instance,
+    make_tree,
+    open_directory,
+    without_unified,
+)
+from tabane.testing.drivers import (
+    DRIVER_CHECKS,
+    SAID,
+    Behaviour,
+    Check,
+    refused,
+    until,
+    wait_until_said,
+)
+from tabane.testing.spawner import PlainSpawner
+
+pytestmark = pytest.mark.real
+
+SAY = f"echo {SAID.decode()}"
+COMMANDS = {
+    Behaviour.WAITS: ("sleep", "1000"),
+    Behaviour.SAYS: ("sh", "-c", SAY),
+    Behaviour.EXITS: ("sh", "-c", "exit 3"),
+    Behaviour.STAYS: ("sh", "-c", f"trap '' TERM; {SAY}; sleep 1000"),
+    Behaviour.EATS: ("dd", "if=/dev/zero", "of=/dev/null", "bs=128M"),
+    Behaviour.BREAKS: ("true",),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_hybrid() -> Iterator[None]:
+    with without_unified():
+        yield
+
+
+@pytest.fixture(scope="module")
+def ground() -> Iterator[Path]:
+    with open_directory() as directory:
+        yield directory
+
+
+@pytest.fixture(scope="module")
+def image(ground: Path) -> Image:
+    return make_tree(ground)
+
+
+@dataclass
+class OciBench:
+    driver: Driver
+    spawner: PlainSpawner
+    ground: Path
+    image: Image
+
+    def restarted(self) -> Driver:
+        return load(self.driver.name, self.spawner, self.ground / self.driver.name)
+
+    @asynccontextmanager
+    async def instance(self, behaviour: Behaviour) -> AsyncIterator[InstanceSpec]:
+        workdir = "/bin/busybox" if behaviour is Behaviour.BREAKS else ""
+        app = make_app(COMMANDS[behaviour], name=behaviour, workdir=workdir)
+        async with make_instance(self.ground, self.image, app) as spec:
+            yield spec
+
+    def left_of(self, spec: InstanceSpec) -> list[str]:
+        state = self.ground / self.driver.name / "state" / spec.id
+        return find_left(spec) + ([str(state)] if state.exists() else [])
+
+    @asynccontextmanager
+    async def running(self, app: App, image: Image | None = None) -> AsyncIterator[Running]:
+        """A container of `app` (of the test image, unless told), which must leave nothing."""
+        async with make_instance(self.ground, image or self.image, app) as spec:
+            handle = await self.driver.prepare(spec)
+            try:
+                handle = await self.driver.start(spec, handle)
+                yield Running(self.driver, spec, handle)
+            finally:
+                await self.driver.destroy(handle)
+            assert self.left_of(spec) == []
+
+
+@dataclass
+class Running:
+    driver: Driver
+    spec: InstanceSpec
+    handle: Handle
+
+    async def run(self, script: str) -> str:
+        """The output of a shell script inside; whatever it writes to stderr, too."""
+        argv = ("/bin/sh", "-c", f"exec 2>&1; {script}")
+        return (await self.driver.exec(self.handle, argv, timeout_s=20)).stdout.decode()
+
+    async def end(self) -> tuple[ExitStatus, str]:
+        status = await self.driver.wait(self.handle)
+        return status, self.spec.log.read_text()
+
+
+def make_app(command: tuple[str, ...] = (), *, name: str = "app", **fields: object) -> App:
+    app = App(name=name, image="test", command=command, resources=SMALL, id_base=ID_BASE)
+    return replace(app, **fields)
+
+
+@pytest.fixture(params=["crun", "runc"])
+async def bench(
+    request: pytest.FixtureRequest, ground: Path, image: Image
+) -> AsyncIterator[OciBench]:
+    spawner = PlainSpawner()
+    driver = load(request.param, spawner, ground / request.param)
+    assert isinstance(driver, OciDriver)
+    yield OciBench(driver, spawner, ground, image)
+    driver.close()
+    await spawner.aclose()
+
+
+@pytest.mark.parametrize("check", DRIVER_CHECKS, ids=lambda check: check.__name__)
+async def test_conformance(check: Check, bench: OciBench) -> None:
+    await check(bench)
+
+
+async def test_confinement(bench: OciBench) -> None:
+    async with bench.running(make_app()) as inside:
+        pid = inside.handle.data["pid"]
+        for status in (
+            Path(f"/proc/{pid}/status").read_text(),
+            await inside.run("cat /proc/self/status"),
+        ):
+            fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+            assert fields["NoNewPrivs"] == "1"
+            assert fields["Seccomp"] == "2"
+            assert fields["CapBnd"] == fields["CapEff"] == "00000000800005fb"
+            assert fields["CapAmb"] == "0000000000000000"
+        assert Path(f"/proc/{pid}/status").read_text().count(f"Uid:\t{ID_BASE}\t{ID_BASE}") == 1
+        for namespace in ("user", "net", "pid", "mnt", "ipc", "uts", "cgroup"):
+            own, theirs = (Path(f"/proc/{p}/ns/{namespace}") for p in (os.getpid(), pid))
+            assert own.readlink() != theirs.readlink(), namespace
+        assert "Function not implemented" in await inside.run("unshare -U true")
+        assert "Function not implemented" in await inside.run("mount -t tmpfs none /tmp")
+        assert "Read-only" in await inside.run("echo 1 > /proc/sys/kernel/domainname")
+        assert "Read-only" in await inside.run("echo 1 > /sys/kernel/mm/ksm/run")
+        assert await inside.run("cat /proc/keys /proc/timer_list; ls /sys/firmware") == ""
+
+
+async def test_files(bench: OciBench) -> None:
+    """Writes go to the instance's own layer, up to its quota; the image never changes."""
+    async with bench.running(make_app()) as inside:
+        before = await inside.run("stat -c '%u:%g %a' / /etc /tmp /bin/busybox /dev/shm")
+        assert before.splitlines() == ["0:0 755", "0:0 755", "0:0 1777", "0:0 755", "0:0 1777"]
+        await inside.run("echo changed > /etc/passwd; echo new > /new")
+        assert await inside.run("cat /etc/passwd /new") == "changed\nnew\n"
+        assert "No space left" in await inside.run("dd if=/dev/zero of=/big bs=1M count=2")
+        assert "No space left" in await inside.run("dd if=/dev/zero of=/dev/shm/big bs=1M count=2")
+        assert "root:x" in (bench.image.tree / "etc/passwd").read_text()
+        assert not (bench.image.tree / "new").exists()
+        assert await inside.run("cat /dev/null; echo x > /dev/null; wc -c < /dev/null") == "0\n"
+        assert "not permitted" in await inside.run("busybox mknod /tmp/vda b 254 0 2>&1")
+
+
+async def test_a_device_in_an_image_is_no_device(bench: OciBench, ground: Path) -> None:
+    node = bench.image.tree / "srv/null"
+    os.mknod(node, stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    try:
+        async with bench.running(make_app()) as inside:
+            assert "Permission denied" in await inside.run("cat /srv/null")
+    finally:
+        node.unlink()
+
+
+async def test_limits(bench: OciBench) -> None:
+    resources = Resources(cpu=0.25, memory_bytes=32 << 20, pids=16, disk_bytes=1 << 20)
+    async with bench.running(make_app(resources=resources)) as inside:
+        directories = Cgroup(inside.spec.cgroup).directories()
+        files = [d / name for d in directories for name in LIMITS if (d / name).exists()]
+        found = {file.name: file.read_text().strip() for file in files}
+        assert found == {name: LIMITS[name] for name in found}
+        assert found.keys() >= {"pids.max"} and len(found) in (3, 5)
+
+
+LIMITS = {
+    "pids.max": "16",
+    "memory.limit_in_bytes": str(32 << 20),
+    "memory.memsw.limit_in_bytes": str(32 << 20),
+    "cpu.cfs_quota_us": "25000",
+    "cpu.cfs_period_us": "100000",
+    "memory.max": str(32 << 20),
+    "cpu.max": "25000 100000",
+}
+
+
+async def test_the_number_of_processes_is_limited(bench: OciBench) -> None:
+    fork = "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 100 & done; echo all"
+    app = make_app(("sh", "-c", fork), resources=replace(SMALL, pids=8))
+    async with bench.running(app) as inside:
+        status, log = await inside.end()
+        assert "can't fork" in log and "all" not in log
+        assert status.code
+
+
+async def test_image_and_app_decide_what_runs(bench: OciBench) -> None:
+    image = replace(
+        bench.image,
+        entrypoint=("sh", "-c", 'echo "$0 $A $B $(id -u):$(id -g):$(id -G) $(pwd)"'),
+        cmd=("cmd",),
+        env=("A=image", "B=image"),
+        user="web",
+        workdir="/srv",
+        digest="sha256:" + "1" * 64,
+    )
+    async with bench.running(make_app(env={"B": "app"}), image) as inside:
+        assert await inside.end() == (ExitStatus(), "cmd image app 33:34:34 44 /srv\n")
+    app = make_app(("sh", "-c", "pwd; id -u"), workdir="/new/place", name="other")
+    async with bench.running(app, replace(image, user="7:8")) as inside:
+        assert await inside.end() == (ExitStatus(), "/new/place\n7\n")
+
+
+async def test_stop_signal(bench: OciBench) -> None:
+    script = "trap 'echo usr1; exit 5' USR1; echo ready; while :; do sleep 0.01; done"
+    image = replace(bench.image, stop_signal="SIGUSR1", digest="sha256:" + "2" * 64)
+    async with bench.running(make_app(("sh", "-c", script)), image) as inside:
+        await wait_until_said(inside.spec, b"ready")
+        await inside.driver.stop(inside.handle, 20)
+        assert await inside.end() == (ExitStatus(5), "ready\nusr1\n")
+
+
+async def test_network_names(bench: OciBench) -> None:
+    async with bench.running(make_app()) as inside:
+        assert await inside.run("cat /etc/resolv.conf") == "nameserver 127.0.0.1\n"
+        assert f"127.0.0.1 {inside.spec.id}\n" in await inside.run("cat /etc/hosts")
+        assert await inside.run("hostname; cat /etc/hostname") == f"{inside.spec.id}\n" * 2
+
+
+async def test_a_low_port_may_be_bound(bench: OciBench) -> None:
+    image = replace(bench.image, user="web", digest="sha256:" + "3" * 64)
+    async with bench.running(make_app(("httpd", "-f", "-p", "80"), port=80), image) as inside:
+        assert inside.spec.link is not None
+        table = Path(f"/proc/{inside.spec.link.parked_pid}/net/tcp6")
+
+        async def listens() -> bool:
+            return ":0050 " in table.read_text()
+
+        await until(listens)
+
+
+async def test_init_reaps_orphans(bench: OciBench) -> None:
+    script = f"for i in 1 2 3; do (sleep 0.01 &); done; {SAY}; exec sleep 1000"
+    async with bench.running(make_app(("sh", "-c", script))) as inside:
+        await wait_until_said(inside.spec)
+
+        pid = inside.handle.data["pid"]
+        assert Path(f"/proc/{pid}/comm").read_text() == "init\n"
+        children = Path(f"/proc/{pid}/task/{pid}/children")
+
+        async def only_the_program() -> bool:
+            return len(children.read_text().split()) == 1
+
+        await until(only_the_program)
+
+
+async def test_added_capabilities(bench: OciBench) -> None:
+    security = SecurityPolicy(capabilities=("CAP_SYS_CHROOT",))
+    async with bench.running(make_app(security=security, name="jail")) as inside:
+        assert await inside.run("busybox chroot / /bin/echo jailed") == "jailed\n"
+    async with bench.running(make_app()) as inside:
+        assert "jailed" not in await inside.run("busybox chroot / /bin/echo jailed")
+
+
+async def test_two_apps_share_an_image_and_no_ids(bench: OciBench) -> None:
+    other = make_app(id_base=ID_BASE + 65536, name="other")
+    async with bench.running(make_app()) as one, bench.running(other) as two:
+        for inside, base in ((one, ID_BASE), (two, ID_BASE + 65536)):
+            assert await inside.run("stat -c %u /bin/busybox") == "0\n"
+            assert Path(f"/proc/{inside.handle.data['pid']}").stat().st_uid == base
+
+
+async def test_the_host_as_image(bench: OciBench, tmp_path: Path) -> None:
+    image = await ImageStore(tmp_path / "images").prepare("host")
+    script = "import ssl, sys; print(len(ssl.create_default_context().get_ca_certs()) > 0)"
+    command = ("/usr/bin/python3", "-c", script)
+    resources = replace(SMALL, memory_bytes=128 << 20)
+    async with bench.running(make_app(command, name="host", resources=resources), image) as inside:
+        assert await inside.end() == (ExitStatus(), "True\n")
+    async with bench.running(make_app(("sleep", "100"), name="host2"), image) as inside:
+        assert "Read-only" in await inside.run("touch /usr/x")
+        assert await inside.run("stat -c %u:%g /usr/bin/env; readlink /bin") == "0:0\nusr/bin\n"
+        assert "No such file" in await inside.run("ls /var/lib/dpkg /work /home/*")
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"command": ("nothing-like-it",)}, "has no program 'nothing-like-it' in /usr/local/sbin"),
+        ({"command": ("/etc/passwd",)}, "has no program '/etc/passwd' there"),
+        ({"security": SecurityPolicy(capabilities=("CAP_SYS_MODULE",))}, "CAP_SYS_MODULE"),
+    ],
+)
+async def test_refusals(bench: OciBench, fields: dict[str, object], problem: str) -> None:
+    async with make_instance(bench.ground, bench.image, make_app(**fields)) as spec:
+        with pytest.raises(UsageError, match=problem):
+            await bench.driver.prepare(spec)
+        assert bench.left_of(spec) == []
+
+
+async def test_a_private_directory_is_refused(bench: OciBench, tmp_path: Path) -> None:
+    private = tmp_path / "private"
+    private.mkdir(mode=0o700)
+    async with make_instance(private, bench.image, make_app()) as spec:
+        with pytest.raises(Unsupported, match="lets no other user in"):
+            await bench.driver.prepare(spec)
+        await refused(bench.driver.prepare(replace(spec, link=None)))
+
+
+async def test_a_failed_start_says_why(bench: OciBench) -> None:
+    async with bench.instance(Behaviour.BREAKS) as spec:
+        handle = await bench.driver.prepare(spec)
+        with pytest.raises(EngineError) as failure:
+            await bench.driver.start(spec, handle)
+        await bench.driver.destroy(handle)
+    assert failure.value.message.startswith(f"{bench.driver.name} could not start {spec.id}: ")
+    assert "not a directory" in failure.value.output.lower()
+    assert failure.value.argv[0].endswith(bench.driver.name)
+
+
+async def test_an_endless_command_is_killed(bench: OciBench) -> None:
+    async with bench.running(make_app()) as inside:
+        before = await inside.driver.processes(inside.handle)
+        with pytest.raises(TimedOut, match="sleep did not end"):
+            await inside.driver.exec(inside.handle, ("sleep", "1000"), timeout_s=0.3)
+
+        async def killed() -> bool:
+            return await inside.driver.processes(inside.handle) == before
+
+        await until(killed)
+        result = await inside.driver.exec(inside.handle, ("false",), timeout_s=20)
+        assert result.code == 1
+
+
+async def test_a_frozen_container_stands_still(bench: OciBench) -> None:
+    script = "while :; do echo tick; done > /dev/null"
+    async with bench.running(make_app(("sh", "-c", script))) as inside:
+        await inside.driver.freeze(inside.handle)
+        first = (await inside.driver.stats(inside.handle)).cpu_us
+        await asyncio.sleep(0.05)
+        assert (await inside.driver.stats(inside.handle)).cpu_us == first
+        await inside.driver.thaw(inside.handle)
+
+        async def moves() -> bool:
+            return (await inside.driver.stats(inside.handle)).cpu_us > first
+
+        await until(moves)
+
+
+async def test_another_process_with_its_pid_is_not_it(bench: OciBench) -> None:
+    async with bench.running(make_app()) as inside:
+        data = inside.handle.data | {"pid": os.getpid()}
+        stale = replace(inside.handle, data=data)
+        assert await bench.restarted().recover(inside.spec, stale) is None
+
+
+async def test_killed_from_outside(bench: OciBench) -> None:
+    async with bench.running(make_app()) as inside:
+        pid = inside.handle.data["pid"]
+        assert isinstance(pid, int)
+        os.kill(pid, signal.SIGKILL)
+        assert await inside.driver.wait(inside.handle) == ExitStatus(signal=signal.SIGKILL)
+
+
+async def test_egress_is_the_links_business(bench: OciBench) -> None:
+    """The driver joins the link's namespace and adds nothing: no interface but the link's."""
+    app = make_app(network=NetworkPolicy(egress=False), name="shut")
+    async with bench.running(app) as inside:
+        assert (await inside.run("ls /sys/class/net")).split() == ["lo"]
+
+
+async def test_a_missing_engine_says_so(ground: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    spawner = PlainSpawner()
+    for name in ("crun", "runc"):
+        probe = await load(name, spawner, ground / "missing").probe()
+        assert (probe.works, probe.reason) == (False, f"{name} is not installed")
