@@ -29,12 +29,26 @@ LOG_BLOCK = 64 << 10
 async def deploy(agent: Agent, who: Principal, text: str, file: str, image: str) -> dict[str, Any]:
     """Store the app; then ask who knows it already."""
     app = spec.parse_app(text, file=file)
+    _check_driver(agent, app)
     if image != "host" and not agent.images.store.has(image):
         raise NotFound(f"image {image} is not on {agent.config.key}: send it first")
     app = msgspec.structs.replace(app, image=image, owner=max(who.uid, 0))
     deployed = await agent.control(say.DeployApp(app))
     _audit(agent, who, "deploy", f"{app.key} revision {deployed.app.revision}")
     return describe_app(deployed.app) | await _who_knows(agent, deployed.revision)
+
+
+def _check_driver(agent: Agent, app: App) -> None:
+    """Refuse what no driver of this version can run, on whatever machine."""
+    drivers = agent.engines.drivers
+    classes = {driver.isolation for driver in drivers.values()}
+    if app.isolation not in classes:
+        known = ", ".join(sorted(classes))
+        raise UsageError(f"class: no driver runs class {app.isolation} yet (there are: {known})")
+    if app.driver and app.driver not in drivers:
+        raise UsageError(f"driver: there is none named {app.driver} ({', '.join(drivers)})")
+    if app.driver and drivers[app.driver].isolation is not app.isolation:
+        raise UsageError(f"driver: {app.driver} does not run class {app.isolation}")
 
 
 async def remove(agent: Agent, who: Principal, key: str) -> dict[str, Any]:
@@ -227,7 +241,7 @@ def doctor(agent: Agent) -> dict[str, Any]:
     """Every driver, whether it works here, and how it enforces the defaults."""
     rows = []
     for name, probe in agent.engines.probes.items():
-        driver = agent.engines.driver(name)
+        driver = agent.engines.drivers[name]
         rows.append(
             {
                 "driver": name,

@@ -15,7 +15,7 @@ class Engines:
 
     def __init__(self, config: NodeConfig, spawner: Spawner) -> None:
         self._config = config
-        self._drivers: dict[str, Driver] = {
+        self.drivers: dict[str, Driver] = {
             name: registry.load(name, spawner, config.paths.drivers / name)
             for name in registry.DRIVERS
             if name != "fake"
@@ -23,17 +23,14 @@ class Engines:
         self.probes: dict[str, Probe] = {}
 
     async def probe(self) -> None:
-        for name, driver in self._drivers.items():
+        for name, driver in self.drivers.items():
             self.probes[name] = await driver.probe()
 
     def working(self) -> list[Driver]:
         """The preferred first."""
         names = [name for name, probe in self.probes.items() if probe.works]
         names.sort(key=lambda name: name != self._config.driver)
-        return [self._drivers[name] for name in names]
-
-    def driver(self, name: str) -> Driver:
-        return self._drivers[name]
+        return [self.drivers[name] for name in names]
 
     def driver_for(self, app: App) -> Driver:
         """Raises `Unsupported` when no driver here runs the app's class; never a weaker one."""

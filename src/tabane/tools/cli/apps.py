@@ -48,7 +48,7 @@ def _send_image(cluster: Cluster, source: str, base: Path) -> str:
     """Fix the image to a digest, and see that the cluster has it."""
     if source == "host":
         return "host"
-    from tabane.images.pack import pack
+    from tabane.images import pack
 
     with pack(source, base) as packed:
         cluster.request("POST", "/api/v1/images", packed.chunks())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import json
 import statistics
 import subprocess
 import sys
@@ -178,11 +177,14 @@ def _title(text: str) -> None:
 
 
 def _demo_without_root(lacks: list[str]) -> int:
-    """What runs without root: the same decisions and gateway, over a runtime that only pretends."""
+    """What runs without root: the same gateway and decisions, over an engine that pretends."""
     for sentence in lacks:
         print(f"missing: {sentence}", file=sys.stderr)
+    from tabane import spec
     from tabane.testing.pretend import show
 
-    print("\nWithout these the same gateway and activation run over a pretended runtime:\n")
-    print(json.dumps(show(), indent=2))
+    shown = show(spec.parse_app(APP))
+    print("\nWhat runs without these: gateway and activation, over an engine that only pretends.")
+    print(f"answer: {shown['status']} {shown['answer'].strip()!r}")
+    _show_phases(shown["wake"], shown["wake"]["total_us"] / 1000)
     return 0
