@@ -140,9 +140,12 @@ def parse_signal(text: str) -> int:
     name, _, offset = text.upper().removeprefix("SIG").partition("+")
     try:
         base = int(name) if name.isdigit() else int(signal.Signals[f"SIG{name}"])
-        return int(signal.Signals(base + int(offset or 0)))
+        number = base + int(offset or 0)
     except (KeyError, ValueError):
-        raise UsageError(f"the image's stop signal {text!r} is not a signal") from None
+        number = 0
+    if number not in signal.valid_signals():
+        raise UsageError(f"the image's stop signal {text!r} is not a signal")
+    return number
 
 
 def make_config(spec: InstanceSpec, program: Program, host: Host, usr: Path | None) -> bytes:

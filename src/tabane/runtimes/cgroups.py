@@ -79,17 +79,17 @@ class Cgroup:
 
     def _ask_frozen(self) -> bool:
         if self._unified:
-            self._file("", "cgroup.freeze").write_text("1")
+            _write(self._file("", "cgroup.freeze"), "1")
             return _field(self._file("", "cgroup.events"), "frozen") == 1
         state = self._file("freezer", "freezer.state")
-        state.write_text("FROZEN")
+        _write(state, "FROZEN")
         return state.read_text().strip() == "FROZEN"
 
     def thaw(self) -> None:
         """Let it run again; nothing happens when it runs or is gone."""
         name, value = ("cgroup.freeze", "0") if self._unified else ("freezer.state", "THAWED")
         try:
-            self._file("freezer", name).write_text(value)
+            _write(self._file("freezer", name), value)
         except FileNotFoundError:
             pass
 
@@ -187,6 +187,12 @@ def _read(path: Path) -> str:
         if error.errno not in (errno.ENOENT, errno.ENODEV):
             raise
         return ""
+
+
+def _write(path: Path, text: str) -> None:
+    """Write to a file that exists: the kernel's are not to be made."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CLOEXEC), "w") as file:
+        file.write(text)
 
 
 def _number(path: Path) -> int:

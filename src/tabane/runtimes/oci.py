@@ -205,7 +205,7 @@ class OciDriver:
         _cgroup(handle).thaw()
         stop_signal = handle.data["stop_signal"]
         assert isinstance(stop_signal, int)
-        await _wait_for_init(handle, stop_signal)
+        await _wait_for_init(handle)
         if not await self._spawner.signal(handle.id, stop_signal):
             return
         try:
@@ -363,13 +363,18 @@ def _is_running(handle: Handle) -> bool:
     return isinstance(pid, int) and isinstance(ticks, int) and process.is_same(pid, ticks)
 
 
-async def _wait_for_init(handle: Handle, number: int) -> None:
-    """The kernel drops what is sent to a first process that does not wait for signals yet."""
+async def _wait_for_init(handle: Handle) -> None:
+    """Wait until init takes signals: the kernel drops what a first process does not wait for.
+
+    When tini ignores SIGTTOU, it has blocked the others to wait for them.
+    """
     pid = handle.data["pid"]
     assert isinstance(pid, int)
     with suppress(TimeoutError):
         async with asyncio.timeout(INIT_TIMEOUT_S):
-            while _is_running(handle) and not process.blocks(pid, "init", number):  # noqa: ASYNC110
+            while not process.ignores(pid, "init", signal.SIGTTOU):
+                if not _is_running(handle):
+                    return
                 await asyncio.sleep(POLL_S)
 
 

@@ -18,14 +18,14 @@ def start_ticks(pid: int) -> int:
     return 0 if fields[0] in "ZX" else int(fields[19])
 
 
-def blocks(pid: int, name: str, number: int) -> bool:
-    """Whether the process is called `name` by now and has blocked a signal, to wait for it."""
+def ignores(pid: int, name: str, number: int) -> bool:
+    """Whether the process is called `name` by now and ignores that signal."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError):
         return False
     status = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
-    return status["Name"] == name and bool(int(status["SigBlk"], 16) >> (number - 1) & 1)
+    return status["Name"] == name and bool(int(status["SigIgn"], 16) >> (number - 1) & 1)
 
 
 def is_same(pid: int, ticks: int) -> bool:

@@ -1,0 +1,126 @@
+"""Both versions of cgroups by contract: which files are read and written, and how they look."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from tabane.errors import TimedOut
+from tabane.runtimes import cgroups
+from tabane.runtimes.api import Stats
+from tabane.runtimes.cgroups import Cgroup, parse_hierarchies
+
+MOUNTINFO = """\
+31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
+32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw,relatime shared:9 - cgroup cgroup rw,cpu,cpuacct
+36 31 0:33 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory
+40 31 0:37 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,name=systemd
+41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw
+"""
+MEMBERSHIP = "9:name=systemd:/\n4:memory:/x\n2:cpu,cpuacct:/\n5:pids:/\n0::/\n"
+
+
+def test_hierarchies_of_v1() -> None:
+    root = Path("/sys/fs/cgroup")
+    assert parse_hierarchies(MOUNTINFO, MEMBERSHIP) == {
+        "cpu": root / "cpu,cpuacct",
+        "cpuacct": root / "cpu,cpuacct",
+        "memory": root / "memory",
+        "name=systemd": root / "systemd",
+    }
+
+
+def write(directory: Path, **files: str) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (directory / name.replace("__", ".")).write_text(text)
+
+
+@pytest.fixture
+def v2(tmp_path: Path) -> Cgroup:
+    write(
+        tmp_path / "t/i",
+        cgroup__procs="12\n13\n",
+        cgroup__freeze="0",
+        cgroup__events="populated 1\nfrozen 0\n",
+        cpu__stat="usage_usec 1500\nuser_usec 1000\n",
+        memory__current="10000",
+        memory__stat="anon 5000\ninactive_file 4000\n",
+        memory__events="low 0\noom 2\noom_kill 1\n",
+        pids__current="2",
+    )
+    return Cgroup("/t/i", {"": tmp_path})
+
+
+@pytest.fixture
+def v1(tmp_path: Path) -> Cgroup:
+    names = ("cpu", "cpuacct", "memory", "pids", "freezer")
+    write(tmp_path / "cpuacct/t/i", cpuacct__usage="1500999")
+    write(tmp_path / "pids/t/i", cgroup__procs="12\n13\n0\n", pids__current="2")
+    write(tmp_path / "freezer/t/i", freezer__state="THAWED")
+    write(
+        tmp_path / "memory/t/i",
+        memory__usage_in_bytes="10000",
+        memory__stat="cache 1\ninactive_file 1\ntotal_inactive_file 4000\n",
+        memory__oom_control="oom_kill_disable 0\nunder_oom 0\noom_kill 1\n",
+    )
+    return Cgroup("/t/i", {name: tmp_path / name for name in names})
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_reading(version: str, request: pytest.FixtureRequest) -> None:
+    cgroup: Cgroup = request.getfixturevalue(version)
+    assert cgroup.stats() == Stats(cpu_us=1500, memory_bytes=6000, pids=2, oom_kills=1)
+    assert cgroup.pids() == [12, 13]
+    assert cgroup.oom_kills() == 1
+
+
+async def test_freezing_v2(v2: Cgroup, tmp_path: Path) -> None:
+    (tmp_path / "t/i/cgroup.events").write_text("populated 1\nfrozen 1\n")
+    await v2.freeze()
+    assert (tmp_path / "t/i/cgroup.freeze").read_text() == "1"
+    v2.thaw()
+    assert (tmp_path / "t/i/cgroup.freeze").read_text() == "0"
+
+
+async def test_freezing_v1(v1: Cgroup, tmp_path: Path) -> None:
+    await v1.freeze()
+    assert (tmp_path / "freezer/t/i/freezer.state").read_text() == "FROZEN"
+    v1.thaw()
+    assert (tmp_path / "freezer/t/i/freezer.state").read_text() == "THAWED"
+
+
+async def test_what_does_not_freeze_runs_on(
+    v2: Cgroup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cgroups, "FREEZE_TIMEOUT_S", 0.01)
+    with pytest.raises(TimedOut, match="did not freeze"):
+        await v2.freeze()
+    assert (tmp_path / "t/i/cgroup.freeze").read_text() == "0"
+
+
+async def test_a_freeze_given_up_runs_on(v2: Cgroup, tmp_path: Path) -> None:
+    freezing = asyncio.ensure_future(v2.freeze())
+    await asyncio.sleep(0)
+    assert (tmp_path / "t/i/cgroup.freeze").read_text() == "1"
+    freezing.cancel()
+    await asyncio.wait([freezing])
+    assert (tmp_path / "t/i/cgroup.freeze").read_text() == "0"
+
+
+async def test_what_is_gone_has_nothing(tmp_path: Path) -> None:
+    gone = Cgroup("/gone", {"": tmp_path})
+    assert gone.stats() == Stats(0, 0, 0)
+    assert gone.pids() == []
+    gone.thaw()
+    await gone.remove()
+
+
+async def test_removal_is_of_all_hierarchies(tmp_path: Path) -> None:
+    roots = {name: tmp_path / name for name in ("pids", "freezer", "memory")}
+    for root in roots.values():
+        (root / "t/i").mkdir(parents=True)
+    await Cgroup("/t/i", roots).remove()
+    assert [directory for root in roots.values() for directory in (root / "t").iterdir()] == []
