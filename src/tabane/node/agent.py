@@ -88,7 +88,7 @@ class Agent:
             paths.instances,
             config.cgroup,
             links=_Links(self.pool),
-            prepare_image=self.images.prepare,
+            prepare_image=lambda app: self.images.prepare(app.image),
             driver_for=self.engines.driver_for,
             clock=clock,
             tasks=tasks,
@@ -115,7 +115,9 @@ class Agent:
         if self.config.is_control:
             await self._open_store(paths.store)
         await asyncio.gather(
-            self.engines.probe(), prepare_node([self.config.cluster.network.network])
+            self.engines.probe(),
+            self._prepare_image("host"),
+            prepare_node([self.config.cluster.network.network]),
         )
         await self.executor.recover()
         hub = f"unix://{paths.hub}"
@@ -228,13 +230,13 @@ class Agent:
     def _prefetch(self, app: App) -> None:
         """Have an app's image here before a session wants it."""
         if app.placement.allows(self.config.node.datacenter):
-            self.tasks.start(f"image {app.image[:19]}", self._prepare_image(app))
+            self.tasks.start(f"image {app.image[:19]}", self._prepare_image(app.image))
 
-    async def _prepare_image(self, app: App) -> None:
+    async def _prepare_image(self, digest: str) -> None:
         try:
-            await self.images.prepare(app)
+            await self.images.prepare(digest)
         except TabaneError as error:
-            log.warning("the image of %s is not ready yet: %s", app.key, error)
+            log.warning("image %s is not ready ahead of need: %s", digest[:19], error)
 
     def _on_floor(self, key: AppName) -> None:
         if not self._joined() or not self.is_home(key):

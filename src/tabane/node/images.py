@@ -10,7 +10,6 @@ from pathlib import Path
 
 from tabane.errors import Corrupt, NotFound
 from tabane.images import ImageStore
-from tabane.model import App
 from tabane.node.config import API_PORT, NodeConfig, Peer
 from tabane.runtimes.api import Image
 
@@ -27,9 +26,8 @@ class NodeImages:
         self._token = token
         self._fetching: dict[str, asyncio.Lock] = {}
 
-    async def prepare(self, app: App) -> Image:
-        """Raises `NotFound` when no node that answers has the image."""
-        digest = app.image
+    async def prepare(self, digest: str) -> Image:
+        """An image by digest, or `host`. Raises `NotFound` when no node that answers has it."""
         if digest != "host" and not self.store.has(digest):
             async with self._fetching.setdefault(digest, asyncio.Lock()):
                 if not self.store.has(digest):
