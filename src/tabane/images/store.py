@@ -3,7 +3,6 @@
     blobs/sha256/HEX     every blob has been hashed before it got its name
     images/HEX           one file per image (by its manifest's digest): the digests it consists of
     trees/HEX/rootfs     unpacked, for drivers; made when first wanted, by renaming what is complete
-    trees/HEX/config     its configuration
     host/HEX             skeletons for the image `host`
     incoming/            what is not complete yet; emptied when a store is opened
 
@@ -31,6 +30,7 @@ from tabane.images import host, layout, oci, rootfs
 from tabane.runtimes.api import Image
 
 CHUNK_BYTES = 1 << 20
+GZIP_MAGIC = b"\x1f\x8b"
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -112,18 +112,24 @@ class ImageStore:
     def _unpack(self, digest: str) -> Image:
         blobs = self._digests_of(digest)
         final = self._directory / "trees" / digest.removeprefix("sha256:")
+        config = oci.parse_config(self._blob(blobs[1]).read_bytes())
         if not final.exists():
             place = Path(tempfile.mkdtemp(dir=self._directory / "incoming"))
-            (place / "rootfs").mkdir()
-            manifest = oci.parse_manifest(self._blob(digest).read_bytes())
-            config = oci.parse_config(self._blob(manifest.config.digest).read_bytes())
-            for layer, diff_id in zip(manifest.layers, config.rootfs.diff_ids, strict=True):
-                unpack(self._blob(layer.digest), layer.media_type, diff_id, place / "rootfs")
-            shutil.copy(self._blob(blobs[1]), place / "config")
-            _sync_file_system(place)
-            place.rename(final)
-        config = oci.parse_config((final / "config").read_bytes())
+            try:
+                self._unpack_into(place / "rootfs", digest, config)
+                _sync_file_system(place)
+                place.rename(final)
+            except BaseException:
+                shutil.rmtree(place)
+                raise
         return oci.make_image(digest, final / "rootfs", config)
+
+    def _unpack_into(self, tree: Path, digest: str, config: oci.Config) -> None:
+        tree.mkdir()
+        tree.chmod(0o755)
+        manifest = oci.parse_manifest(self._blob(digest).read_bytes())
+        for layer, diff_id in zip(manifest.layers, config.rootfs.diff_ids, strict=True):
+            unpack(self._blob(layer.digest), diff_id, tree)
 
     async def remove(self, digest: str) -> None:
         """Forget an image: its tree and the blobs no other image needs. Unknown ones are fine.
@@ -180,9 +186,13 @@ class _Hashing:
         return f"sha256:{self._hash.hexdigest()}"
 
 
-def unpack(blob: Path, media_type: str, diff_id: str, tree: Path) -> None:
-    """Apply a layer's blob to `tree`. Raises `Corrupt` when it is not what `diff_id` says."""
-    opener = gzip.open if media_type in oci.GZIP_LAYERS else open
+def unpack(blob: Path, diff_id: str, tree: Path) -> None:
+    """Apply a layer's blob to `tree`. Raises `Corrupt` when it is not what `diff_id` says.
+
+    Whether it is compressed is seen from its first bytes: skopeo, for one, may name it wrongly.
+    """
+    with blob.open("rb") as raw:
+        opener = gzip.open if raw.read(2) == GZIP_MAGIC else open
     with opener(blob, "rb") as file:
         source = _Hashing(file)  # type: ignore[arg-type]
         try:
