@@ -11,7 +11,8 @@ Keys in the store:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import TypeVar
 
 import msgspec
 
@@ -30,8 +31,10 @@ LAST_IDS = "last_ids"
 
 FIRST_ID_BASE = 1 << 24
 ID_RANGE = 1 << 16
-ID_RANGES = (1 << 15) - 1
+ID_RANGES = (1 << 15) - (1 << 8)
 """Ranges of 65,536 ids between 2^24 and 2^31, where no distribution gives ids to people."""
+
+T = TypeVar("T")
 
 encode = msgspec.json.Encoder().encode
 parse_app = msgspec.json.Decoder(App).decode
@@ -56,12 +59,11 @@ class Apps:
                 return Deployed(*await self.scale(key, low, high))
 
     async def deploy(self, wanted: App) -> tuple[App, int]:
-        """Store `wanted` as the next revision of its app; returns it as stored, and the commit."""
-        while True:
-            try:
-                return await self._deploy(wanted)
-            except _Retry:
-                await asyncio.sleep(0)
+        """Store `wanted` as the next revision of its app; returns it as stored, and the commit.
+
+        Raises `Conflict` when another app has one of its hosts.
+        """
+        return await _repeat(lambda: self._deploy(wanted))
 
     async def _deploy(self, wanted: App) -> tuple[App, int]:
         entry, old = await self._read(wanted.key)
@@ -86,50 +88,55 @@ class Apps:
         return app, await self._commit(writes, expect)
 
     async def remove(self, key: AppName) -> tuple[App, int]:
-        """Raises `NotFound`."""
-        while True:
-            entry, app = await self._read_known(key)
-            writes: list[Write] = [Delete(HOSTS + host) for host in app.hosts]
-            writes += [Delete(APPS + key), Delete(FLOORS + key), Delete(IDS + str(app.id_base))]
-            try:
-                return app, await self._commit(writes, [Expect(APPS + key, entry.version)])
-            except _Retry:
-                await asyncio.sleep(0)
+        """Remove an app; returns it as it was, and the commit. Raises `NotFound`."""
+        return await _repeat(lambda: self._remove(key))
+
+    async def _remove(self, key: AppName) -> tuple[App, int]:
+        entry, app = await self._read_known(key)
+        writes: list[Write] = [Delete(HOSTS + host) for host in app.hosts]
+        writes += [Delete(APPS + key), Delete(FLOORS + key), Delete(IDS + str(app.id_base))]
+        return app, await self._commit(writes, [Expect(APPS + key, entry.version)])
 
     async def scale(self, key: AppName, low: int | None, high: int | None) -> tuple[App, int]:
-        """Change `min` and `max` of the current revision. Raises `NotFound`, `UsageError`."""
-        while True:
-            entry, app = await self._read_known(key)
-            low = app.reactive.min if low is None else low
-            high = max(app.reactive.max, low) if high is None else high
-            if not 0 <= low <= high or high < 1:
-                raise UsageError(
-                    f"scale {key}: min {low} and max {high} do not fit: 0 <= min <= max"
-                )
-            reactive = msgspec.structs.replace(app.reactive, min=low, max=high)
-            app = msgspec.structs.replace(app, reactive=reactive)
-            write = Put(APPS + key, encode(app))
-            try:
-                return app, await self._commit([write], [Expect(APPS + key, entry.version)])
-            except _Retry:
-                await asyncio.sleep(0)
+        """Change `min` and `max` of the current revision; without `high`, `max` is raised to a
+        larger `min`. Raises `NotFound`, `UsageError`."""
+        return await _repeat(lambda: self._scale(key, low, high))
+
+    async def _scale(self, key: AppName, low: int | None, high: int | None) -> tuple[App, int]:
+        entry, app = await self._read_known(key)
+        low = app.reactive.min if low is None else low
+        high = max(app.reactive.max, low) if high is None else high
+        if not 0 <= low <= high or high < 1:
+            problem = f"min {low} and max {high} do not fit: 0 <= min <= max, and max at least 1"
+            raise UsageError(f"scale {key}: {problem}")
+        reactive = msgspec.structs.replace(app.reactive, min=low, max=high)
+        app = msgspec.structs.replace(app, reactive=reactive)
+        writes = [Put(APPS + key, encode(app))]
+        return app, await self._commit(writes, [Expect(APPS + key, entry.version)])
 
     async def spread(self, datacenters: Iterable[str]) -> None:
         """Store each app's share of `min` by data center, where it changed."""
         live = tuple(datacenters)
+        await _repeat(lambda: self._spread(live))
+
+    async def _spread(self, live: tuple[str, ...]) -> None:
         _, entries = await self._store.range(APPS)
         _, stored = await self._store.range(FLOORS)
         known = {entry.key: entry.value for entry in stored}
         writes: list[Write] = []
-        for app in (parse_app(entry.value) for entry in entries):
+        expect = []
+        for entry in entries:
+            app = parse_app(entry.value)
+            shares = known.pop(FLOORS + app.key, None)
+            wanted = encode(floors(app, live)) if app.reactive.min else None
+            if wanted == shares:
+                continue
             key = FLOORS + app.key
-            shares = encode(floors(app, live)) if app.reactive.min else None
-            if shares is None and key in known:
-                writes.append(Delete(key))
-            elif shares is not None and known.get(key) != shares:
-                writes.append(Put(key, shares))
+            writes.append(Put(key, wanted) if wanted is not None else Delete(key))
+            expect.append(Expect(entry.key, entry.version))
+        writes += [Delete(key) for key in known]  # of apps that are gone
         if writes:
-            await self._store.commit(writes)
+            await self._commit(writes, expect)
 
     async def _take_ids(self, key: AppName) -> tuple[int, list[Write], list[Expect]]:
         last = await self._store.get(LAST_IDS)
@@ -152,12 +159,21 @@ class Apps:
             raise NotFound(f"there is no app {key}")
         return entry, app
 
-    async def _commit(self, writes: list[Write], expect: list[Expect]) -> int:
+    async def _commit(self, writes: Sequence[Write], expect: Sequence[Expect]) -> int:
         try:
             return await self._store.commit(writes, expect)
         except Conflict as conflict:
-            raise _Retry from conflict
+            raise _Overtaken from conflict
 
 
-class _Retry(Exception):
+class _Overtaken(Exception):
     """Another transaction came between read and commit."""
+
+
+async def _repeat(attempt: Callable[[], Awaitable[T]]) -> T:
+    """Read and commit, again when overtaken; each round one of those who compete gets through."""
+    while True:
+        try:
+            return await attempt()
+        except _Overtaken:
+            await asyncio.sleep(0)

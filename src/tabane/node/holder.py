@@ -33,37 +33,20 @@ from pathlib import Path
 from typing import Any
 
 from tabane.node.logfile import LogFile
+from tabane.node.parts import Parts, explain, listen_unix, say, spawn
 
 PR_SET_CHILD_SUBREAPER = 36
-IP_FREEBIND = 15
-FIRST_SOCKET_FD = 100
-"""Sockets are handed to children from this number up; below it their own files fit."""
 READ_BYTES = 64 << 10
 PIPE_BYTES = 1 << 20
 """No less than a pipe can hold, so that one read empties it."""
 OUTPUT_BYTES = 64 << 10
 REQUEST_BYTES = 4 << 20
-OUTBOX_BYTES = 64 << 20
+OUTBOX_BYTES = 16 << 20
 """A client that lets so much wait for it is taken for dead."""
-RESTART_FIRST_S = 0.05
-RESTART_LAST_S = 5.0
 STOP_TIMEOUT_S = 20.0
 
 Status = dict[str, int]
 """How a process ended: `{"code": n}` or `{"signal": n}`."""
-
-
-@dataclass
-class Part:
-    """One of Tabane's own processes: agent, hub or gateway."""
-
-    name: str
-    argv: list[str]
-    sockets: list[str]
-    pid: int = 0
-    started: float = 0.0
-    pause_s: float = RESTART_FIRST_S
-    due: float = 0.0
 
 
 @dataclass
@@ -109,7 +92,7 @@ class Client:
 
     sock: socket.socket
     inbox: bytes = b""
-    outbox: bytes = b""
+    outbox: bytearray = field(default_factory=bytearray)
 
 
 class Holder:
@@ -117,8 +100,7 @@ class Holder:
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.selector = selectors.DefaultSelector()
-        self.sockets = {entry["name"]: bind_socket(entry) for entry in config["sockets"]}
-        self.parts = [Part(p["name"], p["argv"], p["sockets"]) for p in config["parts"]]
+        self.parts = Parts(config["sockets"], config["parts"])
         self.jobs: dict[str, Job] = {}
         self.engines: dict[int, Job] = {}
         self.instances: dict[int, Job] = {}
@@ -142,54 +124,25 @@ class Holder:
     def run(self) -> None:
         """Serve until TERM; then end the parts, and with them the node."""
         while not (self.stopping_since and self._stopped()):
-            self._start_parts()
-            for key, _ in self.selector.select(self._next_due()):
+            if not self.stopping_since:
+                self.parts.start_due(time.monotonic())
+            for key, _ in self.selector.select(self._pause_s()):
                 if self.selector.get_map().get(key.fd) is key:  # else another event closed it
                     key.data()
         for job in list(self.jobs.values()):
             self._close_pipes(job)
 
-    def _next_due(self) -> float | None:
-        if self.stopping_since:
-            return max(0.0, self.stopping_since + STOP_TIMEOUT_S - time.monotonic())
-        due = [part.due for part in self.parts if not part.pid]
-        return max(0.0, min(due) - time.monotonic()) if due else None
+    def _pause_s(self) -> float | None:
+        """How long to wait for events at most."""
+        give_up = self.stopping_since + STOP_TIMEOUT_S if self.stopping_since else None
+        due = give_up or self.parts.next_due()
+        return max(0.0, due - time.monotonic()) if due is not None else None
 
     def _stopped(self) -> bool:
         if time.monotonic() - self.stopping_since >= STOP_TIMEOUT_S:
-            self._signal_parts(signal.SIGKILL)
+            self.parts.signal(signal.SIGKILL)
             return True
-        return not any(part.pid for part in self.parts)
-
-    # Parts
-
-    def _start_parts(self) -> None:
-        for part in self.parts:
-            if not part.pid and not self.stopping_since and part.due <= time.monotonic():
-                self._start_part(part)
-
-    def _start_part(self, part: Part) -> None:
-        numbered = list(enumerate(part.sockets, FIRST_SOCKET_FD))
-        names = ",".join(f"{name}={number}" for number, name in numbered)
-        actions = [(os.POSIX_SPAWN_DUP2, self.sockets[name].fileno(), n) for n, name in numbered]
-        environment = os.environ | {"TABANE_SOCKETS": names, "TABANE_PART": part.name}
-        part.started = time.monotonic()
-        try:
-            part.pid = spawn(part.argv, environment, actions)
-        except OSError as error:
-            self._on_part_end(part, explain(error))
-
-    def _on_part_end(self, part: Part, why: object) -> None:
-        lived_s = time.monotonic() - part.started
-        part.pause_s = RESTART_FIRST_S if lived_s > 10 else min(part.pause_s * 2, RESTART_LAST_S)
-        part.pid, part.due = 0, time.monotonic() + part.pause_s
-        if not self.stopping_since:
-            say(f"{part.name} ended ({why}): it is started again in {part.pause_s:g} s")
-
-    def _signal_parts(self, number: int) -> None:
-        for part in self.parts:
-            if part.pid:
-                os.kill(part.pid, number)
+        return not self.parts.running
 
     # Signals and children
 
@@ -197,14 +150,13 @@ class Holder:
         numbers = os.read(reader, 4096)
         if signal.SIGTERM in numbers or signal.SIGINT in numbers:
             self.stopping_since = self.stopping_since or time.monotonic()
-            self._signal_parts(signal.SIGTERM)
+            self.parts.signal(signal.SIGTERM)
         self._reap()
 
     def _reap(self) -> None:
         self.strays |= dict(ended_children())
-        for part in self.parts:
-            if part.pid in self.strays:
-                self._on_part_end(part, self.strays.pop(part.pid))
+        for pid in self.strays.keys() & self.parts.running.keys():
+            self.parts.on_end(pid, self.strays.pop(pid), time.monotonic())
         for pid in self.strays.keys() & self.engines.keys():
             self._on_engine_end(self.engines.pop(pid), self.strays.pop(pid))
         for pid in self.strays.keys() & self.instances.keys():
@@ -349,10 +301,10 @@ class Holder:
         return {"pid": job.engine}
 
     def _spawn_engine(self, job: Job, argv: list[str], env: Any) -> int:
+        streams = ("stdout", "stderr") if job.log is not None else ("output",)
         writers: list[int] = []
         try:
-            for stream in ("stdout", "stderr") if job.log is not None else ("output",):
-                writers.append(self._open_pipe(job, stream))
+            writers.extend(self._open_pipe(job, stream) for stream in streams)
             actions = [
                 (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
                 (os.POSIX_SPAWN_DUP2, writers[0], 1),
@@ -406,7 +358,7 @@ class Holder:
         except OSError:
             self._drop(client)
             return
-        client.outbox = client.outbox[sent:]
+        del client.outbox[:sent]
         key = self.selector.get_key(client.sock)
         wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if client.outbox else 0)
         if key.events != wanted:
@@ -418,18 +370,6 @@ class Holder:
             self.clients.remove(client)
             self.selector.unregister(client.sock)
             client.sock.close()
-
-
-def spawn(argv: list[str], env: Any, actions: list[Any], *, setsid: bool = False) -> int:
-    """Start a program with the signals that Python ignores as they were; return its pid."""
-    return os.posix_spawnp(
-        argv[0],
-        argv,
-        env,
-        file_actions=actions,
-        setsid=setsid,
-        setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],
-    )
 
 
 def ended_children() -> Iterator[tuple[int, Status]]:
@@ -444,54 +384,6 @@ def parse_status(status: int) -> Status:
     if os.WIFSIGNALED(status):
         return {"signal": os.WTERMSIG(status)}
     return {"code": os.WEXITSTATUS(status)}
-
-
-def explain(error: Exception) -> str:
-    """An error as a phrase: what is wrong, and with which file."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror + (f" ({error.filename})" if error.filename else "")
-    return f"{type(error).__name__}: {error}"
-
-
-def say(text: str) -> None:
-    """A line in the node's own log; the holder goes on when even that cannot be written."""
-    with suppress(OSError):
-        print(f"holder: {text}", file=sys.stderr, flush=True)
-
-
-def listen_unix(path: str) -> socket.socket:
-    """Bind a unix socket for root only. The path may be longer than the kernel's 108 bytes."""
-    target = Path(path)
-    target.unlink(missing_ok=True)
-    directory = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
-    before = os.umask(0o177)
-    try:
-        sock = socket.socket(socket.AF_UNIX)
-        sock.bind(f"/proc/self/fd/{directory}/{target.name}")
-    finally:
-        os.umask(before)
-        os.close(directory)
-    sock.listen(4096)
-    return sock
-
-
-def bind_socket(entry: dict[str, Any]) -> socket.socket:
-    """Bind what the configuration names: `{"name", "kind": "unix"|"tcp"|"udp", "address"}`."""
-    if entry["kind"] == "unix":
-        sock = listen_unix(entry["address"])
-        if "mode" in entry:
-            Path(entry["address"]).chmod(entry["mode"])
-        return sock
-    host, _, port = entry["address"].rpartition(":")
-    kind = socket.SOCK_DGRAM if entry["kind"] == "udp" else socket.SOCK_STREAM
-    sock = socket.socket(socket.AF_INET, kind)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if entry.get("freebind"):
-        sock.setsockopt(socket.SOL_IP, IP_FREEBIND, 1)
-    sock.bind((host, int(port)))
-    if kind == socket.SOCK_STREAM:
-        sock.listen(4096)
-    return sock
 
 
 def become_holder() -> None:

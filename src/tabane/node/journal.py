@@ -28,6 +28,8 @@ class Journal(Generic[T]):
         self._followers: set[Callable[[T], None]] = set()
         self._recent: deque[T] = deque(self._read(), maxlen=KEPT)
         self._file = path.open("ab", buffering=0)
+        if self._path.read_bytes()[-1:] not in (b"", b"\n"):
+            self._file.write(b"\n")  # a power loss cut the last line: it shall not spoil the next
 
     def _read(self) -> list[T]:
         records = []
@@ -35,8 +37,8 @@ class Journal(Generic[T]):
             for line in path.read_bytes().splitlines() if path.exists() else ():
                 try:
                     records.append(self._decode(line))
-                except msgspec.DecodeError:
-                    continue  # the line that a power loss cut
+                except (msgspec.DecodeError, UnicodeDecodeError):
+                    continue  # cut by a power loss, or written by another version
         return records
 
     @property

@@ -13,11 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 
 from tabane.errors import PeerError, Unavailable, UsageError
-from tabane.node.messages import (
-    StoreChanges,
-    StorePage,
-    encode,
-)
+from tabane.node.messages import StoreChanges, StorePage, encode
 from tabane.store.api import Entry
 from tabane.store.feed import Changes, Feed, Snapshot, Update
 from tabane.store.replica import Replica
@@ -26,6 +22,8 @@ from tabane.supervise import Supervisor
 log = logging.getLogger(__name__)
 
 PAGE_BYTES = 256 << 10
+ENTRY_BYTES = 64
+"""No less than what an entry takes beside its key and value."""
 
 Send = Callable[[str, bytes], Awaitable[object]]
 
@@ -73,7 +71,6 @@ class Follower:
     def __init__(self, replica: Replica) -> None:
         self._replica = replica
         self._pages: list[Entry] = []
-        self._grown = asyncio.Event()
 
     async def on_page(self, page: StorePage) -> None:
         if page.first:
@@ -81,20 +78,10 @@ class Follower:
         self._pages += page.entries
         if page.last:
             entries, self._pages = tuple(self._pages), []
-            await self._update(Snapshot(page.revision, entries))
+            await self._replica.update(Snapshot(page.revision, entries))
 
     async def on_changes(self, changes: StoreChanges) -> None:
-        await self._update(Changes(changes.changes))
-
-    async def _update(self, update: Snapshot | Changes) -> None:
-        await self._replica.update(update)
-        self._grown.set()
-        self._grown = asyncio.Event()
-
-    async def wait_revision(self, revision: int) -> None:
-        """Return once the replica holds that revision; the caller sets the deadline."""
-        while self._replica.revision < revision:
-            await self._grown.wait()
+        await self._replica.update(Changes(changes.changes))
 
 
 def split(entries: Sequence[Entry]) -> list[list[Entry]]:
@@ -102,9 +89,10 @@ def split(entries: Sequence[Entry]) -> list[list[Entry]]:
     pages: list[list[Entry]] = [[]]
     size = 0
     for entry in entries:
-        size += len(entry.key) + len(entry.value) + 32
-        if size > PAGE_BYTES and pages[-1]:
+        entry_bytes = len(entry.key.encode()) + len(entry.value) + ENTRY_BYTES
+        if pages[-1] and size + entry_bytes > PAGE_BYTES:
             pages.append([])
-            size = len(entry.key) + len(entry.value) + 32
+            size = 0
         pages[-1].append(entry)
+        size += entry_bytes
     return pages
