@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import stat
 from collections.abc import AsyncIterator, Iterator
@@ -189,6 +190,18 @@ async def test_a_device_in_an_image_is_no_device(bench: OciBench, ground: Path) 
             assert "Permission denied" in await inside.run("cat /srv/null")
     finally:
         node.unlink()
+
+
+async def test_an_image_that_came_back(bench: OciBench, ground: Path) -> None:
+    """Removed and imported again, an image has the same name and is another directory."""
+    tree = ground / "coming"
+    image = replace(bench.image, tree=tree, digest="sha256:" + "4" * 64)
+    for text in ("first", "second"):
+        shutil.copytree(bench.image.tree, tree, symlinks=True)
+        (tree / "srv/which").write_text(text)
+        async with bench.running(make_app(name="coming"), image) as inside:
+            assert await inside.run("cat /srv/which") == text
+        shutil.rmtree(tree)
 
 
 async def test_limits(bench: OciBench) -> None:
@@ -402,3 +415,28 @@ async def test_a_missing_engine_says_so(ground: Path, monkeypatch: pytest.Monkey
     for name in ("crun", "runc"):
         probe = await load(name, spawner, ground / "missing").probe()
         assert (probe.works, probe.reason) == (False, f"{name} is not installed")
+
+
+async def test_an_engine_that_fails_says_why(
+    ground: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As crun does where cgroups are hybrid: known from the probe, not from the first wake."""
+    engine = tmp_path / "crun"
+    engine.write_text(BROKEN_ENGINE)
+    engine.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    spawner = PlainSpawner()
+    driver = load("crun", spawner, ground / "broken")
+    assert isinstance(driver, OciDriver)
+    probe = await driver.probe()
+    driver.close()
+    assert not probe.works
+    assert probe.reason.startswith("crun version 0.0: crun could not start ")
+    assert probe.reason.endswith(": no cgroups here")
+
+
+BROKEN_ENGINE = """#!/bin/sh
+[ "$1" = --version ] && { echo "crun version 0.0"; echo more; exit 0; }
+echo '{"msg": "no cgroups here", "level": "error"}' > "$4"
+exit 1
+"""

@@ -1,7 +1,7 @@
 """The OCI configuration of an instance: pure, from what is asked to `config.json`.
 
 What it contains is chosen to be safe first and cheap second, because the engine's work is most of
-a wake (docs/decisions/003-oci-bundle.md has the measurements): no mount that something else does as
+a wake (docs/decisions/oci-bundle.md has the measurements): no mount that something else does as
 well, one architecture in the seccomp list, no hooks.
 """
 

@@ -51,9 +51,15 @@ class Lowers:
         self._kept: OrderedDict[Path, None] | None = None
 
     def get(self, source: Path, id_base: int, user_namespace: str) -> Path:
-        """`source` with its owners mapped to the range that starts at `id_base`, read-only."""
+        """`source` with its owners mapped to the range that starts at `id_base`, read-only.
+
+        An image that was removed and came back is another directory, so its mount is made anew.
+        """
         kept = self._known()
         target = self._directory / f"{source.parent.name}-{source.name}-{id_base}"
+        if target in kept and not os.path.samestat(target.stat(), source.stat()):
+            del kept[target]
+            _drop(target)
         if target not in kept:
             target.mkdir(mode=0o700, exist_ok=True)
             mounts.mount_idmapped(source, target, user_namespace)
@@ -89,9 +95,9 @@ def build(spec: InstanceSpec, lowers: tuple[Path, ...], files: dict[str, str]) -
     layer, rootfs = spec.directory / "layer", spec.directory / "rootfs"
     for target in (layer, rootfs):
         target.mkdir(exist_ok=True)
-    bytes_ = max(PAGE_BYTES, spec.app.resources.disk_bytes) + OWN_BYTES
-    inodes = bytes_ // PAGE_BYTES + 1024
-    options = f"size={bytes_},nr_inodes={inodes},mode=0711"
+    size_bytes = max(PAGE_BYTES, spec.app.resources.disk_bytes) + OWN_BYTES
+    inodes = size_bytes // PAGE_BYTES + 1024
+    options = f"size={size_bytes},nr_inodes={inodes},mode=0711"
     mounts.mount("tmpfs", layer, options, mounts.MS_NOSUID)
     _make_directory(layer / "up", spec.image.tree.stat(), owner)
     (layer / "work").mkdir(mode=0o700)
@@ -123,15 +129,20 @@ def _make_dev(dev: Path, owner: int) -> None:
     dev.mkdir()
     os.chown(dev, owner, owner)
     dev.chmod(0o755)
-    for name, (major, minor) in DEVICES.items():
-        os.mknod(dev / name, stat.S_IFCHR, os.makedev(major, minor))
-        (dev / name).chmod(0o666)
-    for name, target in LINKS.items():
-        (dev / name).symlink_to(target)
-    (dev / "pts").mkdir()
-    (dev / "shm").mkdir()
-    os.chown(dev / "shm", owner, owner)
-    (dev / "shm").chmod(0o1777)
+    directory = os.open(dev, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for name, (major, minor) in DEVICES.items():
+            device = os.makedev(major, minor)
+            os.mknod(name, stat.S_IFCHR | 0o666, device, dir_fd=directory)
+            os.chmod(name, 0o666, dir_fd=directory)
+        for name, target in LINKS.items():
+            os.symlink(target, name, dir_fd=directory)
+        for name, mode in (("pts", 0o755), ("shm", 0o1777)):
+            os.mkdir(name, mode, dir_fd=directory)
+            os.chown(name, owner, owner, dir_fd=directory)
+            os.chmod(name, mode, dir_fd=directory)
+    finally:
+        os.close(directory)
 
 
 def _write_etc(below: Path, above: Path, owner: int, files: dict[str, str]) -> None:
@@ -141,7 +152,10 @@ def _write_etc(below: Path, above: Path, owner: int, files: dict[str, str]) -> N
         raise Unsupported(f"the image's /etc ({below}) is not a directory: make it one")
     _make_directory(above, like, owner)
     for name, text in files.items():
-        file = above / name
-        file.write_text(text)
-        os.chown(file, owner, owner)
-        file.chmod(0o644)
+        file = os.open(f"{above}/{name}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC)
+        try:
+            os.write(file, text.encode())
+            os.fchown(file, owner, owner)
+            os.fchmod(file, 0o644)
+        finally:
+            os.close(file)
