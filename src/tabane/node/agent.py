@@ -195,7 +195,7 @@ class Agent:
         return self._views(self.neighbours())
 
     def _views(self, nodes: list[NodeName]) -> list[NodeView]:
-        mine = self.engines.view(len(self.executor.instances()))
+        mine = self.engines.view(len(self.executor))
         views = {self.config.key: mine}
         for node in nodes:
             told = self.room.state.get(agent_of(node), {}).get("node")
@@ -308,7 +308,7 @@ class Agent:
             await self.apps.spread(sorted(live))
 
     async def _publish(self) -> None:
-        view = self.engines.view(len(self.executor.instances()))
+        view = self.engines.view(len(self.executor))
         await self.me.state.put("node", msgspec.msgpack.encode(view))
 
     # Instances

@@ -21,20 +21,19 @@ class Engines:
             if name != "fake"
         }
         self.probes: dict[str, Probe] = {}
+        self._working: list[Driver] = []
+        """The preferred first."""
 
     async def probe(self) -> None:
         for name, driver in self.drivers.items():
             self.probes[name] = await driver.probe()
-
-    def working(self) -> list[Driver]:
-        """The preferred first."""
         names = [name for name, probe in self.probes.items() if probe.works]
         names.sort(key=lambda name: name != self._config.driver)
-        return [self.drivers[name] for name in names]
+        self._working = [self.drivers[name] for name in names]
 
     def driver_for(self, app: App) -> Driver:
         """Raises `Unsupported` when no driver here runs the app's class; never a weaker one."""
-        for driver in self.working():
+        for driver in self._working:
             if driver.isolation is app.isolation and app.driver in ("", driver.name):
                 return driver
         wanted = f"driver {app.driver}" if app.driver else f"class {app.isolation}"
@@ -43,7 +42,6 @@ class Engines:
 
     def view(self, instances: int) -> NodeView:
         """This node, as placement wants to see it."""
-        working = self.working()
-        classes: tuple[Class, ...] = tuple({driver.isolation: None for driver in working})
-        names = tuple(driver.name for driver in working)
+        classes: tuple[Class, ...] = tuple({driver.isolation: None for driver in self._working})
+        names = tuple(driver.name for driver in self._working)
         return NodeView(self._config.key, names, classes, instances)

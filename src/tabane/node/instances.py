@@ -8,6 +8,7 @@ An instance's network link is kept until the home says that no gateway can reach
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -120,6 +121,9 @@ class Executor:
         self._kernel = kernel
         self._starts = asyncio.Semaphore(PARALLEL_STARTS)
         self._running: dict[InstanceId, Running] = {}
+
+    def __len__(self) -> int:
+        return len(self._running)
 
     def instances(self) -> list[Instance]:
         """All that this node answers for, also those ended whose address is still kept."""
@@ -443,10 +447,14 @@ class Executor:
         self._on_change(Transition(at, instance, app, self._node, state, reason))
 
     def _save(self, running: Running) -> None:
-        path = self._directory / running.instance.id / "record.json"
-        scratch = path.with_suffix(".new")
-        scratch.write_bytes(encode_record(running.record))
-        scratch.replace(path)
+        """Whole or not at all; on the way of every wake, so without pathlib."""
+        path = f"{self._directory}/{running.instance.id}/record"
+        descriptor = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            os.write(descriptor, encode_record(running.record))
+        finally:
+            os.close(descriptor)
+        os.rename(f"{path}.new", f"{path}.json")
 
 
 def micros(seconds: float) -> int:
