@@ -454,7 +454,7 @@ class Executor:
             os.write(descriptor, encode_record(running.record))
         finally:
             os.close(descriptor)
-        os.rename(f"{path}.new", f"{path}.json")
+        os.rename(f"{path}.new", f"{path}.json")  # noqa: PTH104
 
 
 def micros(seconds: float) -> int:
