@@ -216,6 +216,7 @@ def test_nothing_leaves_the_tree(tmp_path: Path, tree: Path, entries: Any) -> No
         link("hard", "../outside", tarfile.LNKTYPE),
         link("hard", "missing", tarfile.LNKTYPE),
         link("hard", "..", tarfile.LNKTYPE),
+        link("hard", "d", tarfile.LNKTYPE),
         link("circle/x", "y"),
         {"name": "x", "uid": 65536},
         {"name": "n" * 300},

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from tabane.errors import EngineError, TimedOut, Unsupported, UsageError
 from tabane.images import ImageStore
 from tabane.model import App, ExitStatus, NetworkPolicy, Resources, SecurityPolicy
-from tabane.runtimes import load
+from tabane.runtimes import load, rootfs
 from tabane.runtimes.api import Driver, Handle, Image, InstanceSpec
 from tabane.runtimes.cgroups import Cgroup
 from tabane.runtimes.oci import OciDriver
@@ -192,6 +192,19 @@ async def test_a_device_in_an_image_is_no_device(bench: OciBench, ground: Path) 
         node.unlink()
 
 
+async def test_kept_mounts_are_bounded(bench: OciBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is dropped takes nothing from the instances that were made from it."""
+    monkeypatch.setattr(rootfs, "MOST_KEPT", 1)
+    other = make_app(id_base=ID_BASE + 65536, name="other")
+    async with bench.running(make_app()) as one, bench.running(other) as two:
+        kept = bench.ground / bench.driver.name / "images"
+        assert [path.name for path in kept.iterdir()] == [
+            f"{bench.ground.name}-tree-{ID_BASE + 65536}"
+        ]
+        for inside in (one, two):
+            assert await inside.run("cat /etc/passwd") != ""
+
+
 async def test_an_image_that_came_back(bench: OciBench, ground: Path) -> None:
     """Removed and imported again, an image has the same name and is another directory."""
     tree = ground / "coming"
@@ -360,12 +373,11 @@ async def test_a_failed_start_says_why(bench: OciBench) -> None:
 
 async def test_an_endless_command_is_killed(bench: OciBench) -> None:
     async with bench.running(make_app()) as inside:
-        before = await inside.driver.processes(inside.handle)
         with pytest.raises(TimedOut, match="sleep did not end"):
             await inside.driver.exec(inside.handle, ("sleep", "1000"), timeout_s=0.3)
 
         async def killed() -> bool:
-            return await inside.driver.processes(inside.handle) == before
+            return len(await inside.driver.processes(inside.handle)) == 2
 
         await until(killed)
         result = await inside.driver.exec(inside.handle, ("false",), timeout_s=20)

@@ -124,3 +124,22 @@ async def test_removal_is_of_all_hierarchies(tmp_path: Path) -> None:
         (root / "t/i").mkdir(parents=True)
     await Cgroup("/t/i", roots).remove()
     assert [directory for root in roots.values() for directory in (root / "t").iterdir()] == []
+
+
+def test_crun_on_a_hybrid_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What crun writes where cgroup v2 is not mounted goes with the instance's cgroup."""
+    monkeypatch.setattr(cgroups, "ROOT", tmp_path)
+    write(tmp_path / "unified/t/i", cgroup__procs="12")
+    (tmp_path / "pids").mkdir()
+    asyncio.run(Cgroup("/t/i", {"pids": tmp_path / "pids", "freezer": tmp_path}).remove())
+    assert list((tmp_path / "unified/t").iterdir()) == []
+
+
+def test_controllers_that_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cgroups, "ROOT", tmp_path)
+    monkeypatch.setattr(cgroups, "find_hierarchies", lambda: {"": tmp_path})
+    (tmp_path / "cgroup.controllers").write_text("cpuset cpu io pids\n")
+    assert cgroups.missing_controllers() == ["memory"]
+    found = {"cpu": tmp_path, "memory": tmp_path, "pids": tmp_path}
+    monkeypatch.setattr(cgroups, "find_hierarchies", lambda: found)
+    assert cgroups.missing_controllers() == ["cpuacct", "freezer"]

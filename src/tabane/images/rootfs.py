@@ -225,8 +225,10 @@ class _Unpacker:
         parent, _, source = target.rstrip("/").rpartition("/")
         above = open_in_root(self._root, parent or ".")
         try:
+            if _is_directory(above, _plain(source)):
+                raise Corrupt(f"a layer has a hard link to the directory {target!r}")
             os.link(
-                _plain(source),
+                source,
                 name,
                 src_dir_fd=above,
                 dst_dir_fd=directory,

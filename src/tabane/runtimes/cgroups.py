@@ -19,6 +19,8 @@ from tabane.errors import Busy, TimedOut
 from tabane.runtimes.api import Stats
 
 ROOT = Path("/sys/fs/cgroup")
+V1_CONTROLLERS = {"cpu", "cpuacct", "freezer", "memory", "pids"}
+V2_CONTROLLERS = {"cpu", "memory", "pids"}
 POLL_S = 0.0005
 """A v1 freezer needs about 3 ms; it has no way to tell but asking."""
 FREEZE_TIMEOUT_S = 5.0
@@ -137,6 +139,14 @@ def parse_hierarchies(mountinfo: str, membership: str) -> dict[str, Path]:
     return found
 
 
+def missing_controllers() -> list[str]:
+    """What this module needs and the machine has not (or not mounted)."""
+    hierarchies = find_hierarchies()
+    if "" not in hierarchies:
+        return sorted(V1_CONTROLLERS - hierarchies.keys())
+    return sorted(V2_CONTROLLERS - set(_read(ROOT / "cgroup.controllers").split()))
+
+
 @cache
 def counts_swap() -> bool:
     """Whether swap can be limited with memory; the kernel may have been started without."""
@@ -144,15 +154,6 @@ def counts_swap() -> bool:
     if "" in hierarchies:
         return True
     return (hierarchies["memory"] / "memory.memsw.limit_in_bytes").exists()
-
-
-def remove_tree(path: str) -> None:
-    """Remove the cgroup `path` and those below it, which must have no process left in them."""
-    for root in set(find_hierarchies().values()):
-        top = root / path.lstrip("/")
-        for directory, _, _ in os.walk(top, topdown=False):
-            _remove(Path(directory))
-    _remove_imitation(path)
 
 
 def _remove_imitation(path: str) -> None:

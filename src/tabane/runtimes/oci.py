@@ -37,7 +37,7 @@ from tabane.runtimes.api import (
     Spawner,
     Stats,
 )
-from tabane.runtimes.cgroups import Cgroup, counts_swap
+from tabane.runtimes.cgroups import Cgroup, counts_swap, missing_controllers
 
 HANDLE_VERSION = 1
 ENGINE_TIMEOUT_S = 10.0
@@ -102,6 +102,8 @@ class OciDriver:
                 raise Unsupported(f"{self._engine.name} is not installed")
             if not INIT_SOURCE.exists():
                 raise Unsupported(f"{INIT_SOURCE} is missing: install the package tini")
+            if missing := missing_controllers():
+                raise Unsupported(f"no cgroup controller {', '.join(missing)}: mount it")
             self._make_directories()
             self._path = path
             files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]

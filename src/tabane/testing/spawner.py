@@ -123,7 +123,12 @@ class PlainSpawner:
         return True
 
     def _reap_helpers(self) -> None:
-        """Engines leave zombies of helpers in sessions of their own, which the holder reaps."""
+        """Engines leave zombies of helpers in sessions of their own, which the holder reaps.
+
+        Not while an engine runs: what it leaves behind is not known yet, and must be waited for.
+        """
+        if not all(job.finished.done() for job in self._jobs.values()):
+            return
         for children in Path("/proc/self/task").glob("*/children"):
             for pid in map(int, children.read_text().split()):
                 if pid not in self._watched and os.getsid(pid) != os.getsid(0):
