@@ -23,7 +23,7 @@ from tabane.errors import Conflict, UsageError
 from tabane.network.uplink import set_up_network, tear_down_network
 from tabane.node import config as places
 from tabane.node.config import ClusterConfig, NodeConfig, NodePaths, Peer
-from tabane.node.local import NodeProcess, NodeSpec, start_node, stop_node
+from tabane.node.local import HERE, NodeProcess, NodeSpec, start_node, stop_node
 from tabane.security.identity import new_token
 
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
@@ -99,6 +99,7 @@ def start(
         cluster=cluster,
         node=peer,
         root=str(root),
+        directory=str(HERE),
         incarnation=str(uuid.uuid4()),
         cgroup=f"/tabane/{cluster.id}/{peer.name}",
         gateways=gateways,
@@ -107,7 +108,14 @@ def start(
     places.save(paths.config, node, mode=0o600)
     paths.holder_config.write_bytes(msgspec.json.encode(holder_config(node)))
     argv = (sys.executable, "-m", "tabane.node.holder", str(paths.holder_config))
-    spec = NodeSpec(peer.name, number, argv, paths.logs / "node.log", node.cgroup)
+    spec = NodeSpec(
+        peer.name,
+        number,
+        argv,
+        paths.logs / "node.log",
+        node.cgroup,
+        directory=paths.directory,
+    )
     start_node(cluster.network, spec, remember=lambda p: places.save(process_file(root, peer), p))
 
 
@@ -117,7 +125,8 @@ def process_file(root: Path, peer: Peer) -> Path:
 
 def holder_config(node: NodeConfig) -> dict[str, Any]:
     """The node's sockets and parts, for its holder."""
-    paths, address, inside = node.paths, node.node.address, places.INSIDE_ADDRESS
+    paths = NodePaths(places.node_directory(Path(node.root), node.key))
+    address, inside = node.node.address, places.INSIDE_ADDRESS
 
     def tcp(name: str, host: str, port: int) -> dict[str, Any]:
         return {"name": name, "kind": "tcp", "address": f"{host}:{port}", "freebind": True}

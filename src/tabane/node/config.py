@@ -66,6 +66,9 @@ class NodeConfig(Value, frozen=True):
     cluster: ClusterConfig
     node: Peer
     root: str
+    """The cluster's directory."""
+    directory: str
+    """The node's own, as its processes see it: every user can be let into it."""
     incarnation: str
     cgroup: str
     gateways: int = 1
@@ -75,7 +78,7 @@ class NodeConfig(Value, frozen=True):
 
     @property
     def paths(self) -> NodePaths:
-        return NodePaths(node_directory(Path(self.root), self.node.key))
+        return NodePaths(Path(self.directory))
 
     @property
     def key(self) -> NodeName:

@@ -24,6 +24,10 @@ from tabane.network.uplink import ClusterNetwork, attach_node, detach_node
 from tabane.node.cgroups import find_hierarchies, make_cgroups, remove_cgroups
 from tabane.runtimes.process import is_same, start_ticks
 
+HERE = Path("/mnt")
+"""Where a node sees its own directory. Instances have users of their own, who may not be let
+through to it otherwise: /root, where a cluster of root's is by default, is closed to all others."""
+
 _TOOLS = {"unshare": "util-linux", "setsid": "util-linux", "mount": "mount", "nft": "nftables"}
 _LAST_WORDS_BYTES = 2000
 
@@ -41,6 +45,8 @@ class NodeSpec(Value, frozen=True):
     """Path of the node's cgroups below each hierarchy's root, as `/tabane/CLUSTER/NODE`."""
     env: dict[str, str] | None = None
     """Instead of the starter's own."""
+    directory: Path | None = None
+    """The node's files; the node sees them at `HERE`, too."""
 
 
 class NodeProcess(Value, frozen=True):
@@ -128,7 +134,7 @@ def stop_node(network: ClusterNetwork, node: NodeProcess, *, timeout_s: float = 
 
 def _enter(spec: NodeSpec) -> subprocess.Popen[bytes]:
     found = find_hierarchies()
-    script = entry_script(found.v2 if found.is_hybrid else ())
+    script = entry_script(found.v2 if found.is_hybrid else (), spec.directory)
     enter = ("unshare", "--pid", "--mount", "--net", "--", "setsid", "--fork")
     argv = (*enter, "sh", "-ec", script, "tabane-node", *spec.argv)
     pipe = subprocess.PIPE
@@ -141,7 +147,7 @@ def _enter(spec: NodeSpec) -> subprocess.Popen[bytes]:
         raise EngineError(f"node {spec.name} cannot start: {error}", argv=argv) from error
 
 
-def entry_script(unmount: Iterable[Path]) -> str:
+def entry_script(unmount: Iterable[Path], directory: Path | None = None) -> str:
     """What the first process does before it becomes the node's program.
 
     It takes its pid from the machine's /proc before it mounts its own. The mounted cgroups move
@@ -151,6 +157,7 @@ def entry_script(unmount: Iterable[Path]) -> str:
     lines = [
         "read -r pid rest </proc/self/stat",
         *(f"umount {shlex.quote(str(path))}" for path in unmount),
+        *([f"mount --bind {shlex.quote(str(directory))} {HERE}"] if directory else []),
         "cd /sys/fs/cgroup",
         "mount -t proc proc /proc",
         "mount -t sysfs sysfs /sys",
