@@ -207,7 +207,7 @@ async def processes(agent: Agent) -> bytes:
 def describe_node(agent: Agent) -> dict[str, Any]:
     config = agent.config
     gateways = [f"{config.key}/gateway-{n}" for n in range(config.gateways)]
-    linked = len(agent.live_nodes()) == len(config.cluster.nodes)
+    linked = len(agent.nodes.live_nodes()) == len(config.cluster.nodes)
     return {
         "node": config.key,
         "incarnation": config.incarnation,
@@ -218,7 +218,7 @@ def describe_node(agent: Agent) -> dict[str, Any]:
 
 def members(agent: Agent) -> dict[str, Any]:
     """Nodes, whether their hub is linked to ours, and what they told of themselves."""
-    live = set(agent.live_nodes())
+    live = set(agent.nodes.live_nodes())
     views = {view.name: view for view in agent.all_views()}
     rows = []
     for peer in agent.config.cluster.nodes:

@@ -47,10 +47,11 @@ from tabane.node.home import Home
 from tabane.node.images import NodeImages
 from tabane.node.instances import Executor, Transition
 from tabane.node.journal import Journal
+from tabane.node.membership import Membership
 from tabane.node.replication import Follower, Publisher
 from tabane.node.spawner import HolderSpawner
 from tabane.runtimes.api import Link
-from tabane.scheduler.placement import NodeView, home_of
+from tabane.scheduler.placement import NodeView
 from tabane.security.audit import Line
 from tabane.store.api import Change as Written
 from tabane.store.feed import StoreFeed
@@ -124,6 +125,7 @@ class Agent:
         self.me: Client = await connect(
             hub, name=agent_of(self.config.key), timeout_s=HUB_TIMEOUT_S
         )
+        self.nodes = Membership(self.config, self.me.hubs)
         self.me.on_message(concurrent=True)(self._on_message)
         self.me.on_hub(self._on_hub)
         self.me.on_connected(self._on_connected)
@@ -170,29 +172,12 @@ class Agent:
         shares = parse_floors(entry.value) if entry is not None else {}
         return shares.get(self.config.node.datacenter, 0)
 
-    def live_nodes(self) -> list[NodeName]:
-        """This node and those whose hub has an open link to ours."""
-        hubs = self.me.hubs
-        return [
-            peer.key
-            for peer in self.config.cluster.nodes
-            if peer.key == self.config.key or hubs.get(peer.key)
-        ]
-
-    def neighbours(self) -> list[NodeName]:
-        """The live nodes of this data center."""
-        prefix = self.config.node.datacenter + "/"
-        return [node for node in self.live_nodes() if node.startswith(prefix)]
-
-    def is_home(self, app: AppName) -> bool:
-        return home_of(app, self.neighbours()) == self.config.key
-
     def all_views(self) -> list[NodeView]:
         """What each live node told of itself."""
-        return self._views(self.live_nodes())
+        return self._views(self.nodes.live_nodes())
 
     def _node_views(self) -> list[NodeView]:
-        return self._views(self.neighbours())
+        return self._views(self.nodes.neighbours())
 
     def _views(self, nodes: list[NodeName]) -> list[NodeView]:
         mine = self.engines.view(len(self.executor))
@@ -239,7 +224,7 @@ class Agent:
             log.warning("image %s is not ready ahead of need: %s", digest[:19], error)
 
     def _on_floor(self, key: AppName) -> None:
-        if not self._joined() or not self.is_home(key):
+        if not self._joined() or not self.nodes.is_home(key):
             return
         if self.home.ledger(key) is not None or self.floor(key):
             self.home.about(key, FloorChanged(key, self.floor(key)))
@@ -276,14 +261,14 @@ class Agent:
         """An agent or gateway came, went, or cannot be seen."""
         node, _, part = member.rpartition("/")
         came = change in (Change.JOINED, Change.BACK)
-        if part.startswith("gateway") and node.startswith(self.config.node.datacenter + "/"):
+        if part.startswith("gateway") and self.nodes.is_near(node):
             self.home.on_gateway(member, joined=came)
         elif member == agent_of(self.config.cluster.control) and came:
             if not self.config.is_control:
                 self._tell(member, say.StoreFollow(self.replica.revision))
         elif part == "agent" and came:
             for instance in self.executor.instances():
-                if home_of(instance.app, self.neighbours()) == node:
+                if self.nodes.home_of(instance.app) == node:
                     self._tell(member, _as_found(instance))
 
     def _on_hub(self, hub: str, is_open: bool) -> None:
@@ -295,7 +280,7 @@ class Agent:
     def _take_over(self) -> None:
         """Become home of what is ours now, and forget what is not."""
         for key in self.home.apps():
-            if not self.is_home(key):
+            if not self.nodes.is_home(key):
                 self.home.forget(key)
         for instance in self.executor.instances():
             self._notify_home(_as_found(instance))
@@ -304,7 +289,7 @@ class Agent:
 
     async def _spread(self) -> None:
         if self.apps is not None:
-            live = {node.partition("/")[0] for node in self.live_nodes()}
+            live = {node.partition("/")[0] for node in self.nodes.live_nodes()}
             await self.apps.spread(sorted(live))
 
     async def _publish(self) -> None:
@@ -341,11 +326,10 @@ class Agent:
         if not self._joined():
             return  # after the start, `_take_over` tells all
         app = message.instance.app if isinstance(message, say.Started) else message.event.app
-        home = home_of(app, self.neighbours())
-        if home == self.config.key or home is None:
+        if self.nodes.is_home(app):
             self.hear_of_instance(message)
         else:
-            self._tell(agent_of(home), message)
+            self._tell(agent_of(self.nodes.home_of(app)), message)
 
     def hear_of_instance(self, message: say.Started | say.Ended) -> None:
         if isinstance(message, say.Ended):
@@ -442,11 +426,10 @@ class Agent:
 
     async def ask_home(self, app: AppName, asked: StopAsked) -> None:
         """Tell an app's home what a person wants."""
-        home = home_of(app, self.neighbours())
-        if home == self.config.key or home is None:
+        if self.nodes.is_home(app):
             self.home.about(app, asked)
         else:
-            await self._send(agent_of(home), say.encode(say.Asked(asked)))
+            await self._send(agent_of(self.nodes.home_of(app)), say.encode(say.Asked(asked)))
 
     async def control(self, request: say.DeployApp | say.RemoveApp | say.ScaleApp) -> say.Deployed:
         """Have the control node change an app. Raises its refusal, or `Unreachable`."""

@@ -199,3 +199,5 @@ def forget(root: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+    if not any(root.iterdir()):
+        root.rmdir()

@@ -23,8 +23,8 @@ from tabane.middlecon import Change, Client, Message, Room, connect
 from tabane.model import AppName, NodeName, WakeRecord
 from tabane.node import messages as say
 from tabane.node.config import FORWARD_PORT, NodeConfig, agent_of
+from tabane.node.membership import Membership
 from tabane.node.part import run_part
-from tabane.scheduler.placement import home_of
 from tabane.supervise import Supervisor
 
 DRAIN_S = 10.0
@@ -49,12 +49,13 @@ class GatewayProcess:
         """Apps told since the last `Hello`, until the answer is complete."""
         self._routed = asyncio.Event()
         self._wakes: deque[WakeRecord] = deque(maxlen=WAKES_KEPT)
-        self._homes: dict[AppName, NodeName | None] = {}
+        self._homes: dict[AppName, NodeName] = {}
 
     async def start(self) -> None:
         """Join the hub and learn the routes."""
         hub = f"unix://{self.config.paths.hub}"
         self.me: Client = await connect(hub, name=self.name, timeout_s=HUB_TIMEOUT_S)
+        self.nodes = Membership(self.config, self.me.hubs)
         self.me.on_message(self._on_message)
         self.me.on_hub(lambda hub, is_open: self._on_nodes())
         self.me.on_connected(self._on_connected)
@@ -71,16 +72,13 @@ class GatewayProcess:
     # Surroundings
 
     def tell_home(self, app: AppName, message: ToHome) -> None:
-        home = self._home(app)
-        if home is not None:
-            self._tell(agent_of(home), message)
+        self._tell(agent_of(self._home(app)), message)
 
     def gateway_of(self, node: NodeName) -> tuple[str, int]:
         return self.config.cluster.node(node).address, FORWARD_PORT
 
     def live_nodes(self) -> list[NodeName]:
-        nodes = [peer.key for peer in self.config.cluster.nodes]
-        return [node for node in nodes if node == self.node or self.me.hubs.get(node)]
+        return self.nodes.live_nodes()
 
     def on_wake(self, record: WakeRecord) -> None:
         self._wakes.append(record)
@@ -129,26 +127,23 @@ class GatewayProcess:
             self._greeting = set()
             self._tell(member, say.Hello())
             self._send_wakes()
-        if node.startswith(self.datacenter + "/"):
+        if self.nodes.is_near(node):
             self._report(NodeName(node))
 
     def _on_nodes(self) -> None:
         """Nodes came or went: apps whose home moved are reported to the new one."""
         before, self._homes = self._homes, {}
         moved = {self._home(app) for app, home in before.items() if self._home(app) != home}
-        for node in moved - {None}:
-            assert node is not None
+        for node in moved:
             self._report(node)
 
     def _report(self, node: NodeName) -> None:
         mine = frozenset(app for app in self.router.apps_in_use() if self._home(app) == node)
         self._tell(agent_of(node), self.router.report(mine))
 
-    def _home(self, app: AppName) -> NodeName | None:
+    def _home(self, app: AppName) -> NodeName:
         if app not in self._homes:
-            prefix = self.datacenter + "/"
-            near = [node for node in self.live_nodes() if node.startswith(prefix)]
-            self._homes[app] = home_of(app, near)
+            self._homes[app] = self.nodes.home_of(app)
         return self._homes[app]
 
     def _tell(self, member: str, message: say.Message) -> None:
