@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 ASK_S = 2.0
 """How long nodes have to answer; one that is dead costs this once."""
 LOG_BLOCK = 64 << 10
+LOG_POLL_S = 0.2
 
 
 async def deploy(agent: Agent, who: Principal, text: str, file: str, image: str) -> dict[str, Any]:
@@ -161,29 +162,32 @@ async def execute(
 
 def read_log(agent: Agent, instance: str, *, tail: int, follow: bool) -> AsyncIterator[bytes]:
     """The log's lines; raises `NotFound` at once when this node never ran the instance."""
-    path = agent.config.paths.instances / instance / "log"
-    if "/" in instance or not path.parent.is_dir():
+    path = agent.config.paths.instance_logs / instance / "log"
+    runs = agent.executor.runs(InstanceId(instance))
+    if "/" in instance or not (runs or path.exists()):
         raise NotFound(f"{agent.config.key} has no log of an instance {instance}")
     return _read_log(path, tail, lambda: follow and agent.executor.runs(InstanceId(instance)))
 
 
 async def _read_log(path: Path, tail: int, go_on: Callable[[], bool]) -> AsyncIterator[bytes]:
     """The older file, then this one; when followed, what is added until the instance ends."""
+    while not path.exists():
+        if not go_on():
+            return
+        await asyncio.sleep(LOG_POLL_S)
     older = path.with_name(path.name + ".1")
-    lines = [line for p in (older, path) if p.exists() for line in p.read_bytes().splitlines(True)]
-    for line in lines[-tail:] if tail else lines:
-        yield line
-    if not path.exists():
-        return
     with path.open("rb") as file:
-        file.seek(0, 2)
+        lines = older.read_bytes().splitlines(True) if older.exists() else []
+        lines += file.read().splitlines(True)
+        for line in lines[-tail:] if tail else lines:
+            yield line
         while True:
             alive = go_on()
             while block := file.read(LOG_BLOCK):
                 yield block
             if not alive:
                 return
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(LOG_POLL_S)
             if file.tell() > path.stat().st_size:
                 file.seek(0)
 

@@ -86,7 +86,8 @@ class Agent:
         self.executor = Executor(
             config.key,
             config.incarnation,
-            paths.instances,
+            paths.run,
+            paths.instance_logs,
             config.cgroup,
             links=_Links(self.pool),
             prepare_image=lambda app: self.images.prepare(app.image),

@@ -93,7 +93,7 @@ def start(
     """Write a node's files and start its holder."""
     paths = NodePaths(places.node_directory(root, peer.key))
     paths.directory.mkdir(parents=True, exist_ok=True)
-    for directory in (paths.logs, paths.instances, paths.images, paths.drivers):
+    for directory in (paths.logs, paths.instance_logs, paths.run, paths.images, paths.drivers):
         directory.mkdir(exist_ok=True)
     node = NodeConfig(
         cluster=cluster,
@@ -184,10 +184,6 @@ def bring_down(root: Path, *, timeout_s: float = 20.0) -> None:
     for peer, process in found:
         stop_node(cluster.network, process, timeout_s=timeout_s)
         process_file(root, peer).unlink()
-        for record in NodePaths(places.node_directory(root, peer.key)).instances.glob(
-            "*/record.json"
-        ):
-            record.unlink()
     tear_down_network(cluster.network)
 
 

@@ -1,7 +1,8 @@
 """The executor: starts and stops the instances of this node, and never loses one.
 
-What it must remember of an instance is in `instances/ID/record.json` before the engine is told
-anything, so that after a restart `recover()` finds what still runs and clears away what does not.
+What it must remember of an instance is in `ID/record.json` before the engine is told anything, so
+that after a restart `recover()` finds what still runs and clears away what does not. That directory
+is in memory, like the instance itself: neither outlives the node. Logs are on disk.
 An instance's network link is kept until the home says that no gateway can reach it any more.
 """
 
@@ -89,13 +90,15 @@ Notify = Callable[[InstanceReady | InstanceEnded], None]
 
 
 class Executor:
-    """See the module's text. `notify`: what became ready or ended; `on_change`: all transitions."""
+    """`directory` is for records and bundles, `logs` for output. `notify` is told what became ready
+    or ended, `on_change` every transition."""
 
     def __init__(
         self,
         node: NodeName,
         incarnation: str,
         directory: Path,
+        logs: Path,
         cgroup: str,
         *,
         links: Links,
@@ -110,6 +113,7 @@ class Executor:
         self._node = node
         self._incarnation = incarnation
         self._directory = directory
+        self._logs = logs
         self._cgroup = cgroup
         self._links = links
         self._prepare_image = prepare_image
@@ -149,7 +153,7 @@ class Executor:
             image=record.image,
             link=record.link,
             directory=directory,
-            log=directory / "log",
+            log=self._logs / instance.id / "log",
             cgroup=f"{self._cgroup}/{instance.id}",
             hostname=f"{record.app.name}-{instance.id}",
         )
@@ -348,11 +352,6 @@ class Executor:
         """Remove what the driver left; the log stays, the link until it is released."""
         if running.record.handle is not None:
             await running.driver.destroy(running.record.handle)
-        for entry in (self._directory / running.instance.id).iterdir():
-            if entry.is_dir():
-                shutil.rmtree(entry)
-            elif not entry.name.startswith(("log", "record")):
-                entry.unlink()
 
     def release(self, instance_id: InstanceId) -> None:
         """No gateway can reach the ended instance any more: its address may be used again."""
@@ -364,8 +363,7 @@ class Executor:
     async def _release(self, running: Running) -> None:
         if running.record.link is not None:
             await self._links.release(running.record.link)
-        directory = self._directory / running.instance.id
-        (directory / "record.json").unlink(missing_ok=True)
+        shutil.rmtree(self._directory / running.instance.id)
 
     async def stop_all(self) -> None:
         """Stop everything, for the end of the node."""

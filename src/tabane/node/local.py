@@ -147,6 +147,14 @@ def _enter(spec: NodeSpec) -> subprocess.Popen[bytes]:
         raise EngineError(f"node {spec.name} cannot start: {error}", argv=argv) from error
 
 
+def _own_directory(directory: Path) -> tuple[str, ...]:
+    """The node's files at `HERE`; what need not outlive the node (`run`) in memory."""
+    return (
+        f"mount --bind {shlex.quote(str(directory))} {HERE}",
+        f"mount -t tmpfs -o mode=0755 tabane-run {HERE}/run",
+    )
+
+
 def entry_script(unmount: Iterable[Path], directory: Path | None = None) -> str:
     """What the first process does before it becomes the node's program.
 
@@ -157,7 +165,7 @@ def entry_script(unmount: Iterable[Path], directory: Path | None = None) -> str:
     lines = [
         "read -r pid rest </proc/self/stat",
         *(f"umount {shlex.quote(str(path))}" for path in unmount),
-        *([f"mount --bind {shlex.quote(str(directory))} {HERE}"] if directory else []),
+        *(_own_directory(directory) if directory is not None else ()),
         "cd /sys/fs/cgroup",
         "mount -t proc proc /proc",
         "mount -t sysfs sysfs /sys",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from datetime import UTC, datetime
+from io import FileIO
 from pathlib import Path
 
 LINE_BYTES = 16 << 10
@@ -19,15 +20,19 @@ _LINE = re.compile(rb"([0-9T:.-]+Z) (\w+) ([FP]) (.*)", re.DOTALL)
 
 
 class LogFile:
-    """Appends to `path`; at `max_bytes` it is renamed `path.1`, and so on: `files` in all."""
+    """Appends to `path`; at `max_bytes` it is renamed `path.1`, and so on: `files` in all.
+
+    It is made, with its directory, when there is something to write: a start does not wait for a
+    disk, and a quiet program leaves no file.
+    """
 
     def __init__(self, path: Path, max_bytes: int, files: int) -> None:
         self.path = path
         self._max_bytes = max_bytes
         self._files = files
         self._partial: dict[str, bytes] = {}
-        self._file = path.open("ab", buffering=0)
-        self._size = os.fstat(self._file.fileno()).st_size
+        self._file: FileIO | None = None
+        self._size = 0
 
     def write(self, stream: str, data: bytes, at_ns: int) -> None:
         """Add output of `stream`; empty `data` is its end and completes its last line."""
@@ -44,27 +49,34 @@ class LogFile:
             self._append(b"".join(head + tag + b" " + text + b"\n" for tag, text in entries))
 
     def _append(self, block: bytes) -> None:
+        file = self._file or self._open("ab")
         if self._size and self._size + len(block) > self._max_bytes:
-            self._rotate()
-        self._file.write(block)
+            file = self._rotate()
+        file.write(block)
         self._size += len(block)
 
-    def _rotate(self) -> None:
+    def _open(self, mode: str) -> FileIO:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = FileIO(self.path, mode)
+        self._size = os.fstat(self._file.fileno()).st_size
+        return self._file
+
+    def _rotate(self) -> FileIO:
         for number in range(self._files - 1, 0, -1):
             older = self._name(number - 1)
             if older.exists():
                 older.replace(self._name(number))
-        fresh = self.path.open("wb", buffering=0)
-        self._file.close()
-        self._file = fresh
-        self._size = 0
+        self.close()
+        return self._open("wb")
 
     def _name(self, number: int) -> Path:
         return self.path.with_name(f"{self.path.name}.{number}") if number else self.path
 
     def close(self) -> None:
         """Idempotent."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
 
 def _entries(line: bytes) -> list[tuple[bytes, bytes]]:

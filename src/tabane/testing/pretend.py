@@ -82,7 +82,8 @@ class PretendNode:
         self.executor = Executor(
             NODE,
             "one-life",
-            Path(self._directory.name),
+            Path(self._directory.name, "run"),
+            Path(self._directory.name, "logs"),
             "/pretended",
             links=self.links,
             prepare_image=self._prepare_image,
