@@ -19,7 +19,6 @@ import time
 from pathlib import Path
 
 from report import Report, percentile, summary
-
 from tabane.errors import TabaneError
 from tabane.network.uplink import set_up_network, tear_down_network
 from tabane.node.local import NodeSpec, start_node, stop_node
@@ -54,11 +53,14 @@ class Hand:
 
     def __init__(self, directory: Path) -> None:
         self.network = set_up_network("bh" + os.urandom(2).hex())
-        (directory / "app.toml").write_text(APP.format(engine="runc").replace('driver = "runc"', ""))
+        (directory / "app.toml").write_text(
+            APP.format(engine="runc").replace('driver = "runc"', "")
+        )
         cgroup = f"/tabane/{self.network.cluster}/hand"
         script = Path(__file__).with_name("wake_by_hand.py")
         argv = (sys.executable, str(script), str(directory), cgroup)
-        spec = NodeSpec("hand", 1, argv, directory / "log", cgroup)
+        (directory / "run").mkdir()
+        spec = NodeSpec("hand", 1, argv, directory / "log", cgroup, directory=directory)
         self.node = start_node(self.network, spec)
         self.sock = self._connect(directory / "hand.sock")
         self.file = self.sock.makefile("rw")

@@ -14,10 +14,13 @@ import tempfile
 import time
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from tabane import spec
 from tabane.images import ImageStore
 from tabane.model import new_instance_id
 from tabane.network import NetworkPool, prepare_node
+from tabane.node.local import HERE
 from tabane.runtimes import registry
 from tabane.runtimes.api import InstanceSpec
 from tabane.testing.spawner import PlainSpawner
@@ -35,7 +38,8 @@ class ByHand:
         self.spawner = PlainSpawner()
         self.pool = NetworkPool(self.spawner, "by-hand", size=2)
         self.images = ImageStore(directory / "images")
-        self.app = spec.parse_app((directory / "app.toml").read_text())
+        app = spec.parse_app((directory / "app.toml").read_text())
+        self.app = replace(app, id_base=ID_BASE)
 
     async def start(self) -> None:
         await prepare_node([])
@@ -43,17 +47,15 @@ class ByHand:
 
     async def measure(self, engine: str) -> float:
         """Milliseconds from starting the engine to the program's first byte."""
-        driver = registry.load(engine, self.spawner, self.directory / "drivers" / engine)
+        driver = registry.load(engine, self.spawner, HERE / "run" / "drivers" / engine)
         link = await self.pool.claim(ID_BASE, egress=True)
         instance = new_instance_id()
-        place = Path(tempfile.mkdtemp(dir=self.directory))
+        place = Path(tempfile.mkdtemp(dir=HERE / "run"))
         place.chmod(0o711)
         image = await self.images.prepare("host")
-        app = spec.parse_app((self.directory / "app.toml").read_text())
-        app = type(app)(**{f: getattr(app, f) for f in app.__struct_fields__} | {"id_base": ID_BASE})
         made = InstanceSpec(
             id=instance,
-            app=app,
+            app=self.app,
             image=image,
             link=link,
             directory=place,

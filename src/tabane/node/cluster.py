@@ -93,7 +93,7 @@ def start(
     """Write a node's files and start its holder."""
     paths = NodePaths(places.node_directory(root, peer.key))
     paths.directory.mkdir(parents=True, exist_ok=True)
-    for directory in (paths.logs, paths.instance_logs, paths.run, paths.images, paths.drivers):
+    for directory in (paths.logs, paths.instance_logs, paths.run, paths.images):
         directory.mkdir(exist_ok=True)
     node = NodeConfig(
         cluster=cluster,

@@ -108,7 +108,7 @@ class NodePaths:
         self.images = directory / "images"
         self.run = directory / "run"
         self.instance_logs = directory / "logs"
-        self.drivers = directory / "drivers"
+        self.drivers = directory / "run" / "drivers"
         self.logs = directory / "log"
         self.events = directory / "events.log"
         self.wakes = directory / "wakes.log"
