@@ -1,15 +1,21 @@
 """Activation decides, for the apps whose home is here, what runs: plain functions without IO.
 
-`Activation.handle(event, now)` takes what happened and returns what to do. Gateways say how many
-sessions wait (`Demand`); free slots are granted, the first come first; when there are none, slots
-that other gateways hold unused are asked back; only then are instances started, one for each
-`concurrency` sessions, never above `max`. Grants are counted, so an instance is idle exactly when
-no slot of it is held by anyone: it is then stopped without a doubt, and its address freed.
+`Activation.handle(event, now)` and `hear(gateway, message, now)` take what happened, enter it in
+the app's books (`ledger`) and return what to do (`decisions`). Gateways say how many sessions wait
+(`Demand`); free slots are granted, the first come first; when there are none, the other gateways
+are asked for slots they do not use, or for the next that comes free; only then are instances
+started, one for each `concurrency` sessions, never above `max`. Grants are counted, so an instance
+is idle exactly when no slot of it is held by anyone: it is then stopped without a doubt, and its
+address freed.
 
-Failures before `ready` count: the first is tried again, after the second the waiting sessions are
-refused with the reason, and a growing pause lets one trial through at a time.
+Failures before `ready`, and soon after it, count: the first is tried again, after the second the
+waiting sessions are refused with the reason, and a growing pause lets one trial through at a time.
+Instances that were started before a failure and then fail too do not count again.
 
 A new revision first gets one ready instance; then those of the old one are drained.
+
+Messages may be lost when a connection breaks. A gateway then reports how things stand, and a node
+(`NodeReport`) what it runs; until all gateways have, nothing is stopped.
 """
 
 from __future__ import annotations
@@ -17,33 +23,58 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterable
 
-from tabane.gateway.ledger import AppLedger, Holding
+from tabane.gateway.decisions import (
+    DRAIN_TIMEOUT_S,
+    HEALTHY_S,
+    Decisions,
+    Instruction,
+    Place,
+    Release,
+    Start,
+    Stop,
+    Tell,
+)
+from tabane.gateway.ledger import NEVER, AppLedger, Holding
 from tabane.gateway.messages import (
     Broken,
     Demand,
-    Refuse,
     Report,
     Returned,
     Revoke,
     StartTrace,
     StillUsed,
-    ToGateway,
     ToHome,
 )
 from tabane.model import App, AppName, Instance, InstanceId, NodeName, State, Value
+
+__all__ = [
+    "Activation",
+    "AppChanged",
+    "Event",
+    "FloorChanged",
+    "GatewayGone",
+    "GatewayJoined",
+    "InstanceEnded",
+    "InstanceReady",
+    "Instruction",
+    "NodeReport",
+    "Place",
+    "Release",
+    "Start",
+    "Stop",
+    "StopAsked",
+    "Tell",
+    "Tick",
+]
 
 RETRY_S = 0.1
 """Pause before the second trial of an app whose first start failed."""
 BACKOFF_FIRST_S = 0.5
 BACKOFF_LAST_S = 30.0
-HEALTHY_S = 10.0
-"""An instance that ran this long and then died does not count as one more failed start."""
-RECLAIM_S = 0.1
-"""How long starts wait for other gateways' unused slots, and how rarely these are asked."""
 SUSPECT_S = 1.0
 """An instance that a gateway could not reach gets no sessions for so long."""
-DRAIN_TIMEOUT_S = 30.0
-"""Sessions still open on a draining instance after this are cut."""
+SPARE_TIMERS = 64
+"""Outdated entries among the timers are cleared away when they are more than the apps and these."""
 
 
 class AppChanged(Value, frozen=True):
@@ -76,6 +107,14 @@ class InstanceEnded(Value, frozen=True):
     retry: bool = True
 
 
+class NodeReport(Value, frozen=True):
+    """All that a node runs of the apps whose home is here, now that its agent is (again) in touch:
+    what it does not name is gone there, what was told it meanwhile may be lost."""
+
+    node: NodeName
+    instances: tuple[Instance, ...]
+
+
 class GatewayJoined(Value, frozen=True):
     """It is there, and will report. Until it has, nothing counts as idle."""
 
@@ -102,42 +141,12 @@ Event = (
     | FloorChanged
     | InstanceReady
     | InstanceEnded
+    | NodeReport
     | GatewayJoined
     | GatewayGone
     | StopAsked
     | Tick
 )
-
-
-class Start(Value, frozen=True):
-    app: App
-    instance: InstanceId
-    node: NodeName
-
-
-class Stop(Value, frozen=True):
-    app: AppName
-    instance: InstanceId
-    node: NodeName
-    reason: str
-
-
-class Release(Value, frozen=True):
-    """No gateway can reach the ended instance any more: its address may be used again."""
-
-    app: AppName
-    instance: InstanceId
-    node: NodeName
-
-
-class Tell(Value, frozen=True):
-    gateway: str
-    message: ToGateway
-
-
-Instruction = Start | Stop | Release | Tell
-Place = Callable[[App], NodeName | None]
-"""Picks the node for one more instance; None when no node of this data center can run it."""
 
 
 class Activation:
@@ -154,36 +163,40 @@ class Activation:
 
     def handle(self, event: Event, now: float) -> list[Instruction]:
         """What follows from `event` at `now` (monotonic seconds)."""
+        self._run_due(now)
         match event:
-            case AppChanged(key=key):
+            case AppChanged():
                 self._on_app(event, now)
             case FloorChanged(key=key, floor=floor):
                 self._ledger(key).floor = floor
                 self._settle(key, now)
             case InstanceReady():
-                self._on_ready(event, now)
-            case InstanceEnded(app=key):
+                self._enter_ready(event.instance, event.trace, now)
+                self._settle(event.instance.app, now)
+            case InstanceEnded():
                 self._on_ended(event, now)
+            case NodeReport():
+                self._on_node_report(event, now)
             case GatewayJoined(gateway=gateway):
                 self._silent.add(gateway)
             case GatewayGone(gateway=gateway):
                 self._on_gateway_gone(gateway, now)
-            case StopAsked(app=key, instance=instance_id):
-                self._drain(self._ledger(key), instance_id, now, "stopped by request")
-                self._settle(key, now)
+            case StopAsked():
+                self._on_stop_asked(event, now)
             case Tick():
-                self._on_tick(now)
+                pass
         return self._take()
 
     def hear(self, gateway: str, message: ToHome, now: float) -> list[Instruction]:
         """The same for what a gateway said."""
+        self._run_due(now)
         match message:
             case Demand(app=key):
-                self._ledger(key).set_demand(gateway, message.waiting, message.granted_seen, now)
+                self._ledger(key).on_demand(gateway, message, now)
                 self._settle(key, now)
-            case Returned(app=key):
+            case Returned():
                 self._on_returned(gateway, message, now)
-            case StillUsed(app=key):
+            case StillUsed():
                 self._on_still_used(gateway, message, now)
             case Broken():
                 self._on_broken(message, now)
@@ -192,7 +205,7 @@ class Activation:
         return self._take()
 
     def next_due(self) -> float | None:
-        """When `Tick` has something to do; None when nothing is planned."""
+        """When `Tick` has something to do: after the last `now`; None when nothing is planned."""
         return self._timers[0][0] if self._timers else None
 
     def ledger(self, key: AppName) -> AppLedger | None:
@@ -216,50 +229,103 @@ class Activation:
             ledger = self._apps[key] = AppLedger(key)
         return ledger
 
-    # Events
+    # What people want
 
     def _on_app(self, event: AppChanged, now: float) -> None:
         ledger = self._ledger(event.key)
-        if event.app is not None and event.app.revision != ledger.revision:
-            ledger.failures, ledger.blocked_until, ledger.reason = 0, 0.0, ""
+        if event.app is None:
+            ledger.floor = 0
+        elif event.app.revision != ledger.revision:
+            ledger.forgive()
         ledger.app = event.app
         self._settle(event.key, now)
 
-    def _on_ready(self, event: InstanceReady, now: float) -> None:
-        instance = event.instance
+    def _on_stop_asked(self, event: StopAsked, now: float) -> None:
+        ledger = self._ledger(event.app)
+        decisions = self._decisions(ledger, now)
+        if (holding := ledger.instances.get(event.instance)) is not None:
+            decisions.drain(holding, "stopped by request")
+        self._perform(ledger, decisions, now)
+
+    # What nodes say
+
+    def _enter_ready(self, instance: Instance, trace: StartTrace | None, now: float) -> None:
         ledger = self._ledger(instance.app)
-        holding = ledger.instances.get(instance.id)
-        if holding is None:
-            holding = ledger.instances[instance.id] = Holding(instance.id, instance.node)
-        if holding.state is State.STARTING:
-            holding.became_ready(instance, event.trace, now)
-            ledger.blocked_until = 0.0
-        self._settle(instance.app, now)
+        holding = ledger.holding(instance.id, instance.node, now)
+        ledger.set_instance(holding, instance)
+        if holding.state is not State.READY:
+            holding.doubtful = holding.state is not State.STARTING
+            holding.state, holding.trace = State.READY, trace
+            holding.born = holding.last_used = now
+            holding.drain_until = now + DRAIN_TIMEOUT_S
+            if not holding.is_leaving:
+                ledger.blocked_until = NEVER
 
     def _on_ended(self, event: InstanceEnded, now: float) -> None:
         ledger = self._ledger(event.app)
-        holding = ledger.instances.setdefault(event.instance, Holding(event.instance, event.node))
-        if event.failed:
+        holding = ledger.holding(event.instance, event.node, now)
+        holding.node = event.node
+        decisions = self._decisions(ledger, now)
+        counts = (
+            event.failed
+            and not holding.is_leaving
+            and holding.began > ledger.failed_at
+            and holding.revision == ledger.revision
+        )
+        if counts:
             self._count_failure(ledger, holding, event, now)
-        holding.ended = True
-        holding.state = State.ABSENT
-        for gateway in holding.granted:
-            self._out.append(Tell(gateway, Revoke(event.app, event.instance, None)))
-        self._settle(event.app, now)
+        self._enter_end(ledger, holding)
+        if counts and (ledger.failures > 1 or not event.retry):
+            decisions.refuse_broken()
+        elif not event.failed and holding.born > ledger.failed_at:
+            ledger.forgive()
+        self._perform(ledger, decisions, now)
 
     def _count_failure(
         self, ledger: AppLedger, holding: Holding, event: InstanceEnded, now: float
     ) -> None:
-        if holding.state is not State.STARTING and now > holding.born + HEALTHY_S:
+        if holding.state is State.READY and now >= holding.born + HEALTHY_S:
             ledger.failures = 0
         ledger.failures += 1
-        ledger.reason = event.reason
-        if ledger.failures == 1 and event.retry:
-            ledger.blocked_until = now + RETRY_S
+        ledger.failed_at, ledger.reason = now, event.reason
+        pause_s = RETRY_S
+        if ledger.failures > 1 or not event.retry:
+            growth = min(ledger.failures, 10)
+            pause_s = min(BACKOFF_FIRST_S * 2 ** (growth - 1), BACKOFF_LAST_S)
+        ledger.blocked_until = now + pause_s
+
+    def _on_node_report(self, report: NodeReport, now: float) -> None:
+        named = {instance.id for instance in report.instances}
+        for ledger in self._apps.values():
+            for holding in ledger.instances.values():
+                if holding.node == report.node and holding.id not in named:
+                    self._enter_end(ledger, holding)
+        for instance in report.instances:
+            self._enter_found(instance, now)
+        for key in list(self._apps):
+            self._settle(key, now)
+
+    def _enter_found(self, instance: Instance, now: float) -> None:
+        """A node has it; it may be new here."""
+        if instance.state is State.READY:
+            self._enter_ready(instance, None, now)
             return
-        growth = min(ledger.failures, 10)
-        ledger.blocked_until = now + min(BACKOFF_FIRST_S * 2 ** (growth - 1), BACKOFF_LAST_S)
-        self._refuse(ledger, now)
+        ledger = self._ledger(instance.app)
+        holding = ledger.holding(instance.id, instance.node, now)
+        ledger.set_instance(holding, instance)
+        if instance.state not in (State.PREPARING, State.STARTING, State.STOPPING):
+            self._enter_end(ledger, holding)
+        elif holding.state in (State.UNKNOWN, State.ABSENT):
+            stops = instance.state is State.STOPPING
+            holding.state = State.STOPPING if stops else State.STARTING
+
+    def _enter_end(self, ledger: AppLedger, holding: Holding) -> None:
+        """It is no more; gateways give back what they hold of it."""
+        holding.state = State.ABSENT
+        for gateway in holding.granted:
+            self._out.append(Tell(gateway, Revoke(ledger.key, holding.id, None)))
+
+    # What gateways say
 
     def _on_gateway_gone(self, gateway: str, now: float) -> None:
         self._silent.discard(gateway)
@@ -268,19 +334,16 @@ class Activation:
             self._settle(key, now)
 
     def _on_returned(self, gateway: str, message: Returned, now: float) -> None:
-        ledger = self._ledger(message.app)
-        ledger.reclaiming.discard((gateway, message.instance))
-        holding = ledger.instances.get(message.instance)
+        holding = self._ledger(message.app).instances.get(message.instance)
         if holding is not None:
             holding.give_back(gateway, message.slots, now - message.unused_s)
         self._settle(message.app, now)
 
     def _on_still_used(self, gateway: str, message: StillUsed, now: float) -> None:
-        ledger = self._ledger(message.app)
-        ledger.reclaiming.discard((gateway, message.instance))
-        holding = ledger.instances.get(message.instance)
+        holding = self._ledger(message.app).instances.get(message.instance)
         if holding is not None:
-            holding.used_at(now - message.unused_s)
+            holding.asked.discard(gateway)
+            holding.last_used = max(holding.last_used, now - message.unused_s)
         self._settle(message.app, now)
 
     def _on_broken(self, message: Broken, now: float) -> None:
@@ -295,210 +358,47 @@ class Activation:
             ledger.drop_gateway(gateway)
         for entry in report.apps:
             ledger = self._ledger(entry.app)
-            ledger.granted[gateway] = entry.granted_seen
-            ledger.set_demand(gateway, entry.waiting, entry.granted_seen, now)
+            ledger.on_demand(gateway, entry.demand, now)
             for held in entry.held:
-                holding = ledger.instances.get(held.instance)
-                if holding is None:
-                    revoke = Revoke(entry.app, held.instance, None)
-                    self._out.append(Tell(gateway, revoke))
-                else:
-                    holding.give(gateway, held.slots)
-                    holding.used_at(now - held.unused_s)
+                holding = ledger.holding(held.instance, NodeName(""), now)
+                holding.give(gateway, held.slots, now - held.unused_s)
+                if holding.is_leaving:
+                    self._out.append(Tell(gateway, Revoke(entry.app, held.instance, None)))
         for key in list(self._apps):
             self._settle(key, now)
 
-    def _on_tick(self, now: float) -> None:
-        while self._timers and self._timers[0][0] <= now:
-            _, key = heapq.heappop(self._timers)
-            if (ledger := self._apps.get(key)) is not None:
-                ledger.due = None
-                self._settle(key, now)
-
     # Decisions
 
+    def _decisions(self, ledger: AppLedger, now: float) -> Decisions:
+        partial = bool(self._silent)
+        return Decisions(ledger, now, partial=partial, place=self._place, new_id=self._new_id)
+
     def _settle(self, key: AppName, now: float) -> None:
-        """Bring one app from how it is to how it should be, as far as it goes now."""
         ledger = self._ledger(key)
-        self._release_ended(ledger)
-        if ledger.app is None:
-            self._wind_up(ledger, now)
-        else:
-            self._roll(ledger, now)
-            self._recycle(ledger, now)
-            self._grant(ledger, now)
-            self._start(ledger, now)
-            self._stop_idle(ledger, now)
-        self._stop_drained(ledger, now)
-        self._plan(ledger, now)
-        if not ledger.instances and ledger.app is None and not ledger.demands:
-            self._apps.pop(key, None)
+        self._perform(ledger, self._decisions(ledger, now), now)
 
-    def _release_ended(self, ledger: AppLedger) -> None:
-        for holding in list(ledger.instances.values()):
-            if holding.ended and not holding.granted and not self._silent:
-                del ledger.instances[holding.id]
-                self._out.append(Release(ledger.key, holding.id, holding.node))
-
-    def _wind_up(self, ledger: AppLedger, now: float) -> None:
-        """The app was removed."""
-        for gateway in ledger.waiting_gateways():
-            gone = Refuse(ledger.key, "gone", f"the app {ledger.key} was removed", 0.0)
-            self._out.append(Tell(gateway, gone))
-        ledger.demands.clear()
-        for holding in ledger.instances.values():
-            self._drain(ledger, holding.id, now, "the app was removed")
-
-    def _roll(self, ledger: AppLedger, now: float) -> None:
-        """Drain what is of an old revision, once an instance of the new one is ready."""
-        serving = ledger.serving()
-        if any(h.revision == ledger.revision for h in serving):
-            for holding in serving:
-                if holding.revision != ledger.revision:
-                    reason = f"replaced by revision {ledger.revision}"
-                    self._drain(ledger, holding.id, now, reason)
-
-    def _recycle(self, ledger: AppLedger, now: float) -> None:
-        age_s = ledger.current.reactive.max_age_s
-        if age_s is None:
+    def _perform(self, ledger: AppLedger, decisions: Decisions, now: float) -> None:
+        """Decide what is left to decide, and when to look again."""
+        decisions.settle()
+        self._out += decisions.out
+        if ledger.app is None and not ledger.instances and not ledger.floor:
+            self._apps.pop(ledger.key, None)
             return
-        for holding in ledger.serving():
-            if now >= holding.born + age_s:
-                self._drain(ledger, holding.id, now, f"older than its max_age of {age_s:g} s")
-
-    def _grant(self, ledger: AppLedger, now: float) -> None:
-        """Give free slots to who waits longest."""
-        usable = [h for h in ledger.serving() if now >= h.suspect_until]
-        for gateway in ledger.waiting_gateways():
-            for holding in usable:
-                wanted = ledger.waiting(gateway)
-                free = ledger.current.reactive.concurrency - holding.used
-                if (slots := min(wanted, free)) > 0:
-                    self._out.append(Tell(gateway, ledger.grant(gateway, holding, slots)))
-        for holding in usable:
-            holding.trace = None
-
-    def _start(self, ledger: AppLedger, now: float) -> None:
-        missing = self._missing(ledger)
-        if missing <= 0:
-            return
-        if now < ledger.blocked_until:
-            if ledger.failures > 1:
-                self._refuse(ledger, now)
-            return
-        if self._reclaim(ledger, now):
-            return
-        for _ in range(1 if ledger.failures else missing):
-            node = self._place(ledger.current)
-            if node is None:
-                self._refuse_elsewhere(ledger)
-                return
-            holding = Holding(self._new_id(), node, ledger.revision)
-            ledger.instances[holding.id] = holding
-            self._out.append(Start(ledger.current, holding.id, node))
-
-    def _missing(self, ledger: AppLedger) -> int:
-        """How many instances to start now."""
-        reactive = ledger.current.reactive
-        starting = [h for h in ledger.starting() if h.revision == ledger.revision]
-        serving = ledger.serving()
-        if starting and ledger.failures:
-            return 0
-        if serving and all(h.revision != ledger.revision for h in serving):
-            return 0 if starting else 1
-        short = ledger.total_waiting() - len(starting) * reactive.concurrency
-        for_sessions = -(-short // reactive.concurrency)
-        for_floor = ledger.floor - len(starting) - len(serving)
-        return min(max(for_sessions, for_floor), reactive.max - len(starting) - len(serving))
-
-    def _reclaim(self, ledger: AppLedger, now: float) -> bool:
-        """Ask unused slots back before starting more; True while answers are awaited."""
-        if ledger.total_waiting() == 0:
-            return False
-        if ledger.reclaiming:
-            if now < ledger.reclaimed_at + RECLAIM_S:
-                return True
-            ledger.reclaiming.clear()
-        if now < ledger.reclaimed_at + RECLAIM_S:
-            return False
-        waiting = set(ledger.waiting_gateways())
-        for holding in ledger.serving():
-            for gateway in holding.granted.keys() - waiting:
-                ledger.reclaiming.add((gateway, holding.id))
-                self._out.append(Tell(gateway, Revoke(ledger.key, holding.id, 0.0)))
-        if ledger.reclaiming:
-            ledger.reclaimed_at = now
-        return bool(ledger.reclaiming)
-
-    def _stop_idle(self, ledger: AppLedger, now: float) -> None:
-        """Stop what no session used for `stop_after`; where slots are held, ask first."""
-        if self._silent:
-            return
-        after_s = ledger.current.reactive.stop_after_s
-        serving = ledger.serving()
-        spare = len(serving) - ledger.floor
-        for holding in sorted(serving, key=lambda h: h.last_used)[: max(0, spare)]:
-            if now < holding.last_used + after_s:
-                continue
-            if not holding.granted:
-                self._stop(ledger, holding, f"idle for {after_s:g} s")
-            elif now >= holding.asked_at + after_s:
-                holding.asked_at = now
-                revoke = Revoke(ledger.key, holding.id, after_s)
-                self._out += [Tell(gateway, revoke) for gateway in holding.granted]
-
-    def _drain(self, ledger: AppLedger, instance: InstanceId, now: float, reason: str) -> None:
-        holding = ledger.instances.get(instance)
-        if holding is None or holding.draining or holding.state is State.STOPPING:
-            return
-        if holding.state is State.STARTING:
-            self._stop(ledger, holding, reason)
-        elif holding.state is State.READY:
-            holding.draining, holding.drain_until = reason, now + DRAIN_TIMEOUT_S
-            revoke = Revoke(ledger.key, instance, None)
-            self._out += [Tell(gateway, revoke) for gateway in holding.granted]
-
-    def _stop_drained(self, ledger: AppLedger, now: float) -> None:
-        for holding in ledger.draining() if not self._silent else ():
-            if not holding.granted or now >= holding.drain_until:
-                self._stop(ledger, holding, holding.draining)
-
-    def _stop(self, ledger: AppLedger, holding: Holding, reason: str) -> None:
-        holding.state = State.STOPPING
-        self._out.append(Stop(ledger.key, holding.id, holding.node, reason))
-
-    def _refuse(self, ledger: AppLedger, now: float) -> None:
-        retry_after_s = max(0.0, ledger.blocked_until - now)
-        refuse = Refuse(ledger.key, "broken", ledger.reason, retry_after_s)
-        for gateway in ledger.waiting_gateways():
-            self._out.append(Tell(gateway, refuse))
-        ledger.demands.clear()
-
-    def _refuse_elsewhere(self, ledger: AppLedger) -> None:
-        reason = f"no node of this data center can run {ledger.key} now"
-        for gateway in ledger.waiting_gateways():
-            self._out.append(Tell(gateway, Refuse(ledger.key, "elsewhere", reason, 1.0)))
-        ledger.demands.clear()
-
-    # Timers
-
-    def _plan(self, ledger: AppLedger, now: float) -> None:
-        """Note when this app wants to be looked at again without anything happening."""
-        due = min((at for at in self._moments(ledger) if at > now), default=None)
+        due = min((at for at in decisions.moments() if at > now), default=None)
         if due is not None and (ledger.due is None or due < ledger.due):
             ledger.due = due
             heapq.heappush(self._timers, (due, ledger.key))
 
-    def _moments(self, ledger: AppLedger) -> Iterable[float]:
-        yield from (holding.drain_until for holding in ledger.draining())
-        if ledger.app is None:
-            return
-        reactive = ledger.app.reactive
-        yield ledger.blocked_until
-        if ledger.reclaiming:
-            yield ledger.reclaimed_at + RECLAIM_S
-        for holding in ledger.serving():
-            yield holding.suspect_until
-            yield max(holding.last_used, holding.asked_at) + reactive.stop_after_s
-            if reactive.max_age_s is not None:
-                yield holding.born + reactive.max_age_s
+    def _run_due(self, now: float) -> None:
+        """Look again at the apps whose time has come. A later moment than planned is found out
+        then; an earlier one makes the entry planned before it outdated."""
+        while self._timers and self._timers[0][0] <= now:
+            at, key = heapq.heappop(self._timers)
+            ledger = self._apps.get(key)
+            if ledger is not None and ledger.due == at:
+                ledger.due = None
+                self._settle(key, now)
+        if len(self._timers) > 2 * len(self._apps) + SPARE_TIMERS:
+            planned = ((ledger.due, key) for key, ledger in self._apps.items())
+            self._timers = [(due, key) for due, key in planned if due is not None]
+            heapq.heapify(self._timers)

@@ -7,7 +7,7 @@ messages for the home. A session waits with a *waiter*, any object of the caller
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -45,6 +45,8 @@ class Lease:
     last_used: float = 0.0
     revoked: bool = False
     """Each slot goes back when its session ends."""
+    recalled: bool = False
+    """The next slot that comes free goes back."""
     grant: Grant | None = None
     """The latest grant, for its trace."""
 
@@ -62,9 +64,11 @@ class Lease:
 
 @dataclass(slots=True)
 class AppGrants(Generic[Waiter]):
+    epoch: int
+    answered_seen: int = 0
     leases: dict[InstanceId, Lease] = field(default_factory=dict)
-    queue: deque[Waiter] = field(default_factory=deque)
-    granted_seen: int = 0
+    queue: OrderedDict[Waiter, float] = field(default_factory=OrderedDict)
+    """Who waits, since when."""
     ended: dict[InstanceId, Generation] = field(default_factory=dict)
 
 
@@ -72,9 +76,14 @@ Served = list[tuple[Waiter, Lease]]
 
 
 class Grants(Generic[Waiter]):
-    """See the module's text. Every method that changes the books returns what to tell the home."""
+    """See the module's text. Every method that changes the books returns what to tell the home.
 
-    def __init__(self) -> None:
+    `epoch` is where this process counts its reports from: a random number, so that what was meant
+    for a process before it, of the same name, is never taken for its own.
+    """
+
+    def __init__(self, epoch: int = 0) -> None:
+        self._epoch = epoch
         self._apps: dict[AppName, AppGrants[Waiter]] = {}
 
     def take(self, app: AppName, now: float) -> Lease | None:
@@ -89,31 +98,31 @@ class Grants(Generic[Waiter]):
                 return lease
         return None
 
-    def wait(self, app: AppName, waiter: Waiter, limit: int) -> Demand:
+    def wait(self, app: AppName, waiter: Waiter, limit: int, now: float) -> Demand:
         """Queue a session. Raises `Busy` when `limit` sessions wait here already."""
-        books = self._apps.setdefault(app, AppGrants())
+        books = self._books(app)
         if len(books.queue) >= limit:
             raise Busy(f"{len(books.queue)} sessions wait for {app} already, its queue is full")
-        books.queue.append(waiter)
-        return self._demand(app, books)
+        books.queue[waiter] = now
+        return self._demand(app, books, now)
 
-    def give_up(self, app: AppName, waiter: Waiter) -> Demand | None:
+    def give_up(self, app: AppName, waiter: Waiter, now: float) -> Demand | None:
         """Take a session out of the queue; None when it is not in it."""
         books = self._apps.get(app)
-        if books is None or waiter not in books.queue:
+        if books is None or books.queue.pop(waiter, None) is None:
             return None
-        books.queue.remove(waiter)
-        return self._demand(app, books)
+        return self._demand(app, books, now)
 
     def release(self, lease: Lease, now: float) -> tuple[Served[Waiter], list[ToHome]]:
-        """A session ended: its slot goes to the next in the queue, or back if it was revoked."""
+        """A session ended: its slot goes to the next in the queue, or back if it was asked for."""
         lease.used -= 1
         lease.last_used = now
-        if lease.revoked:
+        if lease.revoked or lease.recalled:
+            lease.recalled = False
             return [], self._return(lease, 1, now)
         books = self._apps[lease.app]
         served = self._serve(books, now)
-        return served, [self._demand(lease.app, books)] if served else []
+        return served, [self._demand(lease.app, books, now)] if served else []
 
     def broken(self, lease: Lease, reason: str) -> list[ToHome]:
         """The instance could not be reached: use it no more, and say so."""
@@ -122,8 +131,10 @@ class Grants(Generic[Waiter]):
         return [Broken(lease.app, lease.instance, reason), *self._revoke(lease, lease.last_used)]
 
     def on_grant(self, grant: Grant, now: float) -> tuple[Served[Waiter], list[ToHome]]:
-        books = self._apps.setdefault(grant.app, AppGrants())
-        books.granted_seen = grant.granted
+        books = self._books(grant.app)
+        if grant.epoch != books.epoch:
+            return [], []
+        books.answered_seen = grant.answered
         lease = books.leases.get(grant.instance)
         if lease is None or lease.generation != grant.generation:
             lease = Lease(
@@ -150,55 +161,62 @@ class Grants(Generic[Waiter]):
         if revoke.unused_s is None:
             return self._revoke(lease, now)
         unused_s = lease.unused_s(now)
-        if not lease.free or unused_s < revoke.unused_s:
-            return [StillUsed(revoke.app, revoke.instance, unused_s)]
-        return self._return(lease, lease.free, now)
+        if lease.free and unused_s >= revoke.unused_s:
+            return self._return(lease, lease.free, now)
+        lease.recalled = lease.recalled or not revoke.unused_s
+        return [StillUsed(revoke.app, revoke.instance, unused_s)]
 
     def on_refuse(self, refuse: Refuse) -> list[Waiter]:
-        """All who wait for this app now; they get the reason."""
+        """The sessions that are refused; they get the reason."""
         books = self._apps.get(refuse.app)
-        if books is None:
+        if books is None or refuse.epoch != books.epoch:
             return []
-        waiters = list(books.queue)
-        books.queue.clear()
-        return waiters
+        books.answered_seen = refuse.answered
+        sessions = min(refuse.sessions, len(books.queue))
+        return [books.queue.popitem(last=False)[0] for _ in range(sessions)]
 
-    def lease_of(self, app: AppName, generation: Generation) -> Lease | None:
-        books = self._apps.get(app)
-        lease = books.leases.get(generation.instance) if books is not None else None
-        return lease if lease is not None and lease.generation == generation else None
+    def apps(self) -> frozenset[AppName]:
+        """All that sessions came for since this process began."""
+        return frozenset(self._apps)
 
-    def report(self, now: float, apps: frozenset[AppName] | None = None) -> tuple[AppReport, ...]:
-        """How things stand; `apps` limits it to these. Revoked slots in use are still held."""
-        return tuple(
-            AppReport(
-                app,
-                len(books.queue),
-                books.granted_seen,
-                tuple(
+    def report(self, now: float, apps: frozenset[AppName]) -> tuple[AppReport, ...]:
+        """How things stand with these apps, which begin a new epoch: answers that are still on
+        their way to them are void. Revoked slots in use are still held."""
+        self._epoch += 1
+        reports = []
+        for app, books in self._apps.items():
+            if app not in apps:
+                continue
+            books.epoch, books.answered_seen = self._epoch, 0
+            if books.queue or books.leases:
+                held = tuple(
                     Held(lease.instance, lease.slots, lease.unused_s(now))
                     for lease in books.leases.values()
-                ),
-            )
-            for app, books in self._apps.items()
-            if (apps is None or app in apps) and (books.queue or books.leases)
-        )
+                )
+                reports.append(AppReport(self._demand(app, books, now), held))
+        return tuple(reports)
 
-    def demand(self, app: AppName) -> Demand:
+    def demand(self, app: AppName, now: float) -> Demand:
         """What waits now."""
-        return self._demand(app, self._apps.setdefault(app, AppGrants()))
+        return self._demand(app, self._books(app), now)
 
     def ended_generation(self, app: AppName, instance: InstanceId) -> Generation | None:
         """The generation of an instance whose last slot was given back; told once."""
         books = self._apps.get(app)
         return books.ended.pop(instance, None) if books is not None else None
 
-    def active(self) -> int:
-        """Sessions that hold a slot."""
-        return sum(lease.used for books in self._apps.values() for lease in books.leases.values())
+    def leases(self) -> list[Lease]:
+        return [lease for books in self._apps.values() for lease in books.leases.values()]
 
-    def _demand(self, app: AppName, books: AppGrants[Waiter]) -> Demand:
-        return Demand(app, len(books.queue), books.granted_seen)
+    def _books(self, app: AppName) -> AppGrants[Waiter]:
+        books = self._apps.get(app)
+        if books is None:
+            books = self._apps[app] = AppGrants(self._epoch)
+        return books
+
+    def _demand(self, app: AppName, books: AppGrants[Waiter], now: float) -> Demand:
+        since = next(iter(books.queue.values()), now)
+        return Demand(app, len(books.queue), now - since, books.epoch, books.answered_seen)
 
     def _serve(self, books: AppGrants[Waiter], now: float) -> Served[Waiter]:
         served: Served[Waiter] = []
@@ -206,7 +224,7 @@ class Grants(Generic[Waiter]):
             while books.queue and lease.free > 0:
                 lease.used += 1
                 lease.last_used = now
-                served.append((books.queue.popleft(), lease))
+                served.append((books.queue.popitem(last=False)[0], lease))
         return served
 
     def _revoke(self, lease: Lease, now: float) -> list[ToHome]:

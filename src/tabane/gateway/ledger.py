@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from tabane.gateway.messages import Grant, StartTrace
+from tabane.gateway.messages import Demand, Grant, Refuse, StartTrace
 from tabane.model import App, AppName, Instance, InstanceId, NodeName, State
 
 NEVER = float("-inf")
@@ -12,25 +12,38 @@ NEVER = float("-inf")
 
 @dataclass(slots=True)
 class Holding:
-    """One instance and the slots of it that gateways hold."""
+    """One instance and the slots of it that gateways hold.
+
+    Its `state` is `starting`, `ready`, `stopping`, `absent` (it ended, its address is still kept)
+    or `unknown` (a gateway holds slots of it, no node has told of it yet).
+    """
 
     id: InstanceId
     node: NodeName
+    state: State
+    app: App | None = None
+    """What it runs: its own revision. None while that is not known here; it gets no sessions."""
     revision: int = 0
-    state: State = State.STARTING
     instance: Instance | None = None
     granted: dict[str, int] = field(default_factory=dict)
     """Slots by gateway; one that holds none is not in it."""
+    asked: set[str] = field(default_factory=set)
+    """Gateways that were asked for slots and have not answered."""
+    owing: set[str] = field(default_factory=set)
+    """Gateways that were asked because others wait, and have given nothing back since."""
+    doubtful: bool = False
+    """It was found, and some gateway may hold slots of it that are not in `granted`."""
+    began: float = 0.0
+    """When it was told to start, or was found."""
     born: float = 0.0
     """When it became ready."""
     last_used: float = NEVER
     asked_at: float = NEVER
-    """When gateways were asked whether it is idle and have not said no since."""
+    """When gateways were last asked whether it is idle."""
     draining: str = ""
     """Why, while it drains."""
     drain_until: float = 0.0
     suspect_until: float = NEVER
-    ended: bool = False
     trace: StartTrace | None = None
     """What its start cost, while those who waited for it have not been told."""
 
@@ -38,33 +51,58 @@ class Holding:
     def used(self) -> int:
         return sum(self.granted.values())
 
-    def became_ready(self, instance: Instance, trace: StartTrace | None, now: float) -> None:
-        self.state, self.instance, self.revision = State.READY, instance, instance.revision
-        self.born, self.last_used, self.trace = now, now, trace
+    @property
+    def is_leaving(self) -> bool:
+        return bool(self.draining) or self.state in (State.STOPPING, State.ABSENT)
 
-    def give(self, gateway: str, slots: int) -> None:
+    def takes_sessions(self, now: float) -> bool:
+        return (
+            self.app is not None
+            and self.app.port is not None
+            and not self.doubtful
+            and now >= self.suspect_until
+        )
+
+    def free(self, now: float) -> int:
+        """Slots that may be granted now."""
+        if self.app is None or not self.takes_sessions(now):
+            return 0
+        return max(0, self.app.reactive.concurrency - self.used)
+
+    def give(self, gateway: str, slots: int, last_used: float) -> None:
         self.granted[gateway] = self.granted.get(gateway, 0) + slots
+        self.last_used = max(self.last_used, last_used)
 
     def give_back(self, gateway: str, slots: int, last_used: float) -> None:
         left = self.granted.get(gateway, 0) - slots
+        self.drop(gateway)
         if left > 0:
             self.granted[gateway] = left
-        else:
-            self.granted.pop(gateway, None)
-        self.used_at(last_used)
+        self.last_used = max(self.last_used, last_used)
 
-    def used_at(self, when: float) -> None:
-        self.last_used = max(self.last_used, when)
-        self.asked_at = NEVER
+    def drop(self, gateway: str) -> None:
+        """The gateway holds nothing of it, and owes no answer."""
+        self.granted.pop(gateway, None)
+        self.asked.discard(gateway)
+        self.owing.discard(gateway)
 
 
 @dataclass(slots=True)
-class Waiting:
-    """Sessions of one gateway that had no slot when it last said so."""
+class Account:
+    """What one gateway wants and what it was answered, in one epoch."""
 
-    sessions: int
-    granted_seen: int
-    since: float
+    epoch: int
+    answered: int
+    """Its waiting sessions that got a slot or a refusal."""
+    answered_seen: int = 0
+    sessions: int = 0
+    since: float = 0.0
+    """When the first of them began to wait."""
+
+    @property
+    def waiting(self) -> int:
+        """Sessions there that no answer is on its way to."""
+        return max(0, self.sessions - (self.answered - self.answered_seen))
 
 
 @dataclass(slots=True)
@@ -73,15 +111,18 @@ class AppLedger:
     app: App | None = None
     floor: int = 0
     instances: dict[InstanceId, Holding] = field(default_factory=dict)
-    demands: dict[str, Waiting] = field(default_factory=dict)
-    granted: dict[str, int] = field(default_factory=dict)
-    """Slots ever granted, by gateway."""
+    accounts: dict[str, Account] = field(default_factory=dict)
+    """By gateway."""
     failures: int = 0
-    blocked_until: float = 0.0
+    failed_at: float = NEVER
+    """When a failure was last counted."""
+    blocked_until: float = NEVER
     reason: str = ""
     """Why the last start failed."""
-    reclaiming: set[tuple[str, InstanceId]] = field(default_factory=set)
-    reclaimed_at: float = NEVER
+    recalled_at: float = NEVER
+    """When gateways were last asked for slots because others wait."""
+    short_since: float | None = None
+    """Since when instances are missing, while they are."""
     due: float | None = None
 
     @property
@@ -93,9 +134,40 @@ class AppLedger:
     def revision(self) -> int:
         return self.app.revision if self.app is not None else 0
 
+    def holding(
+        self, instance: InstanceId, node: NodeName, now: float, state: State = State.UNKNOWN
+    ) -> Holding:
+        """The books of an instance, opened if need be."""
+        if instance not in self.instances:
+            self.instances[instance] = Holding(instance, node, state, began=now)
+        return self.instances[instance]
+
+    def add_start(self, instance: InstanceId, node: NodeName, now: float) -> None:
+        app = self.current
+        self.instances[instance] = Holding(
+            instance, node, State.STARTING, app, app.revision, began=now
+        )
+
+    def set_instance(self, holding: Holding, instance: Instance) -> None:
+        """A node told of it."""
+        holding.instance, holding.node, holding.revision = (
+            instance,
+            instance.node,
+            instance.revision,
+        )
+        if holding.app is None and instance.revision == self.revision:
+            holding.app = self.app
+
     def serving(self) -> list[Holding]:
         """Ready and not draining, of any revision."""
         return [h for h in self.instances.values() if h.state is State.READY and not h.draining]
+
+    def serves_current(self) -> bool:
+        """Is an instance of the current revision ready?"""
+        return any(holding.revision == self.revision for holding in self.serving())
+
+    def starts_current(self) -> bool:
+        return any(holding.revision == self.revision for holding in self.starting())
 
     def starting(self) -> list[Holding]:
         return [h for h in self.instances.values() if h.state is State.STARTING]
@@ -103,52 +175,70 @@ class AppLedger:
     def draining(self) -> list[Holding]:
         return [h for h in self.instances.values() if h.state is State.READY and h.draining]
 
-    def set_demand(self, gateway: str, sessions: int, granted_seen: int, now: float) -> None:
-        before = self.demands.get(gateway)
-        if not sessions:
-            self.demands.pop(gateway, None)
-        elif before is None:
-            self.demands[gateway] = Waiting(sessions, granted_seen, now)
-        else:
-            before.sessions, before.granted_seen = sessions, granted_seen
+    def unconfirmed(self) -> list[Holding]:
+        """Gateways say that there are these; no node has."""
+        return [h for h in self.instances.values() if h.state is State.UNKNOWN and not h.draining]
+
+    def forgive(self) -> None:
+        """Starts work, or may work again."""
+        self.failures, self.blocked_until, self.reason = 0, NEVER, ""
+
+    def on_demand(self, gateway: str, demand: Demand, now: float) -> None:
+        """Enter what waits there; a new epoch begins with nothing on its way."""
+        account = self.accounts.get(gateway)
+        if account is None or account.epoch != demand.epoch:
+            account = self.accounts[gateway] = Account(demand.epoch, demand.answered_seen)
+        account.sessions, account.answered_seen = demand.waiting, demand.answered_seen
+        account.since = now - demand.waited_s
 
     def waiting(self, gateway: str) -> int:
-        """Sessions there that no grant is on its way to."""
-        demand = self.demands.get(gateway)
-        if demand is None:
-            return 0
-        return max(0, demand.sessions - (self.granted.get(gateway, 0) - demand.granted_seen))
+        account = self.accounts.get(gateway)
+        return account.waiting if account is not None else 0
 
     def waiting_gateways(self) -> list[str]:
         """Those with waiting sessions, the longest waiting first."""
-        names = [name for name in self.demands if self.waiting(name)]
-        return sorted(names, key=lambda name: self.demands[name].since)
+        names = [name for name, account in self.accounts.items() if account.waiting]
+        return sorted(names, key=lambda name: self.accounts[name].since)
 
     def total_waiting(self) -> int:
-        return sum(self.waiting(gateway) for gateway in self.demands)
+        return sum(account.waiting for account in self.accounts.values())
 
-    def grant(self, gateway: str, holding: Holding, slots: int) -> Grant:
+    def grant(self, gateway: str, holding: Holding, slots: int, now: float) -> Grant:
         """Enter a grant in the books and word it."""
-        instance = holding.instance
-        assert instance is not None and self.current.port is not None
-        holding.give(gateway, slots)
-        self.granted[gateway] = self.granted.get(gateway, 0) + slots
+        instance, app, account = holding.instance, holding.app, self.accounts[gateway]
+        assert instance is not None and app is not None and app.port is not None
+        holding.give(gateway, slots, now)
+        account.answered += slots
         return Grant(
             app=self.key,
             revision=instance.revision,
             generation=instance.generation,
             node=instance.node,
             address=instance.address,
-            port=self.current.port,
+            port=app.port,
             slots=slots,
-            granted=self.granted[gateway],
+            epoch=account.epoch,
+            answered=account.answered,
             trace=holding.trace,
+        )
+
+    def refuse(self, gateway: str, kind: str, reason: str, retry_after_s: float) -> Refuse:
+        """Enter a refusal of all who wait there and word it."""
+        account = self.accounts[gateway]
+        sessions = account.waiting
+        account.answered += sessions
+        return Refuse(
+            app=self.key,
+            kind=kind,
+            reason=reason,
+            retry_after_s=retry_after_s,
+            sessions=sessions,
+            epoch=account.epoch,
+            answered=account.answered,
         )
 
     def drop_gateway(self, gateway: str) -> None:
         """Forget all that a gateway held and wanted."""
-        self.demands.pop(gateway, None)
-        self.granted.pop(gateway, None)
-        self.reclaiming = {entry for entry in self.reclaiming if entry[0] != gateway}
+        self.accounts.pop(gateway, None)
         for holding in self.instances.values():
-            holding.granted.pop(gateway, None)
+            holding.drop(gateway)

@@ -1,7 +1,8 @@
 """What gateways and an app's home say to each other, as values (see `activation`, `grants`).
 
 Both sides count in differences, over a connection that keeps order and loses nothing while it
-lives; after a break the gateway's `Report` says how things stand, and counting starts from there.
+lives. After a break the gateway's `Report` says how things stand and begins a new *epoch*: answers
+of the home that name an older one are void, however late they arrive.
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ from tabane.model import AppName, Generation, InstanceId, NodeName, Value
 class Demand(Value, frozen=True, tag="demand"):
     """Gateway to home: so many of my sessions of this app have no slot now.
 
-    `granted_seen`: slots I have been granted in all, so that the home can tell which of its grants
-    were still on their way when this was said.
+    `waited_s`: how long the first of them has waited. `answered_seen`: sessions that I saw
+    answered (with a slot or a refusal) in this epoch, so that the home can tell which of its
+    answers were still on their way when this was said.
     """
 
     app: AppName
     waiting: int
-    granted_seen: int
+    waited_s: float
+    epoch: int
+    answered_seen: int
 
 
 class Returned(Value, frozen=True, tag="returned"):
@@ -33,7 +37,8 @@ class Returned(Value, frozen=True, tag="returned"):
 
 
 class StillUsed(Value, frozen=True, tag="still_used"):
-    """Gateway to home, answering a `Revoke` with `unused_s`: no, it was used that recently."""
+    """Gateway to home, answering a `Revoke` with `unused_s`: no, it was used that recently, or
+    no slot is free."""
 
     app: AppName
     instance: InstanceId
@@ -55,14 +60,16 @@ class Held(Value, frozen=True):
 
 
 class AppReport(Value, frozen=True):
-    app: AppName
-    waiting: int
-    granted_seen: int
+    demand: Demand
     held: tuple[Held, ...]
+
+    @property
+    def app(self) -> AppName:
+        return self.demand.app
 
 
 class Report(Value, frozen=True, tag="report"):
-    """Gateway to home: how things stand, in full; counting starts anew from here."""
+    """Gateway to home: how things stand, in full; a new epoch begins here."""
 
     apps: tuple[AppReport, ...]
 
@@ -75,7 +82,7 @@ class StartTrace(Value, frozen=True):
 
 
 class Grant(Value, frozen=True, tag="grant"):
-    """Home to gateway: `slots` more sessions may go there. `granted`: all of this app so far."""
+    """Home to gateway: `slots` more sessions may go there. `answered`: all so far, with these."""
 
     app: AppName
     revision: int
@@ -84,7 +91,8 @@ class Grant(Value, frozen=True, tag="grant"):
     address: str
     port: int
     slots: int
-    granted: int
+    epoch: int
+    answered: int
     trace: StartTrace | None = None
 
     @property
@@ -95,8 +103,9 @@ class Grant(Value, frozen=True, tag="grant"):
 class Revoke(Value, frozen=True, tag="revoke"):
     """Home to gateway: give slots of this instance back.
 
-    With `unused_s`: those not in use, if none was in use for that long (0: whatever is free now),
-    else `StillUsed`. Without: free ones now and each other one when its session ends (a drain).
+    `unused_s` None: those that are free and each other one when its session ends (a drain). 0:
+    others wait, so those that are free, or else the next one that comes free. More: those that
+    are free, if none was in use for that long. The answer is `Returned` or `StillUsed`.
     """
 
     app: AppName
@@ -105,13 +114,19 @@ class Revoke(Value, frozen=True, tag="revoke"):
 
 
 class Refuse(Value, frozen=True, tag="refuse"):
-    """Home to gateway: sessions waiting for this app get no slot. `kind`: `broken` (it does not
-    start), `gone` (no such app any more), `elsewhere` (this data center cannot run it)."""
+    """Home to gateway: the first `sessions` that wait for this app get no slot.
+
+    `kind`: `broken` (it does not start), `gone` (no such app any more), `elsewhere` (this data
+    center cannot run it).
+    """
 
     app: AppName
     kind: str
     reason: str
     retry_after_s: float
+    sessions: int
+    epoch: int
+    answered: int
 
 
 ToHome = Demand | Returned | StillUsed | Broken | Report

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import secrets
 from collections.abc import Iterable
 from typing import Protocol
 
@@ -22,6 +23,9 @@ from tabane.model import PHASES, App, AppName, InstanceId, NodeName, WakeRecord
 VERDICT_S = 1.0
 """A session waits this much longer than `start_timeout`, so that the node's own verdict on the
 start, which says why, comes first."""
+
+EPOCH_BITS = 48
+"""Of the random number from which this process counts its reports."""
 
 Target = tuple[str, int]
 Headers = tuple[tuple[bytes, bytes], ...]
@@ -64,7 +68,7 @@ class GatewayRouter:
     def __init__(self, surroundings: Surroundings, clock: Clock) -> None:
         self._around = surroundings
         self._clock = clock
-        self._grants: Grants[asyncio.Future[Lease]] = Grants()
+        self._grants: Grants[asyncio.Future[Lease]] = Grants(secrets.randbits(EPOCH_BITS))
         self._apps: dict[AppName, App] = {}
         self._hosts: dict[str, Route] = {}
         self._locals: dict[str, Local] = {}
@@ -124,7 +128,8 @@ class GatewayRouter:
         return Report(self._grants.report(self._clock.now(), apps))
 
     def apps_in_use(self) -> frozenset[AppName]:
-        return frozenset(entry.app for entry in self._grants.report(self._clock.now()))
+        """All that sessions came for."""
+        return self._grants.apps()
 
     # Router
 
@@ -143,7 +148,7 @@ class GatewayRouter:
             return self._elsewhere(route, f"{app.key} may not run in {self._around.datacenter}")
         began = self._clock.now()
         waiter: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
-        self._grants.wait(app.key, waiter, app.reactive.queue)
+        self._grants.wait(app.key, waiter, app.reactive.queue, began)
         self._ask(app.key)
         try:
             async with asyncio.timeout(route.start_timeout_s + VERDICT_S):
@@ -258,7 +263,7 @@ class GatewayRouter:
 
     def _leave_queue(self, app: AppName, waiter: asyncio.Future[Lease]) -> None:
         """A session gave up; a slot that it was just given goes to the next."""
-        if self._grants.give_up(app, waiter) is not None:
+        if self._grants.give_up(app, waiter, self._clock.now()) is not None:
             self._ask(app)
         elif waiter.done() and not waiter.cancelled() and waiter.exception() is None:
             self.give_back(waiter.result())
@@ -271,7 +276,7 @@ class GatewayRouter:
     def _flush(self) -> None:
         dirty, self._dirty = self._dirty, set()
         for app in dirty:
-            self._around.tell_home(app, self._grants.demand(app))
+            self._around.tell_home(app, self._grants.demand(app, self._clock.now()))
 
     def _forget_pool(self, app: AppName, instance: InstanceId) -> None:
         generation = self._grants.ended_generation(app, instance)

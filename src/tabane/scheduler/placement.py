@@ -20,7 +20,8 @@ class NodeView(Value, frozen=True):
     drivers: tuple[str, ...] = ()
     classes: tuple[Class, ...] = ()
     instances: int = 0
-    memory_available_bytes: int = 0
+    memory_available_bytes: int | None = None
+    """None: not known."""
 
 
 class Choice(Value, frozen=True):
@@ -42,7 +43,8 @@ def _weight(app: AppName, node: NodeName) -> bytes:
 def place(app: App, nodes: Iterable[NodeView], here: Mapping[NodeName, int]) -> Choice:
     """Pick a node for one more instance; `here` counts this app's instances by node.
 
-    Feasible (class, driver, memory), then the fewest instances of this app, then the fewest in all.
+    Feasible (data center, class, driver, memory), then the fewest instances of this app, then the
+    fewest in all.
     """
     feasible: list[NodeView] = []
     reasons = []
@@ -59,10 +61,16 @@ def place(app: App, nodes: Iterable[NodeView], here: Mapping[NodeName, int]) -> 
 
 
 def _problem(app: App, node: NodeView) -> str:
+    datacenter = node.name.partition("/")[0]
+    if not app.placement.allows(datacenter):
+        return f"may not run in {datacenter}"
     if app.isolation not in node.classes:
         return f"has no working driver for class {app.isolation}"
     if app.driver and app.driver not in node.drivers:
         return f"driver {app.driver} does not work there"
+    available, wanted = node.memory_available_bytes, app.resources.memory_bytes
+    if available is not None and available < wanted:
+        return f"has {available >> 20} MiB of memory available, {wanted >> 20} are needed"
     return ""
 
 

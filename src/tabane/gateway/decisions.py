@@ -1,0 +1,329 @@
+"""What an app's home decides, from the app's books and the moment; without IO.
+
+`Decisions.settle()` brings one app from how it is to how it should be, as far as that goes now,
+and leaves in `out` what to do. It may be called at any time, and does nothing when all is well.
+`activation` calls it after every event.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from tabane.gateway.ledger import AppLedger, Holding
+from tabane.gateway.messages import Revoke, ToGateway
+from tabane.model import App, AppName, InstanceId, NodeName, State, Value
+
+HEALTHY_S = 10.0
+"""An instance that ran this long shows that starts work: failures before it are forgotten."""
+RECALL_S = 0.1
+"""How rarely gateways are asked for slots that others wait for, and how long a start waits for what
+may make it needless: longer than a round trip in a data center."""
+ASK_AGAIN_S = 0.1
+"""How rarely gateways are asked whether an instance is idle, however short its `stop_after`."""
+DRAIN_TIMEOUT_S = 30.0
+"""Sessions still open on a draining instance after this are cut."""
+ELSEWHERE_RETRY_S = 1.0
+
+
+class Start(Value, frozen=True):
+    app: App
+    instance: InstanceId
+    node: NodeName
+
+
+class Stop(Value, frozen=True):
+    app: AppName
+    instance: InstanceId
+    node: NodeName
+    reason: str
+
+
+class Release(Value, frozen=True):
+    """No gateway can reach the ended instance any more: its address may be used again."""
+
+    app: AppName
+    instance: InstanceId
+    node: NodeName
+
+
+class Tell(Value, frozen=True):
+    gateway: str
+    message: ToGateway
+
+
+Instruction = Start | Stop | Release | Tell
+Place = Callable[[App], NodeName | None]
+"""Picks the node for one more instance; None when no node of this data center can run it."""
+
+
+class Decisions:
+    """One look at one app. `partial`: some gateway may hold slots that the books do not show."""
+
+    def __init__(
+        self,
+        ledger: AppLedger,
+        now: float,
+        *,
+        partial: bool,
+        place: Place,
+        new_id: Callable[[], InstanceId],
+    ) -> None:
+        self.out: list[Instruction] = []
+        self._ledger = ledger
+        self._now = now
+        self._partial = partial
+        self._place = place
+        self._new_id = new_id
+
+    def settle(self) -> None:
+        if not self._partial:
+            for holding in self._ledger.instances.values():
+                holding.doubtful = False
+        self._forget_ended()
+        if self._ledger.app is None:
+            self._wind_up()
+        else:
+            self._forgive()
+            self._roll()
+            self._retire()
+            self._trim()
+            self._grant()
+            self._recall()
+            self._start()
+            self._stop_idle()
+        self._stop_drained()
+
+    def drain(self, holding: Holding, reason: str) -> None:
+        """Let its sessions end, then stop it."""
+        if holding.is_leaving:
+            return
+        if holding.state is State.STARTING:
+            self._stop(holding, reason)
+            return
+        holding.draining, holding.drain_until = reason, self._now + DRAIN_TIMEOUT_S
+        self.revoke(holding)
+
+    def revoke(self, holding: Holding) -> None:
+        """Have its slots back, each when its session ends."""
+        for gateway in holding.granted:
+            self._tell(gateway, Revoke(self._ledger.key, holding.id, None))
+
+    def refuse(self, kind: str, reason: str, retry_after_s: float) -> None:
+        """Tell all who wait that they get no slot."""
+        for gateway in self._ledger.waiting_gateways():
+            self._tell(gateway, self._ledger.refuse(gateway, kind, reason, retry_after_s))
+
+    def refuse_broken(self) -> None:
+        """The same because it does not start; those wait on who may get a slot of what runs."""
+        ledger = self._ledger
+        if not any(holding.app is not None for holding in ledger.serving()):
+            self.refuse("broken", ledger.reason, max(0.0, ledger.blocked_until - self._now))
+
+    def moments(self) -> Iterable[float]:
+        """When something is to be decided without anything happening; some may be past."""
+        ledger = self._ledger
+        yield from (holding.drain_until for holding in ledger.draining())
+        if ledger.app is None:
+            return
+        reactive = ledger.app.reactive
+        yield ledger.blocked_until
+        if ledger.total_waiting():
+            yield ledger.recalled_at + RECALL_S
+        if ledger.short_since is not None:
+            yield ledger.short_since + RECALL_S
+        for holding in ledger.serving():
+            yield holding.suspect_until
+            if reactive.max_age_s is not None:
+                yield holding.born + reactive.max_age_s
+        for holding in (*ledger.serving(), *ledger.unconfirmed()):
+            yield max(holding.last_used + reactive.stop_after_s, holding.asked_at + ASK_AGAIN_S)
+
+    def _tell(self, gateway: str, message: ToGateway) -> None:
+        self.out.append(Tell(gateway, message))
+
+    def _forget_ended(self) -> None:
+        """What ended, and what only a gateway believed in, goes when nobody holds slots of it."""
+        ledger = self._ledger
+        for holding in list(ledger.instances.values()):
+            if holding.granted:
+                continue
+            if holding.state is State.UNKNOWN:
+                del ledger.instances[holding.id]
+            elif holding.state is State.ABSENT and not self._partial:
+                del ledger.instances[holding.id]
+                self.out.append(Release(ledger.key, holding.id, holding.node))
+
+    def _wind_up(self) -> None:
+        """The app was removed."""
+        self.refuse("gone", f"the app {self._ledger.key} was removed", 0.0)
+        for holding in self._ledger.instances.values():
+            self.drain(holding, "the app was removed")
+
+    def _forgive(self) -> None:
+        ledger = self._ledger
+        if ledger.failures and any(
+            holding.revision == ledger.revision
+            and holding.born > ledger.failed_at
+            and self._now >= holding.born + HEALTHY_S
+            for holding in ledger.serving()
+        ):
+            ledger.forgive()
+
+    def _roll(self) -> None:
+        """Drain what is of an old revision, once an instance of the new one is ready."""
+        ledger = self._ledger
+        if ledger.serves_current():
+            for holding in (*ledger.serving(), *ledger.starting()):
+                if holding.revision != ledger.revision:
+                    self.drain(holding, f"replaced by revision {ledger.revision}")
+
+    def _retire(self) -> None:
+        """Drain what is too old, or where the app may not run any more."""
+        app = self._ledger.current
+        age_s = app.reactive.max_age_s
+        for holding in self._ledger.serving():
+            datacenter = holding.node.partition("/")[0]
+            if not app.placement.allows(datacenter):
+                self.drain(holding, f"it may not run in {datacenter} any more")
+            elif age_s is not None and self._now >= holding.born + age_s:
+                self.drain(holding, f"older than its max_age of {age_s:g} s")
+
+    def _trim(self) -> None:
+        """Drain what is above `max`: it was lowered, or two nodes were home at once."""
+        if self._partial:
+            return
+        ledger = self._ledger
+        limit = ledger.current.reactive.max
+        serving, starting = ledger.serving(), ledger.starting()
+        serving.sort(key=lambda h: (h.revision == ledger.revision, h.used))
+        surplus = serving[: max(0, len(serving) - limit)]
+        surge = ledger.starts_current() and not ledger.serves_current()
+        room = max(0, limit + surge - (len(serving) - len(surplus)))
+        starting.sort(key=lambda h: h.revision != ledger.revision)
+        for holding in (*surplus, *starting[room:]):
+            self.drain(holding, f"more than its max of {limit}")
+
+    def _grant(self) -> None:
+        """Give free slots to who waits longest."""
+        ledger = self._ledger
+        serving = ledger.serving()
+        if ledger.current.port is None:
+            self.refuse("gone", f"the app {ledger.key} has no port, it takes no sessions", 0.0)
+        for gateway in ledger.waiting_gateways():
+            for holding in serving:
+                slots = min(ledger.waiting(gateway), holding.free(self._now))
+                if slots > 0:
+                    self._tell(gateway, ledger.grant(gateway, holding, slots, self._now))
+        for holding in serving:
+            holding.trace = None
+
+    def _recall(self) -> None:
+        """Ask the others for slots that who waits longest could use: those that are free; from
+        gateways whose own sessions wait too, but not as long, the next that come free."""
+        ledger = self._ledger
+        waiting = ledger.waiting_gateways()
+        if not waiting or self._now < ledger.recalled_at + RECALL_S:
+            return
+        wanted = ledger.waiting(waiting[0])
+        for holding in ledger.serving():
+            if not holding.takes_sessions(self._now):
+                continue
+            for gateway in holding.granted:
+                if gateway == waiting[0] or gateway in holding.owing:
+                    continue
+                if gateway in waiting:
+                    if not wanted:
+                        continue
+                    wanted -= 1
+                holding.owing.add(gateway)
+                self._ask(gateway, holding, 0.0)
+                ledger.recalled_at = self._now
+
+    def _ask(self, gateway: str, holding: Holding, unused_s: float) -> None:
+        holding.asked.add(gateway)
+        self._tell(gateway, Revoke(self._ledger.key, holding.id, unused_s))
+
+    def _start(self) -> None:
+        ledger = self._ledger
+        missing = self._missing()
+        if missing <= 0:
+            ledger.short_since = None
+            return
+        if ledger.short_since is None:
+            ledger.short_since = self._now
+        if self._now < ledger.blocked_until:
+            if ledger.failures > 1:
+                self.refuse_broken()
+            return
+        if self._may_find_slots(ledger.short_since):
+            return
+        for _ in range(missing):
+            node = self._place(ledger.current)
+            if node is None:
+                self._refuse_elsewhere()
+                return
+            instance = self._new_id()
+            ledger.add_start(instance, node, self._now)
+            self.out.append(Start(ledger.current, instance, node))
+
+    def _missing(self) -> int:
+        """How many instances to start now."""
+        ledger = self._ledger
+        reactive = ledger.current.reactive
+        starting, serving = ledger.starting(), ledger.serving()
+        trial = not ledger.serves_current()
+        if trial and (starting or serving):
+            if not ledger.starts_current():
+                return 1 if len(starting) + len(serving) <= reactive.max else 0
+            if serving or ledger.failures:
+                return 0
+        existing = len(starting) + len(serving) + len(ledger.unconfirmed())
+        short = ledger.total_waiting() - len(starting) * reactive.concurrency
+        for_sessions = -(-short // reactive.concurrency)
+        missing = min(max(for_sessions, ledger.floor - existing), reactive.max - existing)
+        return min(missing, 1) if trial and ledger.failures else missing
+
+    def _may_find_slots(self, since: float) -> bool:
+        """What gateways and nodes have not said yet may make a start needless; wait a moment."""
+        if self._now >= since + RECALL_S:
+            return False
+        ledger = self._ledger
+        known = all(not h.asked and not h.doubtful for h in ledger.serving())
+        return not known or bool(ledger.unconfirmed())
+
+    def _refuse_elsewhere(self) -> None:
+        """Nothing can be started here: only who may get a slot of what is here waits on."""
+        ledger = self._ledger
+        if not ledger.serving() and not ledger.starting():
+            reason = f"no node of this data center can run {ledger.key} now"
+            self.refuse("elsewhere", reason, ELSEWHERE_RETRY_S)
+
+    def _stop_idle(self) -> None:
+        """Stop what no session used for `stop_after`; where slots are held, ask first."""
+        if self._partial:
+            return
+        ledger = self._ledger
+        after_s = ledger.current.reactive.stop_after_s
+        serving = sorted(ledger.serving(), key=lambda holding: holding.last_used)
+        spare = serving[: max(0, len(serving) - ledger.floor)]
+        for holding in (*spare, *ledger.unconfirmed()):
+            if self._now < holding.last_used + after_s:
+                continue
+            if not holding.granted:
+                self._stop(holding, f"idle for {after_s:g} s")
+            elif self._now >= holding.asked_at + ASK_AGAIN_S:
+                holding.asked_at = self._now
+                for gateway in holding.granted:
+                    if gateway not in holding.asked:
+                        self._ask(gateway, holding, after_s)
+
+    def _stop_drained(self) -> None:
+        if self._partial:
+            return
+        for holding in self._ledger.draining():
+            if not holding.granted or self._now >= holding.drain_until:
+                self._stop(holding, holding.draining)
+
+    def _stop(self, holding: Holding, reason: str) -> None:
+        holding.state, holding.draining = State.STOPPING, reason
+        self.out.append(Stop(self._ledger.key, holding.id, holding.node, reason))

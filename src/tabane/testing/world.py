@@ -1,0 +1,164 @@
+"""Virtual time, connections that keep order and may break, and nodes that run what they are told
+to: the ground that `tabane.testing.wakes` stands on."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+from typing import TYPE_CHECKING
+
+from tabane.gateway import activation
+from tabane.model import App, Generation, Instance, InstanceId, NodeName, State
+
+if TYPE_CHECKING:
+    from tabane.testing.wakes import VirtualDatacenter
+
+Handler = Callable[[object], None]
+
+
+class World:
+    """Virtual time."""
+
+    def __init__(self, seed: int) -> None:
+        self.now = 1_000.0
+        self.random = Random(seed)
+        self._calls: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = itertools.count()
+
+    def after(self, delay_s: float, call: Callable[[], None]) -> None:
+        heapq.heappush(self._calls, (self.now + delay_s, next(self._order), call))
+
+    def run(self, seconds: float) -> None:
+        end = self.now + seconds
+        while self._calls and self._calls[0][0] <= end:
+            self.now, _, call = heapq.heappop(self._calls)
+            call()
+        self.now = end
+
+
+class Channel:
+    """One direction between two parties: in order, each message late by up to `late_s`."""
+
+    def __init__(self, world: World, deliver: Handler, late_s: float) -> None:
+        self._world = world
+        self._deliver = deliver
+        self._late_s = late_s
+        self._last = 0.0
+        self._sent: list[object] = []
+
+    def send(self, message: object) -> None:
+        delay_s = self._world.random.uniform(0.0001, self._late_s)
+        self._last = max(self._last, self._world.now + delay_s)
+        self._sent.append(message)
+        self._world.after(self._last - self._world.now, self._arrive)
+
+    def cut(self) -> None:
+        """What is on its way is lost, from a random message on."""
+        kept = self._world.random.randint(0, len(self._sent))
+        self._sent[kept:] = [None] * (len(self._sent) - kept)
+
+    def _arrive(self) -> None:
+        message = self._sent.pop(0)
+        if message is not None:
+            self._deliver(message)
+
+
+@dataclass(eq=False)
+class Running:
+    """An instance on its node. `state` as the node has it."""
+
+    app: App
+    instance: InstanceId
+    node: NodeName
+    state: State = State.STARTING
+    told_to_stop: str = ""
+    last_used: float = 0.0
+
+    def view(self) -> Instance:
+        return Instance(
+            id=self.instance,
+            app=self.app.key,
+            revision=self.app.revision,
+            node=self.node,
+            generation=Generation("incarnation", self.instance, 1),
+            state=self.state,
+            address=f"address-of-{self.instance}",
+        )
+
+
+class VirtualNode:
+    """Starts what it is told to, as its data center's `start_takes` and `fails` say."""
+
+    def __init__(self, dc: VirtualDatacenter, name: NodeName) -> None:
+        self.name = name
+        self.running: dict[InstanceId, Running] = {}
+        self.up = True
+        self._dc = dc
+        self.inbox = Channel(dc.world, self._on_message, dc.late_s)
+        self.to_home = Channel(dc.world, lambda event: dc.home.on_event(event), dc.late_s)
+
+    def report(self) -> None:
+        if self.up:
+            found = tuple(running.view() for running in self.running.values())
+            self.to_home.send(activation.NodeReport(self.name, found))
+
+    def restart_agent(self, down_s: float) -> None:
+        """Its instances live on, but for those whose start was not written down yet."""
+        self.up = False
+        self.inbox.cut()
+        self.to_home.cut()
+        for running in list(self.running.values()):
+            if running.state is State.STARTING and self._dc.world.random.random() < 0.5:
+                del self.running[running.instance]
+        self._dc.world.after(down_s, self._come_back)
+
+    def _come_back(self) -> None:
+        self.up = True
+        self.report()
+
+    def _on_message(self, message: object) -> None:
+        if not self.up:
+            return
+        match message:
+            case activation.Start(app=app, instance=instance):
+                running = self.running[instance] = Running(app, instance, self.name)
+                self._dc.world.after(self._dc.start_takes(app), lambda: self._started(running))
+            case activation.Stop(instance=instance, reason=reason):
+                found = self.running.get(instance)
+                if found and found.state in (State.STARTING, State.READY):
+                    found.told_to_stop = reason
+                    found.state = State.STOPPING
+                    self._dc.world.after(self._dc.stop_takes_s, lambda: self.end(found, reason))
+            case activation.Release(instance=instance):
+                if (ended := self.running.get(instance)) and ended.state is State.ABSENT:
+                    del self.running[instance]
+            case _:
+                self.report()
+
+    def _started(self, running: Running) -> None:
+        if self.running.get(running.instance) is not running:
+            return
+        if running.state is not State.STARTING:
+            return
+        if self._dc.fails(running.app):
+            self.end(running, "the program exited with code 1", failed=True)
+            return
+        running.state, running.last_used = State.READY, self._dc.world.now
+        self._tell(activation.InstanceReady(running.view()))
+
+    def end(self, running: Running, reason: str, *, failed: bool = False) -> None:
+        """It stopped or crashed."""
+        if running.state is State.ABSENT or running.instance not in self.running:
+            return
+        running.state = State.ABSENT
+        app = running.app.key
+        self._tell(
+            activation.InstanceEnded(app, running.instance, self.name, reason, failed=failed)
+        )
+
+    def _tell(self, event: activation.Event) -> None:
+        if self.up:
+            self.to_home.send(event)
