@@ -76,7 +76,7 @@ def parse_query(data: bytes) -> Query:
 
 
 def _parse_name(data: bytes, at: int) -> tuple[str, int]:
-    labels = []
+    labels: list[str] = []
     start = at
     while True:
         if at >= len(data):
