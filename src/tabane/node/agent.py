@@ -17,7 +17,7 @@ from typing import NamedTuple
 import msgspec
 
 from tabane.clock import Clock
-from tabane.errors import Closed, NotFound, TabaneError, TimedOut, Unreachable
+from tabane.errors import Closed, NotFound, TabaneError, Unavailable, Unreachable
 from tabane.gateway.activation import (
     AppChanged,
     FloorChanged,
@@ -441,7 +441,7 @@ class Agent:
             data = await self.me.call(
                 agent_of(control), say.encode(request), timeout_s=CONTROL_TIMEOUT_S
             )
-        except (Closed, NotFound, TimedOut) as error:
+        except (Closed, NotFound, Unavailable) as error:
             problem = f"the control node {control} cannot be reached, so nothing was changed"
             raise Unreachable(f"{problem}: {error}", retry_after_s=5.0) from error
         answer = say.parse(data)

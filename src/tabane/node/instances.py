@@ -310,9 +310,10 @@ class Executor:
 
     def _explain(self, running: Running, status: ExitStatus, was_ready: bool) -> str:
         app = running.record.app
+        ended = f"was {status.describe()}" if status.signal else status.describe()
         if was_ready or app.port is None:
-            return f"the program {status.describe()}"
-        return f"the program {status.describe()} before it listened on port {app.port}"
+            return f"the program {ended}"
+        return f"the program {ended} before it listened on port {app.port}"
 
     def _with_last_line(self, running: Running, reason: str) -> str:
         line = last_line(self.spec(running.record).log)
