@@ -197,8 +197,7 @@ class Decisions:
         serving, starting = ledger.serving(), ledger.starting()
         serving.sort(key=lambda h: (h.revision == ledger.revision, h.used))
         surplus = serving[: max(0, len(serving) - limit)]
-        surge = ledger.starts_current() and not ledger.serves_current()
-        room = max(0, limit + surge - (len(serving) - len(surplus)))
+        room = max(0, limit + ledger.rolls() - (len(serving) - len(surplus)))
         starting.sort(key=lambda h: h.revision != ledger.revision)
         for holding in (*surplus, *starting[room:]):
             self.drain(holding, f"more than its max of {limit}")

@@ -169,6 +169,12 @@ class AppLedger:
     def starts_current(self) -> bool:
         return any(holding.revision == self.revision for holding in self.starting())
 
+    def rolls(self) -> bool:
+        """Is the first of a new revision on its way, beside what it will replace?"""
+        there = (*self.serving(), *self.starting())
+        old = any(holding.revision != self.revision for holding in there)
+        return old and self.starts_current() and not self.serves_current()
+
     def starting(self) -> list[Holding]:
         return [h for h in self.instances.values() if h.state is State.STARTING]
 

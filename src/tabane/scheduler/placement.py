@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 
-from tabane.model import App, AppName, Class, InstanceId, NodeName, Value
+from tabane.model import App, AppName, Class, NodeName, Value
 
 
 class NodeView(Value, frozen=True):
@@ -81,11 +81,3 @@ def floors(app: App, datacenters: Iterable[str]) -> dict[str, int]:
         return {}
     share, rest = divmod(app.reactive.min, len(allowed))
     return {dc: share + (number < rest) for number, dc in enumerate(allowed)}
-
-
-def spread(instances: Mapping[InstanceId, NodeName]) -> dict[NodeName, int]:
-    """How many instances there are by node."""
-    counts: dict[NodeName, int] = {}
-    for node in instances.values():
-        counts[node] = counts.get(node, 0) + 1
-    return counts

@@ -1,0 +1,316 @@
+"""What fails, and what cannot be reached."""
+
+import pytest
+
+from tabane.gateway.activation import (
+    BACKOFF_FIRST_S,
+    BACKOFF_LAST_S,
+    RETRY_S,
+    SUSPECT_S,
+    GatewayGone,
+    GatewayJoined,
+)
+from tabane.gateway.decisions import HEALTHY_S
+from tabane.gateway.messages import Broken, Refuse
+from tabane.model import InstanceId
+from tabane.testing.home import Decided, HandledHome
+
+I1 = InstanceId("i1")
+
+
+def held(**reactive: object) -> HandledHome:
+    """`i1` is ready, `g1` holds a slot of it."""
+    home = HandledHome(**reactive)
+    home.demand("g1", 1)
+    home.ready("i1")
+    return home
+
+
+def broken(home: HandledHome, gateway: str = "g1") -> Decided:
+    return home.hear(gateway, Broken(home.app.key, I1, "connection refused"))
+
+
+# Starts that fail
+
+
+def test_a_start_that_failed_once_is_tried_again_and_nobody_is_refused() -> None:
+    home = HandledHome()
+    home.demand("g1", 3)
+    decided = home.ended("i1")
+    assert (decided.starts, decided.refusals) == ([], [])
+    assert home.wait(RETRY_S + 0.01).starts == ["i2"]
+    assert home.ready("i2").grants == [("g1", "i2", 3)]
+
+
+def test_after_the_second_failure_those_who_wait_are_told_why_and_when_to_retry() -> None:
+    home = HandledHome()
+    home.demand("g1", 3)
+    home.ended("i1")
+    home.wait(1)
+    ((gateway, refuse),) = home.ended("i2", "exited with code 7").told(Refuse)
+    assert (gateway, refuse.kind, refuse.sessions) == ("g1", "broken", 3)
+    assert refuse.reason == "exited with code 7"
+    assert refuse.retry_after_s == pytest.approx(2 * BACKOFF_FIRST_S)
+
+
+def test_while_it_is_blocked_newcomers_are_refused_at_once() -> None:
+    home = HandledHome()
+    home.demand("g1", 1)
+    home.ended("i1")
+    home.wait(1)
+    home.ended("i2")
+    home.wait(0.25)
+    ((_, refuse),) = home.demand("g2", 2).told(Refuse)
+    assert (refuse.sessions, refuse.retry_after_s) == (2, pytest.approx(0.75))
+    assert home.wait(3600) == []
+
+
+def test_the_pause_grows_to_a_limit_and_lets_one_trial_through_at_a_time() -> None:
+    home = HandledHome(concurrency=1, max=9)
+    pauses = []
+    for _ in range(12):
+        (instance,) = home.demand("g1", 1).starts
+        if pauses:
+            assert home.demand("g2", 5).starts == []
+        home.ended(instance)
+        pauses.append(home.ledger.blocked_until - home.now)
+        home.demand("g1", 0)
+        home.demand("g2", 0)
+        home.wait(pauses[-1] + 0.01)
+    assert pauses[0] == pytest.approx(RETRY_S)
+    assert pauses[1:6] == pytest.approx([BACKOFF_FIRST_S * 2**n for n in range(1, 6)])
+    assert pauses[-1] == pytest.approx(BACKOFF_LAST_S)
+
+
+def test_a_start_that_would_fail_the_same_way_is_not_tried_again_at_once() -> None:
+    home = HandledHome()
+    home.demand("g1", 1)
+    decided = home.ended("i1", "it did not listen", retry=False)
+    assert decided.refusals == [("g1", "broken", 1)]
+    assert home.ledger.blocked_until > home.now + RETRY_S
+
+
+def test_starts_that_fail_together_count_once() -> None:
+    home = HandledHome(concurrency=1, max=20)
+    for instance in home.demand("g1", 20).starts:
+        assert home.ended(instance).refusals == []
+    assert home.ledger.failures == 1
+    assert home.wait(RETRY_S + 0.01).starts == ["i21"]
+
+
+def test_one_start_of_many_that_fails_is_made_again_when_another_is_ready() -> None:
+    home = HandledHome(concurrency=1, max=3)
+    home.demand("g1", 3)
+    assert home.ended("i1").starts == []
+    assert home.ready("i2").starts == ["i4"]
+
+
+def test_once_a_trial_is_ready_all_that_is_missing_starts() -> None:
+    home = HandledHome(concurrency=1, max=9)
+    home.demand("g1", 5)
+    for number in range(1, 6):
+        home.ended(f"i{number}")
+    (trial,) = home.wait(RETRY_S + 0.01).starts
+    assert len(home.ready(trial).starts) == 4
+
+
+def test_an_app_that_dies_soon_after_it_is_ready_is_started_ever_more_rarely() -> None:
+    home = HandledHome(stop_after_s=1000.0)
+    starts = 0
+    home.demand("g1", 1)
+    for _ in range(600):
+        for holding in home.ledger.starting():
+            starts += 1
+            home.ready(holding.id)
+        home.wait(0.05)
+        for holding in home.ledger.serving():
+            home.ended(holding.id)
+        home.returned("g1", f"i{starts}", 1)
+        home.demand("g1", 1)
+        home.wait(0.05)
+    assert 5 <= starts <= 10
+
+
+def test_failures_are_forgotten_once_an_instance_stayed_healthy() -> None:
+    home = HandledHome(stop_after_s=1000.0, concurrency=1, max=9)
+    home.demand("g1", 1)
+    home.ended("i1")
+    home.wait(1)
+    home.ended("i2")
+    home.wait(2)
+    home.demand("g1", 1)
+    home.ready("i3")
+    assert home.ledger.failures == 2
+    home.wait(HEALTHY_S)
+    home.demand("g1", 0)
+    assert (home.ledger.failures, home.ledger.reason) == (0, "")
+
+
+def test_failures_are_forgotten_when_an_instance_ends_as_it_was_told_to() -> None:
+    home = HandledHome(stop_after_s=1.0)
+    home.demand("g1", 1)
+    home.ended("i1")
+    home.wait(1)
+    home.ready("i2")
+    home.returned("g1", "i2", 1)
+    home.wait(2)
+    home.stopped("i2")
+    assert home.ledger.failures == 0
+
+
+def test_a_failure_of_one_that_ran_long_is_the_first() -> None:
+    home = held(stop_after_s=1000.0)
+    home.wait(HEALTHY_S)
+    home.ended("i1")
+    assert home.ledger.failures == 1
+    assert home.ledger.blocked_until == pytest.approx(home.now + RETRY_S)
+
+
+def test_healthy_instances_from_before_do_not_hide_new_failures() -> None:
+    home = held(stop_after_s=1000.0, concurrency=1, max=3)
+    home.wait(HEALTHY_S * 2)
+    for _ in range(3):
+        home.demand("g1", 1)
+        home.wait(60)
+        (trial,) = home.ledger.starting()
+        home.ended(trial.id)
+    assert home.ledger.failures == 3
+
+
+def test_while_something_serves_those_who_wait_are_not_refused() -> None:
+    home = held(stop_after_s=1000.0, concurrency=1, max=2)
+    for _ in range(4):
+        home.demand("g1", 1)
+        home.wait(60)
+        (trial,) = home.ledger.starting()
+        assert home.ended(trial.id, retry=False).refusals == []
+    assert home.returned("g1", "i1", 1).grants == [("g1", "i1", 1)]
+
+
+def test_what_fails_while_it_is_stopped_is_no_failure() -> None:
+    home = held(stop_after_s=1.0)
+    home.returned("g1", "i1", 1)
+    assert list(home.wait(2).stops) == ["i1"]
+    home.ended("i1", "killed by SIGKILL")
+    assert home.ledger.failures == 0
+
+
+def test_a_new_revision_begins_without_failures() -> None:
+    home = HandledHome()
+    home.demand("g1", 1)
+    home.ended("i1")
+    home.wait(1)
+    home.ended("i2")
+    home.redeploy()
+    assert home.demand("g1", 1).starts == ["i3"]
+
+
+def test_the_old_revision_serves_on_while_the_new_one_does_not_start() -> None:
+    home = held(stop_after_s=1000.0, concurrency=2, max=1)
+    (trial,) = home.redeploy().starts
+    for _ in range(4):
+        assert home.ended(trial, retry=False).refusals == []
+        assert home.demand("g2", 1).grants == [("g2", "i1", 1)]
+        home.returned("g2", "i1", 1)
+        (trial,) = home.wait(60).starts
+    assert home.ready(trial).revokes == [("g1", "i1", None)]
+
+
+def test_a_failure_of_the_old_revision_does_not_hold_up_the_new_one() -> None:
+    home = held(max=1)
+    home.redeploy()
+    home.ended("i1")
+    assert home.ledger.failures == 0
+    assert home.ready("i2").stops == {}
+
+
+# Instances that end or cannot be reached
+
+
+def test_the_address_of_what_ended_is_kept_until_all_slots_are_back() -> None:
+    home = held(concurrency=2, max=1)
+    home.demand("g2", 1)
+    decided = home.ended("i1")
+    assert decided.revokes == [("g1", "i1", None), ("g2", "i1", None)]
+    assert decided.releases == []
+    assert home.returned("g1", "i1", 1).releases == []
+    assert home.returned("g2", "i1", 1).releases == ["i1"]
+
+
+def test_the_address_is_kept_while_a_gateway_is_silent() -> None:
+    home = held()
+    home.returned("g1", "i1", 1)
+    home.handle(GatewayJoined("g2"))
+    assert home.ended("i1").releases == []
+    assert home.report("g2", i1=1).revokes == [("g2", "i1", None)]
+    assert home.returned("g2", "i1", 1).releases == ["i1"]
+
+
+def test_an_end_that_is_told_twice_releases_again_and_counts_once() -> None:
+    home = held()
+    home.returned("g1", "i1", 1)
+    assert home.ended("i1").releases == ["i1"]
+    assert home.ended("i1").releases == ["i1"]
+    assert home.ledger.failures == 1
+
+
+def test_what_could_not_be_reached_gets_no_sessions_for_a_while() -> None:
+    home = held(concurrency=5, max=1, stop_after_s=1000.0)
+    broken(home)
+    assert home.demand("g2", 1).grants == []
+    assert home.wait(SUSPECT_S - 0.1).grants == []
+    assert home.wait(0.2).grants == [("g2", "i1", 1)]
+
+
+def test_another_is_started_while_one_cannot_be_reached() -> None:
+    home = held(concurrency=5, max=2)
+    broken(home)
+    home.returned("g1", "i1", 1)
+    assert home.demand("g1", 1).starts == ["i2"]
+
+
+def test_words_about_what_is_gone_change_nothing() -> None:
+    home = HandledHome()
+    assert broken(home) == []
+    assert home.returned("g1", "i1", 3) == []
+    assert home.still_used("g1", "i1") == []
+
+
+def test_more_slots_given_back_than_held_are_none_held() -> None:
+    home = held(concurrency=5)
+    home.returned("g1", "i1", 3)
+    assert home.demand("g1", 5).grants == [("g1", "i1", 5)]
+
+
+def test_a_ready_that_is_told_twice_changes_nothing() -> None:
+    home = held()
+    assert home.ready("i1") == []
+    assert home.ledger.instances[I1].granted == {"g1": 1}
+
+
+def test_what_was_believed_lost_and_is_ready_after_all_serves() -> None:
+    home = HandledHome(max=1)
+    home.demand("g1", 1)
+    home.handle(GatewayJoined("silent"))
+    home.ended("i1", "its node could not be told to start it")
+    home.ready("i1")
+    assert home.report("silent").grants == [("g1", "i1", 1)]
+
+
+def test_a_stop_that_was_lost_is_told_again() -> None:
+    home = held(stop_after_s=1.0)
+    home.returned("g1", "i1", 1)
+    assert list(home.wait(2).stops) == ["i1"]
+    decided = home.ready("i1")
+    assert list(decided.stops) == ["i1"]
+    assert home.demand("g1", 1).starts == ["i2"]
+
+
+def test_a_stop_that_was_lost_waits_for_sessions_that_came_back_meanwhile() -> None:
+    home = held(stop_after_s=1.0)
+    home.handle(GatewayGone("g1"))
+    assert list(home.wait(2).stops) == ["i1"]
+    home.handle(GatewayJoined("g1"))
+    assert home.ready("i1").stops == {}
+    assert home.report("g1", i1=1).revokes == [("g1", "i1", None)]
+    assert list(home.returned("g1", "i1", 1).stops) == ["i1"]

@@ -1,0 +1,116 @@
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tabane.model import App, AppName, Class, NodeName, Placement, Reactive, Resources
+from tabane.scheduler.placement import NodeView, floors, home_of, place
+
+NODES = [NodeName(f"tokyo/tokyo-{number}") for number in range(5)]
+APPS = [AppName(f"default/app-{number}") for number in range(500)]
+
+
+def view(name: str = "tokyo-1", *, instances: int = 0, memory: int | None = None) -> NodeView:
+    node = NodeName(f"tokyo/{name}")
+    return NodeView(node, ("runc",), (Class.CONTAINER,), instances, memory)
+
+
+def app(**changes: object) -> App:
+    return App(name="hello", image="host", **changes)
+
+
+def test_without_nodes_there_is_no_home() -> None:
+    assert home_of(APPS[0], []) is None
+
+
+def test_every_node_computes_the_same_home() -> None:
+    for key in APPS:
+        assert home_of(key, NODES) == home_of(key, reversed(NODES)) == home_of(key, iter(NODES))
+
+
+def test_homes_are_spread_over_the_nodes() -> None:
+    counts = Counter(home_of(key, NODES) for key in APPS)
+    assert set(counts) == set(NODES)
+    assert min(counts.values()) > len(APPS) / len(NODES) / 2
+
+
+def test_when_a_node_goes_only_its_own_apps_move() -> None:
+    gone, *left = NODES
+    for key in APPS:
+        before = home_of(key, NODES)
+        if before != gone:
+            assert home_of(key, left) == before
+
+
+def test_homes_do_not_change_with_the_version_of_the_code() -> None:
+    assert [home_of(key, NODES) for key in APPS[:4]] == [
+        "tokyo/tokyo-2",
+        "tokyo/tokyo-4",
+        "tokyo/tokyo-1",
+        "tokyo/tokyo-0",
+    ]
+
+
+def test_an_instance_goes_where_the_fewest_of_its_app_are() -> None:
+    nodes = [view("tokyo-1", instances=1), view("tokyo-2", instances=9)]
+    assert place(app(), nodes, {nodes[0].name: 1}).node == nodes[1].name
+
+
+def test_then_where_the_fewest_are_in_all_then_by_name() -> None:
+    crowded, quiet = view("tokyo-1", instances=3), view("tokyo-2", instances=2)
+    assert place(app(), [crowded, quiet], {}).node == quiet.name
+    assert place(app(), [view("tokyo-2"), view("tokyo-1")], {}).node == "tokyo/tokyo-1"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "reason"),
+    [
+        (app(isolation=Class.VM), "has no working driver for class vm"),
+        (app(driver="crun"), "driver crun does not work there"),
+        (app(placement=Placement(("osaka",))), "may not run in tokyo"),
+        (
+            app(resources=Resources(memory_bytes=300 << 20)),
+            "has 200 MiB of memory available, 300 are needed",
+        ),
+    ],
+)
+def test_a_node_that_cannot_run_it_says_why(wanted: App, reason: str) -> None:
+    choice = place(wanted, [view(memory=200 << 20)], {})
+    assert choice.node is None
+    assert choice.reasons == (f"tokyo/tokyo-1: {reason}",)
+
+
+def test_memory_that_is_not_known_is_no_reason_to_refuse() -> None:
+    assert place(app(), [view(memory=None)], {}).node == "tokyo/tokyo-1"
+
+
+def test_every_node_looked_at_is_explained() -> None:
+    nodes = [view("tokyo-1", instances=4), NodeView(NodeName("tokyo/tokyo-2"))]
+    choice = place(app(), nodes, {nodes[0].name: 2})
+    assert choice.reasons == (
+        "tokyo/tokyo-1: has 2 of this app, 4 in all",
+        "tokyo/tokyo-2: has no working driver for class container",
+    )
+
+
+@given(
+    st.integers(0, 50),
+    st.sets(st.sampled_from(["tokyo", "osaka", "ishikari", "naha"])),
+    st.sets(st.sampled_from(["tokyo", "osaka", "ishikari"]), min_size=1),
+)
+def test_min_is_spread_evenly_over_the_allowed_data_centers(
+    low: int, live: set[str], allowed: set[str]
+) -> None:
+    wanted = app(reactive=Reactive(min=low), placement=Placement(tuple(allowed)))
+    shares = floors(wanted, live)
+    assert set(shares) == live & allowed
+    if shares:
+        assert sum(shares.values()) == low
+        assert max(shares.values()) - min(shares.values()) <= 1
+
+
+def test_a_data_center_that_may_not_run_it_has_no_share() -> None:
+    wanted = app(reactive=Reactive(min=3), placement=Placement(("osaka",)))
+    assert floors(wanted, ["tokyo", "osaka"]) == {"osaka": 3}
+    assert floors(wanted, ["tokyo"]) == {}
