@@ -93,3 +93,30 @@ class Supervisor:
         trace: TracebackType | None,
     ) -> None:
         await self.aclose()
+
+
+class Later:
+    """Named actions for later: of several with one name the earliest is done, once."""
+
+    def __init__(self) -> None:
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+
+    def call(self, name: str, delay_s: float, action: Callable[[], None]) -> None:
+        """Do `action` in `delay_s`, unless `name` is due before that already."""
+        loop = asyncio.get_running_loop()
+        known = self._timers.get(name)
+        if known is not None:
+            if known.when() <= loop.time() + delay_s:
+                return
+            known.cancel()
+        self._timers[name] = loop.call_later(delay_s, self._do, name, action)
+
+    def _do(self, name: str, action: Callable[[], None]) -> None:
+        del self._timers[name]
+        action()
+
+    def close(self) -> None:
+        """Forget what is not done yet. Idempotent."""
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()

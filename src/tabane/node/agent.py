@@ -50,19 +50,22 @@ from tabane.node.journal import Journal
 from tabane.node.membership import Membership
 from tabane.node.replication import Follower, Publisher
 from tabane.node.spawner import HolderSpawner
-from tabane.runtimes.api import Link
 from tabane.scheduler.placement import NodeView
 from tabane.security.audit import Line
 from tabane.store.api import Change as Written
 from tabane.store.feed import StoreFeed
 from tabane.store.replica import Replica
 from tabane.store.sqlite import SqliteStore
-from tabane.supervise import Supervisor
+from tabane.supervise import Later, Supervisor
 
 log = logging.getLogger(__name__)
 
 CONTROL_TIMEOUT_S = 10.0
 HUB_TIMEOUT_S = 30.0
+SETTLE_S = 1.0
+"""After nodes came: how long they have to say what they run, before more is started."""
+HYSTERESIS_S = 5.0
+"""A node that cannot be seen for less than this keeps its share of the instances."""
 ROUTES_PER_MESSAGE = 500
 GATEWAY_MESSAGES = (Demand, Returned, StillUsed, Broken, Report)
 
@@ -89,7 +92,7 @@ class Agent:
             paths.run,
             paths.instance_logs,
             config.cgroup,
-            links=_Links(self.pool),
+            links=self.pool,
             prepare_image=lambda app: self.images.prepare(app.image),
             driver_for=self.engines.driver_for,
             clock=clock,
@@ -98,11 +101,12 @@ class Agent:
             on_change=self._on_transition,
             kernel=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
         )
-        self.home = Home(self, clock, app_of=self.app, floor_of=self.floor, nodes=self._node_views)
+        self.home = Home(self, clock, app_of=self.app, nodes=self._node_views)
         self.apps: Apps | None = None
         self.publisher: Publisher | None = None
         self.table = ProcessTable(config.key)
         self.answers = Answering(self)
+        self.later = Later()
         self._followers: set[Callable[[bytes], None]] = set()
 
     # Life
@@ -147,6 +151,7 @@ class Agent:
     async def aclose(self) -> None:
         """Leave everything running; the next agent of this node takes over."""
         self.home.close()
+        self.later.close()
         await self.me.aclose()
         await self.tasks.aclose()
         await self.pool.aclose()
@@ -210,8 +215,8 @@ class Agent:
         self._tell_gateways(say.Routes(tuple(changed), tuple(gone)))
         for app in changed:
             self._prefetch(app)
-        if changed or gone:
-            self.tasks.start("spread", self._spread())
+        if (changed or gone) and self._joined():
+            self.later.call("spread", 0.0, self._start_spread)
 
     def _prefetch(self, app: App) -> None:
         """Have an app's image here before a session wants it."""
@@ -257,6 +262,7 @@ class Agent:
         for member in tuple(self.room.members):
             self._on_presence(member, Change.JOINED)
         self._take_over()
+        self.later.call("spread", SETTLE_S, self._start_spread)
 
     def _on_presence(self, member: str, change: Change) -> None:
         """An agent or gateway came, went, or cannot be seen."""
@@ -275,8 +281,7 @@ class Agent:
     def _on_hub(self, hub: str, is_open: bool) -> None:
         """A node came or went: homes move, and `min` is spread anew."""
         self._take_over()
-        if self.apps is not None:
-            self.tasks.start("spread", self._spread())
+        self.later.call("spread", SETTLE_S if is_open else HYSTERESIS_S, self._start_spread)
 
     def _take_over(self) -> None:
         """Become home of what is ours now, and forget what is not."""
@@ -285,13 +290,20 @@ class Agent:
                 self.home.forget(key)
         for instance in self.executor.instances():
             self._notify_home(_as_found(instance))
+        self.later.call("floors", SETTLE_S, self._apply_floors)
+
+    def _apply_floors(self) -> None:
+        """Keep what is to be kept; not before all nodes can have said what they run."""
         for entry in self.replica.range(FLOORS):
             self._on_floor(AppName(entry.key.removeprefix(FLOORS)))
 
-    async def _spread(self) -> None:
+    def _start_spread(self) -> None:
         if self.apps is not None:
-            live = {node.partition("/")[0] for node in self.nodes.live_nodes()}
-            await self.apps.spread(sorted(live))
+            self.tasks.start("spread", self._spread(self.apps))
+
+    async def _spread(self, apps: Apps) -> None:
+        live = {node.partition("/")[0] for node in self.nodes.live_nodes()}
+        await apps.spread(sorted(live))
 
     async def _publish(self) -> None:
         view = self.engines.view(len(self.executor))
@@ -469,22 +481,6 @@ class Answers(NamedTuple):
 
     by_node: dict[NodeName, bytes]
     silent: tuple[NodeName, ...]
-
-
-class _Links:
-    """The network pool as the executor wants it."""
-
-    def __init__(self, pool: NetworkPool) -> None:
-        self._pool = pool
-
-    async def claim(self, id_base: int, egress: bool) -> Link:
-        return await self._pool.claim(id_base, egress=egress)
-
-    async def release(self, link: Link) -> None:
-        await self._pool.release(link)
-
-    async def recover(self, in_use: list[Link]) -> None:
-        await self._pool.recover(in_use)
 
 
 def _as_found(instance: Instance) -> say.Started | say.Ended:

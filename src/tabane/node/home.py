@@ -9,7 +9,7 @@ from typing import Protocol
 
 from tabane.clock import Clock
 from tabane.gateway import activation
-from tabane.gateway.activation import Activation, AppChanged, FloorChanged, GatewayGone
+from tabane.gateway.activation import Activation, AppChanged, GatewayGone
 from tabane.gateway.ledger import AppLedger
 from tabane.gateway.messages import Report, ToGateway, ToHome
 from tabane.model import App, AppName, InstanceId, NodeName, new_instance_id
@@ -35,8 +35,7 @@ class Performer(Protocol):
 
 
 class Home:
-    """`app_of` gives an app as stored now, `floor_of` its share of `min` here, `nodes` the views of
-    this data center's live nodes."""
+    """`app_of` gives an app as stored now, `nodes` the views of this data center's live nodes."""
 
     def __init__(
         self,
@@ -44,13 +43,11 @@ class Home:
         clock: Clock,
         *,
         app_of: Callable[[AppName], App | None],
-        floor_of: Callable[[AppName], int],
         nodes: Callable[[], list[NodeView]],
     ) -> None:
         self._performer = performer
         self._clock = clock
         self._app_of = app_of
-        self._floor_of = floor_of
         self._nodes = nodes
         self._activation = Activation(self._place, new_instance_id)
         self._timer: asyncio.TimerHandle | None = None
@@ -124,8 +121,6 @@ class Home:
         """Activation learns of an app when something first happens to it here."""
         if self._activation.ledger(app) is None:
             self.handle(AppChanged(app, self._app_of(app)))
-            if floor := self._floor_of(app):
-                self.handle(FloorChanged(app, floor))
 
     def _perform(self, instructions: list[activation.Instruction]) -> None:
         for instruction in instructions:

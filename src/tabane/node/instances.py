@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -38,11 +38,11 @@ PARALLEL_STARTS = 4
 class Links(Protocol):
     """The part of `tabane.network.NetworkPool` the executor needs."""
 
-    async def claim(self, id_base: int, egress: bool) -> Link | None: ...
+    async def claim(self, id_base: int, *, egress: bool) -> Link: ...
 
     async def release(self, link: Link) -> None: ...
 
-    async def recover(self, in_use: list[Link]) -> None: ...
+    async def recover(self, in_use: Iterable[Link]) -> None: ...
 
 
 class Record(Value, frozen=True):
@@ -179,7 +179,7 @@ class Executor:
         driver = self._driver_for(app)
         image = await self._prepare_image(app)
         image_s = self._clock.now() - began
-        link = await self._links.claim(app.id_base, app.network.egress)
+        link = await self._links.claim(app.id_base, egress=app.network.egress)
         phases["network"] = micros(self._clock.now() - began - image_s)
         instance = Instance(
             id=instance_id,
@@ -190,7 +190,7 @@ class Executor:
             state=State.PREPARING,
             isolation=driver.isolation,
             driver=driver.name,
-            address=link.address if link is not None else "",
+            address=link.address,
             cgroup=f"{self._cgroup}/{instance_id}",
             kernel=self._kernel,
             created_at=self._clock.wall(),

@@ -16,6 +16,7 @@ import itertools
 import os
 import socket
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
 
@@ -45,7 +46,7 @@ class PretendLinks:
         self._numbers = itertools.count(2)
         self.in_use: set[str] = set()
 
-    async def claim(self, id_base: int, egress: bool) -> Link:
+    async def claim(self, id_base: int, *, egress: bool) -> Link:
         number = next(self._numbers)
         address = f"127.96.{number >> 8 & 255}.{number & 255}"
         self.in_use.add(address)
@@ -54,7 +55,7 @@ class PretendLinks:
     async def release(self, link: Link) -> None:
         self.in_use.remove(link.address)
 
-    async def recover(self, in_use: list[Link]) -> None:
+    async def recover(self, in_use: Iterable[Link]) -> None:
         self.in_use = {link.address for link in in_use}
 
 
@@ -76,9 +77,7 @@ class PretendNode:
         self._clock = clock
         self.router = GatewayRouter(self, clock)
         self.gateway = HttpGateway(self.router, self.tasks)
-        self.home = Home(
-            self, clock, app_of=self.apps.get, floor_of=lambda key: 0, nodes=lambda: [VIEW]
-        )
+        self.home = Home(self, clock, app_of=self.apps.get, nodes=lambda: [VIEW])
         self.executor = Executor(
             NODE,
             "one-life",
