@@ -92,7 +92,7 @@ class Closed(PeerError):
 
 
 class Refused(PeerError):
-    """The other side said no. `reason` is the code of the error it raised, as `stale`, if it did."""
+    """The other side said no. `reason`: the code of the error it raised, as `stale`, if it did."""
 
     code = "refused"
 
@@ -127,7 +127,7 @@ class SystemFault(TabaneError):
 
 
 class EngineError(SystemFault):
-    """An engine failed. `status`: its exit status (negative: a signal), `output`: its last words."""
+    """An engine failed. `status`: of its exit (negative: a signal), `output`: its last words."""
 
     code = "engine"
 

@@ -22,7 +22,7 @@ METHODS = (b"GET", b"GET", b"HEAD", b"PUT", b"POST")
 
 
 def erratic(dice: random.Random) -> Script:
-    """Answer in all manners of framing and timing; at times break off, or say more than is right."""
+    """Answer in all manners of framing and timing; at times break off, or say too much."""
 
     async def script(wire: Wire) -> None:
         while True:
