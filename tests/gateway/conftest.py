@@ -18,6 +18,6 @@ def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> Mapping[str, LoopFactory]:
     loops: dict[str, LoopFactory] = {"asyncio": asyncio.new_event_loop}
-    if item.path.name.startswith("test_http"):
+    if item.path.name.startswith("test_http") and item.path.name != "test_http_mixup.py":
         loops["uvloop"] = uvloop.new_event_loop
     return loops
