@@ -264,9 +264,9 @@ def test_it_is_stopped_soon_after_it_was_idle_for_stop_after(takes_s: float) -> 
     send(dc, 0, 1, takes_s=takes_s)
     dc.world.run(0.5)
     (session,) = send(dc, 1, 1, takes_s=takes_s)
-    dc.world.run(takes_s)
+    dc.world.run(takes_s + 0.1)
     assert session.outcome == "served"
-    dc.world.run(29.9)
+    dc.world.run(29.7)
     assert dc.home.stopped == []
-    dc.world.run(0.3)
+    dc.world.run(0.6)
     assert len(dc.home.stopped) == 1

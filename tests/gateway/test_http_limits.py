@@ -208,13 +208,17 @@ async def test_an_app_that_falls_silent_in_its_answer_is_cut() -> None:
 
 
 async def test_an_app_that_does_not_read_the_body_gets_cut_and_the_client_504() -> None:
+    connected = asyncio.Event()
+
     async def deaf(wire: Wire) -> None:
         wire.writer.transport.pause_reading()
+        connected.set()
         await asyncio.Event().wait()
 
     async with http_rig(deaf, limits=HttpLimits(body_idle_timeout_s=60)) as rig:
         wire = await rig.connect()
         wire.writer.write(POST + b"Content-Length: 90000000\r\n\r\n" + b"x" * 20_000_000)
+        await connected.wait()
         await rig.until(lambda: rig.app.held == 1 and any(c.is_deaf for c in clients(rig)))
         rig.pass_time(30)
         rig.pass_time(31)
