@@ -108,7 +108,9 @@ class Cluster:
         sock.settimeout(timeout_s)
         connection = HTTPConnection("localhost")
         connection.sock = sock
-        headers = {"Content-Type": "application/json"} if isinstance(body, bytes) else {}
+        headers = {"Connection": "close"}
+        if isinstance(body, bytes):
+            headers["Content-Type"] = "application/json"
         try:
             connection.request(method, _quote(path), body, headers)
             response = connection.getresponse()
@@ -116,7 +118,8 @@ class Cluster:
             connection.close()
             raise Unreachable(f"{name} broke off: {error or type(error).__name__}") from error
         if response.status >= 400:
-            raise _error_of(response.status, response.read())
+            with response:
+                raise _error_of(response.status, response.read())
         return response
 
     def _connect_any(self, nodes: list[str]) -> tuple[str, socket.socket]:
