@@ -1,4 +1,4 @@
-"""The tests run on asyncio, the reference; on uvloop their rig sometimes waits for ever."""
+"""The HTTP gateway's tests run on both event loops: uvloop serves, asyncio is the reference."""
 
 from __future__ import annotations
 
@@ -18,4 +18,6 @@ def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> Mapping[str, LoopFactory]:
     loops: dict[str, LoopFactory] = {"asyncio": asyncio.new_event_loop}
+    if item.path.name.startswith("test_http"):
+        loops["uvloop"] = uvloop.new_event_loop
     return loops

@@ -49,6 +49,13 @@ STREAM = b"".join(REQUESTS)
 EXPECTED = list(zip([b"/", *(b"/%d" % n for n in range(1, 8))], BODIES, strict=True))
 
 
+@given(st.lists(st.integers(0, len(STREAM)), max_size=12))
+@example(list(range(len(STREAM))))
+@example([])
+def test_requests_do_not_depend_on_how_they_are_cut(cuts: list[int]) -> None:
+    assert read_requests(cut(STREAM, cuts)) == EXPECTED
+
+
 RESPONSES: list[tuple[bytes, bytes, bytes]] = [
     (b"GET", b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n\r\n\r\nab", b"\r\n\r\nab"),
     (

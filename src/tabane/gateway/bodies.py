@@ -85,9 +85,13 @@ class ChunkedBody:
             self._quiet = 0 if len(pieces) > before else self._quiet + len(piece)
             if self._quiet > QUIET_BYTES:
                 raise BadMessage(400, f"the body's trailers are over {QUIET_BYTES} bytes long")
-            self._tail = piece[-3:]
+            self._tail = (self._tail + piece)[-3:]
             start = end
         return start
+
+    def on_message_begin(self) -> None:
+        if self.is_done:  # never: it would take another message's bytes for this one's
+            raise ValueError("llhttp was fed beyond the end of a body")
 
     def on_body(self, piece: bytes) -> None:
         self._pieces.append(piece)

@@ -46,10 +46,6 @@ class Upstream(Flow):
         """It has served an exchange before."""
         self.unused_at = 0.0
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        self._pools.on_made(self)
-
     def begin(self, peer: Peer, method: bytes) -> None:
         """Serve `peer`, whose request has this method."""
         assert self.peer is None
@@ -154,11 +150,9 @@ class Pools:
             )
         if connection.transport.is_closing():
             raise ConnectionResetError("it was closed at once")
-        return connection
-
-    def on_made(self, connection: Upstream) -> None:
         self._all.add(connection)
         self._emptied.clear()
+        return connection
 
     def on_lost(self, connection: Upstream) -> None:
         self._all.discard(connection)
