@@ -29,6 +29,14 @@ def wait_until(condition: Any) -> None:
         time.sleep(POLL_S)
 
 
+def is_gone(pid: int) -> bool:
+    """Whether a process has ended, waited for or not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
 class HolderProcess:
     """`python -m tabane.node.holder`; the control socket's path is longer than 108 bytes."""
 
@@ -94,6 +102,11 @@ class HolderProcess:
 @pytest.fixture(name="wait_until")
 def wait_until_fixture() -> Any:
     return wait_until
+
+
+@pytest.fixture(name="is_gone")
+def is_gone_fixture() -> Any:
+    return is_gone
 
 
 @pytest.fixture

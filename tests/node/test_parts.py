@@ -134,7 +134,7 @@ def test_one_that_ends_at_once_harms_nobody(holder: Any, wait_until: Any) -> Non
     assert holder.terminate() == 0
 
 
-def test_one_that_ignores_term_is_killed(holder: Any, wait_until: Any) -> None:
+def test_one_that_ignores_term_is_killed(holder: Any, wait_until: Any, is_gone: Any) -> None:
     ready = holder.directory / "ready"
     deaf = part("agent", DEAF, str(ready))
     program = "import tabane.node.holder as h\nh.STOP_TIMEOUT_S = 0.2\nh.main()"
@@ -142,7 +142,7 @@ def test_one_that_ignores_term_is_killed(holder: Any, wait_until: Any) -> None:
     wait_until(ready.exists)
     (pid,) = holder.children()
     assert holder.terminate() == 0
-    wait_until(lambda: not Path(f"/proc/{pid}").exists())
+    wait_until(lambda: is_gone(pid))
 
 
 def test_the_pause_doubles_up_to_a_limit() -> None:
