@@ -108,7 +108,8 @@ def test_slots_of_an_instance_no_node_has_told_of_are_counted() -> None:
     home = held(concurrency=2, max=1)
     recover(home, "g1")
     home.report("g1", i1=2)
-    assert home.demand("g2", 1).starts == []
+    home.demand("g2", 1)
+    assert home.wait(1).starts == []
     home.ready("i1")
     assert home.ledger.instances[I1].granted == {"g1": 2}
     assert home.wait(1).starts == []

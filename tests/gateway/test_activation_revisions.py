@@ -2,7 +2,7 @@
 
 import pytest
 
-from tabane.gateway.activation import AppChanged
+from tabane.gateway.activation import AppChanged, GatewayJoined
 from tabane.gateway.messages import Grant
 from tabane.model import Placement, Reactive
 from tabane.testing.home import HandledHome
@@ -116,3 +116,15 @@ def test_many_sessions_during_a_roll_never_exceed_max_by_more_than_one(limit: in
     home.demand("g1", 100)
     home.wait(5)
     assert len(home.ledger.serving()) + len(home.ledger.starting()) == limit + 1
+
+
+def test_a_new_revision_waits_until_what_is_above_a_lowered_max_may_be_stopped() -> None:
+    home = HandledHome(concurrency=1, max=3)
+    home.demand("g1", 3)
+    for instance in ("i1", "i2", "i3"):
+        home.ready(instance)
+    home.handle(GatewayJoined("silent"))
+    home.deploy(max=1)
+    assert home.redeploy().starts == []
+    assert home.report("silent").starts == ["i4"]
+    assert len(home.ledger.draining()) == 2
