@@ -49,6 +49,7 @@ STREAM = b"".join(REQUESTS)
 EXPECTED = list(zip([b"/", *(b"/%d" % n for n in range(1, 8))], BODIES, strict=True))
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, len(STREAM)), max_size=12))
 @example(list(range(len(STREAM))))
 @example([])
@@ -74,6 +75,7 @@ RESPONSES: list[tuple[bytes, bytes, bytes]] = [
 
 
 @pytest.mark.parametrize(("method", "data", "body"), RESPONSES)
+@settings(deadline=None)
 @given(cuts=st.lists(st.integers(0, 200), max_size=6), behind=st.binary(max_size=3))
 @example(cuts=list(range(200)), behind=b"")
 @example(cuts=[], behind=b"HTTP")
@@ -112,6 +114,7 @@ def test_an_end_does_not_complete_other_responses(data: bytes) -> None:
     assert not reader.complete
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300), st.lists(st.integers(0, 300), max_size=4))
 def test_any_bytes_give_messages_or_one_error(data: bytes, cuts: list[int]) -> None:
     readers: list[Any] = [RequestReader(), ResponseReader(b"GET")]
@@ -130,7 +133,7 @@ ALPHABET = st.sampled_from(
 )
 
 
-@settings(max_examples=400)
+@settings(max_examples=400, deadline=None)
 @given(st.lists(ALPHABET, max_size=25), st.lists(st.integers(0, 300), max_size=4))
 def test_near_requests_give_the_same_however_they_are_cut(
     words: list[bytes], cuts: list[int]
