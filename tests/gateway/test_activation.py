@@ -201,6 +201,15 @@ def test_a_gateway_is_asked_once_for_the_next_slot_until_it_gave_one() -> None:
     assert decided.revokes == [("g1", "i1", 0.0)]
 
 
+def test_who_begins_to_wait_between_two_rounds_of_questions_is_not_forgotten() -> None:
+    home = running("g1", concurrency=2, max=1)
+    home.demand("g1", 1)
+    home.demand("g2", 1)
+    home.returned("g1", "i1", 1)
+    assert home.demand("g3", 1).revokes == []
+    assert sorted(home.wait(RECALL_S + 0.01).revokes) == [("g1", "i1", 0.0), ("g2", "i1", 0.0)]
+
+
 def test_a_busy_gateway_gives_slots_to_one_whose_sessions_wait_longer() -> None:
     """Or else a gateway that always has sessions of its own would keep its slots for ever."""
     home = running("greedy", concurrency=2, max=1)

@@ -159,9 +159,13 @@ def test_failures_are_forgotten_when_an_instance_ends_as_it_was_told_to() -> Non
 
 
 def test_a_failure_of_one_that_ran_long_is_the_first() -> None:
-    home = held(stop_after_s=1000.0)
-    home.wait(HEALTHY_S)
+    home = HandledHome(stop_after_s=1000.0)
+    home.demand("g1", 1)
     home.ended("i1")
+    home.wait(1)
+    home.ready("i2")
+    home.wait(HEALTHY_S)
+    home.ended("i2")
     assert home.ledger.failures == 1
     assert home.ledger.blocked_until == pytest.approx(home.now + RETRY_S)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tabane.gateway.activation import AppChanged, GatewayJoined
+from tabane.gateway.activation import AppChanged, FloorChanged, GatewayJoined
 from tabane.gateway.messages import Grant
 from tabane.model import Placement, Reactive
 from tabane.testing.home import HandledHome
@@ -35,6 +35,14 @@ def test_when_the_app_is_removed_all_is_refused_and_drained() -> None:
     home.stopped("i2")
     assert home.activation.apps() == ()
     assert home.wait(1000) == []
+
+
+def test_a_removed_app_with_a_floor_is_forgotten_too() -> None:
+    home = HandledHome()
+    home.handle(FloorChanged(home.app.key, 1))
+    assert list(home.handle(AppChanged(home.app.key, None)).stops) == ["i1"]
+    home.stopped("i1")
+    assert home.activation.apps() == ()
 
 
 def test_sessions_of_an_app_that_is_gone_are_refused() -> None:
@@ -128,3 +136,10 @@ def test_a_new_revision_waits_until_what_is_above_a_lowered_max_may_be_stopped()
     assert home.redeploy().starts == []
     assert home.report("silent").starts == ["i4"]
     assert len(home.ledger.draining()) == 2
+
+
+def test_of_too_many_starts_that_of_the_new_revision_is_kept() -> None:
+    home = HandledHome(concurrency=1, max=3)
+    home.demand("g1", 3)
+    assert home.redeploy().starts == ["i4"]
+    assert list(home.deploy(max=1).stops) == ["i2", "i3"]
