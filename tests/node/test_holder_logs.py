@@ -85,15 +85,16 @@ async def test_a_log_is_rotated(spawner: HolderSpawner, holder: Any) -> None:
 async def test_what_was_left_behind_goes_on_writing(
     spawner: HolderSpawner, holder: Any, wait_until: Any
 ) -> None:
-    log, fifo = holder.directory / "log", holder.directory / "fifo"
-    os.mkfifo(fifo)
-    left_behind = f"read x < {fifo}; echo $x; read y < {fifo}; printf $y; exit 3"
+    log, first, second = (holder.directory / name for name in ("log", "first", "second"))
+    os.mkfifo(first)
+    os.mkfifo(second)
+    left_behind = f"read x < {first}; echo $x; read y < {second}; printf $y; exit 3"
     await spawner.spawn(engine(holder.directory, left_behind, log))
     await spawner.finished("a")
     assert texts(log) == b"engine\n"
-    fifo.write_text("instance\n")
+    first.write_text("instance\n")
     wait_until(lambda: texts(log) == b"engine\ninstance\n")
-    fifo.write_text("bye\n")
+    second.write_text("bye\n")
     assert await spawner.exited("a") == ExitStatus(code=3)
     assert texts(log) == b"engine\ninstance\nbye\n"
 
@@ -111,8 +112,10 @@ async def test_what_is_written_while_no_agent_is_there_is_kept(
     wait_until(lambda: not holder.children())
     expected = b"engine\n" + b"".join(b"%d\n" % n for n in range(1, 20001))
     wait_until(lambda: texts(log) == expected)
-    await spawner.connect()
-    assert await spawner.exited("a") == ExitStatus()
+    following = HolderSpawner(holder.control)
+    await following.connect()
+    assert await following.exited("a") == ExitStatus()
+    following.close()
 
 
 async def test_forgetting_keeps_what_was_written(
@@ -132,19 +135,19 @@ async def test_forgetting_keeps_what_was_written(
 async def test_output_that_cannot_be_written_is_said_once_and_harms_nobody(
     spawner: HolderSpawner, holder: Any, wait_until: Any
 ) -> None:
-    blocked, fifo = holder.directory / "instance", holder.directory / "fifo"
+    blocked, first, second = (holder.directory / name for name in ("blocked", "first", "second"))
     blocked.write_text("not a directory")
-    os.mkfifo(fifo)
-    script = f"echo 1; echo 2; read x < {fifo}; echo 3; read x < {fifo}; echo 4"
+    os.mkfifo(first)
+    os.mkfifo(second)
+    script = f"echo 1; echo 2; read x < {first}; echo 3; read x < {second}; echo 4"
     await spawner.spawn(sh("a", script, log=blocked / "log"))
-    with fifo.open("w") as go:
-        said = f"holder: output of a is lost: [Errno 17] File exists: '{blocked}'\n"
-        wait_until(lambda: said in holder.log.read_text())
-        blocked.unlink()
-        go.write("go on\n")
+    said = f"holder: output of a is lost: [Errno 17] File exists: '{blocked}'\n"
+    wait_until(lambda: said in holder.log.read_text())
+    blocked.unlink()
+    first.write_text("go on\n")
     wait_until((blocked / "log").exists)
     wait_until(lambda: texts(blocked / "log") == b"3\n")
-    fifo.write_text("go on\n")
+    second.write_text("go on\n")
     assert await spawner.exited("a") == ExitStatus()
     assert texts(blocked / "log") == b"3\n4\n"
     assert holder.log.read_text() == said

@@ -31,7 +31,7 @@ class _Job:
 
 
 class HolderSpawner(asyncio.Protocol):
-    """A `tabane.runtimes.api.Spawner` that asks the holder. `connect()` before use."""
+    """A `tabane.runtimes.api.Spawner` that asks the holder. `connect()` once, before use."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -48,7 +48,6 @@ class HolderSpawner(asyncio.Protocol):
         """
         sock = connect_unix(self._path)
         loop = asyncio.get_running_loop()
-        self._jobs, self._inbox = {}, b""
         told = self._answers[GREETING] = loop.create_future()
         self._transport, _ = await loop.create_unix_connection(lambda: self, sock=sock)
         await told
