@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from tabane.gateway.exchange import Exchange
 from tabane.gateway.flow import Flow
-from tabane.gateway.forwarding import Provenance
+from tabane.gateway.forwarding import Provenance, provenance_of
 from tabane.gateway.http1 import REPLAY_BYTES, RequestReader
 from tabane.gateway.replies import Reply, encode_reply, reply_for
 from tabane.gateway.tunnel import Tunnel
@@ -66,7 +66,7 @@ class Client(Flow):
         gateway = self.gateway
         peer = transport.get_extra_info("peername")
         name = peer[0] if isinstance(peer, tuple) else "unknown"
-        self.provenance = Provenance(name, gateway.scheme, trusted=gateway.forward)
+        self.provenance = provenance_of(name, gateway.scheme, gateway.forward)
         if not gateway.admit(self):
             self.reply(TOO_MANY, None)
 
@@ -129,8 +129,7 @@ class Client(Flow):
 
     # Answers go.
 
-    def write(self, out: list[bytes]) -> None:
-        data = out[0] if len(out) == 1 else b"".join(out)
+    def write(self, data: bytes) -> None:
         self.gateway.counters.sent_bytes += len(data)
         self.transport.write(data)
 
@@ -149,7 +148,7 @@ class Client(Flow):
         is_head = request is not None and request.head.method == b"HEAD"
         if exchange is None:
             self.gateway.counters.responses[reply.status // 100] += 1
-        self.write([encode_reply(reply, connection=connection, is_head=is_head, refused=refused)])
+        self.write(encode_reply(reply, connection=connection, is_head=is_head, refused=refused))
         self.on_done(keep_alive=keep_alive)
 
     def on_done(self, *, keep_alive: bool) -> None:
@@ -159,8 +158,10 @@ class Client(Flow):
             self.leave()
             return
         self.deadline = self.gateway.now + self.gateway.limits.idle_timeout_s
-        self.reader.resume()
-        self._begin_next()
+        reader = self.reader
+        reader.resume()
+        if reader.request is not None or reader.error is not None or reader.in_head:
+            self._begin_next()
         if not self.reads:
             self.balance()
 

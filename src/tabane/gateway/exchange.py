@@ -23,13 +23,12 @@ import enum
 import logging
 from typing import TYPE_CHECKING
 
-from tabane.errors import TabaneError, TimedOut, Unreachable
+from tabane.errors import NotFound, TabaneError, TimedOut, Unreachable
 from tabane.gateway.api import Route, Slot
 from tabane.gateway.forwarding import (
     CONTINUE,
     LAST_CHUNK,
-    UNKNOWN,
-    choose_manner,
+    NO_ANSWER,
     encode_chunk,
     encode_interim,
     encode_request,
@@ -37,6 +36,7 @@ from tabane.gateway.forwarding import (
     forward_fields,
 )
 from tabane.gateway.headers import BadMessage
+from tabane.gateway.heads import ResponseHead
 from tabane.gateway.http1 import REPLAY_BYTES, Request, ResponseReader
 from tabane.gateway.replies import Reply, reply_for
 from tabane.gateway.tunnel import Tunnel
@@ -47,7 +47,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-IDEMPOTENT = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"})
 GRACE_S = 5.0
 """Beyond the router's own deadline, in case the router itself does not answer."""
 
@@ -66,57 +65,57 @@ WAITING, SENT, ANSWERING, TUNNEL, DONE = Stage
 class Exchange:
     """Made by a `Client` for each of its requests; `begin` sets it going."""
 
-    __slots__ = (
-        *("_client", "_gateway", "_manner", "_owes_continue", "_sent_whole"),
-        *("_slot", "_task", "_tries", "_upstream", "_wrote", "begun", "request", "route"),
-        *("stage", "status"),
-    )
+    route: Route | None = None
+    stage = WAITING
+    status = 0
+    """Of the final answer, once there is one."""
+    _slot: Slot | None = None
+    _upstream: Upstream | None = None
+    _task: asyncio.Task[None] | None = None
+    _tries = 1
+    _wrote = False
+    _sent_whole = False
+    _answer = NO_ANSWER
 
     def __init__(self, client: Client, request: Request) -> None:
         self._client = client
         self._gateway = client.gateway
         self.request = request
-        self.route: Route | None = None
-        self.stage = WAITING
-        self.status = 0
-        """Of the final answer, once there is one."""
         self.begun = client.gateway.now
-        self._slot: Slot | None = None
-        self._upstream: Upstream | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._tries = 1
-        self._wrote = False
-        self._sent_whole = False
         self._owes_continue = request.head.expects_continue
-        self._manner = UNKNOWN
 
     # Find a slot and a connection.
 
     def begin(self) -> None:
+        gateway, head = self._gateway, self.request.head
         try:
-            self._slot = self._choose()
+            if gateway.forward:
+                slot = self._accept()
+            else:
+                self.route = route = gateway.router.route(head.host, head.path)
+                if route is None:
+                    raise NotFound(f"no app has the host name {head.host!r}")
+                slot = gateway.router.acquire_nowait(route)
         except TabaneError as error:
             self._reply(reply_for(error))
             return
+        self._slot = slot
         upstream = None
-        if self._slot is not None:
-            upstream = self._gateway.pools.take(self._slot.pool, replayable=self._is_safe)
+        if slot is not None:
+            upstream = gateway.pools.take(slot.pool, head.is_idempotent)
         if upstream is not None:
             self._send(upstream)
         else:
             self._wait()
 
-    def _choose(self) -> Slot | None:
-        """A slot that is free now; None: wait for one of `route`. Raises what the router raises."""
-        gateway, request = self._gateway, self.request
-        if gateway.forward:
-            chosen = gateway.router.accept_forward(forward_fields(request.head))
-            if not isinstance(chosen, Route):
-                return chosen
-            self.route = chosen
-        else:
-            self.route = gateway.find_route(request.head)
-        return gateway.router.acquire_nowait(self.route)
+    def _accept(self) -> Slot | None:
+        """The slot that another gateway means, or a free one of the app that it means."""
+        router = self._gateway.router
+        chosen = router.accept_forward(forward_fields(self.request.head))
+        if not isinstance(chosen, Route):
+            return chosen
+        self.route = chosen
+        return router.acquire_nowait(chosen)
 
     def _wait(self, *, fresh: bool = False) -> None:
         """Look for what is missing in a task of its own; `fresh`: take no kept connection."""
@@ -153,7 +152,7 @@ class Exchange:
                 assert self.route is not None
                 self._slot = await self._gateway.router.acquire(self.route)
             slot = self._slot
-            upstream = None if fresh else pools.take(slot.pool, replayable=self._is_safe)
+            upstream = None if fresh else pools.take(slot.pool, self._is_safe)
             if upstream is not None:
                 return upstream
             try:
@@ -182,7 +181,7 @@ class Exchange:
     @property
     def _is_safe(self) -> bool:
         """It may reach apps twice."""
-        return self.request.head.method in IDEMPOTENT and self.request.is_replayable
+        return self.request.head.is_idempotent and self.request.is_replayable
 
     @property
     def blocks_reading(self) -> bool:
@@ -194,20 +193,21 @@ class Exchange:
     def _send(self, upstream: Upstream) -> None:
         slot, client, request = self._slot, self._client, self.request
         assert slot is not None
+        head = request.head
         self._upstream = upstream
         self.stage = SENT
         self._wrote = True
-        upstream.begin(self, request.head.method)
+        upstream.begin(self, head.method)
         if client.is_full:
             upstream.read(False)
-        self._send_body(
-            encode_request(
-                request.head,
-                client.provenance,
-                slot.headers,
-                self._owes_continue and not request.buffered,
-            )
-        )
+        expects_continue = self._owes_continue and not request.buffered
+        out = encode_request(head, client.provenance, slot.headers, expects_continue)
+        if head.has_body:
+            self._send_body(out)
+        else:
+            self._sent_whole = True
+            client.deadline = self._gateway.now + self._response_timeout_s
+            upstream.transport.write(out)
         if not client.reads:
             client.balance()
 
@@ -252,25 +252,20 @@ class Exchange:
     # The response comes back.
 
     def on_response(self, reader: ResponseReader) -> None:
-        out: list[bytes] = []
+        out = b""
         try:
             if reader.interims:
-                self._pass_interims(reader, out)
-            if (
-                reader.head is not None
-                and self.stage is SENT
-                and not self._begin_answer(reader, out)
-            ):
-                return
+                out = self._pass_interims(reader)
+            if self.stage is SENT and reader.head is not None:
+                if not self._begin_answer(reader, reader.head, out):
+                    return
+                out += self._answer.head
         except BadMessage as error:
             self._fail(error.message)
             return
         if reader.body:
             pieces, reader.body = reader.body, []
-            if self._manner.chunked:
-                out.append(encode_chunk(pieces))
-            else:
-                out += pieces
+            out += encode_chunk(pieces) if self._answer.chunked else b"".join(pieces)
         if reader.complete:
             self._complete(reader, out)
             return
@@ -281,7 +276,8 @@ class Exchange:
         if reader.error is not None:
             self._fail(reader.error.message)
 
-    def _pass_interims(self, reader: ResponseReader, out: list[bytes]) -> None:
+    def _pass_interims(self, reader: ResponseReader) -> bytes:
+        out = b""
         for interim in reader.interims:
             if self.request.head.is_http_1_0 or (interim.status == 100 and not self._owes_continue):
                 continue
@@ -289,27 +285,26 @@ class Exchange:
                 self._owes_continue = False
                 limits = self._gateway.limits
                 self._client.deadline = self._gateway.now + limits.body_idle_timeout_s
-            out.append(encode_interim(interim))
+            out += encode_interim(interim)
         reader.interims = []
+        return out
 
-    def _begin_answer(self, reader: ResponseReader, out: list[bytes]) -> bool:
-        """Put the final response's head into `out`; False when the exchange goes another way."""
-        slot, request, response = self._slot, self.request, reader.head
+    def _begin_answer(self, reader: ResponseReader, head: ResponseHead, before: bytes) -> bool:
+        """Settle the answer; it follows what came `before`. False: the exchange went elsewhere."""
+        slot, request = self._slot, self.request
         assert slot is not None
-        assert response is not None
-        if response.refused and slot.headers and self._go_elsewhere(response.refused):
+        if head.refused and slot.headers and self._go_elsewhere(head.refused):
             return False
-        switches = response.status == 101
-        if switches and not (request.head.upgrade and response.upgrade):
+        switches = head.status == 101
+        if switches and not (request.head.upgrade and head.upgrade):
             raise BadMessage(502, "the app changed the protocol, which nobody asked for")
         wanted = request.head.keep_alive and request.complete and not self._gateway.draining
-        self._manner = choose_manner(request.head, reader, keep_alive=wanted)
-        out.append(encode_response(response, self._manner))
+        self._answer = encode_response(request.head, head, wanted)
         slot.first_byte()
         self.stage = ANSWERING
-        self.status = response.status
+        self.status = head.status
         if switches:
-            self._open_tunnel(reader, out)
+            self._open_tunnel(reader, before + self._answer.head)
         return not switches
 
     def _go_elsewhere(self, code: bytes) -> bool:
@@ -392,7 +387,7 @@ class Exchange:
         assert upstream is not None
         if self._owes_continue:
             self._owes_continue = False
-            self._client.write([CONTINUE])
+            self._client.write(CONTINUE)
             self._extend()
         elif self.request.complete:
             reason = f"the app did not answer within {self._response_timeout_s:g} s"
@@ -406,22 +401,23 @@ class Exchange:
 
     # The five ends.
 
-    def _complete(self, reader: ResponseReader, out: list[bytes]) -> None:
-        if self._manner.chunked:
-            out.append(LAST_CHUNK)
+    def _complete(self, reader: ResponseReader, out: bytes) -> None:
+        answer, gateway = self._answer, self._gateway
+        if answer.chunked:
+            out += LAST_CHUNK
         if out:
             self._client.write(out)
         upstream, self._upstream = self._upstream, None
         assert upstream is not None
         upstream.end()
         if self._sent_whole and reader.is_reusable and not upstream.transport.is_closing():
-            self._gateway.pools.put(upstream, self._gateway.now)
+            gateway.pools.put(upstream, gateway.now)
         else:
             upstream.abort()
         self._end()
-        self._client.on_done(keep_alive=self._manner.keep_alive)
+        self._client.on_done(keep_alive=answer.keep_alive)
 
-    def _open_tunnel(self, reader: ResponseReader, out: list[bytes]) -> None:
+    def _open_tunnel(self, reader: ResponseReader, out: bytes) -> None:
         client, upstream = self._client, self._upstream
         assert upstream is not None
         client.write(out)
@@ -431,8 +427,7 @@ class Exchange:
         limits = self._gateway.limits
         tunnel = Tunnel(client, upstream, limits.stream_idle_timeout_s, lambda: self._gateway.now)
         client.hand_over(tunnel)
-        rest = client.reader.rest or b""
-        tunnel.begin(rest, reader.rest, lambda: self._on_tunnel_end(tunnel))
+        tunnel.begin(client.reader.rest, reader.rest, lambda: self._on_tunnel_end(tunnel))
 
     def _on_tunnel_end(self, tunnel: Tunnel) -> None:
         self._gateway.counters.received_bytes += tunnel.from_client_bytes
@@ -483,5 +478,7 @@ class Exchange:
 
     def _end(self) -> None:
         self.stage = DONE
-        self._release()
+        slot, self._slot = self._slot, None
+        if slot is not None:
+            slot.release()
         self._gateway.on_exchange_end(self, self._client)

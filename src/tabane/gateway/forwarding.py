@@ -8,20 +8,27 @@ from functools import lru_cache
 from tabane.gateway.api import FORWARD_HEADERS
 from tabane.gateway.headers import APPENDED, PROVENANCE, describe_client
 from tabane.gateway.heads import REMEMBERED, REMEMBERED_BYTES, RequestHead, ResponseHead
-from tabane.gateway.http1 import ResponseReader
-from tabane.model import Value
 
 LAST_CHUNK = b"0\r\n\r\n"
 Extra = tuple[tuple[bytes, bytes], ...]
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
-class Provenance(Value, frozen=True):
+class Provenance:
     """Where a connection's requests come from. `trusted`: from another gateway, which told it."""
 
-    peer: str
-    proto: str
-    trusted: bool = False
+    __slots__ = ("peer", "proto", "trusted")
+
+    def __init__(self, peer: str, proto: str, trusted: bool) -> None:
+        self.peer = peer
+        self.proto = proto
+        self.trusted = trusted
+
+
+@lru_cache(REMEMBERED)
+def provenance_of(peer: str, proto: str, trusted: bool) -> Provenance:
+    """The same object for the same client, so that what is encoded for it can be remembered."""
+    return Provenance(peer, proto, trusted)
 
 
 def forward_fields(request: RequestHead) -> dict[bytes, bytes]:
@@ -72,49 +79,47 @@ def _provenance(request: RequestHead, provenance: Provenance) -> bytes:
     return block
 
 
-class Manner(Value, frozen=True):
-    """How a response goes to a client."""
+class Answer:
+    """How a response goes to a client: its head, and what follows."""
 
-    keep_alive: bool = False
-    chunked: bool = False
-    is_http_1_0: bool = False
+    __slots__ = ("chunked", "head", "keep_alive")
 
-
-UNKNOWN = Manner()
-
-
-def choose_manner(request: RequestHead, response: ResponseReader, *, keep_alive: bool) -> Manner:
-    """`keep_alive` is what the client and the gateway would like."""
-    assert response.head is not None
-    delimited = response.has_no_body or response.head.length is not None
-    return Manner(
-        keep_alive=keep_alive and (delimited or not request.is_http_1_0),
-        chunked=not delimited and not request.is_http_1_0,
-        is_http_1_0=request.is_http_1_0,
-    )
+    def __init__(self, head: bytes, *, chunked: bool, keep_alive: bool) -> None:
+        self.head = head
+        self.chunked = chunked
+        self.keep_alive = keep_alive
 
 
-def encode_response(response: ResponseHead, manner: Manner) -> bytes:
-    """The head to send to the client."""
+NO_ANSWER = Answer(b"", chunked=False, keep_alive=False)
+
+
+def encode_response(request: RequestHead, response: ResponseHead, keep_alive: bool) -> Answer:
+    """The answer to `request`; `keep_alive` is what the client and the gateway would like."""
+    to_head = request.method == b"HEAD"
     if len(response.block) <= REMEMBERED_BYTES:
-        return _encode_response(response, manner)
-    return _encode_response.__wrapped__(response, manner)
+        return _encode_response(response, keep_alive, to_head, request.is_http_1_0)
+    return _encode_response.__wrapped__(response, keep_alive, to_head, request.is_http_1_0)
 
 
 @lru_cache(REMEMBERED)
-def _encode_response(response: ResponseHead, manner: Manner) -> bytes:
+def _encode_response(
+    response: ResponseHead, keep_alive: bool, to_head: bool, is_http_1_0: bool
+) -> Answer:
+    delimited = to_head or response.body_length is not None
+    chunked = not delimited and not is_http_1_0
+    keep_alive = keep_alive and (delimited or chunked)
     head = response.line + response.block
     if response.length is not None:
         head += b"\r\nContent-Length: %d" % response.length
-    elif manner.chunked:
+    elif chunked:
         head += b"\r\nTransfer-Encoding: chunked"
     if response.status in (101, 426) and response.upgrade:
         head += b"\r\nConnection: upgrade\r\nUpgrade: " + response.upgrade
-    elif not manner.keep_alive:
+    elif not keep_alive:
         head += b"\r\nConnection: close"
-    elif manner.is_http_1_0:
+    elif is_http_1_0:
         head += b"\r\nConnection: keep-alive"
-    return head + b"\r\n\r\n"
+    return Answer(head + b"\r\n\r\n", chunked=chunked, keep_alive=keep_alive)
 
 
 def encode_interim(response: ResponseHead) -> bytes:

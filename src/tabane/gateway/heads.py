@@ -7,7 +7,7 @@ few heads are remembered with their meaning: a head seen before costs a look int
 
 from __future__ import annotations
 
-from functools import lru_cache
+from typing import TypeVar
 
 from httptools import (
     HttpParserError,
@@ -32,9 +32,22 @@ from tabane.gateway.headers import (
 
 HEAD_BYTES = 64 << 10
 TARGET_BYTES = 16 << 10
+IDEMPOTENT = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"})
+T = TypeVar("T")
 REMEMBERED = 512
 """Heads, of each kind, of at most `REMEMBERED_BYTES` each."""
 REMEMBERED_BYTES = 2048
+
+
+class Memory(dict[bytes, T]):
+    """The last heads and what they mean; it forgets all when it is full."""
+
+    def keep(self, head: bytes, meaning: T) -> T:
+        if len(head) <= REMEMBERED_BYTES:
+            if len(self) >= REMEMBERED:
+                self.clear()
+            self[head] = meaning
+        return meaning
 
 
 class RequestHead:
@@ -42,11 +55,21 @@ class RequestHead:
 
     __slots__ = (
         *("authority", "block", "chunked", "expects_continue", "fields", "has_body", "host"),
-        *("is_http_1_0", "keep_alive", "length", "method", "path", "target", "upgrade"),
+        *(
+            "is_http_1_0",
+            "is_idempotent",
+            "keep_alive",
+            "length",
+            "method",
+            "path",
+            "target",
+            "upgrade",
+        ),
     )
 
     def __init__(self, method: bytes, target: bytes, block: bytes, fields: Fields) -> None:
         self.method = method
+        self.is_idempotent = method in IDEMPOTENT
         self.target = target
         """In origin form."""
         self.block = block
@@ -65,13 +88,12 @@ class RequestHead:
         """The protocol that the client wants to change to."""
 
 
+REQUESTS: Memory[RequestHead] = Memory()
+
+
 def parse_request_head(head: bytes) -> RequestHead:
     """Raises `BadMessage` for a head that must not be served."""
-    if len(head) <= REMEMBERED_BYTES:
-        return _parse_request_head(head)
-    if len(head) > HEAD_BYTES:
-        raise too_long(head)
-    return _parse_request_head.__wrapped__(head)
+    return REQUESTS.get(head) or REQUESTS.keep(head, _parse_request_head(head))
 
 
 def too_long(head: bytes) -> BadMessage:
@@ -96,7 +118,6 @@ def check_beginning(head: bytes) -> None:
         raise BadMessage(400, f"the request is not HTTP/1.1: {error}") from None
 
 
-@lru_cache(REMEMBERED)
 def _parse_request_head(head: bytes) -> RequestHead:
     check_beginning(head)
     line, block, fields = cut_head(IN_REQUESTS, head)
@@ -162,16 +183,21 @@ class ResponseHead:
     """What a response's head says. Not changed once it is parsed: responses share it."""
 
     __slots__ = (
-        *("block", "chunked", "keep_alive", "length", "line", "refused", "status", "upgrade"),
+        *("block", "body_length", "chunked", "has_no_body", "keep_alive", "length", "line"),
+        *("refused", "status", "upgrade"),
     )
 
     def __init__(self, status: int, line: bytes, block: bytes) -> None:
         self.status = status
+        self.has_no_body = status < 200 or status in (204, 304)
+        """To any request; a HEAD request's response has none either."""
         self.line = line
         """The status line as the client is to see it."""
         self.block = block
         """The lines that pass through."""
         self.length: int | None = None
+        """As the head says; `body_length` is what follows, None if that is not known."""
+        self.body_length: int | None = 0 if self.has_no_body else None
         self.chunked = False
         self.keep_alive = False
         """The app keeps the connection, if the body's end can be told without its end."""
@@ -183,13 +209,12 @@ class ResponseHead:
         return self.status < 200 and self.status != 101
 
 
+RESPONSES: Memory[ResponseHead] = Memory()
+
+
 def parse_response_head(head: bytes) -> ResponseHead:
     """Raises `BadMessage` for a head that cannot be passed on."""
-    if len(head) <= REMEMBERED_BYTES:
-        return _parse_response_head(head)
-    if len(head) > HEAD_BYTES:
-        raise BadMessage(502, f"the head of the app's answer is over {HEAD_BYTES} bytes long")
-    return _parse_response_head.__wrapped__(head)
+    return RESPONSES.get(head) or RESPONSES.keep(head, _parse_response_head(head))
 
 
 def check_response_beginning(head: bytes) -> None:
@@ -204,7 +229,6 @@ def check_response_beginning(head: bytes) -> None:
         raise BadMessage(502, f"the app's answer is not HTTP/1.1: {error}") from None
 
 
-@lru_cache(REMEMBERED)
 def _parse_response_head(head: bytes) -> ResponseHead:
     check_response_beginning(head)
     line, block, fields = cut_head(IN_RESPONSES, head)
@@ -226,4 +250,6 @@ def _parse_response_head(head: bytes) -> ResponseHead:
             response.refused = value
     if status.code < 200 or status.code == 204:
         response.length, response.chunked = None, False
+    if not response.has_no_body:
+        response.body_length = response.length
     return response

@@ -15,11 +15,9 @@ from collections.abc import Callable
 from typing import Protocol
 
 from tabane.clock import SYSTEM, Clock, sleep_until
-from tabane.errors import NotFound
-from tabane.gateway.api import Route, Router
+from tabane.gateway.api import Router
 from tabane.gateway.client import Client
 from tabane.gateway.exchange import Exchange
-from tabane.gateway.heads import RequestHead
 from tabane.gateway.limits import AccessRecord, HttpCounters, HttpLimits
 from tabane.gateway.upstream import Pools
 from tabane.supervise import Supervisor
@@ -166,13 +164,6 @@ class HttpGateway:
         self.connections.discard(connection)
         if not self.connections:
             self._emptied.set()
-
-    def find_route(self, request: RequestHead) -> Route:
-        """Raises `NotFound`."""
-        route = self.router.route(request.host, request.path)
-        if route is None:
-            raise NotFound(f"no app has the host name {request.host!r}")
-        return route
 
     def on_exchange_end(self, exchange: Exchange, client: Client) -> None:
         counters = self.counters

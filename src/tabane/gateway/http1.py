@@ -17,6 +17,8 @@ from tabane.gateway.bodies import (
 )
 from tabane.gateway.headers import BadMessage
 from tabane.gateway.heads import (
+    REQUESTS,
+    RESPONSES,
     RequestHead,
     ResponseHead,
     check_beginning,
@@ -25,7 +27,6 @@ from tabane.gateway.heads import (
     parse_response_head,
 )
 
-CR = 13
 REPLAY_BYTES = 64 << 10
 """So much of a request's body is remembered, so that it can be sent again to another instance."""
 
@@ -86,6 +87,11 @@ class RequestReader:
 
     def feed(self, data: bytes) -> None:
         request = self.request
+        if request is None and not self._head:
+            head = REQUESTS.get(data)
+            if head is not None and not head.has_body:  # in most cases; the rest is the rule
+                self.request = Request(head)
+                return
         if self.error is not None:
             return
         try:
@@ -106,11 +112,6 @@ class RequestReader:
             self.feed(rest)
 
     def _feed_head(self, data: bytes) -> None:
-        if 0 < data.find(EMPTY_LINE) == len(data) - 4 and not self._head and data[0] != CR:
-            self.request = request = Request(parse_request_head(data))
-            if not request.complete:
-                self._body = _body_of(request.head)
-            return
         if not self._head:
             data = data.lstrip(b"\r\n")  # RFC 9112 section 2.2
         end = end_of_piece(self._head[-3:], data, 0)
@@ -144,47 +145,47 @@ def _body_of(head: RequestHead) -> Body:
 class ResponseReader:
     """The response to one request, on an upstream connection."""
 
-    __slots__ = (
-        *("_body", "_is_head", "_partial", "body", "complete", "error", "has_begun", "head"),
-        *("interims", "rest"),
-    )
+    head: ResponseHead | None = None
+    """Of the final response, once it is whole."""
+    complete = False
+    rest = b""
+    """What followed its end: after a 101 the new protocol, else nothing good."""
+    has_begun = False
+    """A byte came."""
+    error: BadMessage | None = None
+    _partial = b""
+    _body: Body | None = None
 
     def __init__(self, method: bytes) -> None:
         self._is_head = method == b"HEAD"
-        self._partial = b""
-        self._body: Body | None = None
-        self.head: ResponseHead | None = None
-        """Of the final response, once it is whole."""
         self.body: list[bytes] = []
         """Pieces that nobody took yet."""
         self.interims: list[ResponseHead] = []
         """Responses with a 1xx status, which came before, and nobody took yet."""
-        self.complete = False
-        self.rest = b""
-        """What followed its end: after a 101 the new protocol, else nothing good."""
-        self.has_begun = False
-        """A byte came."""
-        self.error: BadMessage | None = None
 
     @property
     def has_no_body(self) -> bool:
         """Whatever its head says of one."""
         assert self.head is not None
-        return self._is_head or self.head.status < 200 or self.head.status in (204, 304)
+        return self._is_head or self.head.has_no_body
 
     @property
     def is_reusable(self) -> bool:
         """The connection may carry another request."""
+        head = self.head
         return (
             self.complete
             and not self.rest
-            and self.head is not None
-            and self.head.keep_alive
+            and head is not None
+            and head.keep_alive
             and type(self._body) is not EndlessBody
         )
 
     def feed(self, data: bytes) -> None:
-        self.has_begun = True
+        if not self.has_begun:
+            self.has_begun = True
+            if not self._is_head and self._is_whole(data):
+                return
         if self.error is not None:
             return
         try:
@@ -196,6 +197,18 @@ class ResponseReader:
                 self._feed_head(data)
         except BadMessage as error:
             self.error = BadMessage(502, error.message)
+
+    def _is_whole(self, data: bytes) -> bool:
+        """A head seen before and its whole body, as it is in most cases; the rest is the rule."""
+        end = data.find(EMPTY_LINE) + 4
+        head = RESPONSES.get(data[:end])
+        if head is None or head.status < 200 or head.body_length != len(data) - end:
+            return False
+        self.head = head
+        self.complete = True
+        if head.body_length:
+            self.body.append(data[end:])
+        return True
 
     def _feed_head(self, data: bytes) -> None:
         start = 0

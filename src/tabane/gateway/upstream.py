@@ -111,7 +111,7 @@ class Pools:
     def __len__(self) -> int:
         return len(self._all)
 
-    def take(self, pool: str, *, replayable: bool) -> Upstream | None:
+    def take(self, pool: str, replayable: bool) -> Upstream | None:
         """The kept connection of `pool` used last, if any.
 
         For a request that cannot be sent twice it is made sure, as far as the kernel knows now,
