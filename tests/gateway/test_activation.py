@@ -204,6 +204,7 @@ def test_a_gateway_is_asked_once_for_the_next_slot_until_it_gave_one() -> None:
 def test_who_begins_to_wait_between_two_rounds_of_questions_is_not_forgotten() -> None:
     home = running("g1", concurrency=2, max=1)
     home.demand("g1", 1)
+    home.wait(1)
     home.demand("g2", 1)
     home.returned("g1", "i1", 1)
     assert home.demand("g3", 1).revokes == []
