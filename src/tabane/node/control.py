@@ -34,6 +34,9 @@ ID_RANGE = 1 << 16
 ID_RANGES = (1 << 15) - (1 << 8)
 """Ranges of 65,536 ids between 2^24 and 2^31, where no distribution gives ids to people."""
 
+SPREAD_WRITES = 1000
+"""In one commit, which has to fit into one message to every node."""
+
 T = TypeVar("T")
 
 encode = msgspec.json.Encoder().encode
@@ -117,26 +120,27 @@ class Apps:
     async def spread(self, datacenters: Iterable[str]) -> None:
         """Store each app's share of `min` by data center, where it changed."""
         live = tuple(datacenters)
-        await _repeat(lambda: self._spread(live))
+        while await _repeat(lambda: self._spread(live)):
+            pass
 
-    async def _spread(self, live: tuple[str, ...]) -> None:
-        _, entries = await self._store.range(APPS)
+    async def _spread(self, live: tuple[str, ...]) -> bool:
+        """One commit's worth of it; whether there was anything to store."""
+        _, apps = await self._store.range(APPS)
         _, stored = await self._store.range(FLOORS)
         known = {entry.key: entry.value for entry in stored}
         writes: list[Write] = []
         expect = []
-        for entry in entries:
+        for entry in apps:
             app = parse_app(entry.value)
-            shares = known.pop(FLOORS + app.key, None)
-            wanted = encode(floors(app, live)) if app.reactive.min else None
-            if wanted == shares:
-                continue
             key = FLOORS + app.key
-            writes.append(Put(key, wanted) if wanted is not None else Delete(key))
-            expect.append(Expect(entry.key, entry.version))
+            wanted = encode(floors(app, live)) if app.reactive.min else None
+            if wanted != known.pop(key, None):
+                writes.append(Put(key, wanted) if wanted is not None else Delete(key))
+                expect.append(Expect(entry.key, entry.version))
         writes += [Delete(key) for key in known]  # of apps that are gone
         if writes:
-            await self._commit(writes, expect)
+            await self._commit(writes[:SPREAD_WRITES], expect[:SPREAD_WRITES])
+        return bool(writes)
 
     async def _take_ids(self, key: AppName) -> tuple[int, list[Write], list[Expect]]:
         last = await self._store.get(LAST_IDS)

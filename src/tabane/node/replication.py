@@ -22,7 +22,7 @@ from tabane.supervise import Supervisor
 log = logging.getLogger(__name__)
 
 PAGE_BYTES = 256 << 10
-ENTRY_BYTES = 64
+ENTRY_BYTES = 128
 """No less than what an entry takes beside its key and value."""
 
 Send = Callable[[str, bytes], Awaitable[object]]
