@@ -416,14 +416,27 @@ class Executor:
     async def _bury(self, running: Running) -> None:
         """It ended before this agent began: clear it away, and say so."""
         running.stopping = running.ended = True
+        reason = await self._last_words(running)
         await self._clean_up(running)
         record = running.record
-        reason = record.instance.reason or "it ended while its node's agent was away"
         instance = replace(record.instance, state=State.ABSENT, reason=reason)
         running.record = replace(record, instance=instance)
         self._save(running)
         self._say(instance.id, instance.app, State.ABSENT, reason)
         self._notify_ended(running, failed=record.instance.state is State.READY)
+
+    async def _last_words(self, running: Running) -> str:
+        """Why it ended, as far as its record or the spawner, which outlives agents, knows."""
+        record, reason = running.record, "it ended while its node's agent was away"
+        state = record.instance.state
+        if record.handle is None or state not in (State.STARTING, State.READY):
+            return record.instance.reason or reason
+        try:
+            status = await running.driver.wait(record.handle)
+        except TabaneError:
+            return reason
+        explained = self._explain(running, status, state is State.READY)
+        return self._with_last_line(running, f"{explained}, while its node's agent was away")
 
     # Records
 
