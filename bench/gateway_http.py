@@ -42,7 +42,7 @@ events {{ worker_connections 4096; }}
 http {{ access_log off; keepalive_requests 100000000;
   client_body_temp_path {dir}/b; proxy_temp_path {dir}/p; fastcgi_temp_path {dir}/f;
   uwsgi_temp_path {dir}/u; scgi_temp_path {dir}/s;
-  server {{ listen 127.0.0.1:{app} backlog=4096; 
+  server {{ listen 127.0.0.1:{app} backlog=4096;
     location / {{ return 200 "hello, world\\n"; }} }} }}
 """
 HAPROXY = """
