@@ -9,8 +9,8 @@ from tabane.gateway.activation import (
     StopAsked,
 )
 from tabane.gateway.decisions import RECALL_S
-from tabane.model import InstanceId, NodeName, State
-from tabane.testing.home import NODE, HandledHome
+from tabane.model import Instance, InstanceId, NodeName, State
+from tabane.testing.home import NODE, Decided, HandledHome
 
 I1 = InstanceId("i1")
 
@@ -31,36 +31,59 @@ def recover(home: HandledHome, *gateways: str) -> None:
     home.handle(AppChanged(home.app.key, home.app))
 
 
+def answer(home: HandledHome, *instances: Instance) -> Decided:
+    """Asked now, the node names these."""
+    asked_at = home.now = home.now + 0.01
+    return home.handle(NodeReport(NODE, instances, asked_at))
+
+
 # Nodes that come back
 
 
 def test_a_start_that_its_node_knows_nothing_of_is_made_again() -> None:
     home = HandledHome()
     home.demand("g1", 1)
-    assert home.handle(NodeReport(NODE, ())).starts == ["i2"]
+    assert answer(home).starts == ["i2"]
     assert home.ledger.failures == 0
+
+
+def test_a_start_that_was_on_its_way_when_its_node_answered_is_not_made_twice() -> None:
+    home = HandledHome()
+    asked_at = home.now
+    home.wait(1)
+    home.demand("g1", 1)
+    home.wait(1)
+    assert home.handle(NodeReport(NODE, (), asked_at)) == []
+
+
+def test_a_stop_of_what_its_node_does_not_know_is_done() -> None:
+    home = held(stop_after_s=1.0)
+    home.returned("g1", "i1", 1)
+    home.wait(0.5)
+    asked_at = home.now
+    assert list(home.wait(2).stops) == ["i1"]
+    assert home.handle(NodeReport(NODE, (), asked_at)).releases == ["i1"]
 
 
 def test_what_a_node_still_starts_is_waited_for() -> None:
     home = HandledHome()
     home.demand("g1", 1)
-    assert home.handle(NodeReport(NODE, (home.instance("i1", State.STARTING),))) == []
+    assert answer(home, home.instance("i1", State.STARTING)) == []
     recover(home)
-    home.handle(NodeReport(NODE, (home.instance("i1", State.STARTING),)))
+    answer(home, home.instance("i1", State.STARTING))
     assert home.demand("g1", 1).starts == []
     assert home.ready("i1").grants == [("g1", "i1", 1)]
 
 
 def test_a_report_of_a_node_says_nothing_of_the_others() -> None:
     home = held()
-    assert home.handle(NodeReport(NodeName("tokyo/tokyo-2"), ())) == []
+    assert home.handle(NodeReport(NodeName("tokyo/tokyo-2"), (), home.now + 1.0)) == []
 
 
 def test_all_that_a_node_reports_counts_before_anything_is_decided() -> None:
     home = HandledHome(concurrency=1, max=1)
     home.demand("g1", 1)
-    found = (home.instance("i7"), home.instance("i8", State.ABSENT))
-    decided = home.handle(NodeReport(NODE, found))
+    decided = answer(home, home.instance("i7"), home.instance("i8", State.ABSENT))
     assert decided.starts == []
     assert decided.releases == ["i1", "i8"]
     assert decided.grants == [("g1", "i7", 1)]
@@ -69,7 +92,7 @@ def test_all_that_a_node_reports_counts_before_anything_is_decided() -> None:
 def test_what_a_node_is_stopping_serves_no_one() -> None:
     home = HandledHome()
     recover(home)
-    home.handle(NodeReport(NODE, (home.instance("i1", State.STOPPING),)))
+    answer(home, home.instance("i1", State.STOPPING))
     assert len(home.demand("g1", 1).starts) == 1
     assert home.ledger.serving() == []
 

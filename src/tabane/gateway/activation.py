@@ -108,11 +108,13 @@ class InstanceEnded(Value, frozen=True):
 
 
 class NodeReport(Value, frozen=True):
-    """All that a node runs of the apps whose home is here, now that its agent is (again) in touch:
-    what it does not name is gone there, what was told it meanwhile may be lost."""
+    """All that a node runs of the apps whose home is here, as it answered what it was asked at
+    `asked_at` because its agent, or this home, is new or was out of touch. Messages keep order, so
+    of what was told it before, nothing is on its way any more: what it does not name is gone."""
 
     node: NodeName
     instances: tuple[Instance, ...]
+    asked_at: float
 
 
 class GatewayJoined(Value, frozen=True):
@@ -298,7 +300,8 @@ class Activation:
         named = {instance.id for instance in report.instances}
         for ledger in self._apps.values():
             for holding in ledger.instances.values():
-                if holding.node == report.node and holding.id not in named:
+                there = holding.node == report.node and holding.began < report.asked_at
+                if there and holding.id not in named:
                     self._enter_end(ledger, holding)
         for instance in report.instances:
             self._enter_found(instance, now)

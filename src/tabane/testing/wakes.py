@@ -187,7 +187,7 @@ class VirtualHome:
                 self.on_gateway(gateway.name, "left")
             gateway.inbox.send("home is back")
         for node in self._dc.nodes.values():
-            node.inbox.send("home is back")
+            node.inbox.send(self._dc.world.now)
         for key, floor in self._dc.floors.items():
             if floor:
                 self._know(key)
@@ -205,6 +205,9 @@ class VirtualHome:
         if not self.up:
             return
         match event:
+            case VirtualNode():
+                event.inbox.send(self._dc.world.now)
+                return
             case activation.InstanceReady(instance=instance):
                 self._know(instance.app)
             case activation.InstanceEnded(app=key):

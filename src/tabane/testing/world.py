@@ -100,11 +100,6 @@ class VirtualNode:
         self.inbox = Channel(dc.world, self._on_message, dc.late_s)
         self.to_home = Channel(dc.world, lambda event: dc.home.on_event(event), dc.late_s)
 
-    def report(self) -> None:
-        if self.up:
-            found = tuple(running.view() for running in self.running.values())
-            self.to_home.send(activation.NodeReport(self.name, found))
-
     def restart_agent(self, down_s: float) -> None:
         """Its instances live on, but for those whose start was not written down yet."""
         self.up = False
@@ -117,7 +112,7 @@ class VirtualNode:
 
     def _come_back(self) -> None:
         self.up = True
-        self.report()
+        self.to_home.send(self)
 
     def _on_message(self, message: object) -> None:
         if not self.up:
@@ -135,8 +130,9 @@ class VirtualNode:
             case activation.Release(instance=instance):
                 if (ended := self.running.get(instance)) and ended.state is State.ABSENT:
                     del self.running[instance]
-            case _:
-                self.report()
+            case float(asked_at):
+                views = tuple(running.view() for running in self.running.values())
+                self.to_home.send(activation.NodeReport(self.name, views, asked_at))
 
     def _started(self, running: Running) -> None:
         if self.running.get(running.instance) is not running:
