@@ -71,12 +71,12 @@ async def test_the_environment_is_the_given_one_or_the_holders(spawner: HolderSp
 
 
 async def test_a_command_reads_nothing_and_has_its_own_session(spawner: HolderSpawner) -> None:
-    script = "cat; cut -d' ' -f1,6 /proc/$$/stat; ls /proc/$$/fd | wc -l"
+    script = "cat; cut -d' ' -f1,6 /proc/$$/stat; exec ls /proc/self/fd"
     _, output = await run(spawner, sh("a", script))
-    ids, descriptors = output.splitlines()
+    ids, *descriptors = output.splitlines()
     pid, session = ids.split()
     assert pid == session
-    assert descriptors == "3"
+    assert descriptors == ["0", "1", "2", "3"], "and 3 is the directory itself"
 
 
 async def test_a_signal_reaches_the_command(spawner: HolderSpawner) -> None:
@@ -209,19 +209,31 @@ async def test_one_that_ends_with_its_engine_is_not_missed(
         await asyncio.gather(*(race(f"a{number}") for number in range(10)))
 
 
+FORK_TWICE = """
+import os, sys
+if not os.fork():
+    pid = os.fork()
+    if not pid:
+        os._exit(6)
+    with open(sys.argv[1], "w") as file:
+        file.write(f"{pid}\\n")
+    os._exit(0)
+os.wait()
+open(sys.argv[2]).read()
+"""
+
+
 async def test_one_that_ended_long_before_its_engine_is_not_missed(
     spawner: HolderSpawner, holder: Any, wait_until: Any
 ) -> None:
     """A daemon that forks twice is the holder's child while its engine still runs."""
-    pid_file, go = holder.directory / "pid", make_fifo(holder.directory / "fifo")
-    script = '( sh -c "exit 6" & echo $! > "$1" ); read x < "$2"; exit 0'
-    await spawner.spawn(sh("a", script, pid_file, go, pid_file=pid_file))
-    with go.open("w") as fifo:
-        wait_until(lambda: pid_file.exists() and pid_file.read_text())
-        ended = Path("/proc", pid_file.read_text().strip())
-        wait_until(lambda: not ended.exists())
-        await run(spawner, Command("other", ("true",)))
-        fifo.write("go\n")
+    pid_file, fifo = holder.directory / "pid", make_fifo(holder.directory / "fifo")
+    argv = (sys.executable, "-ISc", FORK_TWICE, str(pid_file), str(fifo))
+    pid = await spawner.spawn(Command("a", argv, pid_file=pid_file))
+    wait_until(lambda: pid_file.exists() and pid_file.read_text())
+    wait_until(lambda: holder.children() == {pid})
+    await run(spawner, Command("other", ("true",)))
+    fifo.write_text("go\n")
     assert await spawner.exited("a") == ExitStatus(code=6)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,23 @@ async def test_all_is_written_when_the_end_is_told(spawner: HolderSpawner, holde
         expected = b"".join(b"%d\n" % n for n in range(1, 301)) + b"last\n"
         assert texts(log) == expected * (number + 1)
         assert texts(log, "stderr") == b"oops\n" * (number + 1)
+
+
+async def test_all_is_written_when_the_end_of_what_was_left_is_told(
+    spawner: HolderSpawner, holder: Any, wait_until: Any, is_gone: Any
+) -> None:
+    """The holder learns of the last words and of the end at once."""
+    fifo, log = holder.directory / "fifo", holder.directory / "log"
+    os.mkfifo(fifo)
+    await spawner.spawn(engine(holder.directory, f"read x < {fifo}; seq 300; printf last", log))
+    await spawner.finished("a")
+    (pid,) = holder.children()
+    holder.process.send_signal(signal.SIGSTOP)
+    fifo.write_text("go\n")
+    wait_until(lambda: is_gone(pid))
+    holder.process.send_signal(signal.SIGCONT)
+    assert await spawner.exited("a") == ExitStatus()
+    assert texts(log) == b"engine\n" + b"".join(b"%d\n" % n for n in range(1, 301)) + b"last\n"
 
 
 async def test_a_line_has_its_time_and_stream(spawner: HolderSpawner, holder: Any) -> None:
@@ -132,14 +150,23 @@ async def test_forgetting_keeps_what_was_written(
     assert holder.descriptors() == before
 
 
-async def test_output_that_cannot_be_written_is_said_once_and_harms_nobody(
+async def test_output_that_cannot_be_written_is_said_once(
+    spawner: HolderSpawner, holder: Any
+) -> None:
+    (holder.directory / "blocked").write_text("not a directory")
+    await spawner.spawn(sh("a", "seq 100000", log=holder.directory / "blocked" / "log"))
+    assert await spawner.exited("a") == ExitStatus()
+    assert holder.log.read_text().count("output of a is lost") == 1
+
+
+async def test_output_is_written_again_when_it_can_be(
     spawner: HolderSpawner, holder: Any, wait_until: Any
 ) -> None:
     blocked, first, second = (holder.directory / name for name in ("blocked", "first", "second"))
     blocked.write_text("not a directory")
     os.mkfifo(first)
     os.mkfifo(second)
-    script = f"echo 1; echo 2; read x < {first}; echo 3; read x < {second}; echo 4"
+    script = f"seq 2; read x < {first}; echo 3; read x < {second}; echo 4"
     await spawner.spawn(sh("a", script, log=blocked / "log"))
     said = f"holder: output of a is lost: [Errno 17] File exists: '{blocked}'\n"
     wait_until(lambda: said in holder.log.read_text())

@@ -154,11 +154,14 @@ class Holder:
         self._reap()
 
     def _reap(self) -> None:
-        self.strays |= dict(ended_children())
-        for pid in self.strays.keys() & self.parts.running.keys():
-            self.parts.on_end(pid, self.strays.pop(pid), time.monotonic())
-        for pid in self.strays.keys() & self.engines.keys():
-            self._on_engine_end(self.engines.pop(pid), self.strays.pop(pid))
+        ended = dict(ended_children())
+        for pid in ended.keys() & self.parts.running.keys():
+            self.parts.on_end(pid, ended.pop(pid), time.monotonic())
+        engines = ended.keys() & self.engines.keys()
+        finished = [(self.engines.pop(pid), ended.pop(pid)) for pid in engines]
+        self.strays |= ended
+        for job, status in finished:
+            self._on_engine_end(job, status)
         for pid in self.strays.keys() & self.instances.keys():
             self._on_instance_end(self.instances.pop(pid), self.strays.pop(pid))
         if not any(job.pid_file for job in self.engines.values()):
@@ -181,7 +184,9 @@ class Holder:
             pid = int(Path(pid_file).read_text())
             if pid <= 0:
                 raise ValueError(f"{pid} is no process")
-            if pid not in self.strays:
+            if is_child(pid):
+                self.strays.pop(pid, None)
+            elif pid not in self.strays:
                 os.kill(pid, 0)
         except (OSError, ValueError) as error:
             job.output += f"pid file {pid_file}: {error}".encode()
@@ -377,6 +382,15 @@ def ended_children() -> Iterator[tuple[int, Status]]:
     with suppress(ChildProcessError):
         while (ended := os.waitpid(-1, os.WNOHANG))[0]:
             yield ended[0], parse_status(ended[1])
+
+
+def is_child(pid: int) -> bool:
+    """Whether a process is this one's child, also one that has ended and is not reaped yet."""
+    try:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
 
 
 def parse_status(status: int) -> Status:
