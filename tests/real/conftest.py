@@ -155,11 +155,15 @@ class LocalCluster:
         return Answer(int(head.split(" ", 2)[1]), head, body)
 
     def wake(self, name: str, at: str = "tokyo", path: str = "/GPL-3") -> dict[str, Any]:
-        """Have an instance of the app there; return it."""
+        """Have an instance of the app there; return it when its engine has told its pid, too."""
         answer = self.get(name, at, path)
         assert answer.status == 200, answer
-        near = [i for i in self.instances(name, "ready") if i["node"].startswith(at)]
-        return near[0]
+
+        def near() -> list[dict[str, Any]]:
+            found = self.instances(name, "ready")
+            return [i for i in found if i["node"].startswith(at) and "pid" in i]
+
+        return wait_for(near, f"{name} at {at}")[0]
 
     @contextmanager
     def requests(

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 
@@ -39,15 +38,16 @@ from tabane.middlecon import Change, Client, Message, Room, connect
 from tabane.model import App, AppName, Instance, InstanceId, NodeName, State, WakeRecord
 from tabane.network import NetworkPool, prepare_node
 from tabane.node import messages as say
-from tabane.node.answering import Answering
+from tabane.node.answering import Answering, Answers
 from tabane.node.config import NodeConfig, agent_of
 from tabane.node.control import APPS, FLOORS, Apps, parse_app, parse_floors
 from tabane.node.engines import Engines
+from tabane.node.gateways import Gateways
 from tabane.node.home import Home
 from tabane.node.images import NodeImages
 from tabane.node.instances import Executor, Transition
 from tabane.node.journal import Journal
-from tabane.node.membership import Membership
+from tabane.node.membership import Membership, Terms
 from tabane.node.replication import Follower, Publisher
 from tabane.node.spawner import HolderSpawner
 from tabane.scheduler.placement import NodeView
@@ -65,8 +65,7 @@ HUB_TIMEOUT_S = 30.0
 SETTLE_S = 1.0
 """After nodes came: how long they have to say what they run, before more is started."""
 HYSTERESIS_S = 5.0
-"""A node that cannot be seen for less than this keeps its share of the instances."""
-ROUTES_PER_MESSAGE = 500
+"""A node that cannot be seen for less than this keeps its instances, and its share of `min`."""
 GATEWAY_MESSAGES = (Demand, Returned, StillUsed, Broken, Report)
 
 
@@ -108,6 +107,8 @@ class Agent:
         self.answers = Answering(self)
         self.later = Later()
         self._followers: set[Callable[[bytes], None]] = set()
+        self.gateways = Gateways(self)
+        self.terms = Terms(clock, self.later, self._on_term_over, HYSTERESIS_S)
 
     # Life
 
@@ -145,7 +146,7 @@ class Agent:
         self.store = await SqliteStore.open(path)
         self.apps = Apps(self.store, self.clock)
         feed = StoreFeed(self.store)
-        self.publisher = Publisher(feed, self._send, self.tasks)
+        self.publisher = Publisher(feed, self.send, self.tasks)
         self.tasks.keep("replica", lambda: self.replica.follow(feed))
 
     async def aclose(self) -> None:
@@ -212,7 +213,7 @@ class Agent:
                     self.home.handle(AppChanged(key, app))
             elif change.key.startswith(FLOORS):
                 self._on_floor(AppName(change.key.removeprefix(FLOORS)))
-        self._tell_gateways(say.Routes(tuple(changed), tuple(gone)))
+        self.gateways.tell_routes(changed, gone)
         for app in changed:
             self._prefetch(app)
         if (changed or gone) and self._joined():
@@ -235,21 +236,6 @@ class Agent:
         if self.home.ledger(key) is not None or self.floor(key):
             self.home.about(key, FloorChanged(key, self.floor(key)))
 
-    def _local_instances(self) -> say.LocalInstances:
-        ready = [i for i in self.executor.instances() if i.state is State.READY]
-        return say.LocalInstances(
-            tuple(say.LocalInstance(i.generation, i.app, i.address) for i in ready)
-        )
-
-    def greet_gateway(self, gateway: str) -> None:
-        """A gateway of this node asks for all it has to know."""
-        apps = self.all_apps()
-        for start in range(0, max(1, len(apps)), ROUTES_PER_MESSAGE):
-            page = tuple(apps[start : start + ROUTES_PER_MESSAGE])
-            last = start + ROUTES_PER_MESSAGE >= len(apps)
-            self._tell(gateway, say.Routes(page, complete=last))
-        self._tell(gateway, self._local_instances())
-
     def _on_connected(self) -> None:
         """A new hub session: learn what was missed, say what is here."""
         self.tasks.start("resync", self._resync())
@@ -257,7 +243,7 @@ class Agent:
     async def _resync(self) -> None:
         if not self.config.is_control:
             follow = say.StoreFollow(self.replica.revision)
-            self._tell(agent_of(self.config.cluster.control), follow)
+            self.tell(agent_of(self.config.cluster.control), follow)
         await self._publish()
         for member in tuple(self.room.members):
             self._on_presence(member, Change.JOINED)
@@ -270,26 +256,51 @@ class Agent:
         came = change in (Change.JOINED, Change.BACK)
         if part.startswith("gateway") and self.nodes.is_near(node):
             self.home.on_gateway(member, joined=came)
-        elif member == agent_of(self.config.cluster.control) and came:
-            if not self.config.is_control:
-                self._tell(member, say.StoreFollow(self.replica.revision))
-        elif part == "agent" and came:
-            for instance in self.executor.instances():
-                if self.nodes.home_of(instance.app) == node:
-                    self._tell(member, _as_found(instance))
+        if came and member == agent_of(self.config.cluster.control) and not self.config.is_control:
+            self.tell(member, say.StoreFollow(self.replica.revision))
+        if part == "agent" and came and self.nodes.is_near(node):
+            self._ask_node(NodeName(node))
+
+    def _ask_node(self, node: NodeName) -> None:
+        if node != self.config.key and agent_of(node) in self.room.members:
+            self.tasks.start(f"ask {node}", self._ask_what_runs(node))
+
+    async def _ask_what_runs(self, node: NodeName) -> None:
+        """Learn what a node has of the apps whose home is here."""
+        asked_at = self.clock.now()
+        try:
+            data = await self.me.call(
+                agent_of(node), say.encode(say.AskInstances()), timeout_s=CONTROL_TIMEOUT_S
+            )
+        except TabaneError as error:
+            log.info("%s did not say what it runs, it is asked when it is back: %s", node, error)
+            return
+        self._on_node_report(node, say.parse(data).instances, asked_at)
+
+    def _on_node_report(
+        self, node: NodeName, instances: Iterable[Instance], asked_at: float
+    ) -> None:
+        mine = tuple(instance for instance in instances if self.nodes.is_home(instance.app))
+        self.home.on_node_report(node, mine, asked_at)
 
     def _on_hub(self, hub: str, is_open: bool) -> None:
         """A node came or went: homes move, and `min` is spread anew."""
         self._take_over()
         self.later.call("spread", SETTLE_S if is_open else HYSTERESIS_S, self._start_spread)
+        for node in self.nodes.neighbours():
+            self._ask_node(node)
+        if self.nodes.is_near(hub):
+            self.terms.on_hub(hub, is_open)
+
+    def _on_term_over(self, hub: str) -> None:
+        self._on_node_report(NodeName(hub), (), self.clock.now())
 
     def _take_over(self) -> None:
         """Become home of what is ours now, and forget what is not."""
         for key in self.home.apps():
             if not self.nodes.is_home(key):
                 self.home.forget(key)
-        for instance in self.executor.instances():
-            self._notify_home(_as_found(instance))
+        self._on_node_report(self.config.key, self.executor.instances(), self.clock.now())
         self.later.call("floors", SETTLE_S, self._apply_floors)
 
     def _apply_floors(self) -> None:
@@ -316,9 +327,10 @@ class Agent:
         self.happened(msgspec.json.encode(transition))
         if self._joined() and self.me.connected:
             self.tasks.start("event", self._spread_word(transition))
-        if transition.state in (State.READY, State.ABSENT) and self._joined():
-            self._tell_gateways(self._local_instances())
-            self.tasks.start("publish", self._publish())
+        if transition.state in (State.READY, State.ABSENT):
+            self.gateways.tell_instances()
+            if self._joined():
+                self.tasks.start("publish", self._publish())
 
     async def _spread_word(self, transition: Transition) -> None:
         await self.room.cast(say.encode(say.Happened(msgspec.json.encode(transition))))
@@ -342,7 +354,7 @@ class Agent:
         if self.nodes.is_home(app):
             self.hear_of_instance(message)
         else:
-            self._tell(agent_of(self.nodes.home_of(app)), message)
+            self.tell(agent_of(self.nodes.home_of(app)), message)
 
     def hear_of_instance(self, message: say.Started | say.Ended) -> None:
         if isinstance(message, say.Ended):
@@ -364,7 +376,7 @@ class Agent:
 
     async def _start_there(self, node: NodeName, app: App, instance: InstanceId) -> None:
         try:
-            await self._send(agent_of(node), say.encode(say.StartInstance(app, instance)))
+            await self.send(agent_of(node), say.encode(say.StartInstance(app, instance)))
         except TabaneError as error:
             reason = f"{node} could not be told to start it: {error}"
             self.home.handle(InstanceEnded(app.key, instance, node, reason, failed=True))
@@ -373,16 +385,16 @@ class Agent:
         if node == self.config.key:
             self.executor.stop(instance, reason)
         else:
-            self._tell(agent_of(node), say.StopInstance(instance, reason))
+            self.tell(agent_of(node), say.StopInstance(instance, reason))
 
     def release_instance(self, node: NodeName, instance: InstanceId) -> None:
         if node == self.config.key:
             self.executor.release(instance)
         else:
-            self._tell(agent_of(node), say.ReleaseInstance(instance))
+            self.tell(agent_of(node), say.ReleaseInstance(instance))
 
     def tell_gateway(self, gateway: str, message: ToGateway) -> None:
-        self._tell(gateway, message)
+        self.tell(gateway, message)
 
     # For those who ask
 
@@ -412,23 +424,15 @@ class Agent:
 
     # Messages
 
-    def _tell(self, member: str, message: say.Message) -> None:
+    def tell(self, member: str, message: say.Message) -> None:
         """In order, without an answer; when it cannot be delivered, presence says the rest."""
         try:
             self.me.send_nowait(member, say.encode(message))
         except Closed:
             log.info("no hub session: %s is not told of %s", member, type(message).__name__)
 
-    async def _send(self, member: str, data: bytes) -> None:
+    async def send(self, member: str, data: bytes) -> None:
         await self.me.send(member, data, timeout_s=CONTROL_TIMEOUT_S)
-
-    def _tell_gateways(self, message: say.Message) -> None:
-        if not self._joined():
-            return
-        for number in range(self.config.gateways):
-            member = f"{self.config.key}/gateway-{number}"
-            if member in self.room.members:
-                self._tell(member, message)
 
     def _on_message(self, message: Message) -> Awaitable[bytes | None] | None:
         body = say.parse(message.data)
@@ -442,7 +446,7 @@ class Agent:
         if self.nodes.is_home(app):
             self.home.about(app, asked)
         else:
-            await self._send(agent_of(self.nodes.home_of(app)), say.encode(say.Asked(asked)))
+            await self.send(agent_of(self.nodes.home_of(app)), say.encode(say.Asked(asked)))
 
     async def control(self, request: say.DeployApp | say.RemoveApp | say.ScaleApp) -> say.Deployed:
         """Have the control node change an app. Raises its refusal, or `Unreachable`."""
@@ -474,18 +478,3 @@ class Agent:
             {node: given[agent_of(node)] for node in everyone if agent_of(node) in given},
             tuple(node for node in everyone if agent_of(node) not in given),
         )
-
-
-class Answers(NamedTuple):
-    """What the nodes answered, by node, and who did not."""
-
-    by_node: dict[NodeName, bytes]
-    silent: tuple[NodeName, ...]
-
-
-def _as_found(instance: Instance) -> say.Started | say.Ended:
-    """What to tell a home that does not know of an instance."""
-    if instance.state is State.READY:
-        return say.Started(instance, {}, 0)
-    event = InstanceEnded(instance.app, instance.id, instance.node, instance.reason, failed=False)
-    return say.Ended(event)

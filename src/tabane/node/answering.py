@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
 from tabane.errors import TabaneError, Unsupported
+from tabane.model import NodeName
 from tabane.node import messages as say
 
 if TYPE_CHECKING:
     from tabane.node.agent import Agent
 
 encode_json = msgspec.json.Encoder().encode
+
+
+class Answers(NamedTuple):
+    """What the nodes answered, by node, and who did not."""
+
+    by_node: dict[NodeName, bytes]
+    silent: tuple[NodeName, ...]
 
 
 class Answering:
@@ -70,7 +78,7 @@ class Answering:
         self._agent.home.about(body.event.app, body.event)
 
     async def _hello(self, sender: str, body: say.Hello) -> None:
-        self._agent.greet_gateway(sender)
+        self._agent.gateways.greet(sender)
 
     async def _woke(self, sender: str, body: say.Woke) -> None:
         self._agent.wakes.add(body.record)
@@ -101,6 +109,7 @@ class Answering:
 
     async def _known(self, sender: str, body: say.AskKnown) -> bytes:
         await self._agent.wait_revision(body.revision)
+        await self._agent.gateways.wait_told()
         return b""
 
     async def _processes(self, sender: str, body: say.AskProcesses) -> bytes:
@@ -121,6 +130,7 @@ class Answering:
                 "home": self._agent.config.key,
                 "failures": ledger.failures,
                 "reason": ledger.reason,
+                "trouble": self._agent.home.trouble(body.app),
                 "waiting": ledger.total_waiting(),
                 "placement": choice.reasons,
             }

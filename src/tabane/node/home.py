@@ -11,8 +11,8 @@ from tabane.clock import Clock
 from tabane.gateway import activation
 from tabane.gateway.activation import Activation, AppChanged, GatewayGone
 from tabane.gateway.ledger import AppLedger
-from tabane.gateway.messages import Report, ToGateway, ToHome
-from tabane.model import App, AppName, InstanceId, NodeName, new_instance_id
+from tabane.gateway.messages import Broken, Report, ToGateway, ToHome
+from tabane.model import App, AppName, Instance, InstanceId, NodeName, new_instance_id
 from tabane.scheduler.placement import Choice, NodeView, place
 
 log = logging.getLogger(__name__)
@@ -54,6 +54,7 @@ class Home:
         self._leaving: dict[str, asyncio.TimerHandle] = {}
         self._reported: set[str] = set()
         """Gateways that reported in their present session, maybe before we saw them join."""
+        self._troubles: dict[AppName, str] = {}
 
     def handle(self, event: activation.Event) -> None:
         """Something happened; do what follows."""
@@ -71,9 +72,20 @@ class Home:
                 self._reported.add(gateway)
                 for report in reports:
                     self._know(report.app)
+            case Broken(app=app, reason=reason):
+                self._know(app)
+                self._troubles[app] = reason
             case _:
                 self._know(message.app)
         self._perform(self._activation.hear(gateway, message, self._clock.now()))
+
+    def on_node_report(
+        self, node: NodeName, instances: tuple[Instance, ...], asked_at: float
+    ) -> None:
+        """All that a node has of this home's apps, as it was asked at `asked_at`."""
+        for instance in instances:
+            self._know(instance.app)
+        self.handle(activation.NodeReport(node, instances, asked_at))
 
     def on_gateway(self, gateway: str, *, joined: bool) -> None:
         """A gateway's hub session came or went."""
@@ -93,6 +105,7 @@ class Home:
 
     def forget(self, app: AppName) -> None:
         """Another node is this app's home now."""
+        self._troubles.pop(app, None)
         self._activation.forget(app)
 
     def apps(self) -> tuple[AppName, ...]:
@@ -100,6 +113,10 @@ class Home:
 
     def ledger(self, app: AppName) -> AppLedger | None:
         return self._activation.ledger(app)
+
+    def trouble(self, app: AppName) -> str:
+        """Why a session last broke off in an instance; empty when none did."""
+        return self._troubles.get(app, "")
 
     def explain(self, app: App) -> Choice:
         """Where one more instance would go now, and why."""

@@ -9,14 +9,12 @@ An instance's network link is kept until the home says that no gateway can reach
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-import msgspec
 from msgspec.structs import replace
 
 from tabane.clock import Clock
@@ -25,12 +23,11 @@ from tabane.gateway.activation import InstanceEnded, InstanceReady
 from tabane.gateway.messages import StartTrace
 from tabane.lifecycle import Event, follow
 from tabane.model import App, ExitStatus, Generation, Instance, InstanceId, NodeName, State, Value
-from tabane.node.logfile import parse_line
 from tabane.node.readiness import wait_ready
-from tabane.runtimes.api import Driver, Handle, Image, InstanceSpec, Link
+from tabane.node.records import Record, last_line, read_record, write_record
+from tabane.runtimes.api import Driver, Image, InstanceSpec, Link
 from tabane.supervise import Supervisor
 
-LAST_LINE_BYTES = 4096
 PARALLEL_STARTS = 4
 """Engines started at the same time; more only wait for the same cores."""
 
@@ -43,20 +40,6 @@ class Links(Protocol):
     async def release(self, link: Link) -> None: ...
 
     async def recover(self, in_use: Iterable[Link]) -> None: ...
-
-
-class Record(Value, frozen=True):
-    """What is on disk of an instance."""
-
-    instance: Instance
-    app: App
-    image: Image
-    link: Link | None = None
-    handle: Handle | None = None
-
-
-encode_record = msgspec.json.Encoder(enc_hook=str).encode
-parse_record = msgspec.json.Decoder(Record, dec_hook=lambda kind, text: kind(text)).decode
 
 
 class Transition(Value, frozen=True):
@@ -84,6 +67,11 @@ class Running:
     @property
     def instance(self) -> Instance:
         return self.record.instance
+
+    @property
+    def is_preparing(self) -> bool:
+        """Its driver prepares it: nothing else can be done to it meanwhile."""
+        return self.instance.state is State.PREPARING
 
 
 Notify = Callable[[InstanceReady | InstanceEnded], None]
@@ -125,13 +113,17 @@ class Executor:
         self._kernel = kernel
         self._starts = asyncio.Semaphore(PARALLEL_STARTS)
         self._running: dict[InstanceId, Running] = {}
+        self._preparing: dict[InstanceId, Instance] = {}
+        """Those that were told to start, before there is anything to remember on disk."""
+        self._unwanted: dict[InstanceId, str] = {}
+        """Those that were told to stop while they were prepared, and why."""
 
     def __len__(self) -> int:
-        return len(self._running)
+        return len(self._running) + len(self._preparing)
 
     def instances(self) -> list[Instance]:
         """All that this node answers for, also those ended whose address is still kept."""
-        return [running.instance for running in self._running.values()]
+        return [*self._preparing.values(), *(r.instance for r in self._running.values())]
 
     def get(self, instance: InstanceId) -> Running:
         """Raises `NotFound`."""
@@ -162,6 +154,17 @@ class Executor:
 
     def start(self, app: App, instance_id: InstanceId, decided: float) -> None:
         """Begin to start an instance; `decided` is when its home did. The outcome is notified."""
+        self._preparing[instance_id] = Instance(
+            id=instance_id,
+            app=app.key,
+            revision=app.revision,
+            node=self._node,
+            generation=Generation(self._incarnation, instance_id, 1),
+            state=State.PREPARING,
+            cgroup=f"{self._cgroup}/{instance_id}",
+            kernel=self._kernel,
+            created_at=self._clock.wall(),
+        )
         self._tasks.start(f"start {instance_id}", self._start(app, instance_id, decided))
 
     async def _start(self, app: App, instance_id: InstanceId, decided: float) -> None:
@@ -172,7 +175,10 @@ class Executor:
             except (TabaneError, OSError) as error:
                 self._fail_early(app, instance_id, str(error))
                 return
-            await self._launch(running)
+            if (reason := self._unwanted.pop(instance_id, None)) is not None:
+                await self._end(running, reason, failed=False)
+            else:
+                await self._launch(running)
 
     async def _prepare(self, app: App, instance_id: InstanceId, phases: dict[str, int]) -> Running:
         began = self._clock.now()
@@ -181,19 +187,11 @@ class Executor:
         image_s = self._clock.now() - began
         link = await self._links.claim(app.id_base, egress=app.network.egress)
         phases["network"] = micros(self._clock.now() - began - image_s)
-        instance = Instance(
-            id=instance_id,
-            app=app.key,
-            revision=app.revision,
-            node=self._node,
-            generation=Generation(self._incarnation, instance_id, 1),
-            state=State.PREPARING,
+        instance = replace(
+            self._preparing.pop(instance_id),
             isolation=driver.isolation,
             driver=driver.name,
             address=link.address,
-            cgroup=f"{self._cgroup}/{instance_id}",
-            kernel=self._kernel,
-            created_at=self._clock.wall(),
         )
         running = Running(Record(instance, app, image, link), driver, phases, began)
         self._running[instance_id] = running
@@ -213,12 +211,14 @@ class Executor:
 
     def _fail_early(self, app: App, instance_id: InstanceId, reason: str) -> None:
         """Nothing was started: say so, and forget it."""
-        self._running.pop(instance_id, None)
+        for known in (self._preparing, self._running, self._unwanted):
+            known.pop(instance_id, None)
         self._say(instance_id, app.key, State.FAILED, reason)
         self._notify(InstanceEnded(app.key, instance_id, self._node, reason, failed=True))
 
     async def _launch(self, running: Running) -> None:
-        """Start the engine and, beside it, watch for readiness: whichever way it goes first."""
+        """Start the engine and, beside it, watch for readiness: whichever way it goes first.
+        Returns when the engine has, so that a program that is slow keeps no other from starting."""
         app, spec = running.record.app, self.spec(running.record)
         started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         life = self._tasks.start(f"life {spec.id}", self._live(running, spec, started))
@@ -227,7 +227,8 @@ class Executor:
             watching = wait_ready(app, running.instance.address, spec.link)
             ready = self._tasks.start(f"ready {spec.id}", watching)
         asyncio.get_running_loop().call_soon(self._say, spec.id, app.key, State.STARTING)
-        await self._await(running, ready, life)
+        self._tasks.start(f"verdict {spec.id}", self._await(running, ready, life))
+        await asyncio.wait({started, life}, return_when=asyncio.FIRST_COMPLETED)
 
     async def _await(
         self, running: Running, ready: asyncio.Future[None], life: asyncio.Task[None]
@@ -322,7 +323,9 @@ class Executor:
     def stop(self, instance_id: InstanceId, reason: str) -> None:
         """Begin to stop an instance: TERM, `stop_timeout`, KILL. Of one that is gone: nothing."""
         running = self._running.get(instance_id)
-        if running is not None and not running.stopping and not running.ended:
+        if instance_id in self._preparing or (running is not None and running.is_preparing):
+            self._unwanted[instance_id] = reason
+        elif running is not None and not running.stopping and not running.ended:
             self._tasks.start(f"stop {instance_id}", self._end(running, reason, failed=False))
 
     async def _end(
@@ -371,7 +374,7 @@ class Executor:
         ending = [
             self._end(running, "its node is going down", failed=False)
             for running in self._running.values()
-            if not running.stopping
+            if not running.stopping and not running.is_preparing
         ]
         await asyncio.gather(*ending)
 
@@ -459,40 +462,8 @@ class Executor:
         self._on_change(Transition(at, instance, app, self._node, state, reason))
 
     def _save(self, running: Running) -> None:
-        """Whole or not at all; on the way of every wake, so without pathlib."""
-        path = f"{self._directory}/{running.instance.id}/record"
-        descriptor = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        try:
-            os.write(descriptor, encode_record(running.record))
-        finally:
-            os.close(descriptor)
-        os.rename(f"{path}.new", f"{path}.json")  # noqa: PTH104
+        write_record(self._directory / running.instance.id, running.record)
 
 
 def micros(seconds: float) -> int:
     return round(seconds * 1_000_000)
-
-
-def read_record(path: Path) -> Record | None:
-    """None for a record that another version wrote."""
-    try:
-        return parse_record(path.read_bytes())
-    except (msgspec.DecodeError, OSError):
-        shutil.rmtree(path.parent, ignore_errors=True)
-        return None
-
-
-def last_line(log: Path) -> str:
-    """The last line a program wrote, for an error message; empty when there is none."""
-    try:
-        with log.open("rb") as file:
-            file.seek(0, 2)
-            file.seek(max(0, file.tell() - LAST_LINE_BYTES))
-            lines = file.read().splitlines()
-    except OSError:
-        return ""
-    for line in reversed(lines):
-        parsed = parse_line(line)
-        if parsed is not None and parsed[3].strip():
-            return parsed[3].decode(errors="replace").strip()[:200]
-    return ""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
+from tabane.clock import Clock
 from tabane.model import AppName, NodeName
 from tabane.node.config import NodeConfig
 from tabane.scheduler.placement import home_of
+from tabane.supervise import Later
 
 
 class Membership:
@@ -37,3 +39,38 @@ class Membership:
 
     def is_home(self, app: AppName) -> bool:
         return self.home_of(app) == self._config.key
+
+
+class Terms:
+    """Nodes that cannot be seen. What one runs is unknown at first; when it was silent for
+    `term_s` without a break, `on_over` is called with its name."""
+
+    def __init__(
+        self, clock: Clock, later: Later, on_over: Callable[[str], None], term_s: float
+    ) -> None:
+        self._clock = clock
+        self._later = later
+        self._on_over = on_over
+        self._term_s = term_s
+        self._ends: dict[str, float] = {}
+
+    def on_hub(self, hub: str, is_open: bool) -> None:
+        """The link to a node's hub opened or broke."""
+        if is_open:
+            self._ends.pop(hub, None)
+        else:
+            self._ends[hub] = self._clock.now() + self._term_s
+            self._plan(hub)
+
+    def _plan(self, hub: str) -> None:
+        rest_s = max(0.0, self._ends[hub] - self._clock.now())
+        self._later.call(f"term of {hub}", rest_s, lambda: self._on_due(hub))
+
+    def _on_due(self, hub: str) -> None:
+        if hub not in self._ends:
+            return
+        if self._ends[hub] > self._clock.now():
+            self._plan(hub)
+        else:
+            del self._ends[hub]
+            self._on_over(hub)

@@ -97,7 +97,7 @@ class Instances(Value, frozen=True, tag="instances_are"):
 
 
 class AskKnown(Value, frozen=True, tag="ask_known"):
-    """To all agents: answer when your replica has this revision."""
+    """To all agents: answer when your replica has this revision, and your gateways know it."""
 
     revision: int
 

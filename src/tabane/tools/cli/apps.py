@@ -99,6 +99,8 @@ def show(argv: list[str]) -> int:
         print(f"  home      {home['home']}   waiting sessions {home['waiting']}")
         if home["reason"]:
             print(f"  problem   {home['failures']} failed starts; the last: {home['reason']}")
+        if home["trouble"]:
+            print(f"  trouble   the last session that broke off: {home['trouble']}")
     _show_instances(answer["instances"])
     _show_events(answer["events"])
     _show_wakes(answer["wakes"])

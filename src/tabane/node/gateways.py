@@ -1,0 +1,66 @@
+"""What an agent tells its own node's gateways: routes, and which instances are here.
+
+A gateway says `Hello` to every new agent, gets all, and from then on every change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from tabane.errors import Closed, NotFound
+from tabane.model import App, AppName, State
+from tabane.node import messages as say
+
+if TYPE_CHECKING:
+    from tabane.node.agent import Agent
+
+ROUTES_PER_MESSAGE = 500
+
+
+class Gateways:
+    """See the module's text."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self._greeted: set[str] = set()
+
+    def greet(self, gateway: str) -> None:
+        """Tell a gateway all it has to know."""
+        self._greeted.add(gateway)
+        apps = self._agent.all_apps()
+        for start in range(0, max(1, len(apps)), ROUTES_PER_MESSAGE):
+            page = tuple(apps[start : start + ROUTES_PER_MESSAGE])
+            last = start + ROUTES_PER_MESSAGE >= len(apps)
+            self._agent.tell(gateway, say.Routes(page, complete=last))
+        self._agent.tell(gateway, self._instances())
+
+    def tell_routes(self, changed: Iterable[App], gone: Iterable[AppName]) -> None:
+        self._tell(say.Routes(tuple(changed), tuple(gone)))
+
+    def tell_instances(self) -> None:
+        self._tell(self._instances())
+
+    async def wait_told(self) -> None:
+        """Return once those that run have taken in all they were told before. One that is not
+        there takes no connection before it knows the routes."""
+        for number in range(self._agent.config.gateways):
+            gateway = f"{self._agent.config.key}/gateway-{number}"
+            if gateway not in self._agent.room.members:
+                continue
+            if gateway not in self._greeted:
+                self.greet(gateway)
+            try:
+                await self._agent.send(gateway, say.encode(say.Routes(())))
+            except (Closed, NotFound):
+                continue
+
+    def _instances(self) -> say.LocalInstances:
+        ready = [i for i in self._agent.executor.instances() if i.state is State.READY]
+        return say.LocalInstances(
+            tuple(say.LocalInstance(i.generation, i.app, i.address) for i in ready)
+        )
+
+    def _tell(self, message: say.Message) -> None:
+        for gateway in self._greeted:
+            self._agent.tell(gateway, message)

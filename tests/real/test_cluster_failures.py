@@ -1,0 +1,108 @@
+"""Programs that do not work: said with the reason, backed off from, and nobody else's trouble."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from tests.real.conftest import HTTPD, Answer, LocalCluster, wait_for
+
+pytestmark = pytest.mark.real
+
+GARBAGE = "while :; do echo not HTTP at all | busybox nc -l -p 8000; done"
+EATER = "x=y; while :; do x=$x$x; done"
+HUNGRY = f"{' '.join(HTTPD)} & until test -e /tmp/eat; do sleep 0.05; done; {EATER}"
+BACK_OFF_S = 3.0
+MOST_STARTS = 8
+"""In `BACK_OFF_S`: with no back-off there would be tens."""
+
+
+def assert_refused(cluster: LocalCluster, name: str, answer: Answer, reason: str) -> None:
+    """The reason is in the 503, which says when to come again, and in `tabane show`."""
+    assert answer.status == 503, answer
+    assert reason in answer.body
+    assert "\r\nRetry-After: " in answer.head
+    shown = cluster.tabane("show", name)
+    assert shown.code == 0
+    assert reason in shown.out
+
+
+@pytest.mark.parametrize(
+    ("name", "command", "reason"),
+    [
+        (
+            "exits",
+            ["sh", "-c", "echo no config >&2; exit 3"],
+            "the program exited with code 3 before it listened on port 8000;"
+            " its last line: no config",
+        ),
+        ("silent", ["sleep", "60"], "did not become ready (listen on port 8000) within 1 s"),
+        ("nothing", ["no-such-program"], "no program 'no-such-program'"),
+        ("greedy", ["sh", "-c", EATER], "out of memory"),
+    ],
+)
+def test_what_does_not_start(
+    cluster: LocalCluster, name: str, command: list[str], reason: str
+) -> None:
+    limits = {"memory": "16MiB"}
+    cluster.deploy(name, command, reactive={"start_timeout": "1s"}, resources=limits)
+    assert_refused(cluster, name, cluster.get(name), reason)
+    wait_for(lambda: not cluster.instances(name), "the end of what failed")
+
+
+def test_starts_that_fail_are_backed_off_from_and_others_unharmed(cluster: LocalCluster) -> None:
+    cluster.deploy("flapping", ["sh", "-c", "exit 1"])
+    cluster.deploy("bystander")
+    with cluster.requests("bystander") as seen:
+        deadline = time.monotonic() + BACK_OFF_S
+        while time.monotonic() < deadline:
+            assert cluster.get("flapping").status == 503
+    assert seen.failures() == []
+    assert 1 <= cluster.starts("flapping") <= MOST_STARTS
+    assert cluster.starts("bystander") == 1
+
+
+def test_what_listens_late_is_waited_for(cluster: LocalCluster) -> None:
+    cluster.deploy("late", ["sh", "-c", f"sleep 1; exec {' '.join(HTTPD)}"])
+    assert cluster.get("late", path="/GPL-3").status == 200
+
+
+def test_what_listens_later_than_allowed_is_refused(cluster: LocalCluster) -> None:
+    late = ["sh", "-c", f"sleep 30; exec {' '.join(HTTPD)}"]
+    cluster.deploy("too-late", late, reactive={"start_timeout": "1s"})
+    assert_refused(cluster, "too-late", cluster.get("too-late"), "within 1 s")
+
+
+def test_garbage_is_not_passed_on(cluster: LocalCluster) -> None:
+    cluster.deploy("garbage", ["sh", "-c", GARBAGE])
+    answer = cluster.get("garbage")
+    assert answer.status == 502
+    assert "the app's answer is not HTTP/1.1" in answer.body
+    wait_for(lambda: "is not HTTP/1.1" in cluster.tabane("show", "garbage").out, "the reason")
+
+
+def test_one_that_fills_its_memory_is_ended_and_woken_again(cluster: LocalCluster) -> None:
+    cluster.deploy("hungry", ["sh", "-c", HUNGRY], resources={"memory": "16MiB"})
+    before = cluster.wake("hungry")
+    assert cluster.inside("hungry", "touch", "/tmp/eat") == (0, "")
+    wait_for(lambda: before not in cluster.instances("hungry"), "its end")
+    reasons = [event.get("reason", "") for event in cluster.records("events", "hungry")]
+    assert any("out of memory" in reason for reason in reasons), reasons
+    assert cluster.wake("hungry")["id"] != before["id"]
+
+
+def test_an_image_that_is_missing_is_said_at_deploy(cluster: LocalCluster) -> None:
+    file = cluster.root / "missing.toml"
+    file.write_text('name = "missing"\nimage = "rootfs:./not-there"\ncommand = ["true"]\n')
+    ended = cluster.tabane("deploy", str(file))
+    assert ended.code == 2
+    assert "not-there" in ended.err
+    assert len(ended.err.splitlines()) == 1
+
+
+def test_one_that_dies_later_is_started_again_by_a_request(cluster: LocalCluster) -> None:
+    cluster.deploy("mortal")
+    before = cluster.wake("mortal")
+    cluster.inside("mortal", "sh", "-c", "kill -9 $(busybox pidof busybox httpd)")
+    wait_for(lambda: before not in cluster.instances("mortal"), "its end")
+    assert cluster.wake("mortal")["id"] != before["id"]
