@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -183,3 +184,16 @@ def test_the_loud_signals_are_as_they_were(tmp_path: Path) -> None:
     os.waitpid(pid, 0)
     ignored = int(status.read_text().split()[1], 16)
     assert not ignored & (1 << signal.SIGPIPE - 1 | 1 << signal.SIGXFSZ - 1)
+
+
+def test_the_holder_loads_the_standard_library_only() -> None:
+    """What it loads stays in memory for ever, and every fork of it costs."""
+    source = str(Path(module.__file__).parents[2])
+    program = (
+        f"import sys\nsys.path.insert(0, {source!r})\nimport tabane.node.holder\n"
+        "names = {name.partition('.')[0] for name in sys.modules}\n"
+        "print(*sorted(names - sys.stdlib_module_names))"
+    )
+    argv = (sys.executable, "-ISc", program)
+    done = subprocess.run(argv, capture_output=True, check=True, text=True)
+    assert done.stdout.split() == ["__main__", "tabane"]
