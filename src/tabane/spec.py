@@ -19,13 +19,22 @@ from tabane.spec_fields import FIELDS, REQUIRED, Field, Mistake, Section, did_yo
 from tabane.units import shorten
 
 LONGEST_FILE = 1 << 20
+TOO_LONG = "is longer than an app file may be (1 MiB)"
 
 
 def load_app(path: Path) -> App:
     """Read an app file. Raises `SpecError`, also when the file cannot be read."""
+    return parse_app(read_text(path), file=str(path))
+
+
+def read_text(path: Path) -> str:
+    """What an app file says. Raises `SpecError` when it cannot be read or is no text."""
     try:
-        content = path.read_bytes()
-        return parse_app(content.decode(), file=str(path))
+        with path.open("rb") as file:
+            content = file.read(LONGEST_FILE + 1)
+        if len(content) > LONGEST_FILE:
+            raise SpecError(str(path), 0, "", TOO_LONG)
+        return content.decode()
     except OSError as error:
         raise SpecError(str(path), 0, "", f"cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -36,7 +45,7 @@ def load_app(path: Path) -> App:
 def parse_app(text: str, *, file: str = "app.toml") -> App:
     """The app that `text` declares. `image` and `source` are what it says there."""
     if len(text) > LONGEST_FILE:
-        raise SpecError(file, 0, "", "is longer than an app file may be (1 MiB)")
+        raise SpecError(file, 0, "", TOO_LONG)
     try:
         document = tomllib.loads(text)
     except RecursionError:

@@ -15,6 +15,7 @@ from tabane.k2i import ProcessTable
 from tabane.model import AppName, Class, Generation, Instance, InstanceId, NodeName, State
 from tabane.tools import client
 from tabane.tools.cli import ps
+from tabane.tools.cli.common import cells_of
 
 NOW = 1_700_000_000.0
 ROW: dict[str, Any] = {
@@ -109,7 +110,7 @@ def test_nothing_moves_the_cursor(command: str) -> None:
 def test_any_command_stays_on_its_line_and_in_the_width(command: str, width: int) -> None:
     for line in lines(ROW | {"command": command}, width=width):
         assert line.isprintable()
-        assert ps.cells(line) <= width
+        assert cells_of(line) <= width
 
 
 def test_it_is_cut_to_a_width() -> None:
@@ -117,12 +118,12 @@ def test_it_is_cut_to_a_width() -> None:
     assert [len(line) for line in lines(ROW, width=20)] == [20, 20]
     start = len(whole[1]) - 4
     assert lines(ROW | {"command": "束ね束ね"}, width=start + 5)[1] == whole[1][: start + 2]
-    assert ps.cells(whole[1]) == start + 8
+    assert cells_of(whole[1]) == start + 8
 
 
 def test_wide_names_keep_the_columns() -> None:
     first, second = lines(ROW | {"user": "束ね"}, HOST)[1:]
-    assert ps.cells(first.partition(" 1.5 ")[0]) == ps.cells(second.partition(" 1.5 ")[0])
+    assert cells_of(first.partition(" 1.5 ")[0]) == cells_of(second.partition(" 1.5 ")[0])
 
 
 def test_selection() -> None:

@@ -9,19 +9,25 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tabane.errors import NotFound, TabaneError, Unreachable
+from tabane.clock import SYSTEM
+from tabane.errors import Corrupt, NotFound, ProtocolError, TabaneError, Unreachable
 
 if TYPE_CHECKING:
     from http.client import HTTPResponse
 
 QUESTION_TIMEOUT_S = 10.0
 ACTION_TIMEOUT_S = 70.0
+LEAST_WAIT_S = 0.001
 BLOCK_BYTES = 1 << 16
+OK = range(200, 300)
+LENGTH = re.compile(rb"\r\ncontent-length: *([0-9]+)(?:\r\n|$)", re.IGNORECASE)
 
 
 def connect_unix(path: Path, timeout_s: float) -> socket.socket:
@@ -45,37 +51,48 @@ class Cluster:
 
     def __init__(self, root: Path | None) -> None:
         self.root = root or default_root()
+        file = self.root / "cluster.json"
         try:
-            self.config: dict[str, Any] = json.loads((self.root / "cluster.json").read_bytes())
-        except FileNotFoundError:
+            self.config: dict[str, Any] = json.loads(file.read_bytes())
+            self.nodes = [f"{node['datacenter']}/{node['name']}" for node in self.config["nodes"]]
+        except (FileNotFoundError, NotADirectoryError):
             problem = (
                 f"no cluster below {self.root}: start one with `tabane up`, or name its --root"
             )
             raise NotFound(problem) from None
-        self.nodes = [f"{node['datacenter']}/{node['name']}" for node in self.config["nodes"]]
+        except (ValueError, LookupError, TypeError):
+            raise Corrupt(f"{file} does not describe a cluster: is it another's file?") from None
 
     def socket_of(self, node: str) -> Path:
         return self.root / "nodes" / node / "api.sock"
 
     def get(self, path: str, *, node: str | None = None) -> Any:
         """Ask. A node that does not answer in time costs its deadline; then the next is asked."""
-        problem = ""
-        for name in [node] if node is not None else self.nodes:
+        problems = []
+        for name in self._choose(node):
             try:
                 status, body = ask(self.socket_of(name), path)
             except OSError as error:
-                problem = f"{name}: {error.strerror or error}"
+                problems.append(f"{name}: {_reason(error)}")
                 continue
-            if status >= 400:
+            if status not in OK:
                 raise _error_of(status, body)
-            return json.loads(body)
-        raise Unreachable(f"no node of the cluster below {self.root} answers ({problem})")
+            return _parse(body)
+        raise self._unreachable(problems)
 
-    def post(self, path: str, body: Any = None, *, node: str | None = None) -> Any:
-        return json.loads(self.request("POST", path, json.dumps(body).encode(), node=node))
+    def post(
+        self,
+        path: str,
+        body: Any = None,
+        *,
+        node: str | None = None,
+        timeout_s: float = ACTION_TIMEOUT_S,
+    ) -> Any:
+        data = json.dumps(body).encode()
+        return _parse(self.request("POST", path, data, node=node, timeout_s=timeout_s))
 
     def delete(self, path: str) -> Any:
-        return json.loads(self.request("DELETE", path))
+        return _parse(self.request("DELETE", path))
 
     def request(
         self,
@@ -84,15 +101,19 @@ class Cluster:
         body: bytes | Iterator[bytes] | None = None,
         *,
         node: str | None = None,
+        timeout_s: float = ACTION_TIMEOUT_S,
     ) -> bytes:
         """The body of a successful answer. Raises the error that the node answered with."""
-        with self._open(method, path, body, node) as response:
+        name, response = self._open(method, path, body, node, timeout_s)
+        with response, _breaking_off(name):
             return response.read()
 
-    def stream(self, path: str, *, node: str | None = None) -> Iterator[bytes]:
-        """An answer line by line, as it comes."""
-        with self._open("GET", path, None, node, timeout_s=None) as response:
-            yield from response
+    @contextmanager
+    def stream(self, path: str, *, node: str | None = None) -> Iterator[Iterator[bytes]]:
+        """An answer's lines, as they come; the node has the question when the block begins."""
+        name, response = self._open("GET", path, None, node, None)
+        with response:
+            yield _lines(name, response)
 
     def _open(
         self,
@@ -100,11 +121,12 @@ class Cluster:
         path: str,
         body: bytes | Iterator[bytes] | None,
         node: str | None,
-        timeout_s: float | None = ACTION_TIMEOUT_S,
-    ) -> HTTPResponse:
-        from http.client import HTTPConnection, HTTPException
+        timeout_s: float | None,
+    ) -> tuple[str, HTTPResponse]:
+        """The node that was asked, and its answer from the body on."""
+        from http.client import HTTPConnection
 
-        name, sock = self._connect_any([node] if node is not None else self.nodes)
+        name, sock = self._connect_any(node)
         sock.settimeout(timeout_s)
         connection = HTTPConnection("localhost")
         connection.sock = sock
@@ -112,38 +134,93 @@ class Cluster:
         if isinstance(body, bytes):
             headers["Content-Type"] = "application/json"
         try:
-            connection.request(method, _quote(path), body, headers)
-            response = connection.getresponse()
-        except (OSError, HTTPException) as error:
+            with _breaking_off(name):
+                with suppress(BrokenPipeError, ConnectionResetError):  # it may have answered early
+                    connection.request(method, _quote(path), body, headers)
+                response = connection.getresponse()
+                if response.status not in OK:
+                    with response:
+                        raise _error_of(response.status, response.read())
+        except BaseException:
             connection.close()
-            raise Unreachable(f"{name} broke off: {error or type(error).__name__}") from error
-        if response.status >= 400:
-            with response:
-                raise _error_of(response.status, response.read())
-        return response
+            raise
+        return name, response
 
-    def _connect_any(self, nodes: list[str]) -> tuple[str, socket.socket]:
-        problem = ""
-        for name in nodes:
+    def _connect_any(self, node: str | None) -> tuple[str, socket.socket]:
+        problems = []
+        for name in self._choose(node):
             try:
                 return name, connect_unix(self.socket_of(name), QUESTION_TIMEOUT_S)
             except OSError as error:
-                problem = f"{name}: {error.strerror or error}"
-        raise Unreachable(f"no node of the cluster below {self.root} can be reached ({problem})")
+                problems.append(f"{name}: {_reason(error)}")
+        raise self._unreachable(problems)
+
+    def _choose(self, node: str | None) -> list[str]:
+        """The nodes to try: all, or the named one (with its data center or without)."""
+        if node is None:
+            return self.nodes
+        found = [key for key in self.nodes if node in (key, key.partition("/")[2])]
+        if not found:
+            raise NotFound(f"there is no node {node!r}, only {', '.join(self.nodes)}")
+        return found
+
+    def _unreachable(self, problems: list[str]) -> Unreachable:
+        return Unreachable(f"no answer from the cluster below {self.root} ({'; '.join(problems)})")
+
+
+@contextmanager
+def _breaking_off(name: str) -> Iterator[None]:
+    """What ends a connection in the middle is said in the node's name."""
+    from http.client import HTTPException
+
+    try:
+        yield
+    except (OSError, HTTPException) as error:
+        raise Unreachable(f"{name} broke off: {_reason(error)}") from error
+
+
+def _lines(name: str, response: HTTPResponse) -> Iterator[bytes]:
+    """By `read1`: what iterates a response takes a chunked body that breaks off for its end."""
+    rest = b""
+    while True:
+        with _breaking_off(name):
+            block = response.read1(BLOCK_BYTES)
+        if not block:
+            break
+        *lines, rest = (rest + block).split(b"\n")
+        yield from (line + b"\n" for line in lines)
+    if rest:
+        yield rest
 
 
 def ask(path: Path, target: str) -> tuple[int, bytes]:
-    """One GET over a unix socket: status and body. Raises `OSError`."""
+    """One GET over a unix socket: status and body, all within a deadline. Raises `OSError`."""
+    deadline = SYSTEM.now() + QUESTION_TIMEOUT_S
     with connect_unix(path, QUESTION_TIMEOUT_S) as sock:
         sock.sendall(f"GET {_quote(target)} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
         blocks = []
         while block := sock.recv(BLOCK_BYTES):
             blocks.append(block)
+            sock.settimeout(max(deadline - SYSTEM.now(), LEAST_WAIT_S))
     head, _, body = b"".join(blocks).partition(b"\r\n\r\n")
     words = head.split(b" ", 2)
     if len(words) < 2 or not words[1].isdigit():
         raise ConnectionResetError("it broke off before it answered")
+    length = LENGTH.search(head)
+    if length is None or int(length[1]) != len(body):
+        raise ConnectionResetError("it broke off within its answer")
     return int(words[1]), body
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def _parse(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except ValueError:
+        raise ProtocolError("a node's answer is not JSON: is it of another version?") from None
 
 
 def _quote(target: str) -> str:
@@ -151,7 +228,7 @@ def _quote(target: str) -> str:
         return target
     from urllib.parse import quote
 
-    return quote(target, safe="/?&=:,%")
+    return quote(target, safe="/?&=:,%", errors="surrogateescape")
 
 
 def _error_of(status: int, body: bytes) -> TabaneError:

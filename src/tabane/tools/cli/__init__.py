@@ -1,13 +1,17 @@
 """The `tabane` command: one literal table of commands, each loaded only when it is called.
 
 Exit codes: 0 done; 1 it failed, or only a part of the cluster answered a question that needs all;
-2 the request is wrong. Every failure is one sentence on stderr.
+2 the request is wrong; 130 after Ctrl-C. Every failure is one sentence on stderr.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Any, TextIO
 
 __all__ = ["COMMANDS", "main"]
 
@@ -34,31 +38,59 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 def main() -> None:
     """Entry point of the console script."""
+    sys.stdout, sys.stderr = usable(sys.stdout), usable(sys.stderr)
     sys.exit(run(sys.argv[1:]))
+
+
+def usable(stream: Any) -> TextIO:
+    """What it cannot encode is escaped; one that is closed (None) swallows all."""
+    found: TextIOWrapper = stream or Path(os.devnull).open("w")  # noqa: SIM115
+    found.reconfigure(errors="backslashreplace")
+    return found
 
 
 def run(argv: list[str]) -> int:
     """Run one command; returns its exit code."""
-    from tabane.errors import TabaneError
+    from tabane.errors import TabaneError, UsageError
 
     try:
-        return _dispatch(argv)
+        code = _dispatch(argv)
+        sys.stdout.flush()
+        return code
     except TabaneError as error:
-        from tabane.errors import UsageError
-
-        print(f"tabane: {error.message}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
+        return _fail(error.message, 2 if isinstance(error, UsageError) else 1)
     except BrokenPipeError:
-        sys.stderr.close()
+        _drop_output()
         return 1
+    except OSError as error:
+        _drop_output()
+        return _fail(f"{error.filename or 'cannot write'}: {error.strerror or error}", 1)
     except KeyboardInterrupt:
         return 130
 
 
+def _fail(message: str, code: int) -> int:
+    from tabane.tools.cli.common import complain
+
+    complain(message)
+    return code
+
+
+def _drop_output() -> None:
+    """What could not be written is not tried again at the interpreter's end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _dispatch(argv: list[str]) -> int:
     root: list[str] = []
-    if argv[:1] == ["--root"] and len(argv) > 1:
+    if argv and argv[0].startswith("--root="):
+        root, argv = argv[:1], argv[1:]
+    elif argv[:1] == ["--root"]:
         root, argv = argv[:2], argv[2:]
+        if len(root) < 2:
+            from tabane.errors import UsageError
+
+            raise UsageError("--root: name the cluster's directory after it")
     name = argv[0] if argv else "--help"
     if name in ("-h", "--help", "help"):
         print(_overview())
@@ -77,7 +109,10 @@ def _dispatch(argv: list[str]) -> int:
         hint = f"did you mean '{near[0]}'?" if near else "see 'tabane --help'"
         raise UsageError(f"there is no command '{name}': {hint}")
     module = import_module(f"tabane.tools.cli.{COMMANDS[name][0]}")
-    code: int = getattr(module, name.replace("-", "_"))([*root, *argv[1:]])
+    try:
+        code: int = getattr(module, name)([*root, *argv[1:]])
+    except SystemExit:  # argparse's, after --help
+        return 0
     return code
 
 

@@ -15,7 +15,9 @@ from tabane.tools.cli.common import (
     format_us,
     print_json,
     print_table,
+    say,
     say_silent,
+    whole,
 )
 from tabane.tools.client import Cluster
 
@@ -25,12 +27,9 @@ def deploy(argv: list[str]) -> int:
     parser.add_argument("file", type=Path, help="the app file (TOML)")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
-    try:
-        text = args.file.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"deploy: cannot read {args.file}: {error}") from None
     from tabane import spec
 
+    text = spec.read_text(args.file)
     app = spec.parse_app(text, file=str(args.file))
     cluster = Cluster(args.root)
     image = _send_image(cluster, app.source, args.file.resolve().parent)
@@ -38,9 +37,9 @@ def deploy(argv: list[str]) -> int:
     answer = cluster.post("/api/v1/apps", body)
     if args.json:
         print_json(answer)
-        return 0
-    known = ", ".join(answer["known"]) or "none yet"
-    print(f"{app.key} revision {answer['revision']} stored; known in {known}")
+    else:
+        known = ", ".join(answer["known"]) or "none yet"
+        say(f"{app.key} revision {answer['revision']} stored; known in {known}")
     return say_silent(answer["unreachable"])
 
 
@@ -91,16 +90,16 @@ def show(argv: list[str]) -> int:
         print_json(answer)
         return say_silent(answer["silent"])
     app = answer["app"]
-    print(f"{app['namespace']}/{app['name']}  revision {app['revision']}  class {app['class']}")
-    print(f"  image     {app['image']}")
-    print(f"  command   {' '.join(app.get('command', ())) or '(of the image)'}")
-    print(f"  port      {app.get('port') or '-'}   hosts {', '.join(app.get('hosts', ())) or '-'}")
+    say(f"{app['namespace']}/{app['name']}  revision {app['revision']}  class {app['class']}")
+    say(f"  image     {app['image']}")
+    say(f"  command   {' '.join(app.get('command', ())) or '(of the image)'}")
+    say(f"  port      {app.get('port') or '-'}   hosts {', '.join(app.get('hosts', ())) or '-'}")
     for home in answer["homes"]:
-        print(f"  home      {home['home']}   waiting sessions {home['waiting']}")
+        say(f"  home      {home['home']}   waiting sessions {home['waiting']}")
         if home["reason"]:
-            print(f"  problem   {home['failures']} failed starts; the last: {home['reason']}")
+            say(f"  problem   {home['failures']} failed starts; the last: {home['reason']}")
         if home["trouble"]:
-            print(f"  trouble   the last session that broke off: {home['trouble']}")
+            say(f"  trouble   the last session that broke off: {home['trouble']}")
     _show_instances(answer["instances"])
     _show_events(answer["events"])
     _show_wakes(answer["wakes"])
@@ -149,22 +148,30 @@ def _show_wakes(wakes: list[dict[str, Any]]) -> None:
 def rm(argv: list[str]) -> int:
     parser = Parser("rm", "Remove an app; its instances are drained and stopped.")
     parser.add_argument("app")
+    parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
     answer = Cluster(args.root).delete(f"/api/v1/apps/{app_key(args.app)}")
-    print(f"{answer['name']} removed; known in {', '.join(answer['known']) or 'none yet'}")
+    if args.json:
+        print_json(answer)
+    else:
+        say(f"{answer['name']} removed; known in {', '.join(answer['known']) or 'none yet'}")
     return say_silent(answer["unreachable"])
 
 
 def scale(argv: list[str]) -> int:
     parser = Parser("scale", "Change how many instances an app has at least and at most.")
     parser.add_argument("app")
-    parser.add_argument("--min", type=int, help="in the whole cluster")
-    parser.add_argument("--max", type=int, help="in each data center")
+    parser.add_argument("--min", type=whole(0), metavar="N", help="in the whole cluster")
+    parser.add_argument("--max", type=whole(1), metavar="N", help="in each data center")
+    parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
     body = {name: value for name in ("min", "max") if (value := getattr(args, name)) is not None}
     if not body:
         raise UsageError("scale: give --min, --max, or both")
     answer = Cluster(args.root).post(f"/api/v1/apps/{app_key(args.app)}/scale", body)
-    reactive = answer["reactive"]
-    print(f"{args.app}: min {reactive['min']}, max {reactive['max']}")
+    if args.json:
+        print_json(answer)
+    else:
+        reactive = answer["reactive"]
+        say(f"{args.app}: min {reactive['min']}, max {reactive['max']}")
     return say_silent(answer["unreachable"])

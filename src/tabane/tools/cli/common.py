@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,27 +23,78 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{self.prog.removeprefix('tabane ')}: {message}")
 
+    def print_help(self, file: Any = None) -> None:
+        """argparse's own hides that it could not write."""
+        print(self.format_help(), end="", file=file)
+
+
+NAME = re.compile(r"([a-z0-9][a-z0-9-]{0,62}/)?[a-z0-9][a-z0-9-]{0,62}")
+LARGEST = 1_000_000
+
 
 def app_key(name: str) -> str:
-    """`hello` is `default/hello`."""
+    """`hello` is `default/hello`. Raises `UsageError` for what no app can be called."""
+    if not NAME.fullmatch(name):
+        raise UsageError(f"{name!r} is no app's name: write NAME or NAMESPACE/NAME")
     return name if "/" in name else f"default/{name}"
 
 
+def whole(low: int) -> Callable[[str], int]:
+    """An option's type: a whole number from `low`."""
+
+    def read(text: str) -> int:
+        if not re.fullmatch("[0-9]{1,7}", text) or not low <= int(text) <= LARGEST:
+            problem = f"{text!r} is not a whole number from {low} to {LARGEST}"
+            raise argparse.ArgumentTypeError(problem)
+        return int(text)
+
+    return read
+
+
 def print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    """In ASCII, so that nothing in it reaches a terminal as a control character."""
+    print(json.dumps(value, indent=2))
+
+
+def say(text: str) -> None:
+    """One line, whatever is in it, at once."""
+    print(printable(text), flush=True)
+
+
+def complain(text: str) -> None:
+    """One line on stderr."""
+    print(f"tabane: {printable(text)}", file=sys.stderr)
 
 
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Columns as wide as their widest cell; numbers to the right."""
     cells = [[printable(str(cell)) for cell in row] for row in rows]
     right = [all(is_number(row[n]) for row in cells) and bool(cells) for n in range(len(headings))]
-    widths = [max(map(len, column)) for column in zip(headings, *cells, strict=True)]
+    widths = [max(map(cells_of, column)) for column in zip(headings, *cells, strict=True)]
     for row in [list(headings), *cells]:
         parts = [
-            cell.rjust(width) if at_right else cell.ljust(width)
+            pad(cell, width, at_right)
             for cell, width, at_right in zip(row, widths, right, strict=True)
         ]
         print("  ".join(parts).rstrip())
+
+
+def pad(text: str, width: int, right: bool) -> str:
+    blanks = " " * (width - cells_of(text))
+    return blanks + text if right else text + blanks
+
+
+def cells_of(text: str) -> int:
+    """How many cells of a terminal it takes."""
+    return len(text) if text.isascii() else sum(map(cells_of_char, text))
+
+
+def cells_of_char(char: str) -> int:
+    import unicodedata
+
+    if unicodedata.combining(char):
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
 
 
 def is_number(text: str) -> bool:
@@ -60,7 +112,7 @@ def say_silent(silent: Iterable[str]) -> int:
     """Name who did not answer, on stderr; 1 when there is anyone."""
     names = list(silent)
     if names:
-        print(f"tabane: no answer from {', '.join(names)}", file=sys.stderr)
+        complain(f"no answer from {', '.join(names)}")
     return 1 if names else 0
 
 

@@ -1,101 +1,175 @@
-"""`tabane stop`, `logs`, `exec`."""
+"""`tabane stop`, `logs`, `exec`.
+
+What a program writes is its user's: `logs` and `exec` pass it on as it is, colours and control
+characters too, as `kubectl logs` and `docker exec` do. With --json it is escaped.
+"""
 
 from __future__ import annotations
 
+import argparse
 import base64
+import json
 import sys
 from typing import Any
 
-from tabane.errors import NotFound, UsageError
+from tabane.errors import NotFound, TabaneError, Unreachable, UsageError
 from tabane.node.logfile import parse_line
-from tabane.tools.cli.common import Parser, app_key
+from tabane.tools.cli.common import NAME, Parser, app_key, complain, print_json, say, whole
 from tabane.tools.client import Cluster
+
+LONGEST_EXEC_S = 3600.0
+ANSWER_MARGIN_S = 10.0
+"""What a node may take beyond the time the command has, to kill it and say so."""
 
 
 def stop(argv: list[str]) -> int:
     parser = Parser("stop", "Drain an instance and stop it; of an app: all its instances.")
     parser.add_argument("what", help="an instance id, or an app's name")
+    parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
     cluster = Cluster(args.root)
-    for instance in _find(cluster, args.what):
+    found = _find(cluster, args.what)
+    told = [instance for instance in found if _tell_to_stop(cluster, instance)]
+    if args.json:
+        print_json({"told": told})
+    else:
+        for instance in told:
+            say(f"{instance['id']} on {instance['node']} is told to stop")
+    return 0 if told == found else 1
+
+
+def _tell_to_stop(cluster: Cluster, instance: dict[str, Any]) -> bool:
+    try:
         cluster.post(f"/api/v1/instances/{instance['id']}/stop", node=instance["node"])
-        print(f"{instance['id']} on {instance['node']} is told to stop")
-    return 0
+    except TabaneError as error:
+        complain(error.message)
+        return False
+    return True
 
 
 def logs(argv: list[str]) -> int:
-    parser = Parser("logs", "What an instance wrote; also after its end, by its id.")
+    parser = Parser("logs", "What an instance wrote, as it is; also after its end, by its id.")
     parser.add_argument("what", help="an instance id, or an app's name")
     parser.add_argument("-f", "--follow", action="store_true", help="go on until it ends")
-    parser.add_argument("-n", "--tail", type=int, default=0, metavar="N", help="the last N lines")
+    parser.add_argument("-n", "--tail", type=whole(1), metavar="N", help="the last N lines")
     parser.add_argument("-t", "--timestamps", action="store_true")
+    parser.add_argument("--json", action="store_true", help="one object a line")
     args = parser.parse_args(argv)
-    if args.tail < 0:
-        raise UsageError("logs: --tail counts lines from the end: give 1 or more")
     cluster = Cluster(args.root)
     found = _find(cluster, args.what, ended=True)
     if args.follow and len(found) > 1:
-        names = ", ".join(instance["id"] for instance in found)
-        raise UsageError(f"logs: -f follows one instance: choose one of {names}")
+        raise UsageError(f"logs: -f follows one instance: choose one of {_ids(found)}")
+    query = f"tail={args.tail or 0}&follow={str(args.follow).lower()}"
     for instance in found:
-        follow = str(args.follow).lower()
-        path = f"/api/v1/instances/{instance['id']}/log?tail={args.tail}&follow={follow}"
-        for line in cluster.stream(path, node=instance["node"]):
-            _print_line(line, args.timestamps)
+        path = f"/api/v1/instances/{instance['id']}/log?{query}"
+        with cluster.stream(path, node=instance["node"]) as lines:
+            for line in lines:
+                _print_line(line, args)
     return 0
 
 
-def _print_line(line: bytes, timestamps: bool) -> None:
+def _print_line(line: bytes, args: argparse.Namespace) -> None:
     parsed = parse_line(line)
     if parsed is None:
         return
-    stamp, stream, whole, text = parsed
+    stamp, stream, is_whole, text = parsed
+    if args.json:
+        shown = {"at": stamp, "stream": stream, "text": _text(text), "whole": is_whole}
+        print(json.dumps(shown), flush=True)
+        return
     out = sys.stderr if stream == "stderr" else sys.stdout
-    head = f"{stamp} ".encode() if timestamps else b""
-    out.buffer.write(head + text + (b"\n" if whole else b""))
+    head = f"{stamp} ".encode() if args.timestamps else b""
+    out.buffer.write(head + text + (b"\n" if is_whole else b""))
     out.flush()
 
 
+def _text(data: bytes) -> str:
+    return data.decode(errors="backslashreplace")
+
+
 def execute(argv: list[str]) -> int:
-    parser = Parser("exec", "Run a command inside an instance.")
-    parser.add_argument("instance", help="an instance id, or the name of an app with one instance")
-    parser.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS")
-    parser.add_argument("command", nargs="+", help="after --")
-    args = parser.parse_args(argv)
+    args = _parse_exec(argv)
     cluster = Cluster(args.root)
     found = _find(cluster, args.instance)
     if len(found) > 1:
-        names = ", ".join(instance["id"] for instance in found)
-        raise UsageError(f"exec: {args.instance} has {len(found)} instances: choose one of {names}")
+        raise UsageError(f"exec: {args.instance} has {len(found)} instances: {_ids(found)}")
     body = {"argv": args.command, "timeout_s": args.timeout}
     path = f"/api/v1/instances/{found[0]['id']}/exec"
-    answer = cluster.post(path, body, node=found[0]["node"])
-    sys.stdout.buffer.write(base64.b64decode(answer["stdout"]))
-    sys.stderr.buffer.write(base64.b64decode(answer["stderr"]))
-    code: int = answer["code"]
-    return code
+    limit_s = args.timeout + ANSWER_MARGIN_S
+    return _show_end(cluster.post(path, body, node=found[0]["node"], timeout_s=limit_s), args.json)
 
 
 globals()["exec"] = execute
 
 
+def _parse_exec(argv: list[str]) -> argparse.Namespace:
+    parser = Parser("exec", "Run a command inside an instance, and end as it ends.")
+    parser.usage = "tabane exec [options] INSTANCE [--] COMMAND ..."
+    parser.add_argument("--timeout", type=_seconds, default=60.0, metavar="SECONDS")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("instance", help="an instance id, or the name of an app with one instance")
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="all that follows the instance")
+    args = parser.parse_args(argv)
+    if args.command[:1] == ["--"]:
+        args.command.pop(0)
+    if not args.command:
+        raise UsageError("exec: name the command, after the instance")
+    if args.command[0].startswith("-"):
+        option = args.command[0]
+        raise UsageError(f"exec: {option!r} is no command: options go before the instance")
+    return args
+
+
+def _show_end(answer: dict[str, Any], as_json: bool) -> int:
+    out, err = (base64.b64decode(answer[name]) for name in ("stdout", "stderr"))
+    if as_json:
+        print_json(answer | {"stdout": _text(out), "stderr": _text(err)})
+    else:
+        sys.stdout.buffer.write(out)
+        sys.stderr.buffer.write(err)
+        sys.stderr.flush()
+    code: int = answer["code"]
+    return code
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= LONGEST_EXEC_S:
+        problem = f"{text!r} is not a number of seconds above 0, up to {LONGEST_EXEC_S:g}"
+        raise argparse.ArgumentTypeError(problem)
+    return seconds
+
+
+def _ids(instances: list[dict[str, Any]]) -> str:
+    return ", ".join(instance["id"] for instance in instances)
+
+
 def _find(cluster: Cluster, what: str, *, ended: bool = False) -> list[dict[str, Any]]:
     """Instances by id or by app; `ended`: also those of which only the log is left."""
-    running = cluster.get("/api/v1/instances")["instances"]
-    found = [i for i in running if what == i["id"] or app_key(what) == i["app"]]
+    if not NAME.fullmatch(what):
+        raise NotFound(f"{what!r} is neither an instance's id nor an app's name")
+    answer = cluster.get("/api/v1/instances")
+    found = [i for i in answer["instances"] if what == i["id"] or app_key(what) == i["app"]]
+    silent = answer["silent"]
     if not found and ended:
-        found = _find_ended(cluster, what)
+        found, silent = _find_ended(cluster, what)
+    if not found and silent:
+        raise Unreachable(f"{what} is not on the nodes that answered ({', '.join(silent)} did not)")
     if not found:
         raise NotFound(f"no instance is called {what}, and no app of that name has one now")
     return found
 
 
-def _find_ended(cluster: Cluster, what: str) -> list[dict[str, Any]]:
-    """From the events, which outlive the instances."""
-    events = cluster.get("/api/v1/events?limit=2000")["records"]
+def _find_ended(cluster: Cluster, what: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """From the events, which outlive the instances; and who did not tell theirs."""
+    answer = cluster.get("/api/v1/events?limit=2000")
     nodes = {
         event["instance"]: event["node"]
-        for event in events
+        for event in answer["records"]
         if what == event["instance"] or app_key(what) == event["app"]
     }
-    return [{"id": instance, "node": node} for instance, node in list(nodes.items())[-1:]]
+    last = [{"id": instance, "node": node} for instance, node in list(nodes.items())[-1:]]
+    return last, answer["silent"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tabane.tools.cli.common import Parser, print_json, print_table
+from tabane.tools.cli.common import Parser, print_json, print_table, say
 from tabane.tools.client import Cluster
 
 
@@ -32,19 +32,18 @@ def members(argv: list[str]) -> int:
 
 def doctor(argv: list[str]) -> int:
     parser = Parser("doctor", "Which drivers work, how they enforce the defaults, what is missing.")
-    parser.add_argument(
-        "--node", help="ask this node (DATACENTER/NODE); else the first that answers"
-    )
+    parser.add_argument("--node", help="ask this node; else the first that answers")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
     answer = Cluster(args.root).get("/api/v1/doctor", node=args.node)
     if args.json:
         print_json(answer)
         return 0
-    print(f"node {answer['node']}")
+    say(f"node {answer['node']}")
     for driver in answer["drivers"]:
         works = "works" if driver["works"] else "does not work"
-        print(f"\n{driver['driver']} (class {driver['class']}) {works}: {driver['reason']}")
+        print()
+        say(f"{driver['driver']} (class {driver['class']}) {works}: {driver['reason']}")
         rows = [
             (d["default"], "enforced" if d["enforced"] else "no", d["how"])
             for d in driver["defaults"]

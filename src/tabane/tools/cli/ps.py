@@ -12,7 +12,15 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from tabane.errors import UsageError
-from tabane.tools.cli.common import Parser, app_key, printable, say_silent
+from tabane.tools.cli.common import (
+    Parser,
+    app_key,
+    cells_of,
+    cells_of_char,
+    pad,
+    printable,
+    say_silent,
+)
 
 Row = dict[str, Any]
 DAY_S = 86400
@@ -86,10 +94,10 @@ def render(
     """A heading and a line for each row, cut to `width` if given. The last column is not padded."""
     table = [[column.heading for column in columns]]
     table += [[printable(column.show(row, now)) for column in columns] for row in rows]
-    widths = [max(map(cells, texts)) for texts in zip(*table, strict=True)]
+    widths = [max(map(cells_of, texts)) for texts in zip(*table, strict=True)]
     lines = (
         " ".join(
-            _pad(text, 0 if column is columns[-1] else size, column.right)
+            pad(text, 0 if column is columns[-1] else size, column.right)
             for text, column, size in zip(texts, columns, widths, strict=True)
         )
         for texts in table
@@ -97,30 +105,12 @@ def render(
     return [clip(line, width) if width else line for line in lines]
 
 
-def _pad(text: str, size: int, right: bool) -> str:
-    blanks = " " * (size - cells(text))
-    return blanks + text if right else text + blanks
-
-
-def cells(text: str) -> int:
-    """How many cells of a terminal it takes."""
-    return len(text) if text.isascii() else sum(map(_cells_of, text))
-
-
-def _cells_of(char: str) -> int:
-    import unicodedata
-
-    if unicodedata.combining(char):
-        return 0
-    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
-
-
 def clip(text: str, width: int) -> str:
     """As much of it as fits."""
     if text.isascii():
         return text[:width]
     for end, char in enumerate(text):
-        width -= _cells_of(char)
+        width -= cells_of_char(char)
         if width < 0:
             return text[:end]
     return text

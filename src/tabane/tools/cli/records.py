@@ -12,24 +12,29 @@ from tabane.tools.cli.common import (
     format_us,
     print_json,
     print_table,
+    say,
     say_silent,
+    whole,
 )
 from tabane.tools.client import Cluster
 
 PHASES = ("queue", "decide", "network", "filesystem", "engine", "boot", "ready", "first_byte")
+MAX_RECORDS = 2000
+LATEST = f"the latest N (nodes keep {MAX_RECORDS} at the most)"
 
 
 def wakes(argv: list[str]) -> int:
     parser = Parser("wakes", "What each wake cost, in milliseconds by phase.")
     parser.add_argument("app", nargs="?", help="only this app's")
-    parser.add_argument("-n", "--limit", type=int, default=20)
+    parser.add_argument("-n", "--limit", type=whole(1), default=20, metavar="N", help=LATEST)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
-    answer = Cluster(args.root).get(f"/api/v1/wakes?limit={2000 if args.app else args.limit}")
-    records = answer["records"]
-    if args.app:
-        records = [wake for wake in records if wake["app"] == app_key(args.app)]
-    records = records[-args.limit :]
+    key = args.app and app_key(args.app)
+    cluster = Cluster(args.root)
+    answer = cluster.get(f"/api/v1/wakes?limit={MAX_RECORDS if key else args.limit}")
+    records = [wake for wake in answer["records"] if key in (None, wake["app"])][-args.limit :]
+    if key and not records:
+        cluster.get(f"/api/v1/apps/{key}")  # raises `NotFound` for a name nobody has
     if args.json:
         print_json(records)
     else:
@@ -53,18 +58,26 @@ def _wake_row(wake: dict[str, Any]) -> tuple[object, ...]:
 def events(argv: list[str]) -> int:
     parser = Parser("events", "What happened to instances.")
     parser.add_argument("-f", "--follow", action="store_true", help="go on until interrupted")
-    parser.add_argument("-n", "--limit", type=int, default=50)
+    parser.add_argument("-n", "--limit", type=whole(1), default=50, metavar="N", help=LATEST)
     parser.add_argument("--json", action="store_true", help="one object a line")
     args = parser.parse_args(argv)
     cluster = Cluster(args.root)
-    answer = cluster.get(f"/api/v1/events?limit={args.limit}")
-    for event in answer["records"]:
-        _print_event(event, args.json)
-    code = say_silent(answer["silent"])
-    if args.follow:
-        for line in cluster.stream("/api/v1/events?follow=true"):
-            _print_event(json.loads(line), args.json)
+    path = f"/api/v1/events?limit={args.limit}"
+    if not args.follow:
+        return _print_events(cluster.get(path), args.json)
+    with cluster.stream("/api/v1/events?follow=true") as lines:
+        answer = cluster.get(path)
+        code = _print_events(answer, args.json)
+        for event in map(json.loads, lines):
+            if event not in answer["records"]:
+                _print_event(event, args.json)
     return code
+
+
+def _print_events(answer: dict[str, Any], as_json: bool) -> int:
+    for event in answer["records"]:
+        _print_event(event, as_json)
+    return say_silent(answer["silent"])
 
 
 def _print_event(event: dict[str, Any], as_json: bool) -> None:
@@ -73,4 +86,4 @@ def _print_event(event: dict[str, Any], as_json: bool) -> None:
         return
     where = f"{event['node']} {event['app']} {event['instance']}"
     reason = f": {event['reason']}" if event.get("reason") else ""
-    print(f"{format_at(event['at'])} {where} {event['state']}{reason}", flush=True)
+    say(f"{format_at(event['at'])} {where} {event['state']}{reason}")
