@@ -133,17 +133,13 @@ class Cluster:
         headers = {"Connection": "close"}
         if isinstance(body, bytes):
             headers["Content-Type"] = "application/json"
-        try:
-            with _breaking_off(name):
-                with suppress(BrokenPipeError, ConnectionResetError):  # it may have answered early
-                    connection.request(method, _quote(path), body, headers)
-                response = connection.getresponse()
-                if response.status not in OK:
-                    with response:
-                        raise _error_of(response.status, response.read())
-        except BaseException:
-            connection.close()
-            raise
+        with sock, _breaking_off(name):  # an answer that is not yet read keeps it open
+            with suppress(BrokenPipeError, ConnectionResetError):  # it may have answered early
+                connection.request(method, _quote(path), body, headers)
+            response = connection.getresponse()
+            if response.status not in OK:
+                with response:
+                    raise _error_of(response.status, response.read())
         return name, response
 
     def _connect_any(self, node: str | None) -> tuple[str, socket.socket]:

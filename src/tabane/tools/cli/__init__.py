@@ -63,7 +63,8 @@ def run(argv: list[str]) -> int:
         _drop_output()
         return 1
     except OSError as error:
-        _drop_output()
+        if error.filename is None:
+            _drop_output()
         return _fail(f"{error.filename or 'cannot write'}: {error.strerror or error}", 1)
     except KeyboardInterrupt:
         return 130

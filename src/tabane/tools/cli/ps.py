@@ -77,7 +77,7 @@ def select(
     rows: Iterable[Row], *, dc: str | None = None, node: str | None = None, app: str | None = None
 ) -> list[Row]:
     """Rows of this data center, node (with its data center or without) and app, in order."""
-    key = app and app_key(app)
+    key = None if app is None else app_key(app)
     chosen = [
         row
         for row in rows

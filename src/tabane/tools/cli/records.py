@@ -29,7 +29,7 @@ def wakes(argv: list[str]) -> int:
     parser.add_argument("-n", "--limit", type=whole(1), default=20, metavar="N", help=LATEST)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
-    key = args.app and app_key(args.app)
+    key = None if args.app is None else app_key(args.app)
     cluster = Cluster(args.root)
     answer = cluster.get(f"/api/v1/wakes?limit={MAX_RECORDS if key else args.limit}")
     records = [wake for wake in answer["records"] if key in (None, wake["app"])][-args.limit :]
