@@ -11,9 +11,11 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,8 @@ from tabane.security.identity import new_token
 
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
 MAX_NODES = 250
+START_BROKEN_OFF_S = 2.0
+"""What a node that was only just started gets to end by itself."""
 
 
 def bring_up(
@@ -39,8 +43,7 @@ def bring_up(
     `UsageError` for bad names; when a node cannot start, all is taken down again.
     """
     check_names(datacenters, nodes)
-    if any_runs(root):
-        raise Conflict(f"a cluster runs below {root} already: `tabane down` stops it")
+    check_free(root)
     root.mkdir(parents=True, exist_ok=True, mode=0o755)
     bring_down(root)
     cluster_id = read_id(root) or secrets.token_hex(3)
@@ -57,9 +60,15 @@ def bring_up(
         for number, peer in enumerate(peers, 1):
             start(root, cluster, number, peer, gateways, driver)
     except BaseException:
-        bring_down(root)
+        bring_down(root, timeout_s=START_BROKEN_OFF_S)
         raise
     return cluster
+
+
+def check_free(root: Path) -> None:
+    """Raises `Conflict` when a cluster runs below `root`."""
+    if any(process.runs for _, process in processes(root)):
+        raise Conflict(f"a cluster runs below {root} already: `tabane down` stops it")
 
 
 def check_names(datacenters: Sequence[str], nodes: int) -> None:
@@ -171,20 +180,27 @@ def processes(root: Path) -> list[tuple[Peer, NodeProcess]]:
     return found
 
 
-def any_runs(root: Path) -> bool:
-    return any(process.runs for _, process in processes(root))
-
-
 def bring_down(root: Path, *, timeout_s: float = 20.0) -> None:
-    """End every node and remove what it leaves on the machine; what is stored stays. Idempotent."""
+    """End every node and remove what it leaves on the machine; what is stored stays. Idempotent.
+    Ctrl-C has to wait until it is done."""
     found = processes(root)
     if not (root / "cluster.json").exists():
         return
     cluster = places.load_cluster(root)
-    for peer, process in found:
-        stop_node(cluster.network, process, timeout_s=timeout_s)
-        process_file(root, peer).unlink()
-    tear_down_network(cluster.network)
+    with _uninterrupted():
+        for peer, process in found:
+            stop_node(cluster.network, process, timeout_s=timeout_s)
+            process_file(root, peer).unlink()
+        tear_down_network(cluster.network)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def forget(root: Path) -> None:

@@ -166,9 +166,11 @@ def ask_by_http(app: App) -> App:
 async def fetch(port: int, host: str) -> tuple[int, bytes]:
     """One GET on a connection of its own: status and the answer's body."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(f"GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
-    head, _, body = (await reader.read()).partition(b"\r\n\r\n")
-    writer.close()
+    try:
+        writer.write(f"GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    finally:
+        writer.close()
     await writer.wait_closed()
     return int(head.split(b" ", 2)[1]), body
 

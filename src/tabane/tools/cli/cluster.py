@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tabane.clock import SYSTEM
@@ -25,16 +27,31 @@ def up(argv: list[str]) -> int:
     parser.add_argument("--driver", default="", help="preferred driver of class container")
     args = parser.parse_args(argv)
     root = args.root or default_root()
-    start_cluster(root, args.datacenters.split(","), args.nodes, args.gateways, args.driver)
+    shape = (args.datacenters.split(","), args.nodes, args.gateways, args.driver)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     if args.detach:
+        start_cluster(root, *shape)
         return 0
-    print("the cluster runs until Ctrl-C", flush=True)
-    try:
+    with running_cluster(root, *shape):
+        print("the cluster runs until Ctrl-C", flush=True)
         signal.sigwait({signal.SIGINT, signal.SIGTERM})
-    except KeyboardInterrupt:
-        pass
-    stop_cluster(root)
     return 0
+
+
+@contextmanager
+def running_cluster(
+    root: Path, datacenters: list[str], nodes: int, gateways: int = 1, driver: str = ""
+) -> Iterator[None]:
+    """A cluster that ends with the block, however that ends."""
+    from tabane.node.cluster import check_free
+
+    check_free(root.resolve())
+    try:
+        start_cluster(root, datacenters, nodes, gateways, driver)
+        yield
+    finally:
+        if (root / "cluster.json").exists():
+            stop_cluster(root)
 
 
 def start_cluster(
@@ -51,11 +68,11 @@ def start_cluster(
     config = local.bring_up(root.resolve(), datacenters, nodes, gateways=gateways, driver=driver)
     try:
         wait_until_up(Cluster(root))
+        for peer in config.nodes:
+            print(f"{peer.key:<24} gateway http://{peer.address}:80", flush=True)
     except BaseException:
         local.bring_down(root.resolve())
         raise
-    for peer in config.nodes:
-        print(f"{peer.key:<24} gateway http://{peer.address}:80", flush=True)
 
 
 def wait_until_up(cluster: Cluster) -> None:
@@ -100,7 +117,7 @@ def stop_cluster(root: Path) -> None:
     running = [peer.key for peer, process in local.processes(root.resolve()) if process.runs]
     for node in running:
         try:
-            cluster.post("/api/v1/node/stop-instances", {}, node=node)
+            cluster.post("/api/v1/node/stop-instances", node=node)
         except TabaneError as error:
             print(f"tabane: {node}: {error.message}; it is ended all the same", file=sys.stderr)
     local.bring_down(root.resolve())

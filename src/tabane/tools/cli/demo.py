@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import signal
 import statistics
 import subprocess
 import sys
@@ -61,16 +62,14 @@ def demo(argv: list[str]) -> int:
 
 
 def _demo(root: Path, nodes: int) -> int:
-    from tabane.tools.cli.cluster import start_cluster, stop_cluster
+    from tabane.tools.cli.cluster import running_cluster
 
     began = SYSTEM.now()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     _title(f"Three data centers, {nodes} node{'s' if nodes > 1 else ''} each")
-    start_cluster(root, DATACENTERS, nodes, 1, "")
-    try:
-        print(f"up in {SYSTEM.now() - began:.1f} s; state below {root}")
+    with running_cluster(root, DATACENTERS, nodes):
+        print(f"up in {SYSTEM.now() - began:.1f} s; state below {root}", flush=True)
         _show_reactive(Cluster(root), root)
-    finally:
-        stop_cluster(root)
     print("\nAll of it is gone again: no process, namespace, mount or cgroup is left.")
     return 0
 
