@@ -67,7 +67,12 @@ class Guard:
 
 async def refuse(send: Any, error: TabaneError) -> None:
     """Answer with an error, below any framework."""
-    extra = [(name.lower().encode(), value.encode()) for name, value in headers_of(error).items()]
-    headers = [(b"content-type", b"application/json"), *extra]
+    body = msgspec.json.encode(to_body(error))
+    fields = {
+        "Content-Type": "application/json",
+        "Content-Length": str(len(body)),
+        **headers_of(error),
+    }
+    headers = [(name.lower().encode(), value.encode()) for name, value in fields.items()]
     await send({"type": "http.response.start", "status": status_of(error), "headers": headers})
-    await send({"type": "http.response.body", "body": msgspec.json.encode(to_body(error))})
+    await send({"type": "http.response.body", "body": body})
