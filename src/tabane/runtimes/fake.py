@@ -24,6 +24,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import signal
+import socket
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -82,11 +83,17 @@ class Life:
     tasks: Supervisor = field(default_factory=lambda: Supervisor("fake"))
 
     async def listen(self) -> None:
+        """Until its end; nothing of it remains when this is cancelled."""
+        assert self.spec.app.port is not None
+        if self.ended.done():
+            return
         address = self.spec.link.address if self.spec.link else "127.0.0.1"
+        sock = socket.create_server((address, self.spec.app.port))
         loop = asyncio.get_running_loop()
         self.server = await loop.create_server(
-            lambda: HttpAnswer(self), address, self.spec.app.port, reuse_address=True
+            lambda: HttpAnswer(self), sock=sock, start_serving=False
         )
+        await self.server.start_serving()
 
     def when_running(self, answer: Callable[[], None]) -> None:
         if self.frozen:
@@ -174,8 +181,7 @@ class FakeDriver:
 
     async def _listen_later(self, life: Life, delay_s: float) -> None:
         await asyncio.sleep(delay_s)
-        if not life.ended.done():
-            await life.listen()
+        await life.listen()
 
     async def wait(self, handle: Handle) -> ExitStatus:
         return await asyncio.shield(self._life(handle).ended)
