@@ -7,6 +7,7 @@ import pytest
 from tests.tools.conftest import Pretended, reply
 
 from tabane import errors
+from tabane.spec_fields import Mistake
 from tabane.tools import client
 from tabane.tools.client import Cluster
 
@@ -130,6 +131,7 @@ def test_a_socket_that_others_may_not_use(
         (403, {"error": "denied", "message": "m"}, errors.Denied, "m"),
         (400, {"error": "spec", "message": "f:1: m", "line": 1}, errors.UsageError, "f:1: m"),
         (503, {"error": "unreachable", "message": "m"}, errors.Unreachable, "m"),
+        (400, {"error": "usage", "message": "m"}, errors.UsageError, "m"),
         (429, {"error": "busy", "message": "m"}, errors.Busy, "m"),
         (500, {"error": "engine", "message": "m"}, errors.EngineError, "m"),
         (500, {"error": "made-up", "message": "m"}, errors.Refused, "m"),
@@ -148,6 +150,7 @@ def test_a_socket_that_others_may_not_use(
 def test_errors_come_back_as_they_were_raised(
     pretended: Pretended, status: int, body: object, kind: type[Exception], message: str
 ) -> None:
+    assert issubclass(Mistake, errors.UsageError)  # which has no word of its own
     pretended.begin(tokyo=reply(body, status), osaka=WHOLE)
     cluster = Cluster(pretended.root)
     for ask in (cluster.get, cluster.post, cluster.delete):

@@ -45,7 +45,8 @@ def headers_of(error: errors.TabaneError) -> dict[str, str]:
 
 def parse_body(status: int, body: dict[str, Any]) -> errors.TabaneError:
     """The error that an answer stands for, on the client's side."""
-    kinds = {kind.code: kind for kind in _all_kinds(errors.TabaneError)}
+    named = (kind for kind in _all_kinds(errors.TabaneError) if "code" in vars(kind))
+    kinds = {kind.code: kind for kind in named}
     kind = kinds.get(str(body.get("error")), errors.Refused)
     message = str(body.get("message") or f"the node answered {status}")
     if issubclass(kind, errors.SpecError):

@@ -1,0 +1,280 @@
+"""The commands as people type them, against a real cluster; each also with --json."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+from tests.real.conftest import Ended, LocalCluster, to_toml, wait_for
+
+pytestmark = pytest.mark.real
+
+NODES = {"tokyo/tokyo-1", "osaka/osaka-1", "ishikari/ishikari-1"}
+TALKING = r"""
+echo out; echo err >&2; printf '\033[1mbold\033[0m\n'
+mkdir /tmp/www; echo here >/tmp/www/index.html
+exec busybox httpd -f -p 8000 -h /tmp/www
+"""
+
+
+def good(ended: Ended) -> str:
+    """Its output; it said nothing else."""
+    assert (ended.code, ended.err) == (0, "")
+    return ended.out
+
+
+def of_json(ended: Ended) -> Any:
+    assert ended.out.isascii()
+    return json.loads(good(ended))
+
+
+def refused(ended: Ended, *words: str, code: int = 2) -> None:
+    assert (ended.code, ended.out) == (code, "")
+    assert ended.err.startswith("tabane: ") and ended.err.count("\n") == 1
+    assert all(word in ended.err for word in words)
+
+
+def app_file(directory: Path, name: str, **fields: Any) -> str:
+    file = directory / f"{name}.toml"
+    top = {"name": name, "image": "host", "command": ["sh", "-c", TALKING], "port": 8000}
+    top |= {"hosts": [f"{name}.test"]} | fields
+    file.write_text(to_toml(top, {"reactive": {"stop_after": "1h", "stop_timeout": "1s"}}))
+    return str(file)
+
+
+@contextmanager
+def following(cluster: LocalCluster, *argv: str) -> Iterator[tuple[subprocess.Popen[str], IO[str]]]:
+    """A command that goes on, and its output; killed if it is still there at the end."""
+    command = [sys.executable, "-m", "tabane.tools.cli", "--root", str(cluster.root), *argv]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout
+        try:
+            yield process, process.stdout
+        finally:
+            process.kill()
+
+
+def interrupt(process: subprocess.Popen[str]) -> None:
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (130, "")
+
+
+@pytest.fixture(scope="module")
+def awake(cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The one instance of the app `talks`."""
+    good(cluster.tabane("deploy", app_file(tmp_path_factory.mktemp("talks"), "talks")))
+    return cluster.wake("talks", path="/")
+
+
+def test_deploy_a_new_app_and_again(cluster: LocalCluster, tmp_path: Path) -> None:
+    file = app_file(tmp_path, "fresh")
+    everywhere = "known in tokyo, osaka, ishikari\n"
+    stored = good(cluster.tabane("deploy", file))
+    assert stored == f"default/fresh revision 1 stored; {everywhere}"
+    again = of_json(cluster.tabane("deploy", file, "--json"))
+    assert (again["name"], again["revision"], again["unreachable"]) == ("fresh", 2, [])
+    assert again["known"] == ["tokyo", "osaka", "ishikari"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"prot": 80}, ":6: prot: there is no such field: did you mean port?"),
+        ({"class": "microvm"}, "no driver runs class microvm yet"),
+        ({"driver": "lxc"}, "driver: there is none named lxc"),
+        ({"image": "rootfs:./nowhere"}, "nowhere"),
+    ],
+)
+def test_deploy_a_bad_file(
+    cluster: LocalCluster, tmp_path: Path, fields: dict[str, Any], words: str
+) -> None:
+    refused(cluster.tabane("deploy", app_file(tmp_path, "bad", **fields)), words)
+    refused(cluster.tabane("show", "bad"), "there is no app default/bad")
+
+
+def test_apps(cluster: LocalCluster, awake: dict[str, Any]) -> None:
+    heading, *rows = good(cluster.tabane("apps")).splitlines()
+    columns = "APP REVISION CLASS IMAGE PORT HOSTS READY INSTANCES"
+    assert heading.split() == columns.split()
+    assert ["default/talks", "1", "container", "host", "8000", "talks.test", "1", "1"] in [
+        row.split() for row in rows
+    ]
+    apps = {app["name"]: app for app in of_json(cluster.tabane("apps", "--json"))["apps"]}
+    assert (apps["talks"]["ready"], apps["talks"]["class"]) == (1, "container")
+
+
+def test_show(cluster: LocalCluster, awake: dict[str, Any]) -> None:
+    out = good(cluster.tabane("show", "talks"))
+    assert out.startswith("default/talks  revision 1  class container\n")
+    for words in ("instances (1)", awake["id"], awake["address"], "latest wakes (1)", "cold"):
+        assert words in out
+    shown = of_json(cluster.tabane("show", "default/talks", "--json"))
+    assert [instance["id"] for instance in shown["instances"]] == [awake["id"]]
+    assert shown["app"]["command"] == ["sh", "-c", TALKING]
+    refused(cluster.tabane("show", "other/talks"), "there is no app other/talks")
+
+
+def test_scale(cluster: LocalCluster, awake: dict[str, Any]) -> None:
+    assert good(cluster.tabane("scale", "talks", "--max", "7")) == "talks: min 0, max 7\n"
+    scaled = of_json(cluster.tabane("scale", "talks", "--max", "8", "--json"))
+    assert (scaled["reactive"]["min"], scaled["reactive"]["max"]) == (0, 8)
+    refused(
+        cluster.tabane("scale", "talks", "--min", "9", "--max", "8"), "min 9 and max 8 do not fit"
+    )
+    refused(cluster.tabane("scale", "talks", "--max", "1000001"), "--max")
+    refused(cluster.tabane("scale", "nobody", "--max", "1"), "no app default/nobody")
+
+
+def test_wakes(cluster: LocalCluster, awake: dict[str, Any]) -> None:
+    heading, row = good(cluster.tabane("wakes", "talks")).splitlines()
+    assert heading.split()[:5] == ["AT", "APP", "NODE", "OPTION", "TOTAL"]
+    assert row.split()[1:4] == ["default/talks", awake["node"], "cold"]
+    (wake,) = of_json(cluster.tabane("wakes", "talks", "-n", "1", "--json"))
+    assert wake["instance"] == awake["id"]
+    assert sum(wake["phases_us"].values()) == pytest.approx(wake["total_us"], rel=0.1)
+    refused(cluster.tabane("wakes", "nobody"), "there is no app default/nobody")
+
+
+def test_events(cluster: LocalCluster, awake: dict[str, Any]) -> None:
+    out = good(cluster.tabane("events", "-n", "2000"))
+    assert f"{awake['node']} default/talks {awake['id']} ready" in out
+    lines = good(cluster.tabane("events", "--json", "-n", "2000")).splitlines()
+    mine = [event for event in map(json.loads, lines) if event["instance"] == awake["id"]]
+    assert [event["state"] for event in mine] == ["starting", "ready"]
+    assert len(good(cluster.tabane("events", "-n", "1")).splitlines()) == 1
+
+
+@pytest.mark.parametrize("json_too", [(), ("--json",)])
+def test_events_are_followed(cluster: LocalCluster, json_too: tuple[str, ...]) -> None:
+    name = f"followed{len(json_too)}"
+    cluster.deploy("before")
+    cluster.wake("before")
+    cluster.deploy(name)
+    with following(cluster, "events", "-f", "-n", "1", *json_too) as (process, out):
+        assert "before" in out.readline() or json_too
+        instance = cluster.wake(name)["id"]
+        seen = [out.readline()]
+        while not (instance in seen[-1] and "ready" in seen[-1]):
+            seen.append(out.readline())
+        mine = [line for line in seen if instance in line]
+        assert len(mine) == len(set(mine)) == 2
+        interrupt(process)
+
+
+def test_logs(cluster: LocalCluster, awake: dict[str, Any]) -> None:
+    """As they are, each stream to its own."""
+    whole = Ended(0, "out\n\x1b[1mbold\x1b[0m\n", "err\n")
+    assert cluster.tabane("logs", "talks") == cluster.tabane("logs", awake["id"]) == whole
+    last = cluster.tabane("logs", "talks", "-n", "1")
+    assert (last.out + last.err).count("\n") == 1
+    stamped = cluster.tabane("logs", "-t", "--tail", "3", "talks").out.splitlines()
+    assert all(line[:2] == "20" for line in stamped)
+    assert [line.partition("Z ")[2] for line in stamped] == ["out", "\x1b[1mbold\x1b[0m"]
+    lines = good(cluster.tabane("logs", "talks", "--json")).splitlines()
+    found = {(line["stream"], line["text"]) for line in map(json.loads, lines)}
+    assert found == {("stdout", "out"), ("stderr", "err"), ("stdout", "\x1b[1mbold\x1b[0m")}
+    refused(cluster.tabane("logs", "nobody"), "no instance is called nobody")
+
+
+def test_logs_are_followed_until_ctrl_c(cluster: LocalCluster) -> None:
+    cluster.deploy("writes", ["sh", "-c", "echo begun; exec sleep 1000"], port=None,
+                   reactive={"min": 1, "ready": "started"})  # fmt: skip
+    (instance,) = wait_for(lambda: cluster.instances("writes", "ready"), "its start")
+    with following(cluster, "logs", "-f", "writes") as (process, out):
+        assert out.readline() == "begun\n"
+        assert process.poll() is None
+        interrupt(process)
+    assert of_json(cluster.tabane("rm", "writes", "--json"))["name"] == "default/writes"
+    wait_for(lambda: not cluster.instances("writes"), "its end")
+    assert good(cluster.tabane("logs", instance["id"])).startswith("begun\n")
+
+
+def test_exec(cluster: LocalCluster, awake: dict[str, Any]) -> None:
+    run = cluster.tabane
+    assert good(run("exec", "talks", "echo", "-n", "--flag")) == "--flag"
+    assert good(run("exec", awake["id"], "--", "cat", "/tmp/www/index.html")) == "here\n"
+    assert run("exec", "talks", "--", "sh", "-c", "echo no >&2; exit 3") == (3, "", "no\n")
+    assert run("exec", "talks", "sh", "-c", "kill -9 $$").code == 137
+    shown = run("exec", "--json", "talks", "--", "sh", "-c", r"printf '\033\377'; exit 4")
+    assert shown.code == 4
+    assert json.loads(shown.out) == {"code": 4, "stdout": "\x1b\\xff", "stderr": ""}
+    refused(run("exec", "--timeout", "0.1", "talks", "sleep", "60"), "within 0.1 s", code=1)
+    refused(run("exec", "nobody", "ls"), "no instance is called nobody")
+
+
+def test_stop(cluster: LocalCluster) -> None:
+    cluster.deploy("stops")
+    first = cluster.wake("stops")
+    told = good(cluster.tabane("stop", first["id"]))
+    assert told == f"{first['id']} on {first['node']} is told to stop\n"
+    wait_for(lambda: not cluster.instances("stops"), "its end")
+    second = cluster.wake("stops")
+    (told,) = of_json(cluster.tabane("stop", "stops", "--json"))["told"]
+    assert told["id"] == second["id"]
+    wait_for(lambda: not cluster.instances("stops"), "its end")
+    refused(cluster.tabane("stop", "stops"), "no app of that name has one now")
+
+
+def test_rm(cluster: LocalCluster) -> None:
+    cluster.deploy("goes")
+    gone = good(cluster.tabane("rm", "goes"))
+    assert gone == "default/goes removed; known in tokyo, osaka, ishikari\n"
+    refused(cluster.tabane("rm", "goes"), "no app default/goes")
+    assert cluster.get("goes").status == 404
+
+
+def test_members(cluster: LocalCluster) -> None:
+    heading, *rows = good(cluster.tabane("members")).splitlines()
+    assert heading.split() == ["NODE", "ADDRESS", "HUB", "STORE", "DRIVERS", "INSTANCES"]
+    assert {row.split()[0] for row in rows} == NODES
+    members = of_json(cluster.tabane("members", "--json"))["members"]
+    assert {member["node"] for member in members if member["linked"]} == NODES
+    assert sum(member["control"] for member in members) == 1
+
+
+def test_doctor(cluster: LocalCluster) -> None:
+    out = good(cluster.tabane("doctor", "--node", "osaka-1"))
+    assert out.startswith("node osaka/osaka-1\n")
+    assert "runc (class container) works: " in out
+    found = of_json(cluster.tabane("doctor", "--node", "osaka/osaka-1", "--json"))
+    assert found["node"] == "osaka/osaka-1"
+    assert {"runc", "crun"} <= {driver["driver"] for driver in found["drivers"]}
+    refused(cluster.tabane("doctor", "--node", "nara"), "no node 'nara', only tokyo/tokyo-1")
+
+
+@pytest.mark.parametrize(
+    ("argv", "columns"),
+    [
+        ((), "DC NODE APP CLASS PID USER %CPU RSS STAT TIME COMMAND"),
+        (("aux",), "DC NODE APP CLASS USER PID %CPU %MEM VSZ RSS TTY STAT START TIME COMMAND"),
+        (("-ef",), "DC NODE APP CLASS UID PID PPID C STIME TTY TIME CMD"),
+    ],
+)
+def test_ps(
+    cluster: LocalCluster, awake: dict[str, Any], argv: tuple[str, ...], columns: str
+) -> None:
+    heading, *rows = good(cluster.tabane("ps", *argv)).splitlines()
+    assert heading.split() == columns.split()
+    assert {"/".join(row.split()[:2]) for row in rows} == NODES
+    (mine,) = [row for row in rows if row.endswith(" busybox httpd -f -p 8000 -h /tmp/www")]
+    assert mine.split()[:4] == [*awake["node"].split("/"), "talks", "container"]
+
+
+def test_ps_of_some(cluster: LocalCluster, awake: dict[str, Any]) -> None:
+    rows = of_json(cluster.tabane("ps", "--json", "--app", "talks"))["processes"]
+    assert {(row["app"], row["instance"]) for row in rows} == {("default/talks", awake["id"])}
+    rows = of_json(cluster.tabane("ps", "--json", "--dc", "osaka"))["processes"]
+    assert {row["dc"] for row in rows} == {"osaka"}
+    rows = of_json(cluster.tabane("ps", "--json", "--node", "osaka-1"))["processes"]
+    assert {row["node"] for row in rows} == {"osaka-1"}
+    nothing = cluster.tabane("ps", "--app", "nobody")
+    assert (nothing.code, nothing.out.count("\n")) == (1, 1)
