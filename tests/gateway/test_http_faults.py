@@ -410,3 +410,17 @@ async def test_a_body_with_broken_chunks_gets_400_and_the_app_sees_a_cut() -> No
         assert await wire.at_end()
         async with asyncio.timeout(10):
             await rig.servers[0].ended.wait()
+
+
+async def test_what_an_app_says_before_it_is_asked_is_not_passed_on() -> None:
+    async def rash(wire: Wire) -> None:
+        await wire.send(b"not HTTP at all\n")
+        await wire.reader.read()
+
+    async with http_rig(rash) as rig:
+        for _ in range(20):
+            wire = await rig.connect()
+            answered = await wire.ask(GET)
+            assert answered.status == 502
+            assert b"the app's answer is not HTTP/1.1" in answered.body
+        await rig.until(lambda: rig.app.held == 0)

@@ -159,6 +159,10 @@ class Exchange:
                 return await pools.connect(slot)
             except OSError as error:
                 reason = f"{slot.host}:{slot.port} takes no connection ({error or 'timeout'})"
+            except BadMessage as error:
+                slot.failed(error.message)
+                self._release()
+                raise
             slot.failed(reason)
             self._release()
             if self.route is None or not self._may_try_again():

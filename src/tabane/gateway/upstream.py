@@ -14,6 +14,7 @@ from typing import Protocol
 
 from tabane.gateway.api import Slot
 from tabane.gateway.flow import Flow
+from tabane.gateway.headers import BadMessage
 from tabane.gateway.http1 import ResponseReader
 from tabane.gateway.limits import HttpLimits
 
@@ -34,7 +35,7 @@ class Peer(Protocol):
 class Upstream(Flow):
     """One connection to an app."""
 
-    __slots__ = ("_pools", "is_used", "peer", "pool", "reader", "unused_at")
+    __slots__ = ("_pools", "is_used", "peer", "pool", "reader", "spoke_first", "unused_at")
 
     def __init__(self, pool: str, pools: Pools) -> None:
         super().__init__()
@@ -44,6 +45,8 @@ class Upstream(Flow):
         self.reader = ResponseReader(b"")
         self.is_used = False
         """It has served an exchange before."""
+        self.spoke_first = False
+        """The app sent something before it was asked anything."""
         self.unused_at = 0.0
 
     def begin(self, peer: Peer, method: bytes) -> None:
@@ -72,6 +75,7 @@ class Upstream(Flow):
     def data_received(self, data: bytes) -> None:
         peer = self.peer
         if peer is None:
+            self.spoke_first = not self.is_used
             self.transport.abort()
             return
         self.reader.feed(data)
@@ -142,12 +146,14 @@ class Pools:
         self.idle += 1
 
     async def connect(self, slot: Slot) -> Upstream:
-        """A new connection. Raises `OSError` or `TimeoutError`; no byte was sent then."""
+        """A new connection. Raises `OSError`, `TimeoutError` or `BadMessage`; no byte was sent."""
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(self._limits.connect_timeout_s):
             _, connection = await loop.create_connection(
                 lambda: Upstream(slot.pool, self), slot.host, slot.port
             )
+        if connection.spoke_first:
+            raise BadMessage(502, "the app's answer is not HTTP/1.1: it came before the request")
         if connection.transport.is_closing():
             raise ConnectionResetError("it was closed at once")
         self._all.add(connection)
