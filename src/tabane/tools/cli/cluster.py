@@ -117,6 +117,7 @@ def stop_cluster(root: Path) -> None:
     running = [peer.key for peer, process in local.processes(root.resolve()) if process.runs]
     for node in running:
         try:
+            cluster.get("/api/v1/node", node=node)  # one that hangs is found out sooner by this
             cluster.post("/api/v1/node/stop-instances", node=node)
         except TabaneError as error:
             print(f"tabane: {node}: {error.message}; it is ended all the same", file=sys.stderr)
