@@ -7,12 +7,15 @@ import os
 import socketserver
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
-Answer = bytes | Callable[[str, bytes], bytes]
+from tabane.tools.cli import run
+
+Answer = bytes | Callable[[str, bytes], bytes | Iterator[bytes]]
 """What goes onto the connection: for any request, or made of its first line and body."""
 
 
@@ -35,7 +38,10 @@ class Handler(socketserver.StreamRequestHandler):
         if answer is None:
             self.server.over.wait()
         else:
-            self.wfile.write(answer if isinstance(answer, bytes) else answer(line, body))
+            found = answer if isinstance(answer, bytes) else answer(line, body)
+            with suppress(ConnectionError):
+                for block in [found] if isinstance(found, bytes) else found:
+                    self.wfile.write(block)
 
 
 class Node(socketserver.ThreadingUnixStreamServer):
@@ -84,3 +90,40 @@ def pretended(tmp_path: Path) -> Iterator[Pretended]:
     cluster = Pretended(tmp_path)
     yield cluster
     cluster.close()
+
+
+# Commands
+
+APP_FILE = 'name = "hello"\nimage = "host"\ncommand = ["true"]\n'
+EVIL = "\x1b[2J\x9b31m\u202e\r\nx"
+
+
+class Ended(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Ended]
+
+
+@pytest.fixture
+def tabane(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Run a command on the cluster below `tmp_path`; what it says is safe to be shown."""
+
+    def run_command(*argv: str) -> Ended:
+        code = run(["--root", str(tmp_path), *argv])
+        out, err = capsys.readouterr()
+        assert all(line.isprintable() for line in (out + err).split("\n"))
+        return Ended(code, out, err)
+
+    return run_command
+
+
+def check_refusal(ended: Ended, code: int, *words: str) -> None:
+    assert ended.code == code
+    assert ended.out == ""
+    assert ended.err.startswith("tabane: ") and ended.err.endswith("\n")
+    assert ended.err.count("\n") == 1
+    for word in words:
+        assert word in ended.err

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 QUESTION_TIMEOUT_S = 10.0
 ACTION_TIMEOUT_S = 70.0
-LEAST_WAIT_S = 0.001
 BLOCK_BYTES = 1 << 16
 OK = range(200, 300)
 LENGTH = re.compile(rb"\r\ncontent-length: *([0-9]+)(?:\r\n|$)", re.IGNORECASE)
@@ -197,7 +196,9 @@ def ask(path: Path, target: str) -> tuple[int, bytes]:
         blocks = []
         while block := sock.recv(BLOCK_BYTES):
             blocks.append(block)
-            sock.settimeout(max(deadline - SYSTEM.now(), LEAST_WAIT_S))
+            if (left_s := deadline - SYSTEM.now()) <= 0:
+                raise TimeoutError("timed out")
+            sock.settimeout(left_s)
     head, _, body = b"".join(blocks).partition(b"\r\n\r\n")
     words = head.split(b" ", 2)
     if len(words) < 2 or not words[1].isdigit():

@@ -1,0 +1,70 @@
+"""What a node answers to each question, with all that could do harm to a terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.tools.conftest import EVIL, reply
+
+APP = {
+    "namespace": "default",
+    "name": "hello",
+    "class": "container",
+    "image": EVIL,
+    "command": [EVIL],
+    "hosts": [EVIL],
+    "port": 80,
+    "revision": 1,
+    "ready": 0,
+    "instances": 1,
+    "reactive": {"min": 0, "max": 1},
+    "known": [EVIL],
+    "unreachable": [],
+}
+INSTANCE = {
+    "id": "abc123",
+    "app": "default/hello",
+    "node": "tokyo/tokyo-1",
+    "state": "ready",
+    "revision": 1,
+    "driver": EVIL,
+    "address": EVIL,
+    "created_at": 0.0,
+    "reason": EVIL,
+}
+EVENT = {"at": 0.0, "instance": "abc123", "app": "default/hello", "state": "failed", "reason": EVIL}
+EVENT |= {"node": "tokyo/tokyo-1"}
+WAKE = EVENT | {"option": EVIL, "total_us": 5, "phases_us": {}, "outcome": EVIL, "gateway": EVIL}
+HOME = {"home": EVIL, "waiting": 0, "reason": EVIL, "failures": 1, "trouble": EVIL}
+DRIVER = {"driver": EVIL, "class": EVIL, "works": False, "reason": EVIL}
+DRIVER |= {"defaults": [{"default": EVIL, "enforced": True, "how": EVIL}]}
+MEMBER = {"node": EVIL, "address": EVIL, "asked": False, "linked": True, "control": True}
+MEMBER |= {"drivers": [EVIL], "instances": 3}
+ANSWERS: dict[str, Any] = {
+    "GET /api/v1/apps": {"apps": [APP], "silent": []},
+    "POST /api/v1/apps": APP,
+    "POST /api/v1/apps/default/hello/scale": APP,
+    "DELETE /api/v1/apps/default/hello": {"name": EVIL, "known": [EVIL], "unreachable": []},
+    "GET /api/v1/apps/default/hello": {
+        "app": APP,
+        "instances": [INSTANCE],
+        "homes": [HOME],
+        "events": [EVENT],
+        "wakes": [WAKE],
+        "silent": [],
+    },
+    "GET /api/v1/instances": {"instances": [INSTANCE], "silent": []},
+    "POST /api/v1/instances/abc123/stop": {"instance": "abc123", "state": "draining"},
+    "GET /api/v1/events": {"records": [EVENT], "silent": []},
+    "GET /api/v1/wakes": {"records": [WAKE], "silent": []},
+    "GET /api/v1/members": {"members": [MEMBER]},
+    "GET /api/v1/doctor": {"node": EVIL, "drivers": [DRIVER]},
+    "POST /api/v1/instances/abc123/exec": {"code": 7, "stdout": "G1syShs=", "stderr": "/w=="},
+    "GET /api/v1/instances/abc123/log": b"2026-01-31T23:59:59.1Z stdout F \x1b[2J\xff\n",
+    "GET /api/v1/ps": {"processes": [], "silent": []},
+}
+
+
+def answer(line: str, body: bytes) -> bytes:
+    method, target = line.split()[:2]
+    return reply(ANSWERS[f"{method} {target.partition('?')[0]}"])

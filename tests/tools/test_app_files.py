@@ -1,0 +1,70 @@
+"""App files and images that `tabane deploy` refuses: file, line, field, and what is allowed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.tools.conftest import APP_FILE, EVIL, Pretended, Run, check_refusal, reply
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "words"),
+    [
+        ('name = "x', "1", "this is not TOML"),
+        (APP_FILE + "prot = 80", "4: prot", "did you mean port? (allowed here: name"),
+        (APP_FILE + 'port = "80"', "4: port", "'80' is not a whole number from 1 to 65535"),
+        (APP_FILE + "[reactive]\nmin = 3\nmax = 2", "5: reactive.min", "lower it or raise max"),
+        (APP_FILE + "[resources]\nmemory = 1", "5: resources.memory", "from 1MiB"),
+        (APP_FILE + 'class = "pod"', "4: class", "none of container, sandbox"),
+        (APP_FILE + f"{json.dumps(EVIL)} = 1", "", "there is no such field"),
+        ('image = "host"', " name", "is missing"),
+        (APP_FILE.replace("host", "docker://x"), "2: image", "use rootfs:DIR"),
+        (APP_FILE.replace("host", "ftp:x"), "2: image", "none of rootfs:DIR, oci:DIR"),
+        ("x = " + "[" * 100_000, "", "nested too deeply"),
+        ("#" * (1 << 20) + "#", "", "longer than an app file may be"),
+        ("\0", "1", "this is not TOML"),
+    ],
+)
+def test_app_files_with_mistakes(
+    text: str, where: str, words: str, tabane: Run, tmp_path: Path
+) -> None:
+    file = tmp_path / "app.toml"
+    file.write_text(text)
+    place = f"{file}:{where}: " if where else str(file)
+    check_refusal(tabane("deploy", str(file)), 2, f"tabane: {place}", words)
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ("nowhere.toml", "cannot be read: No such file or directory"),
+        (".", "cannot be read: Is a directory"),
+        ("file/app.toml", "cannot be read: Not a directory"),
+        ("x" * 300, "cannot be read: File name too long"),
+        ("loop", "cannot be read: Too many levels of symbolic links"),
+        ("latin-1", "latin-1:2: is not UTF-8 text: save it as UTF-8"),
+        ("/dev/zero", "is longer than an app file may be"),
+    ],
+)
+def test_app_files_that_cannot_be_read(file: str, words: str, tabane: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "latin-1").write_bytes(b'# one\nname = "caf\xe9"\n')
+    check_refusal(tabane("deploy", str(tmp_path / file)), 2, words)
+
+
+@pytest.mark.parametrize(
+    ("source", "code"),
+    [("rootfs:nowhere", 2), ("rootfs:file", 2), ("oci:file", 1), ("archive:file", 1)],
+)
+def test_images_that_are_none(
+    source: str, code: int, tabane: Run, tmp_path: Path, pretended: Pretended
+) -> None:
+    pretended.begin(tokyo=reply({}))
+    (tmp_path / "file").write_text("no image")
+    file = tmp_path / "app.toml"
+    file.write_text(APP_FILE.replace("host", source))
+    check_refusal(tabane("deploy", str(file)), code, source.partition(":")[2])
+    assert pretended.nodes["tokyo"].asked == []

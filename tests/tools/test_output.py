@@ -1,0 +1,134 @@
+"""What the cluster says, as people and programs read it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.tools.answers import INSTANCE, answer
+from tests.tools.conftest import APP_FILE, EVIL, Pretended, Run, check_refusal, reply
+
+from tabane.tools.cli import run
+from tabane.tools.cli.common import NAME
+
+LINES = [
+    ["deploy", "APP_FILE"],
+    ["apps"],
+    ["show", "hello"],
+    ["rm", "hello"],
+    ["scale", "hello", "--max", "1"],
+    ["wakes"],
+    ["wakes", "hello"],
+    ["events"],
+    ["stop", "hello"],
+    ["members"],
+    ["doctor"],
+]
+
+
+@pytest.mark.parametrize("line", LINES, ids=" ".join)
+def test_nothing_that_moves_the_cursor_is_shown(
+    line: list[str], tabane: Run, pretended: Pretended, tmp_path: Path
+) -> None:
+    """`tabane` checks each line; here: that it was shown at all, and that JSON is whole."""
+    (tmp_path / "hello.toml").write_text(APP_FILE)
+    words = [str(tmp_path / "hello.toml") if word == "APP_FILE" else word for word in line]
+    pretended.begin(tokyo=answer)
+    for shown in (tabane(*words), tabane(*words, "--json")):
+        assert (shown.code, shown.err) == (0, "")
+        assert line[0] in ("stop", "scale") or "\\x1b[2J" in shown.out or "\\u001b[2J" in shown.out
+    json.loads(shown.out)
+    assert shown.out.isascii()
+
+
+@pytest.mark.parametrize("line", LINES[:5], ids=" ".join)
+def test_who_did_not_answer_is_told_with_and_without_json(
+    line: list[str], tabane: Run, pretended: Pretended, tmp_path: Path
+) -> None:
+    (tmp_path / "hello.toml").write_text(APP_FILE)
+    words = [str(tmp_path / "hello.toml") if word == "APP_FILE" else word for word in line]
+
+    def answer_alone(line: str, body: bytes) -> bytes:
+        whole = json.loads(answer(line, body).partition(b"\r\n\r\n")[2])
+        return reply(whole | {"silent": [EVIL], "unreachable": [EVIL]})
+
+    pretended.begin(tokyo=answer_alone)
+    for shown in (tabane(*words), tabane(*words, "--json")):
+        assert shown.code == 1
+        assert shown.out
+        assert shown.err.startswith("tabane: no answer from \\x1b[2J")
+
+
+def test_wakes_of_an_app_that_is_not_there(tabane: Run, pretended: Pretended) -> None:
+    def nobody(line: str, body: bytes) -> bytes:
+        missing = reply({"error": "not_found", "message": "there is no app default/x"}, 404)
+        return missing if "/apps/" in line else answer(line, body)
+
+    pretended.begin(tokyo=nobody)
+    check_refusal(tabane("wakes", "x"), 2, "there is no app default/x")
+
+
+def test_stop_goes_on_when_one_instance_is_gone(tabane: Run, pretended: Pretended) -> None:
+    def one_is_gone(line: str, body: bytes) -> bytes:
+        if "/gone/" in line:
+            return reply({"error": "not_found", "message": "gone is not here"}, 404)
+        if "/instances HTTP" in line:
+            return reply({"instances": [INSTANCE | {"id": "gone"}, INSTANCE], "silent": []})
+        return answer(line, body)
+
+    pretended.begin(tokyo=one_is_gone)
+    ended = tabane("stop", "hello")
+    assert ended.code == 1
+    assert ended.out == "abc123 on tokyo/tokyo-1 is told to stop\n"
+    assert ended.err == "tabane: gone is not here\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "argv"),
+    [
+        (["ls", "-l", "--all"], ["ls", "-l", "--all"]),
+        (["--", "ls", "--json"], ["ls", "--json"]),
+        (["sh", "-c", "x", "--", "y"], ["sh", "-c", "x", "--", "y"]),
+        (["--", "git", "log", "--", "file"], ["git", "log", "--", "file"]),
+        (["echo", ""], ["echo", ""]),
+    ],
+)
+@pytest.mark.parametrize("before", [[], ["--timeout", "5"]])
+def test_exec_passes_flags_on(
+    before: list[str], line: list[str], argv: list[str], pretended: Pretended, capfdbinary: Any
+) -> None:
+    pretended.begin(tokyo=answer)
+    assert run(["exec", "--root", str(pretended.root), *before, "hello", *line]) == 7
+    body = json.loads(pretended.nodes["tokyo"].asked[-1][1])
+    assert body == {"argv": argv, "timeout_s": 5.0 if before else 60.0}
+
+
+def test_exec_and_logs_pass_bytes_on_as_they_are(pretended: Pretended, capfdbinary: Any) -> None:
+    pretended.begin(tokyo=answer)
+    root = ["--root", str(pretended.root)]
+    assert run([*root, "exec", "hello", "ls"]) == 7
+    assert capfdbinary.readouterr() == (b"\x1b[2J\x1b", b"\xff")
+    assert run([*root, "logs", "hello"]) == 0
+    assert capfdbinary.readouterr() == (b"\x1b[2J\xff\n", b"")
+    assert run([*root, "logs", "-t", "-n", "5", "hello"]) == 0
+    assert capfdbinary.readouterr().out.startswith(b"2026-01-31T23:59:59.1Z \x1b")
+    assert "tail=5&follow=false" in pretended.nodes["tokyo"].asked[-1][0]
+
+
+def test_exec_and_logs_escape_them_in_json(tabane: Run, pretended: Pretended) -> None:
+    pretended.begin(tokyo=answer)
+    ended = tabane("exec", "--json", "hello", "ls")
+    assert ended.code == 7
+    assert json.loads(ended.out) == {"code": 7, "stdout": "\x1b[2J\x1b", "stderr": "\\xff"}
+    line = {"at": "2026-01-31T23:59:59.1Z", "stream": "stdout", "text": "\x1b[2J\\xff"}
+    shown = tabane("logs", "--json", "hello")
+    assert json.loads(shown.out) == line | {"whole": True}
+
+
+def test_instance_ids_and_app_names_have_one_form() -> None:
+    from tabane.model import new_instance_id
+
+    assert NAME.fullmatch(new_instance_id())
+    assert NAME.fullmatch("shop/hello-1")
