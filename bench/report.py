@@ -129,7 +129,9 @@ class Report:
     def _draw_bars(self, axes: Any) -> None:
         """Each value as a share of its bar, which is the line at 100 %."""
         names = [f"{what} ({shown(bar.value)} {bar.unit})" for what, bar in self.bars.items()]
-        shares = [100 * bar.value / bar.bar for bar in self.bars.values()]
+        shares = [
+            100 * bar.value / bar.bar if bar.bar else 100 + bar.value for bar in self.bars.values()
+        ]
         colors = ["tab:green" if bar.reached else "tab:red" for bar in self.bars.values()]
         axes.barh(names, shares, color=colors)
         axes.axvline(100, color="black", linewidth=1)

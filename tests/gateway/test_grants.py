@@ -271,6 +271,25 @@ def test_another_generation_has_a_lease_of_its_own(grants: Grants[str]) -> None:
     assert new.address == "10.0.0.2"
 
 
+def test_what_a_home_granted_is_given_up_when_it_is_cut_off(grants: Grants[str]) -> None:
+    grants.wait(APP, "a", 10, 100.0)
+    ((_, lease),), _ = grants.on_grant(grant(3, 1), 100.0, "tokyo-1/agent")
+    grants.on_grant(grant(1, 1, instance="i2"), 100.0, "tokyo-2/agent")
+    assert grants.cut_off("tokyo-1/agent", 105.0) == [Returned(APP, I1, 2, 0.0)]
+    assert grants.cut_off("tokyo-1/agent", 106.0) == []
+    other = grants.take(APP, 107.0)
+    assert other is not None and other.instance == I2
+    assert grants.take(APP, 107.0) is None
+    assert grants.release(lease, 108.0) == ([], [Returned(APP, I1, 1, 0.0)])
+
+
+def test_a_home_that_is_back_grants_again(grants: Grants[str]) -> None:
+    grants.on_grant(grant(1, 0), 100.0, "tokyo-1/agent")
+    grants.cut_off("tokyo-1/agent", 105.0)
+    grants.on_grant(grant(1, 0), 106.0, "tokyo-1/agent")
+    assert grants.take(APP, 107.0) is not None
+
+
 # Refusals
 
 

@@ -191,6 +191,18 @@ async def test_what_waits_when_the_session_ends_fails_with_closed(cluster):
     assert not x.connected
 
 
+async def test_a_lost_session_is_told_and_a_closed_one_is_not(cluster, eventually):
+    await cluster.hub()
+    x = await cluster.client("x")
+    told = []
+    x.on_disconnected(lambda: told.append(x.connected))
+    x.abort()
+    assert told == [False]
+    await eventually(lambda: x.connected)
+    await x.aclose()
+    assert told == [False]
+
+
 async def test_after_a_restart_of_the_hub_all_is_as_before(cluster, eventually, tmp_path):
     hub = await cluster.hub()
     x, y = await cluster.client("x"), await cluster.client("y")

@@ -40,6 +40,8 @@ class Lease:
     node: NodeName
     address: str
     port: int
+    home: str
+    """Who granted the last of them."""
     slots: int = 0
     used: int = 0
     last_used: float = 0.0
@@ -119,7 +121,7 @@ class Grants(Generic[Waiter]):
         lease.last_used = now
         if lease.revoked or lease.recalled:
             lease.recalled = False
-            return [], self._return(lease, 1, now)
+            return [], [self._return(lease, 1, now)]
         books = self._apps[lease.app]
         served = self._serve(books, now)
         return served, [self._demand(lease.app, books, now)] if served else []
@@ -130,7 +132,10 @@ class Grants(Generic[Waiter]):
             return []
         return [Broken(lease.app, lease.instance, reason), *self._revoke(lease, lease.last_used)]
 
-    def on_grant(self, grant: Grant, now: float) -> tuple[Served[Waiter], list[ToHome]]:
+    def on_grant(
+        self, grant: Grant, now: float, home: str = ""
+    ) -> tuple[Served[Waiter], list[ToHome]]:
+        """More slots, from the agent `home`."""
         books = self._books(grant.app)
         if grant.epoch != books.epoch:
             return [], []
@@ -144,11 +149,13 @@ class Grants(Generic[Waiter]):
                 grant.node,
                 grant.address,
                 grant.port,
+                home,
                 last_used=now,
             )
             books.leases[grant.instance] = lease
         books.ended.pop(grant.instance, None)
         lease.revoked = False
+        lease.home = home
         lease.slots += grant.slots
         lease.grant = grant
         return self._serve(books, now), []
@@ -159,12 +166,18 @@ class Grants(Generic[Waiter]):
         if lease is None:
             return []
         if revoke.unused_s is None:
-            return self._revoke(lease, now)
+            return [*self._revoke(lease, now)]
         unused_s = lease.unused_s(now)
         if lease.free and unused_s >= revoke.unused_s:
-            return self._return(lease, lease.free, now)
+            return [self._return(lease, lease.free, now)]
         lease.recalled = lease.recalled or not revoke.unused_s
         return [StillUsed(revoke.app, revoke.instance, unused_s)]
+
+    def cut_off(self, home: str, now: float) -> list[Returned]:
+        """`home` could not be reached for so long that it may give what it granted to others: no
+        further session gets a slot of it."""
+        lost = [lease for lease in self.leases() if lease.home == home and not lease.revoked]
+        return [message for lease in lost for message in self._revoke(lease, now)]
 
     def on_refuse(self, refuse: Refuse) -> list[Waiter]:
         """The sessions that are refused; they get the reason."""
@@ -227,15 +240,15 @@ class Grants(Generic[Waiter]):
                 served.append((books.queue.popitem(last=False)[0], lease))
         return served
 
-    def _revoke(self, lease: Lease, now: float) -> list[ToHome]:
+    def _revoke(self, lease: Lease, now: float) -> list[Returned]:
         free = lease.free
         lease.revoked = True
-        return self._return(lease, free, now) if free else []
+        return [self._return(lease, free, now)] if free else []
 
-    def _return(self, lease: Lease, slots: int, now: float) -> list[ToHome]:
+    def _return(self, lease: Lease, slots: int, now: float) -> Returned:
         lease.slots -= slots
         books = self._apps[lease.app]
         if not lease.slots and books.leases.get(lease.instance) is lease:
             del books.leases[lease.instance]
             books.ended[lease.instance] = lease.generation
-        return [Returned(lease.app, lease.instance, slots, lease.unused_s(now))]
+        return Returned(lease.app, lease.instance, slots, lease.unused_s(now))

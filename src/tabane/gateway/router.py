@@ -105,12 +105,12 @@ class GatewayRouter:
         """The ready instances of this node, by generation."""
         self._locals = instances
 
-    def hear(self, message: ToGateway) -> None:
-        """An app's home said something."""
+    def hear(self, message: ToGateway, home: str = "") -> None:
+        """An app's home, the agent of that name, said something."""
         now = self._clock.now()
         match message:
             case Grant():
-                served, answers = self._grants.on_grant(message, now)
+                served, answers = self._grants.on_grant(message, now, home)
                 self._serve(served)
             case Revoke():
                 answers = self._grants.on_revoke(message, now)
@@ -122,6 +122,16 @@ class GatewayRouter:
                         waiter.set_exception(_Refused(message))
         for answer in answers:
             self._around.tell_home(message.app, answer)
+
+    def cut_off(self, home: str) -> None:
+        """That agent could not be reached for `CUT_OFF_S`."""
+        for message in self._grants.cut_off(home, self._clock.now()):
+            self._around.tell_home(message.app, message)
+            self._forget_pool(message.app, message.instance)
+
+    def homes(self) -> frozenset[str]:
+        """The agents that granted what is held here."""
+        return frozenset(lease.home for lease in self._grants.leases())
 
     def report(self, apps: frozenset[AppName]) -> Report:
         """How things stand with these apps, for their home."""

@@ -79,6 +79,7 @@ class Client:
         self.state = OwnState(self._connection)
         self._inbox = Inbox(name, self._tasks)
         self._connected = Callbacks("on_connected", self._tasks)
+        self._disconnected = Callbacks("on_disconnected", self._tasks)
         self._hub_changed = Callbacks("on_hub", self._tasks)
         requests = self._connection.requests
         self._actions: dict[int, Callable[[Wire, Frame], None]] = {
@@ -174,6 +175,11 @@ class Client:
         self._connected.add(callback)
         return callback
 
+    def on_disconnected(self, callback: Callback) -> Callback:
+        """Call `callback()` whenever the session was lost, other than by `aclose`."""
+        self._disconnected.add(callback)
+        return callback
+
     def on_hub(self, callback: Callback) -> Callback:
         """Call `callback(hub, open)` when our hub's link to another opened, or is down."""
         self._hub_changed.add(callback)
@@ -248,6 +254,9 @@ class Client:
 
     def on_restored(self) -> None:
         self._connected.fire()
+
+    def on_lost(self) -> None:
+        self._disconnected.fire()
 
     # What frames do
 

@@ -34,6 +34,9 @@ class Owner(Protocol):
 
     def on_restored(self) -> None: ...
 
+    def on_lost(self) -> None:
+        """The session is over; it is dialed again."""
+
 
 class Connection:
     """One member's connection. `trouble` says why the session, or the last attempt, failed."""
@@ -170,3 +173,5 @@ class Connection:
             self._check.cancel()
         self.requests.fail_all(f"the session of {self._hello.name} was lost: {error.message}")
         self._lost.set()
+        if wire is not self._last_wire:
+            self._owner.on_lost()

@@ -247,6 +247,7 @@ class Agent:
         await self._publish()
         for member in tuple(self.room.members):
             self._on_presence(member, Change.JOINED)
+        self.home.expect(self.nodes.gateways() - self.room.members.keys())
         self._take_over()
         self.later.call("spread", SETTLE_S, self._start_spread)
 

@@ -120,6 +120,11 @@ def agent_of(node: str) -> str:
     return f"{node}/agent"
 
 
+def node_of(member: str) -> NodeName:
+    """The node of an agent or a gateway."""
+    return NodeName(member.rpartition("/")[0])
+
+
 def node_directory(root: Path, key: str) -> Path:
     return root / "nodes" / key
 

@@ -22,10 +22,10 @@ from tabane.gateway.router import GatewayRouter, Local
 from tabane.middlecon import Change, Client, Message, Room, connect
 from tabane.model import AppName, NodeName, WakeRecord
 from tabane.node import messages as say
-from tabane.node.config import FORWARD_PORT, NodeConfig, agent_of
-from tabane.node.membership import Membership
+from tabane.node.config import FORWARD_PORT, NodeConfig, agent_of, node_of
+from tabane.node.membership import CUT_OFF_S, Membership
 from tabane.node.part import run_part
-from tabane.supervise import Supervisor
+from tabane.supervise import Later, Supervisor
 
 DRAIN_S = 10.0
 HUB_TIMEOUT_S = 30.0
@@ -50,6 +50,7 @@ class GatewayProcess:
         self._routed = asyncio.Event()
         self._wakes: deque[WakeRecord] = deque(maxlen=WAKES_KEPT)
         self._homes: dict[AppName, NodeName] = {}
+        self._later = Later()
 
     async def start(self) -> None:
         """Join the hub and learn the routes."""
@@ -57,8 +58,9 @@ class GatewayProcess:
         self.me: Client = await connect(hub, name=self.name, timeout_s=HUB_TIMEOUT_S)
         self.nodes = Membership(self.config, self.me.hubs)
         self.me.on_message(self._on_message)
-        self.me.on_hub(lambda hub, is_open: self._on_nodes())
+        self.me.on_hub(self._on_hub)
         self.me.on_connected(self._on_connected)
+        self.me.on_disconnected(self._on_disconnected)
         self.room: Room = await self.me.join(say.NODES)
         self.room.on_presence(lambda presence: self._on_presence(presence.member, presence.change))
         self._on_connected()
@@ -67,6 +69,7 @@ class GatewayProcess:
     async def aclose(self) -> None:
         for gateway in self.gateways:
             await gateway.drain(DRAIN_S)
+        self._later.close()
         await self.me.aclose()
 
     # Surroundings
@@ -100,8 +103,8 @@ class GatewayProcess:
                     {str(i.generation): Local(i.app, i.address) for i in body.instances}
                 )
             case _:
-                grant: ToGateway = body
-                self.router.hear(grant)
+                from_home: ToGateway = body
+                self.router.hear(from_home, message.sender)
 
     def _on_routes(self, routes: say.Routes) -> None:
         self.router.set_routes(routes.apps, routes.gone)
@@ -129,6 +132,22 @@ class GatewayProcess:
             self._send_wakes()
         if self.nodes.is_near(node):
             self._report(NodeName(node))
+
+    def _on_hub(self, hub: str, is_open: bool) -> None:
+        self._on_nodes()
+        if not is_open:
+            self._later.call("cut off", CUT_OFF_S, self._give_up)
+
+    def _on_disconnected(self) -> None:
+        self._later.call("cut off", CUT_OFF_S, self._give_up)
+
+    def _give_up(self) -> None:
+        """Use no more what agents granted that cannot be reached now. This node's own cannot be
+        cut off from us without being cut off from all."""
+        for home in self.router.homes():
+            node = node_of(home)
+            if node != self.node and not (self.me.connected and self.me.hubs.get(node)):
+                self.router.cut_off(home)
 
     def _on_nodes(self) -> None:
         """Nodes came or went: apps whose home moved are reported to the new one."""

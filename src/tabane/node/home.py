@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from tabane.clock import Clock
+from tabane.clock import Clock, Timer
 from tabane.gateway import activation
 from tabane.gateway.activation import Activation, AppChanged, GatewayGone
 from tabane.gateway.ledger import AppLedger
 from tabane.gateway.messages import Broken, Report, ToGateway, ToHome
 from tabane.model import App, AppName, Instance, InstanceId, NodeName, new_instance_id
+from tabane.node.membership import GATEWAY_GRACE_S
 from tabane.scheduler.placement import Choice, NodeView, place
-
-log = logging.getLogger(__name__)
-
-GATEWAY_GRACE_S = 5.0
-"""A gateway whose hub session broke is back within this, or its process is gone: then its slots
-are free. Its instances serve on meanwhile."""
 
 
 class Performer(Protocol):
@@ -50,8 +43,8 @@ class Home:
         self._app_of = app_of
         self._nodes = nodes
         self._activation = Activation(self._place, new_instance_id)
-        self._timer: asyncio.TimerHandle | None = None
-        self._leaving: dict[str, asyncio.TimerHandle] = {}
+        self._timer: Timer | None = None
+        self._leaving: dict[str, Timer] = {}
         self._reported: set[str] = set()
         """Gateways that reported in their present session, maybe before we saw them join."""
         self._troubles: dict[AppName, str] = {}
@@ -88,16 +81,22 @@ class Home:
         self.handle(activation.NodeReport(node, instances, asked_at))
 
     def on_gateway(self, gateway: str, *, joined: bool) -> None:
-        """A gateway's hub session came or went."""
+        """A gateway's hub session came or went. Until it has reported in its next one, or its
+        grace is over, it may hold slots that nobody here knows of."""
         if (timer := self._leaving.pop(gateway, None)) is not None:
             timer.cancel()
-        if joined:
-            if gateway not in self._reported:
-                self.handle(activation.GatewayJoined(gateway))
-            return
-        self._reported.discard(gateway)
-        loop = asyncio.get_running_loop()
-        self._leaving[gateway] = loop.call_later(GATEWAY_GRACE_S, self._on_gone, gateway)
+        if not joined:
+            self._reported.discard(gateway)
+            over = self._clock.now() + GATEWAY_GRACE_S
+            self._leaving[gateway] = self._clock.call_at(over, lambda: self._on_gone(gateway))
+        if gateway not in self._reported:
+            self.handle(activation.GatewayJoined(gateway))
+
+    def expect(self, gateways: Iterable[str]) -> None:
+        """This home is new, and these gateways are not there: they may hold what the home before
+        it granted them, or be about to start."""
+        for gateway in gateways:
+            self.on_gateway(gateway, joined=False)
 
     def _on_gone(self, gateway: str) -> None:
         self._leaving.pop(gateway, None)
@@ -159,8 +158,7 @@ class Home:
         if due is None:
             self._timer = None
             return
-        delay_s = max(0.0, due - self._clock.now())
-        self._timer = asyncio.get_running_loop().call_later(delay_s, self._on_due)
+        self._timer = self._clock.call_at(due, self._on_due)
 
     def _on_due(self) -> None:
         self.handle(activation.Tick())

@@ -10,6 +10,16 @@ from tabane.node.config import NodeConfig
 from tabane.scheduler.placement import home_of
 from tabane.supervise import Later
 
+CUT_OFF_S = 3.0
+"""A gateway that cannot reach an app's home for so long gives up what that granted it. A hub that
+was killed is back much sooner."""
+SEEN_LATER_S = 4.0
+"""By how much one end of a link may see later than the other that it is broken: a hub's heartbeat,
+and what a busy machine adds."""
+GATEWAY_GRACE_S = CUT_OFF_S + SEEN_LATER_S
+"""A gateway that its home did not see for so long holds nothing any more: its process is gone, or
+it has given up. Only then are its slots given to others."""
+
 
 class Membership:
     """`hubs` says of each other hub whether the link to it is open; it changes as they do."""
@@ -28,6 +38,11 @@ class Membership:
     def neighbours(self) -> list[NodeName]:
         """The live nodes of this data center."""
         return [node for node in self.live_nodes() if self.is_near(node)]
+
+    def gateways(self) -> set[str]:
+        """The gateways that there should be in this data center."""
+        nodes = (peer.key for peer in self._config.cluster.nodes if self.is_near(peer.key))
+        return {f"{node}/gateway-{n}" for node in nodes for n in range(self._config.gateways)}
 
     def is_near(self, node: str) -> bool:
         """Whether a node, or a member on one, is in this data center."""

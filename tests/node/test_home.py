@@ -1,0 +1,162 @@
+"""A home whose gateways come and go, in virtual time: what they may hold is not given away."""
+
+from __future__ import annotations
+
+import pytest
+
+from tabane.gateway.activation import InstanceReady
+from tabane.gateway.messages import AppReport, Demand, Grant, Held, Report, ToGateway
+from tabane.model import (
+    App,
+    Class,
+    Generation,
+    Instance,
+    InstanceId,
+    NodeName,
+    Reactive,
+    State,
+)
+from tabane.node.home import Home
+from tabane.node.membership import GATEWAY_GRACE_S
+from tabane.scheduler.placement import NodeView
+from tabane.testing.clock import VirtualClock
+
+NODE = NodeName("tokyo/tokyo-1")
+APP = App(
+    name="hello",
+    image="host",
+    port=8000,
+    revision=1,
+    reactive=Reactive(concurrency=1, max=1, stop_after_s=1.0),
+)
+FOUND = Instance(
+    id=InstanceId("found"),
+    app=APP.key,
+    revision=1,
+    node=NODE,
+    generation=Generation("incarnation", InstanceId("found"), 1),
+    state=State.READY,
+    address="10.0.0.1",
+)
+
+
+class Rig:
+    """A home that has just begun, and what it tells the others to do."""
+
+    def __init__(self) -> None:
+        self.clock = VirtualClock()
+        self.started: list[InstanceId] = []
+        self.stopped: list[InstanceId] = []
+        self.told: list[tuple[str, ToGateway]] = []
+        view = NodeView(NODE, ("runc",), (Class.CONTAINER,))
+        self.home = Home(self, self.clock, app_of={APP.key: APP}.get, nodes=lambda: [view])
+
+    def start_instance(self, node: NodeName, app: App, instance: InstanceId) -> None:
+        self.started.append(instance)
+
+    def stop_instance(self, node: NodeName, instance: InstanceId, reason: str) -> None:
+        self.stopped.append(instance)
+
+    def release_instance(self, node: NodeName, instance: InstanceId) -> None:
+        pass
+
+    def tell_gateway(self, gateway: str, message: ToGateway) -> None:
+        self.told.append((gateway, message))
+
+    def granted_to(self, gateway: str) -> int:
+        return sum(m.slots for g, m in self.told if g == gateway and isinstance(m, Grant))
+
+    def joins(self, gateway: str, *, waiting: int = 0, held: int = 0) -> None:
+        """It comes, and reports."""
+        self.home.on_gateway(gateway, joined=True)
+        slots = (Held(FOUND.id, held, 0.0),) if held else ()
+        reports = (AppReport(Demand(APP.key, waiting, 0.0, 1, 0), slots),)
+        self.home.hear(gateway, Report(reports if waiting or held else ()))
+
+    def find(self) -> None:
+        self.home.about(APP.key, InstanceReady(FOUND))
+
+
+@pytest.fixture
+def rig() -> Rig:
+    return Rig()
+
+
+def test_what_an_absent_gateway_may_use_is_not_stopped_by_a_new_home(rig: Rig) -> None:
+    rig.home.expect(["g2"])
+    rig.joins("g1")
+    rig.find()
+    rig.clock.advance(GATEWAY_GRACE_S - 0.1)
+    assert rig.stopped == []
+    rig.clock.advance(0.2)
+    assert rig.stopped == ["found"]
+
+
+def test_what_an_absent_gateway_may_hold_is_not_granted_by_a_new_home(rig: Rig) -> None:
+    rig.home.expect(["g2"])
+    rig.find()
+    rig.joins("g1", waiting=1)
+    rig.clock.advance(GATEWAY_GRACE_S - 0.1)
+    assert rig.granted_to("g1") == 0
+    rig.clock.advance(0.2)
+    assert rig.granted_to("g1") == 1
+
+
+def test_an_absent_gateway_that_comes_has_what_it_held(rig: Rig) -> None:
+    rig.home.expect(["g2"])
+    rig.joins("g1")
+    rig.find()
+    rig.clock.advance(GATEWAY_GRACE_S / 2)
+    rig.joins("g2", held=1)
+    rig.home.hear("g1", Demand(APP.key, 1, 0.0, 1, 0))
+    rig.clock.advance(GATEWAY_GRACE_S)
+    assert rig.granted_to("g1") == 0
+    assert rig.stopped == []
+
+
+def test_no_start_waits_for_an_absent_gateway(rig: Rig) -> None:
+    rig.home.expect(["g2"])
+    rig.joins("g1", waiting=1)
+    assert len(rig.started) == 1
+
+
+def test_a_home_that_takes_an_app_over_asks_after_a_gateway_that_is_just_away(rig: Rig) -> None:
+    """What the home before this one granted it is not known here."""
+    rig.joins("g1")
+    rig.joins("g2")
+    rig.home.on_gateway("g2", joined=False)
+    rig.find()
+    rig.clock.advance(GATEWAY_GRACE_S - 0.1)
+    assert rig.stopped == []
+    rig.joins("g2", held=1)
+    rig.clock.advance(GATEWAY_GRACE_S)
+    assert rig.stopped == []
+
+
+def test_a_gateway_that_stays_away_loses_its_slots_after_its_grace(rig: Rig) -> None:
+    rig.joins("g1")
+    rig.find()
+    rig.joins("g2", held=1)
+    rig.home.on_gateway("g2", joined=False)
+    rig.home.hear("g1", Demand(APP.key, 1, 0.0, 1, 0))
+    rig.clock.advance(GATEWAY_GRACE_S - 0.1)
+    assert rig.granted_to("g1") == 0
+    rig.clock.advance(0.2)
+    assert rig.granted_to("g1") == 1
+
+
+def test_a_report_that_overtakes_the_news_of_its_gateway_counts(rig: Rig) -> None:
+    rig.home.hear("g1", Report(()))
+    rig.home.on_gateway("g1", joined=True)
+    rig.find()
+    rig.clock.advance(2.0)
+    assert rig.stopped == ["found"]
+
+
+def test_a_closed_home_does_nothing_more(rig: Rig) -> None:
+    rig.joins("g1")
+    rig.find()
+    rig.home.on_gateway("g1", joined=False)
+    rig.home.close()
+    rig.clock.advance(100.0)
+    assert rig.stopped == []
