@@ -1,0 +1,1 @@
+"""The contenders of the benchmark of middlecon: each one's server, and its clients in Python."""
