@@ -101,9 +101,9 @@ class GatewayRouter:
         """For the resolver."""
         return host in self._hosts
 
-    def set_locals(self, instances: dict[str, Local]) -> None:
-        """The ready instances of this node, by generation."""
-        self._locals = instances
+    def set_locals(self, instances: dict[str, Local], *, complete: bool) -> None:
+        """The ready instances of this node, by generation: all of them, or more."""
+        self._locals = instances if complete else self._locals | instances
 
     def hear(self, message: ToGateway, home: str = "") -> None:
         """An app's home, the agent of that name, said something."""

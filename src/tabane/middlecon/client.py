@@ -156,18 +156,21 @@ class Client:
         """Enter a room. Returns when its members and their state are known.
 
         `member=False`: to speak or watch only; nobody is told, and nothing said there comes here.
-        `watch=False`: do not follow its members and state. Joining again returns the same room.
-        Raises `Busy` (a limit of the hub), `Closed`, `TimedOut`.
+        `watch=False`: do not follow its members and state. Joining again returns the same room,
+        and changes what we are there. Raises `Busy` (a limit of the hub), `Closed`, `TimedOut`.
         """
+        flags = (JoinFlag.MEMBER if member else 0) | (JoinFlag.WATCH if watch else 0)
         room = self._rooms.get(name)
         if room is None:
-            flags = (JoinFlag.MEMBER if member else 0) | (JoinFlag.WATCH if watch else 0)
             room = self._rooms[name] = Room(self, check_name(name, "room name"), flags)
             try:
                 await room._enter(timeout_s)
             except BaseException:
                 room.leave()
                 raise
+        elif room._flags != flags:
+            room._flags = flags
+            await room._enter(timeout_s)
         return room
 
     def on_connected(self, callback: Callback) -> Callback:

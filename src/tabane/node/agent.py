@@ -132,12 +132,13 @@ class Agent:
             hub, name=agent_of(self.config.key), timeout_s=HUB_TIMEOUT_S
         )
         self.nodes = Membership(self.config, self.me.hubs)
-        self.me.on_message(concurrent=True)(self._on_message)
         self.me.on_hub(self._on_hub)
         self.me.on_connected(self._on_connected)
-        self.room: Room = await self.me.join(say.NODES)
+        self.room: Room = await self.me.join(say.NODES, member=False)
+        self.me.on_message(concurrent=True)(self._on_message)
         self.room.on_message(concurrent=True)(self._on_message)
         self.room.on_presence(lambda presence: self._on_presence(presence.member, presence.change))
+        await self.me.join(say.NODES)  # now the others see this agent, and tell it how things stand
         await self._resync()
         for app in self.all_apps():
             self._prefetch(app)
@@ -328,10 +329,10 @@ class Agent:
         self.happened(msgspec.json.encode(transition))
         if self._joined() and self.me.connected:
             self.tasks.start("event", self._spread_word(transition))
-        if transition.state in (State.READY, State.ABSENT):
+        if transition.state is State.ABSENT:
             self.gateways.tell_instances()
-            if self._joined():
-                self.tasks.start("publish", self._publish())
+        if transition.state in (State.READY, State.ABSENT) and self._joined():
+            self.tasks.start("publish", self._publish())
 
     async def _spread_word(self, transition: Transition) -> None:
         await self.room.cast(say.encode(say.Happened(msgspec.json.encode(transition))))
@@ -343,6 +344,7 @@ class Agent:
 
     def _on_instance(self, event: InstanceReady | InstanceEnded) -> None:
         if isinstance(event, InstanceReady):
+            self.gateways.tell_ready(event.instance)
             trace = event.trace or StartTrace({}, 0)
             self._notify_home(say.Started(event.instance, trace.phases_us, trace.total_us))
         else:

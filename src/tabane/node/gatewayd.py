@@ -99,9 +99,8 @@ class GatewayProcess:
             case say.Routes():
                 self._on_routes(body)
             case say.LocalInstances():
-                self.router.set_locals(
-                    {str(i.generation): Local(i.app, i.address) for i in body.instances}
-                )
+                found = {str(i.generation): Local(i.app, i.address) for i in body.instances}
+                self.router.set_locals(found, complete=body.complete)
             case _:
                 from_home: ToGateway = body
                 self.router.hear(from_home, message.sender)

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from tabane.errors import Closed, NotFound
-from tabane.model import App, AppName, State
+from tabane.model import App, AppName, Instance, State
 from tabane.node import messages as say
 
 if TYPE_CHECKING:
@@ -28,18 +28,23 @@ class Gateways:
     def greet(self, gateway: str) -> None:
         """Tell a gateway all it has to know."""
         self._greeted.add(gateway)
+        self._agent.tell(gateway, self._all_instances())
         apps = self._agent.all_apps()
         for start in range(0, max(1, len(apps)), ROUTES_PER_MESSAGE):
             page = tuple(apps[start : start + ROUTES_PER_MESSAGE])
             last = start + ROUTES_PER_MESSAGE >= len(apps)
             self._agent.tell(gateway, say.Routes(page, complete=last))
-        self._agent.tell(gateway, self._instances())
 
     def tell_routes(self, changed: Iterable[App], gone: Iterable[AppName]) -> None:
         self._tell(say.Routes(tuple(changed), tuple(gone)))
 
+    def tell_ready(self, instance: Instance) -> None:
+        """To be called before anybody can be granted a slot of it."""
+        self._tell(_local_instances([instance], complete=False))
+
     def tell_instances(self) -> None:
-        self._tell(self._instances())
+        """Some have ended."""
+        self._tell(self._all_instances())
 
     async def wait_told(self) -> None:
         """Return once those that run have taken in all they were told before. One that is not
@@ -55,12 +60,15 @@ class Gateways:
             except (Closed, NotFound):
                 continue
 
-    def _instances(self) -> say.LocalInstances:
+    def _all_instances(self) -> say.LocalInstances:
         ready = [i for i in self._agent.executor.instances() if i.state is State.READY]
-        return say.LocalInstances(
-            tuple(say.LocalInstance(i.generation, i.app, i.address) for i in ready)
-        )
+        return _local_instances(ready, complete=True)
 
     def _tell(self, message: say.Message) -> None:
         for gateway in self._greeted:
             self._agent.tell(gateway, message)
+
+
+def _local_instances(instances: Iterable[Instance], *, complete: bool) -> say.LocalInstances:
+    found = (say.LocalInstance(i.generation, i.app, i.address) for i in instances)
+    return say.LocalInstances(tuple(found), complete)

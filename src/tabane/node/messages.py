@@ -73,9 +73,10 @@ class LocalInstance(Value, frozen=True):
 
 
 class LocalInstances(Value, frozen=True, tag="instances"):
-    """Agent to gateway: the ready instances of this node, all of them."""
+    """Agent to gateway: the ready instances of this node, or (not `complete`) more of them."""
 
     instances: tuple[LocalInstance, ...]
+    complete: bool
 
 
 class Woke(Value, frozen=True, tag="woke"):

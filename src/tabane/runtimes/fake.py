@@ -263,6 +263,9 @@ class HttpAnswer(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+        if self._life.ended.done():
+            transport.abort()  # it was accepted just before the end
+            return
         self._life.connections.add(transport)
 
     def connection_lost(self, error: Exception | None) -> None:
