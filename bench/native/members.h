@@ -5,8 +5,8 @@
  * Each session has a connection of its own. Once all are open, "ready" is printed. Then each line
  * on stdin is an order, and the answer to it one line of nanoseconds:
  *
- *     say COUNT MILLISECONDS    of each say, from before it is sent until all have acknowledged
- *     cast COUNT MILLISECONDS   of each burst of BURST messages, until all members have all of them
+ *     say COUNT MILLISECONDS          of each say, until all members have acknowledged
+ *     cast BURST COUNT MILLISECONDS   of each burst of messages, until all members have all of them
  *
  * An order ends after COUNT, or when the time is up. At the end of stdin the program ends.
  * A protocol brings `greet`, `take`, `say` and `cast`.
@@ -29,7 +29,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { BURST = 64, MESSAGE = 64, WARM_UP = 2, PATIENCE_MS = 20000, BUFFER = 1 << 18 };
+enum { MESSAGE = 64, WARM_UP = 2, PATIENCE_MS = 20000, BUFFER = 1 << 18 };
 
 struct session {
     int fd;
@@ -165,26 +165,28 @@ static int64_t say_once(uint32_t id) {
     return now_ns() - began;
 }
 
-static int64_t cast_burst(void) {
+static int64_t cast_burst(int burst) {
     int64_t began = now_ns();
     delivered = 0;
-    for (int i = 0; i < BURST; i++) cast(sessions);
-    while (delivered < BURST * member_count) {
+    for (int i = 0; i < burst; i++) cast(sessions);
+    while (delivered < burst * member_count) {
         turn();
         if (now_ns() - began > PATIENCE_MS * 1000000LL)
-            die("%d of %d messages delivered in time", delivered, BURST * member_count);
+            die("%d of %d messages delivered in time", delivered, burst * member_count);
     }
     return now_ns() - began;
 }
 
 static void obey(const char *order) {
     static uint32_t id;
-    int count, milliseconds, is_cast = !strncmp(order, "cast ", 5);
-    if (sscanf(order + (is_cast ? 5 : 4), "%d %d", &count, &milliseconds) != 2) die("bad order: %s", order);
+    int count, milliseconds, burst = 0;
+    if (sscanf(order, "say %d %d", &count, &milliseconds) != 2 &&
+        sscanf(order, "cast %d %d %d", &burst, &count, &milliseconds) != 3)
+        die("not an order: %s", order);
     int64_t end = 0;
     for (int done = -WARM_UP; done < count && (done <= 0 || now_ns() < end); done++) {
         if (done == 0) end = now_ns() + milliseconds * 1000000LL;
-        int64_t took = is_cast ? cast_burst() : say_once(++id);
+        int64_t took = burst ? cast_burst(burst) : say_once(++id);
         if (done >= 0) printf("%lld ", (long long)took);
     }
     printf("\n");

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from peers import native, ours
-from peers.processes import PYTHON, Process, Processes
+from peers.processes import PATH, PYTHON, Process, Processes
 
 FLOOR = "floor: C hub, C members"
 OURS = "middlecon"
@@ -49,6 +49,8 @@ class Contender:
     name: str
     serve: Callable[[Processes], str]
     programs: Callable[[str, int], list[tuple[str, ...]]]
+    together: bool = False
+    """They wait for each other to be ready; else each begins when the one before it is."""
     url: str = ""
     processes: list[Processes] = field(default_factory=list)
     """Those that run now: its servers', and its drivers'."""
@@ -68,12 +70,14 @@ class Contender:
         """Its drivers, which are ready; the one that takes orders."""
         self.thaw()
         with self._group(scratch) as processes:
-            drivers = [
-                processes.start(*argv) for argv in programs or self.programs(self.url, count)
-            ]
-            for driver in drivers:
-                if (said := driver.read_line()) != "ready":
-                    raise driver.failed(f"said {said!r}")
+            drivers: list[Process] = []
+            for argv in programs or self.programs(self.url, count):
+                drivers.append(processes.start(*argv))
+                if not self.together:
+                    drivers[-1].wait_until_ready()
+            if self.together:
+                for one in drivers:
+                    one.wait_until_ready()
             self.freeze()
             yield drivers[-1]
 
@@ -120,7 +124,7 @@ def in_python(peer: str) -> Contender:
     module = importlib.import_module(f"peers.{peer}")
     apart = module.Clients.sender_is_server
     programs = partial(sender_apart if apart else _in_one_process, peer)
-    return Contender(PEERS[peer], module.serve, programs)
+    return Contender(PEERS[peer], module.serve, programs, together=apart)
 
 
 def in_c(peer: str, programs: Path) -> Contender:
@@ -161,9 +165,6 @@ def missing(peer: str) -> str | None:
         module = importlib.import_module(f"peers.{peer}")
     except ImportError as error:
         return f"{PEERS[peer]} takes no part: {error}."
-    if module.SERVER and not shutil.which(module.SERVER, path=SERVER_PATH):
+    if module.SERVER and not shutil.which(module.SERVER, path=PATH):
         return f"{PEERS[peer]} takes no part: {module.SERVER} is not installed."
     return None
-
-
-SERVER_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

@@ -2,8 +2,8 @@
 
 Roles: `members` (COUNT of them, in this process or in FORKS others), `sender` (to COUNT members),
 `room` (both), `answerer`, `callers` (COUNT of them). It prints "ready" and then obeys orders on
-stdin, as the programs in C do (`native/members.h`): `say COUNT MILLISECONDS`, and the same for
-`cast` and `call`. At the end of stdin it ends.
+stdin, as the programs in C do (`native/members.h`): `say COUNT MILLISECONDS`, the same for `call`,
+and `cast BURST COUNT MILLISECONDS`. At the end of stdin it ends.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ import uvloop
 from peers.api import MESSAGE, Call, Clients
 
 WARM_UP = 2
-BURST = 64
-"""Messages cast at a time: no queue grows long, and no contender's limits are met."""
 OPENING = 50
 """Sessions that are opened at a time: fewer than any server's backlog."""
 ORDER_S = 100.0
@@ -55,10 +53,10 @@ class Driver:
 
     async def obey(self, order: str) -> list[int]:
         """Nanoseconds of each say, burst of casts, or call."""
-        what, count, milliseconds = order.split()
+        what, *burst, count, milliseconds = order.split()
         once: dict[str, list[Once]] = {
             "say": [self._clients.say],
-            "cast": [self._cast_burst],
+            "cast": [lambda: self._cast_burst(int(burst[0]))],
             "call": [lambda call=call: self._call_once(call) for call in self._calls],
         }
         async with asyncio.timeout(ORDER_S):
@@ -67,10 +65,10 @@ class Driver:
             )
         return [took_ns for times in found for took_ns in times]
 
-    async def _cast_burst(self) -> None:
+    async def _cast_burst(self, burst: int) -> None:
         clients = self._clients
-        delivered = clients.delivered.expect(BURST * clients.members)
-        for _ in range(BURST):
+        delivered = clients.delivered.expect(burst * clients.members)
+        for _ in range(burst):
             await clients.cast()
         await delivered
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 
 from peers import api
 from peers.processes import PYTHON, Processes, free_port, wait_for_port
-from tabane.middlecon import Client, Message, connect
+from tabane.middlecon import Client, Message, Presence, connect
 
 NAMES = f"{os.getpid()}-"
 ANSWERER = "answerer"
-SETTLE_TRIES = 1000
 
 
 def serve(processes: Processes, *, pure: bool = False) -> str:
@@ -59,12 +59,18 @@ class Clients(api.Clients):
     async def open_sender(self) -> None:
         """Returns once the hub knows all members, those behind links too."""
         self._me = await connect(self.url(0), name=f"{NAMES}sender")
+        self._room = await self._me.join(api.ROOM, member=False, watch=True)
+        everybody = asyncio.Event()
+
+        @self._room.on_presence
+        def count(presence: Presence | None = None) -> None:
+            if len(self._room.members) == self.members:
+                everybody.set()
+
+        count()
+        await everybody.wait()
+        self._room.leave()
         self._room = await self._me.join(api.ROOM, member=False, watch=False)
-        for _ in range(SETTLE_TRIES):
-            receipt = await self._room.say(api.MESSAGE)
-            if len(receipt.acknowledged) == self.members:
-                return
-        raise RuntimeError(f"{len(receipt.acknowledged)} of {self.members} members: {receipt}")
 
     async def say(self) -> None:
         receipt = await self._room.say(api.MESSAGE)

@@ -16,6 +16,8 @@ from typing import Self
 
 PYTHON = (sys.executable, "-m")
 BENCH = Path(__file__).parent.parent
+PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+"""Some of Debian's servers are commands of root."""
 ANSWER_S = 120.0
 """The longest that anything here may take: opening 1,000 sessions, or one order."""
 END_S = 5.0
@@ -28,20 +30,22 @@ class Failed(Exception):
 class Process:
     """One process and, in a session of its own, what it forks."""
 
-    def __init__(self, argv: tuple[str, ...], env: Mapping[str, str], log: Path) -> None:
+    def __init__(
+        self, argv: tuple[str, ...], env: Mapping[str, str], log: Path, *, quiet: bool
+    ) -> None:
         self.name = Path(argv[0]).name if argv[0] != sys.executable else " ".join(argv[2:5])
         self._log = log
         self._unread = b""
-        with log.open("wb") as stderr:
+        with log.open("wb") as file:
             self._popen = subprocess.Popen(
                 ("setpriv", "--pdeathsig", "KILL", *argv),
                 stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                env={**os.environ, "PYTHONPATH": str(BENCH), **env},
+                stdout=file if quiet else subprocess.PIPE,
+                stderr=file,
+                env={**os.environ, "PATH": PATH, "PYTHONPATH": str(BENCH), **env},
                 start_new_session=True,
             )
-        assert self._popen.stdin and self._popen.stdout
+        assert self._popen.stdin
         self._stdin, self._stdout = self._popen.stdin, self._popen.stdout
 
     @property
@@ -62,6 +66,7 @@ class Process:
 
     def read_line(self, timeout_s: float = ANSWER_S) -> str:
         """The next line it prints. Raises `Failed` when there is none in time."""
+        assert self._stdout is not None
         deadline = time.monotonic() + timeout_s
         while b"\n" not in self._unread:
             left_s = deadline - time.monotonic()
@@ -73,6 +78,10 @@ class Process:
             self._unread += data
         line, _, self._unread = self._unread.partition(b"\n")
         return line.decode()
+
+    def wait_until_ready(self) -> None:
+        if (said := self.read_line()) != "ready":
+            raise self.failed(f"said {said!r}")
 
     def failed(self, what: str) -> Failed:
         said = self._log.read_text(errors="replace").strip()[-2000:]
@@ -96,7 +105,8 @@ class Process:
             pass
         self.signal(signal.SIGKILL)
         self._popen.wait()
-        self._stdout.close()
+        if self._stdout is not None:
+            self._stdout.close()
 
 
 class Processes:
@@ -113,9 +123,12 @@ class Processes:
     def first(self) -> Process:
         return self._all[0]
 
-    def start(self, *argv: str, env: Mapping[str, str] | None = None) -> Process:
+    def start(
+        self, *argv: str, env: Mapping[str, str] | None = None, quiet: bool = False
+    ) -> Process:
+        """Of a `quiet` one nothing is read: what it prints goes to its log."""
         log = self.scratch / f"log-{len(self._all)}-{time.monotonic_ns()}"
-        process = Process(argv, env or {}, log)
+        process = Process(argv, env or {}, log, quiet=quiet)
         self._all.append(process)
         return process
 
