@@ -107,6 +107,8 @@ class PretendNode:
         await self.executor.stop_all()
         self.home.close()
         await self.tasks.aclose()
+        for life in self.driver.world.lives.values():
+            await life.aclose()  # it was being stopped
         self._directory.cleanup()
 
     def change(self, app: App) -> None:
