@@ -19,7 +19,7 @@ import resource
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -389,14 +389,20 @@ def draw(report: Report, axes: Any) -> None:
         axes.legend()
 
 
+def chosen(variable: str, known: Collection[str]) -> list[str]:
+    """The names in an environment variable; all, if it is not set."""
+    names = list(filter(None, os.environ.get(variable, ",".join(known)).split(",")))
+    if unknown := [name for name in names if name not in known]:
+        sys.exit(f"{variable} takes {', '.join(sorted(known))}, not {', '.join(unknown)}")
+    return names
+
+
 def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
-    only = frozenset(filter(None, os.environ.get("ONLY", "").split(","))) or ALL
-    if only - ALL:
-        sys.exit(f"there are no rows {', '.join(only - ALL)}, only {', '.join(sorted(ALL))}")
-    asked = list(filter(None, os.environ.get("PEERS", ",".join(PEERS)).split(",")))
+    only = frozenset(chosen("ONLY", ALL))
+    asked = chosen("PEERS", PEERS)
     is_whole = only == ALL and not {"PEERS", "SIZES", "ROUNDS"} & os.environ.keys()
     with tempfile.TemporaryDirectory(prefix="tabane-bench-") as name:
         scratch = Path(name)
