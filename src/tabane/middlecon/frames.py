@@ -140,6 +140,10 @@ class Decoder:
         self._need = 0
         self.broken: ProtocolError | None = None
 
+    @property
+    def is_between_frames(self) -> bool:
+        return not self._rest and self.broken is None
+
     def feed(self, data: bytes) -> list[Frame]:
         """The frames that are complete with `data`."""
         if self.broken is not None:

@@ -31,9 +31,10 @@ from tabane.errors import (
     Unauthenticated,
     UsageError,
 )
-from tabane.middlecon.addresses import listen_on, parse_url
+from tabane.middlecon.addresses import BACKLOG, listen_on, parse_url
 from tabane.middlecon.frames import Frame, Kind, check_name
 from tabane.middlecon.link import Link
+from tabane.middlecon.reactor import Reactor
 from tabane.middlecon.relay import Relay
 from tabane.middlecon.rooms import Directory, LinkPort, Port, SessionPort
 from tabane.middlecon.session import (
@@ -97,7 +98,8 @@ class Hub:
         self._guests: dict[Wire, _Guest] = {}
         self._links: dict[str, Link] = {}
         self._linking: dict[str, asyncio.Task[None]] = {}
-        self._servers: list[asyncio.Server] = []
+        self._sockets: list[socket.socket] = []
+        self._reactor: Reactor | None = None
         self._bound: list[Path] = []
         self._tasks = Supervisor(f"hub {name}")
         self._wires: dict[Port, Wire] = {}
@@ -123,7 +125,7 @@ class Hub:
     @property
     def addresses(self) -> list[str]:
         """Where it listens: `HOST:PORT` or the path of a unix socket."""
-        return [_describe(sock) for server in self._servers for sock in server.sockets]
+        return [_describe(sock) for sock in self._sockets]
 
     # Life
 
@@ -131,15 +133,16 @@ class Hub:
         """Begin to accept. Raises `UsageError` or `Conflict` when an address cannot be had."""
         self._loop = asyncio.get_running_loop()
         self._flusher = Flusher(self._loop)
+        self._reactor = Reactor(self._loop, self._flusher.flush)
         try:
             for where in self._listen:
-                await self._serve(where)
+                self._serve(where, self._reactor)
         except BaseException:
             await self.aclose()
             raise
         self._check_silence()
 
-    async def _serve(self, where: socket.socket | str) -> None:
+    def _serve(self, where: socket.socket | str, reactor: Reactor) -> None:
         if isinstance(where, str):
             sock = listen_on(parse_url(where))
             if sock.family == socket.AF_UNIX:
@@ -151,11 +154,9 @@ class Hub:
             sock.close()
             raise UsageError(f"{described} is open to others: a hub there needs a token")
         sock.setblocking(False)
-        if sock.family == socket.AF_UNIX:
-            server = await self._loop.create_unix_server(self._make_wire, sock=sock)
-        else:
-            server = await self._loop.create_server(self._make_wire, sock=sock)
-        self._servers.append(server)
+        sock.listen(BACKLOG)
+        reactor.listen(sock, self._make_wire)
+        self._sockets.append(sock)
 
     def link(self, peer: str, url: str, token: str | None = None) -> None:
         """Keep a link to the hub `peer` at `url`, by dialing it whenever there is none.
@@ -200,17 +201,17 @@ class Hub:
         for timer in (self._next_tick, self._next_check):
             if timer is not None:
                 timer.cancel()
-        for server in self._servers:
-            server.close()
+        self._sockets.clear()
+        if self._reactor is not None:
+            self._reactor.close_listeners()
         await self._tasks.aclose()
         wires = list(self._guests)
         for wire in wires:
             wire.close()
         for wire in wires:
             await wire.wait_closed()
-        for server in self._servers:
-            await server.wait_closed()
-        self._servers.clear()
+        if self._reactor is not None:
+            self._reactor.close()
         while self._bound:
             self._bound.pop().unlink(missing_ok=True)
 
@@ -343,6 +344,7 @@ class Hub:
         wire.port = self._guests[wire].port = port
         self._wires[port] = wire
         wire.on_frame = self._on_frame
+        wire.on_ack = self._relay.acknowledge
 
     def _on_frame(self, wire: Wire, frame: Frame) -> None:
         port = wire.port

@@ -75,6 +75,11 @@ class Relay:
             return on_link(port, frame, now)
         raise ProtocolError(f"a frame of kind {frame.kind} is not for this side of the session")
 
+    def acknowledge(self, port: Port, id: int) -> None:
+        """The same for an ACK without an answer."""
+        if (pending := self.pending.get(id)) is not None:
+            pending.on_ack(port, b"")
+
     def close(self, port: SessionPort | LinkPort) -> None:
         """A session or link is over: settle what waited for it, then take it off the directory."""
         for pending in list(self.pending.values()):
@@ -242,7 +247,7 @@ class Relay:
 
     def _on_ack(self, port: Port, frame: Frame, now: float) -> None:
         if (pending := self.pending.get(frame.id)) is not None:
-            pending.on_ack(port, frame)
+            pending.on_ack(port, frame.data)
 
     def _on_nack(self, port: Port, frame: Frame, now: float) -> None:
         if (pending := self.pending.get(frame.id)) is not None:

@@ -193,6 +193,11 @@ class Session:
     def broken(self) -> ProtocolError | None:
         return self._decoder.broken
 
+    @property
+    def is_between_frames(self) -> bool:
+        """It is open, and what came so far were whole frames."""
+        return not self._waiting and self._decoder.is_between_frames
+
     def set_limit(self, data_bytes: int) -> None:
         """The largest data of a frame that this side takes from now on."""
         self._decoder.limit_bytes = data_bytes

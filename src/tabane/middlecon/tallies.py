@@ -29,7 +29,7 @@ class Pending(Protocol):
 
     deadline: float
 
-    def on_ack(self, port: Port, frame: Frame) -> None: ...
+    def on_ack(self, port: Port, answer: bytes) -> None: ...
     def on_nack(self, port: Port, frame: Frame) -> None: ...
     def on_closed(self, port: Port) -> None: ...
     def on_deadline(self, now: float) -> None: ...
@@ -66,9 +66,9 @@ class Call:
         self._member = member
         self.deadline = 0.0
 
-    def on_ack(self, port: Port, frame: Frame) -> None:
+    def on_ack(self, port: Port, answer: bytes) -> None:
         self._check(port)
-        self._end(encode_frame(Kind.ACK, id=self._reply_to, data=frame.data))
+        self._end(encode_frame(Kind.ACK, id=self._reply_to, data=answer))
 
     def on_nack(self, port: Port, frame: Frame) -> None:
         self._check(port)
@@ -135,12 +135,13 @@ class Tally:
     def fail(self, name: str, cause: Cause, text: str = "") -> None:
         self._total.failed[name] = Reason(cause, text)
 
-    def on_ack(self, port: Port, frame: Frame) -> None:
+    def on_ack(self, port: Port, answer: bytes) -> None:
         if self._settle(port):
             self._total.acknowledged.append(port.name)
             if self._asking:
-                self.on_answer(port.name, frame.data)
-            self.maybe_end()
+                self.on_answer(port.name, answer)
+            if not self._waiting:
+                self.maybe_end()
 
     def on_nack(self, port: Port, frame: Frame) -> None:
         if self._settle(port):

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import cast
 
 from tabane.errors import Closed, ProtocolError, TabaneError
-from tabane.middlecon.frames import MAGIC, Frame, Kind, encode_frame
+from tabane.middlecon.frames import HEADER, MAGIC, Frame, Kind, encode_frame
 from tabane.middlecon.rooms import Port
 from tabane.middlecon.session import Mode, Session, encode_error
 
@@ -32,6 +32,11 @@ PING = encode_frame(Kind.PING)
 PONG = encode_frame(Kind.PONG)
 GOODBYE = encode_frame(Kind.GOODBYE)
 
+PLAIN_ACK = encode_frame(Kind.ACK)[:8]
+"""How an acknowledgement without an answer begins."""
+ID = slice(12, 16)
+"""Where its message's number is."""
+
 OnFrame = Callable[["Wire", Frame], None]
 OnLost = Callable[["Wire", TabaneError], None]
 
@@ -42,13 +47,20 @@ class Flusher:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._waiting: list[Wire] = []
+        self._planned = False
 
     def add(self, wire: Wire) -> None:
-        if not self._waiting:
-            self._loop.call_soon(self._flush)
+        if not self._planned:
+            self._planned = True
+            self._loop.call_soon(self._at_end_of_turn)
         self._waiting.append(wire)
 
-    def _flush(self) -> None:
+    def _at_end_of_turn(self) -> None:
+        self._planned = False
+        self.flush()
+
+    def flush(self) -> None:
+        """Write it all now."""
         wires, self._waiting = self._waiting, []
         for wire in wires:
             wire.flush()
@@ -58,6 +70,8 @@ class Wire(asyncio.Protocol):
     """One connection. `port` is its outbox; who opens the session may put a better one there."""
 
     transport: asyncio.Transport
+    on_ack: Callable[[Port, int], None] | None = None
+    """Takes an acknowledgement that is all that came: most of what a hub reads."""
 
     def __init__(
         self,
@@ -100,6 +114,10 @@ class Wire(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._quiet = 0
+        if len(data) == HEADER.size and self.on_ack is not None:
+            if data.startswith(PLAIN_ACK) and self.session.is_between_frames:
+                self.on_ack(self.port, int.from_bytes(data[ID]))
+                return
         try:
             for frame in self.session.receive(data):
                 if not self.open:
