@@ -132,30 +132,27 @@ class Decoder:
     The frames before it are given, however the bytes were cut on their way.
     """
 
-    __slots__ = ("_need", "_rest", "broken", "limit_bytes")
+    __slots__ = ("_need", "broken", "limit_bytes", "rest")
 
     def __init__(self, limit_bytes: int = DATA_BYTES) -> None:
         self.limit_bytes = limit_bytes
-        self._rest = bytearray()
+        self.rest = bytearray()
+        """The beginning of a frame that has not come whole."""
         self._need = 0
         self.broken: ProtocolError | None = None
-
-    @property
-    def is_between_frames(self) -> bool:
-        return not self._rest and self.broken is None
 
     def feed(self, data: bytes) -> list[Frame]:
         """The frames that are complete with `data`."""
         if self.broken is not None:
             return []
-        if self._rest:
-            self._rest += data
-            if len(self._rest) < self._need:
+        if self.rest:
+            self.rest += data
+            if len(self.rest) < self._need:
                 return []
-            data = bytes(self._rest)
+            data = bytes(self.rest)
         frames: list[Frame] = []
         start = self._decode(data, frames)
-        self._rest = bytearray(data[start:]) if start < len(data) else bytearray()
+        self.rest = bytearray(data[start:]) if start < len(data) else bytearray()
         return frames
 
     def _decode(self, data: bytes, frames: list[Frame]) -> int:

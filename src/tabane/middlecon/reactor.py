@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import select
 import socket
 from collections.abc import Callable
@@ -20,7 +19,9 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-READ_BYTES = 64 << 10
+FIRST_READ_BYTES = 448
+"""What Python's own allocator serves, which is quick; most of what comes is smaller."""
+READ_BYTES = 256 << 10
 ROUNDS = 8
 """How often `_on_ready` looks again before the loop's timers and other descriptors have a turn."""
 ACCEPTS = 64
@@ -83,7 +84,20 @@ class Reactor:
                 if mask & _WRITE:
                     transport.on_writable()
                 if mask & ~_WRITE:
-                    transport.on_readable()
+                    size = transport.read_bytes
+                    try:
+                        data = transport.sock.recv(size)
+                    except BlockingIOError:
+                        continue
+                    except OSError as error:
+                        transport.end(error)
+                        continue
+                    if len(data) == size:
+                        transport.read_bytes = min(8 * size, READ_BYTES)
+                    if data:
+                        transport.data_received(data)
+                    else:
+                        transport.end(None)
             self._on_turn()
 
     def _accept(self, fd: int) -> None:
@@ -122,6 +136,10 @@ class Reactor:
         self._epoll.unregister(transport.fd)
 
 
+def _ignore(data: bytes) -> None:
+    """What still comes on a connection that is being closed."""
+
+
 class Transport(asyncio.Transport):
     """One connection. Lost once, in `connection_lost`, which is called in a later turn."""
 
@@ -134,8 +152,10 @@ class Transport(asyncio.Transport):
         "_protocol",
         "_reactor",
         "_rest",
-        "_sock",
+        "data_received",
         "fd",
+        "read_bytes",
+        "sock",
     )
 
     def __init__(
@@ -149,7 +169,8 @@ class Transport(asyncio.Transport):
         self._reactor = reactor
         self._loop = loop
         self._epoll = epoll
-        self._sock = sock
+        self.sock = sock
+        self.data_received = protocol.data_received
         self._protocol = protocol
         self._rest: bytearray | None = None
         """What the kernel has not taken yet."""
@@ -157,6 +178,8 @@ class Transport(asyncio.Transport):
         self._paused = False
         self._closing = False
         self.fd = sock.fileno()
+        self.read_bytes = FIRST_READ_BYTES
+        """Of one read; it grows when that was not enough."""
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         if self._rest is not None:
@@ -166,7 +189,7 @@ class Transport(asyncio.Transport):
         if self._closing:
             return
         try:
-            sent = os.write(self.fd, data)
+            sent = self.sock.send(data)
         except BlockingIOError:
             sent = 0
         except OSError as error:
@@ -177,25 +200,12 @@ class Transport(asyncio.Transport):
             self._watch()
             self._maybe_pause()
 
-    def on_readable(self) -> None:
-        try:
-            data = os.read(self.fd, READ_BYTES)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            self.end(error)
-            return
-        if not data:
-            self.end(None)
-        elif not self._closing:
-            self._protocol.data_received(data)
-
     def on_writable(self) -> None:
         rest = self._rest
         if rest is None:
             return
         try:
-            del rest[: os.write(self.fd, rest)]
+            del rest[: self.sock.send(rest)]
         except BlockingIOError:
             return
         except OSError as error:
@@ -232,7 +242,7 @@ class Transport(asyncio.Transport):
         return len(self._rest) if self._rest is not None else 0
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        return self._sock if name == "socket" else default
+        return self.sock if name == "socket" else default
 
     def is_closing(self) -> bool:
         return self._closing
@@ -241,6 +251,7 @@ class Transport(asyncio.Transport):
         """Once what was written has left."""
         if not self._closing:
             self._closing = True
+            self.data_received = _ignore
             if self._rest is None:
                 self.end(None)
 
@@ -254,6 +265,6 @@ class Transport(asyncio.Transport):
         self._closing = True
         self._rest = None
         self._reactor.forget(self)
-        self._sock.close()
+        self.sock.close()
         self.fd = -1
         self._loop.call_soon(self._protocol.connection_lost, error)

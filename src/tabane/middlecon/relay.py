@@ -147,14 +147,17 @@ class Relay:
         sender = frame.name if isinstance(origin, LinkPort) else origin.name
         copy = self._copy(frame, room.number, id, sender)
         limit = self._limits.queue_bytes
-        for port in room.local:
-            if port is origin:
-                continue
-            if port.backlog > limit:
-                tally.fail(port.name, Cause.OVERLOADED)
+        told = set(room.local)
+        told.discard(origin)
+        tally.expect_all(told)
+        for port in told:
+            if port.backlog <= limit:
+                out = port.out  # as `port.send`, without a call for each
+                if not out:
+                    port.wake()
+                out.append(copy)
             else:
-                port.send(copy)
-                tally.expect(port)
+                tally.overloaded(port)
         return tally
 
     def _on_cast(self, port: SessionPort, frame: Frame, now: float) -> None:

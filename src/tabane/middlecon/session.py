@@ -177,13 +177,13 @@ class Session:
     (a session that is not binary gives no frames and keeps what came in `text`, for chat).
     """
 
-    __slots__ = ("_decoder", "_first", "_openers", "_started", "_waiting", "mode", "side", "text")
+    __slots__ = ("_first", "_openers", "_started", "_waiting", "decoder", "mode", "side", "text")
 
     def __init__(self, side: Side, data_bytes: int = DATA_BYTES) -> None:
         self.side = side
         self.mode: Mode | None = None
         self.text = b""
-        self._decoder = Decoder(data_bytes)
+        self.decoder = Decoder(data_bytes)
         self._openers = _OPENERS[side]
         self._first = bytearray()
         self._started = False
@@ -191,20 +191,15 @@ class Session:
 
     @property
     def broken(self) -> ProtocolError | None:
-        return self._decoder.broken
-
-    @property
-    def is_between_frames(self) -> bool:
-        """It is open, and what came so far were whole frames."""
-        return not self._waiting and self._decoder.is_between_frames
+        return self.decoder.broken
 
     def set_limit(self, data_bytes: int) -> None:
         """The largest data of a frame that this side takes from now on."""
-        self._decoder.limit_bytes = data_bytes
+        self.decoder.limit_bytes = data_bytes
 
     def receive(self, data: bytes) -> list[Frame]:
         """The frames that are complete with `data`."""
-        frames = self._decoder.feed(data) if self._started else self._start(data)
+        frames = self.decoder.feed(data) if self._started else self._start(data)
         if self._waiting and frames:
             return self._open(frames)
         return frames
@@ -219,7 +214,7 @@ class Session:
             self.text = first
             return []
         if not MAGIC.startswith(first[: len(MAGIC)]):
-            self._decoder.broken = ProtocolError(
+            self.decoder.broken = ProtocolError(
                 f"the stream begins with {first[:4]!r}, not {MAGIC!r}"
             )
             return []
@@ -231,18 +226,18 @@ class Session:
             self.mode = Mode.BINARY
             return self._after(found + len(MAGIC))
         if len(self._first) > SKIPPED_TEXT_BYTES:
-            self._decoder.broken = ProtocolError("what answers there is no hub: it sends only text")
+            self.decoder.broken = ProtocolError("what answers there is no hub: it sends only text")
         return []
 
     def _after(self, offset: int) -> list[Frame]:
         data = bytes(self._first[offset:])
         self._first.clear()
         self._started = True
-        return self._decoder.feed(data)
+        return self.decoder.feed(data)
 
     def _open(self, frames: list[Frame]) -> list[Frame]:
         if frames[0].kind not in self._openers:
-            self._decoder.broken = ProtocolError(
+            self.decoder.broken = ProtocolError(
                 f"the first frame has kind {frames[0].kind}, not {min(self._openers)}"
             )
             return []

@@ -6,6 +6,7 @@ answer or the receipt goes to its origin, which is a session or a link. Without 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
 
 from tabane.errors import ProtocolError
@@ -132,21 +133,36 @@ class Tally:
     def expect(self, port: Port) -> None:
         self._waiting.add(port)
 
+    def expect_all(self, ports: Iterable[Port]) -> None:
+        self._waiting.update(ports)
+
+    def overloaded(self, port: Port) -> None:
+        """Too much waits for it: no copy was sent."""
+        self._waiting.remove(port)
+        self.fail(port.name, Cause.OVERLOADED)
+
     def fail(self, name: str, cause: Cause, text: str = "") -> None:
         self._total.failed[name] = Reason(cause, text)
 
     def on_ack(self, port: Port, answer: bytes) -> None:
-        if self._settle(port):
-            self._total.acknowledged.append(port.name)
-            if self._asking:
-                self.on_answer(port.name, answer)
-            if not self._waiting:
-                self.maybe_end()
+        waiting = self._waiting
+        if port not in waiting:
+            self._on_surprise(port)
+            return
+        waiting.remove(port)
+        self._total.acknowledged.append(port.name)
+        if self._asking:
+            self.on_answer(port.name, answer)
+        if not waiting:
+            self.maybe_end()
 
     def on_nack(self, port: Port, frame: Frame) -> None:
-        if self._settle(port):
-            self._total.failed[port.name] = parse_reason(frame)
-            self.maybe_end()
+        if port not in self._waiting:
+            self._on_surprise(port)
+            return
+        self._waiting.remove(port)
+        self._total.failed[port.name] = parse_reason(frame)
+        self.maybe_end()
 
     def on_answer(self, name: str, data: bytes) -> None:
         self._origin.send(encode_frame(Kind.ANSWER, id=self._reply_to, name=name, data=data))
@@ -191,14 +207,10 @@ class Tally:
             for part in encode_receipt(self._reply_to, self._total):
                 self._origin.send(part)
 
-    def _settle(self, port: Port) -> bool:
-        """Whether `port` was waited for, which it then is no more. Late answers change nothing."""
-        if port in self._waiting:
-            self._waiting.remove(port)
-            return True
+    def _on_surprise(self, port: Port) -> None:
+        """An answer from one that is not waited for. A late one changes nothing."""
         if not self._late:
             raise ProtocolError(f"{port.name} answered twice, or a message that was not for it")
-        return False
 
     def _lose(self, link: LinkPort) -> None:
         total = self._total

@@ -46,32 +46,51 @@ class Flusher:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._waiting: list[Wire] = []
-        self._planned = False
+        self.waiting: list[Wire] = []
+        self.planned = False
 
-    def add(self, wire: Wire) -> None:
-        if not self._planned:
-            self._planned = True
-            self._loop.call_soon(self._at_end_of_turn)
-        self._waiting.append(wire)
+    def plan(self) -> None:
+        self.planned = True
+        self._loop.call_soon(self._at_end_of_turn)
 
     def _at_end_of_turn(self) -> None:
-        self._planned = False
+        self.planned = False
         self.flush()
 
     def flush(self) -> None:
         """Write it all now."""
-        wires, self._waiting = self._waiting, []
+        wires, self.waiting = self.waiting, []
         for wire in wires:
-            wire.flush()
+            port = wire.port
+            out, port.out = port.out, []
+            if out and wire.open:
+                wire.transport.write(out[0] if len(out) == 1 else b"".join(out))
+                if wire.congested:
+                    wire.on_congestion()
 
 
 class Wire(asyncio.Protocol):
     """One connection. `port` is its outbox; who opens the session may put a better one there."""
 
+    __slots__ = (
+        "_closed",
+        "_flusher",
+        "_gone",
+        "_greeted",
+        "_greeting",
+        "_on_made",
+        "_queue_bytes",
+        "_quiet",
+        "congested",
+        "on_ack",
+        "on_frame",
+        "on_lost",
+        "open",
+        "port",
+        "session",
+        "transport",
+    )
     transport: asyncio.Transport
-    on_ack: Callable[[Port, int], None] | None = None
-    """Takes an acknowledgement that is all that came: most of what a hub reads."""
 
     def __init__(
         self,
@@ -90,18 +109,23 @@ class Wire(asyncio.Protocol):
         self._flusher = flusher
         self.on_frame = on_frame
         self.on_lost = on_lost
+        self.on_ack: Callable[[Port, int], None] | None = None
+        """Takes an acknowledgement that is all that came: most of what a hub reads."""
         self._on_made = on_made
         self._queue_bytes = queue_bytes
         self._greeting = greeting
         self._greeted = bool(greeting)
-        self._congested = False
+        self.congested = False
         self._quiet = 0
         self._gone: asyncio.Event | None = None
         self._closed = False
 
     def wake(self) -> None:
         """The port's outbox has something: flush it at the end of this turn."""
-        self._flusher.add(self)
+        flusher = self._flusher
+        flusher.waiting.append(self)
+        if not flusher.planned:
+            flusher.plan()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -115,7 +139,7 @@ class Wire(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._quiet = 0
         if len(data) == HEADER.size and self.on_ack is not None:
-            if data.startswith(PLAIN_ACK) and self.session.is_between_frames:
+            if data.startswith(PLAIN_ACK) and not self.session.decoder.rest:
                 self.on_ack(self.port, int.from_bytes(data[ID]))
                 return
         try:
@@ -134,24 +158,19 @@ class Wire(asyncio.Protocol):
         elif self.session.mode not in (Mode.BINARY, None):
             self.refuse_text()
 
-    def flush(self) -> None:
-        """Write what is in the outbox now."""
+    def on_congestion(self) -> None:
+        """More was written while the kernel takes nothing."""
         port = self.port
-        out, port.out = port.out, []
-        if not (out and self.open):
-            return
-        self.transport.write(out[0] if len(out) == 1 else b"".join(out))
-        if self._congested:
-            port.backlog = self.transport.get_write_buffer_size()
-            if port.backlog > 2 * self._queue_bytes:
-                self.lose(Closed(f"{port.name} does not read: {port.backlog} bytes wait for it"))
+        port.backlog = self.transport.get_write_buffer_size()
+        if port.backlog > 2 * self._queue_bytes:
+            self.lose(Closed(f"{port.name} does not read: {port.backlog} bytes wait for it"))
 
     def pause_writing(self) -> None:
-        self._congested = True
+        self.congested = True
         self.port.backlog = self.transport.get_write_buffer_size()
 
     def resume_writing(self) -> None:
-        self._congested = False
+        self.congested = False
         self.port.backlog = 0
 
     def check(self) -> None:
@@ -196,7 +215,8 @@ class Wire(asyncio.Protocol):
             self.transport.abort()
         else:
             if self.port.out:
-                self.flush()
+                self.transport.write(b"".join(self.port.out))
+                self.port.out = []
             if self.transport.get_write_buffer_size():
                 asyncio.get_running_loop().call_later(LINGER_S, self.transport.abort)
             self.transport.close()
