@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 
-from tabane.middlecon import Client, Hub, connect
+from tabane.middlecon import Client, Hub, blocking, connect
 from tabane.middlecon.frames import Decoder, Frame, JoinFlag, Kind
 from tabane.middlecon.relay import Relay
 from tabane.middlecon.rooms import Directory, LinkPort, Port, SessionPort
 from tabane.middlecon.session import Limits
+from tabane.middlecon.threads import LoopThread
+
+uvloop.new_event_loop().close()
+"""The first loop of a process opens descriptors for good: so before any test."""
 
 
 class Brain:
@@ -111,3 +117,52 @@ async def until(is_so: Callable[[], object], *, within_s: float = 10.0) -> None:
 @pytest.fixture
 def eventually() -> Callable[..., Awaitable[None]]:
     return until
+
+
+class ThreadedHub:
+    """A hub in a thread of its own, and the clients of a test."""
+
+    def __init__(self, directory: Path) -> None:
+        self.url = f"unix://{directory}/hub"
+        self.hub: Hub | None = None
+        self._clients = ExitStack()
+        self._thread = LoopThread("hub", self._stop, list)
+
+    def start(self, **options: Any) -> None:
+        async def start() -> None:
+            self.hub = Hub("hub", listen=[self.url], **options)
+            await self.hub.start()
+
+        self._thread.call(start)
+
+    async def _stop(self) -> None:
+        if self.hub is not None:
+            await self.hub.aclose()
+            self.hub = None
+
+    def stop(self) -> None:
+        self._thread.call(self._stop)
+
+    def client(self, name: str | None = None, **options: Any) -> blocking.Client:
+        return self._clients.enter_context(blocking.connect(self.url, name=name, **options))
+
+    def close(self) -> None:
+        self._clients.close()
+        self._thread.stop()
+
+
+@pytest.fixture
+def no_threads_left() -> Iterator[None]:
+    before = set(threading.enumerate())
+    yield
+    for thread in set(threading.enumerate()) - before:
+        thread.join(20)
+        assert not thread.is_alive(), f"{thread.name} still runs"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, no_threads_left: None) -> Iterator[ThreadedHub]:
+    hub = ThreadedHub(tmp_path)
+    hub.start()
+    yield hub
+    hub.close()

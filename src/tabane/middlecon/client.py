@@ -111,6 +111,12 @@ class Client:
         """Why the last session was lost, or the last attempt to have one again failed."""
         return self._connection.trouble
 
+    def fileno(self) -> int:
+        """The descriptor of the session's socket, for who must know it; -1 without a session."""
+        wire = self._connection._wire
+        sock = None if wire is None else wire.transport.get_extra_info("socket")
+        return -1 if sock is None else int(sock.fileno())
+
     # Messages to one member
 
     async def call(self, member: str, data: bytes, *, timeout_s: float = TIMEOUT_S) -> bytes:
