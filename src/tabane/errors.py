@@ -15,7 +15,8 @@
     ├── Unavailable           the system, for now: a retry may help (retry_after_s)
     │   ├── Busy              a queue or limit is full
     │   ├── TimedOut          a deadline passed
-    │   └── Unreachable       a node, a data center or the store cannot be reached
+    │   ├── Unreachable       a node, a data center or the store cannot be reached
+    │   └── Asleep            it is frozen; somebody must wake it first
     └── SystemFault           the system: a retry does not help until someone acts
         ├── EngineError       runc, crun, ... failed (argv, exit status, its last words)
         ├── Unsupported       this driver or machine cannot do that (reason)
@@ -120,6 +121,10 @@ class TimedOut(Unavailable):
 
 class Unreachable(Unavailable):
     code = "unreachable"
+
+
+class Asleep(Unavailable):
+    code = "asleep"
 
 
 class SystemFault(TabaneError):

@@ -380,7 +380,8 @@ class Hub:
         self._directory.expire(self._loop.time())
         for wire, guest in list(self._guests.items()):
             if guest.port is not None:
-                wire.check()
+                if not (isinstance(guest.port, SessionPort) and guest.port.member.asleep):
+                    wire.check()
                 continue
             guest.checks += 1
             if guest.checks > HELLO_CHECKS:

@@ -149,6 +149,9 @@ class Relay:
         limit = self._limits.queue_bytes
         told = set(room.local)
         told.discard(origin)
+        if room.asleep:
+            told -= room.asleep.keys()
+            tally.add_asleep(m.name for port, m in room.asleep.items() if port is not origin)
         tally.expect_all(told)
         for port in told:
             if port.backlog <= limit:
@@ -176,7 +179,9 @@ class Relay:
     def _cast(self, origin: Port, room: Room, frame: Frame, sender: str) -> None:
         copy = self._copy(frame, room.number, 0, sender)
         for port in room.local:
-            if port is not origin:
+            if port in room.asleep:
+                port.dropped += 1
+            elif port is not origin:
                 self._drop_or_send(port, copy)
 
     def _links_for(self, room: Room, origin: SessionPort) -> list[Port]:
@@ -226,6 +231,8 @@ class Relay:
         sender: str,
         now: float,
     ) -> None:
+        if member.asleep:
+            return origin.send(encode_nack(frame.id, Cause.ASLEEP, f"{member.name} is frozen"))
         if target.backlog > self._limits.queue_bytes:
             text = f"too much waits for {member.name}"
             return origin.send(encode_nack(frame.id, Cause.OVERLOADED, text))

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 from tabane.errors import (
+    Asleep,
     Busy,
     Closed,
     NotFound,
@@ -28,6 +29,7 @@ _ERRORS: dict[Cause, type[TabaneError]] = {
     Cause.OVERLOADED: Busy,
     Cause.UNREACHABLE: Unreachable,
     Cause.NOT_FOUND: NotFound,
+    Cause.ASLEEP: Asleep,
 }
 
 

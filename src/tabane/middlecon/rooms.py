@@ -83,15 +83,28 @@ class LinkPort(Port):
 
 
 class Member:
-    """A named process. `port` leads to it (None: unknown); `address` is its number at its hub."""
+    """A named process. `port` leads to it (None: unknown); `address` is its number at its hub.
+    `asleep`: it is frozen, so nothing is sent to it and its silence means nothing; kept by its own
+    hub only."""
 
-    __slots__ = ("address", "hub", "name", "port", "rooms", "state", "unsynced", "version")
+    __slots__ = (
+        "address",
+        "asleep",
+        "hub",
+        "name",
+        "port",
+        "rooms",
+        "state",
+        "unsynced",
+        "version",
+    )
 
     def __init__(self, name: str, hub: str, port: Port | None, address: int) -> None:
         self.name = name
         self.hub = hub
         self.port = port
         self.address = address
+        self.asleep = False
         self.rooms: dict[Room, None] = {}
         self.state: dict[str, bytes] = {}
         """The last STATE frame of each key."""
@@ -105,6 +118,7 @@ class Room:
 
     __slots__ = (
         "addresses",
+        "asleep",
         "epoch",
         "local",
         "lost",
@@ -126,6 +140,8 @@ class Room:
         self.addresses: dict[Port, int] = {}
         """The room's number at the other end of each link."""
         self.lost: dict[str, Member] = {}
+        self.asleep: dict[Port, Member] = {}
+        """Those of `local` that are frozen."""
 
     @property
     def empty(self) -> bool:
@@ -196,6 +212,8 @@ class Directory:
             del room.watchers[port]
         if flags & JoinFlag.MEMBER and port not in room.local:
             room.local[port] = port.member
+            if port.member.asleep:
+                room.asleep[port] = port.member
             self._changed(room, port.member, Change.JOINED)
             self._tell_state(room, port.member)
         elif not flags & JoinFlag.MEMBER and port in room.local:
@@ -219,6 +237,15 @@ class Directory:
     def delete(self, port: SessionPort, key: str) -> None:
         if key in port.member.state:
             self._delete_state(port.member, key)
+
+    def set_asleep(self, member: Member, asleep: bool) -> None:
+        """One of this hub's members was frozen, or thawed."""
+        member.asleep = asleep
+        for room in member.rooms:
+            if asleep and member.port is not None:
+                room.asleep[member.port] = member
+            elif member.port is not None:
+                room.asleep.pop(member.port, None)
 
     # Links
 
@@ -365,6 +392,7 @@ class Directory:
 
     def _leave_as_member(self, port: SessionPort, room: Room) -> None:
         del room.local[port]
+        room.asleep.pop(port, None)
         self._changed(room, port.member, Change.LEFT)
 
     def _remove(self, room: Room, member: Member) -> None:

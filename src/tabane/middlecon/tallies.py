@@ -136,6 +136,9 @@ class Tally:
     def expect_all(self, ports: Iterable[Port]) -> None:
         self._waiting.update(ports)
 
+    def add_asleep(self, names: Iterable[str]) -> None:
+        self._total.asleep += names
+
     def overloaded(self, port: Port) -> None:
         """Too much waits for it: no copy was sent."""
         self._waiting.remove(port)
