@@ -1,10 +1,11 @@
+import os
 import signal
 import subprocess
 
 import pytest
 
 from tabane.network.processes import end_process
-from tabane.runtimes.process import is_same, start_ticks
+from tabane.runtimes.process import handles, is_same, start_ticks
 
 
 @pytest.fixture
@@ -30,3 +31,15 @@ def test_term_comes_first_when_there_is_time(sleeper: subprocess.Popen[bytes]) -
 def test_without_a_timeout_it_is_killed(sleeper: subprocess.Popen[bytes]) -> None:
     end_process(sleeper.pid, start_ticks(sleeper.pid))
     assert sleeper.wait() == -signal.SIGKILL
+
+
+def test_who_handles_a_signal(sleeper: subprocess.Popen[bytes]) -> None:
+    assert not handles(sleeper.pid, signal.SIGTERM)
+    before = signal.signal(signal.SIGUSR1, lambda *_: None)
+    try:
+        assert handles(os.getpid(), signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    sleeper.kill()
+    sleeper.wait()
+    assert not handles(sleeper.pid, signal.SIGTERM)

@@ -197,3 +197,23 @@ def test_the_holder_loads_the_standard_library_only() -> None:
     argv = (sys.executable, "-ISc", program)
     done = subprocess.run(argv, capture_output=True, check=True, text=True)
     assert done.stdout.split() == ["__main__", "tabane"]
+
+
+NEVER_SERVES = """
+import asyncio
+from tabane.node import part
+part.load_node = lambda path: path
+async def serve(config, sockets, tasks):
+    print("begun", flush=True)
+    await asyncio.Event().wait()
+part.run_part(serve)
+"""
+
+
+def test_a_part_that_does_not_serve_yet_ends_at_once() -> None:
+    argv = [sys.executable, "-c", NEVER_SERVES, "config"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        process.terminate()
+        assert process.wait() == -signal.SIGTERM

@@ -23,6 +23,7 @@ from tabane.node.cgroups import find_hierarchies, parse_hierarchies, remove_cgro
 from tabane.node.local import (
     NodeProcess,
     NodeSpec,
+    ask_to_end,
     entry_script,
     missing,
     start_node,
@@ -225,6 +226,16 @@ def test_what_does_not_obey_is_killed_with_all_it_started(
     assert not node.runs
     assert children
     assert not any(Path("/proc", pid).exists() for pid in children)
+
+
+def test_one_that_would_not_hear_term_yet_is_not_waited_for(
+    cluster: ClusterNetwork, start: Start
+) -> None:
+    node = start(1, "sleep", "infinity")
+    ask_to_end(node)
+    stop_node(cluster, node, timeout_s=3600)
+    assert not node.runs
+    ask_to_end(node)
 
 
 def test_after_a_crash_the_records_are_enough(cluster: ClusterNetwork, start: Start) -> None:

@@ -21,17 +21,25 @@ from typing import Any
 
 import msgspec
 
+from tabane.clock import SYSTEM
 from tabane.errors import Conflict, UsageError
 from tabane.network.uplink import set_up_network, tear_down_network
 from tabane.node import config as places
 from tabane.node.config import ClusterConfig, NodeConfig, NodePaths, Peer
-from tabane.node.local import HERE, NodeProcess, NodeSpec, start_node, stop_node
+from tabane.node.local import (
+    HERE,
+    NodeProcess,
+    NodeSpec,
+    ask_to_end,
+    start_node,
+    stop_node,
+)
 from tabane.security.identity import new_token
 
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
 MAX_NODES = 250
-START_BROKEN_OFF_S = 2.0
-"""What a node that was only just started gets to end by itself."""
+START_BROKEN_OFF_S = 1.0
+"""What nodes that were only just started get to end by themselves."""
 
 
 def bring_up(
@@ -182,14 +190,18 @@ def processes(root: Path) -> list[tuple[Peer, NodeProcess]]:
 
 def bring_down(root: Path, *, timeout_s: float = 20.0) -> None:
     """End every node and remove what it leaves on the machine; what is stored stays. Idempotent.
-    Ctrl-C has to wait until it is done."""
+    They have `timeout_s` in all to end by themselves. Ctrl-C has to wait until it is done."""
     found = processes(root)
     if not (root / "cluster.json").exists():
         return
     cluster = places.load_cluster(root)
+    deadline = SYSTEM.now() + timeout_s
     with _uninterrupted():
+        for _, process in found:
+            ask_to_end(process)
         for peer, process in found:
-            stop_node(cluster.network, process, timeout_s=timeout_s)
+            left_s = max(0.0, deadline - SYSTEM.now())
+            stop_node(cluster.network, process, timeout_s=left_s)
             process_file(root, peer).unlink()
         tear_down_network(cluster.network)
 

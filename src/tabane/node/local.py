@@ -13,8 +13,10 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from tabane.errors import EngineError
@@ -22,7 +24,7 @@ from tabane.model import Value
 from tabane.network.processes import end_process
 from tabane.network.uplink import ClusterNetwork, attach_node, detach_node
 from tabane.node.cgroups import find_hierarchies, make_cgroups, remove_cgroups
-from tabane.runtimes.process import is_same, start_ticks
+from tabane.runtimes.process import handles, is_same, start_ticks
 
 HERE = Path("/mnt")
 """Where a node sees its own directory. Instances have users of their own, who may not be let
@@ -121,12 +123,23 @@ def start_node(
     return node
 
 
+def ask_to_end(node: NodeProcess) -> None:
+    """TERM to the node's first process, so that it ends while others are waited for."""
+    if node.runs:
+        with suppress(ProcessLookupError):
+            os.kill(node.pid, signal.SIGTERM)
+
+
 def stop_node(network: ClusterNetwork, node: NodeProcess, *, timeout_s: float = 20.0) -> None:
     """TERM to the node's first process, `timeout_s`, then KILL; then remove all it leaves behind.
 
     With its first process the kernel ends all others of the node and drops their namespaces and
-    mounts. Idempotent; works from the values alone, also after a crash.
+    mounts. One that has no handler of TERM yet would never get it (pid_namespaces(7)) and has
+    started nothing: it is killed at once. Idempotent; works from the values alone, also after a
+    crash.
     """
+    if not handles(node.pid, signal.SIGTERM):
+        timeout_s = 0
     end_process(node.pid, node.start_ticks, term_timeout_s=timeout_s)
     detach_node(network, node.number)
     remove_cgroups(node.cgroup)

@@ -44,10 +44,10 @@ def run_part(serve: Serve) -> None:
 async def _main(serve: Serve, config: NodeConfig, name: str) -> None:
     ending = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, ending.set)
     async with Supervisor(name) as tasks:
         end = await serve(config, inherited_sockets(), tasks)
+        for number in (signal.SIGTERM, signal.SIGINT):  # before that, they just end it
+            loop.add_signal_handler(number, ending.set)
         gc.collect()
         gc.freeze()  # what is loaded now stays: no collection need look at it again
         logging.info("serving")

@@ -20,12 +20,26 @@ def start_ticks(pid: int) -> int:
 
 def ignores(pid: int, name: str, number: int) -> bool:
     """Whether the process is called `name` by now and ignores that signal."""
+    status = _status(pid)
+    return status.get("Name") == name and _has(status, "SigIgn", number)
+
+
+def handles(pid: int, number: int) -> bool:
+    """Whether the process has a handler for that signal."""
+    return _has(_status(pid), "SigCgt", number)
+
+
+def _status(pid: int) -> dict[str, str]:
+    """Its /proc/PID/status; empty when it has ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError):
-        return False
-    status = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
-    return status["Name"] == name and bool(int(status["SigIgn"], 16) >> (number - 1) & 1)
+        return {}
+    return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+
+
+def _has(status: dict[str, str], signals: str, number: int) -> bool:
+    return bool(int(status.get(signals, "0"), 16) >> (number - 1) & 1)
 
 
 def is_same(pid: int, ticks: int) -> bool:

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tabane.clock import SYSTEM
@@ -71,8 +71,15 @@ def start_cluster(
         for peer in config.nodes:
             print(f"{peer.key:<24} gateway http://{peer.address}:80", flush=True)
     except BaseException:
-        local.bring_down(root.resolve())
+        _say_stopping(root)
+        local.bring_down(root.resolve(), timeout_s=local.START_BROKEN_OFF_S)
         raise
+
+
+def _say_stopping(root: Path) -> None:
+    """So that nobody wonders; without a reader it ends all the same."""
+    with suppress(OSError):
+        print(f"stopping the cluster below {root} ...", flush=True)
 
 
 def wait_until_up(cluster: Cluster) -> None:
@@ -115,6 +122,8 @@ def stop_cluster(root: Path) -> None:
 
     cluster = Cluster(root)
     running = [peer.key for peer, process in local.processes(root.resolve()) if process.runs]
+    if running:
+        _say_stopping(root)
     for node in running:
         try:
             cluster.get("/api/v1/node", node=node)  # one that hangs is found out sooner by this
