@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack, ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ import pytest
 import uvloop
 
 from tabane.middlecon import Client, Hub, blocking, connect
+from tabane.middlecon.directory import Directory
 from tabane.middlecon.frames import Decoder, Frame, JoinFlag, Kind
 from tabane.middlecon.relay import Relay
-from tabane.middlecon.rooms import Directory, LinkPort, Port, SessionPort
+from tabane.middlecon.rooms import LinkPort, Port, SessionPort
 from tabane.middlecon.session import Limits
 from tabane.middlecon.threads import LoopThread
 
@@ -127,6 +128,7 @@ class ThreadedHub:
         self.hub: Hub | None = None
         self._clients = ExitStack()
         self._thread = LoopThread("hub", self._stop, list)
+        self._thread.start()
 
     def start(self, **options: Any) -> None:
         async def start() -> None:
@@ -156,7 +158,8 @@ def no_threads_left() -> Iterator[None]:
     before = set(threading.enumerate())
     yield
     for thread in set(threading.enumerate()) - before:
-        thread.join(20)
+        with suppress(RuntimeError):
+            thread.join(20)
         assert not thread.is_alive(), f"{thread.name} still runs"
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import tabane.middlecon
 
-PURE = ("frames", "session", "receipts", "rooms", "tallies", "relay")
+PURE = ("frames", "session", "receipts", "rooms", "directory", "tallies", "relay")
 FORBIDDEN = {"asyncio", "socket", "time", "selectors", "threading", "os", "uvloop", "random"}
 
 

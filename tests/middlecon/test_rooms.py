@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tabane.errors import ProtocolError
+from tabane.middlecon.directory import RETURN_S
 from tabane.middlecon.frames import CHANGES, GONE, OPEN, Change, JoinFlag, Kind
-from tabane.middlecon.rooms import RETURN_S
 
 
 def presences(frames):
@@ -230,4 +230,4 @@ def test_nothing_of_a_closed_session_stays(pair):
     for brain in (pair.a, pair.b):
         directory = brain.directory
         assert not (directory.members or directory.rooms or directory.numbered)
-        assert not (directory.locals or directory.links or brain.relay.pending)
+        assert not (directory.addressed or directory.links or brain.relay.pending)

@@ -20,11 +20,12 @@ from typing import Any, Self, overload
 
 from tabane.errors import Busy, Closed, ProtocolError
 from tabane.middlecon.addresses import parse_url
+from tabane.middlecon.administration import Administration
 from tabane.middlecon.connection import Connection
+from tabane.middlecon.directory import RETURN_S
 from tabane.middlecon.frames import CHANGES, GONE, OPEN, Frame, JoinFlag, Kind, check_name
 from tabane.middlecon.inbox import Handler, Inbox, Message
 from tabane.middlecon.receipts import Receipt, Replies
-from tabane.middlecon.rooms import RETURN_S
 from tabane.middlecon.session import Hello, Welcome, error_of
 from tabane.middlecon.views import (
     Callbacks,
@@ -48,11 +49,12 @@ async def connect(
 ) -> Client:
     """A session with the hub at `tcp://HOST:PORT` or `unix:///PATH`, as the member `name`.
 
-    Names are unique in the cluster; without one a random name is taken. Tries for `timeout_s`, as
+    Names are unique in the cluster; without one a random name is taken. In a container the hub puts
+    the instance's identity before it (docs/services.md): `name` of the client says so. Tries for `timeout_s`, as
     the hub may be just starting. Raises `Unreachable`, `TimedOut`, `Conflict` (the name is taken),
     `Unauthenticated`, `Denied`, `UsageError`. Cancelling it leaves nothing behind.
     """
-    client = Client(url, name or f"member-{secrets.token_hex(4)}", token)
+    client = Client(url, name or f"member-{secrets.token_hex(4)}", token, drawn=not name)
     try:
         await client._connection.start(timeout_s)
     except BaseException:
@@ -61,17 +63,17 @@ async def connect(
     return client
 
 
-class Client:
+class Client(Administration):
     """A member of the cluster: made by `connect`. Leaving its `async with` block closes it."""
 
-    def __init__(self, url: str, name: str, token: str | None) -> None:
+    def __init__(self, url: str, name: str, token: str | None, *, drawn: bool = False) -> None:
         self.name = check_name(name)
         self.hub = ""
         """The name of the hub."""
         self.hubs: dict[str, bool] = {}
         """The hub's peers, and whether their links are open. Stale while not `connected`."""
         self._tasks = Supervisor(f"middlecon {name}")
-        hello = Hello(self.name, uuid.uuid4().hex, token=token or "")
+        hello = Hello(self.name, uuid.uuid4().hex, token=token or "", drawn=drawn)
         self._connection = Connection(parse_url(url), hello, self, self._tasks)
         self._rooms: dict[str, Room] = {}
         self._numbered: dict[int, Room] = {}
@@ -220,6 +222,7 @@ class Client:
     def on_welcome(self, welcome: Welcome) -> None:
         """A session is open."""
         self.hub = welcome.hub
+        self.name = welcome.name or self.name
         self._numbered.clear()
         for hub in self.hubs.keys() - welcome.hubs.keys():
             self._set_hub(hub, None)

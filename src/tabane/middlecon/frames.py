@@ -63,6 +63,10 @@ class Kind(IntEnum):
     ANSWER = 32
     RECEIPT = 33
 
+    SERVE = 40
+    UNSERVE = 41
+    SLEEP = 42
+
 
 class JoinFlag(IntEnum):
     """Flags of JOIN; with neither, a session may only speak in the room."""
@@ -89,8 +93,12 @@ GONE = 1
 """Flag of STATE (the key is deleted), MEMBER (its session ended) and HUB (it was unlinked)."""
 OPEN = 2
 """Flag of HUB: its link is open."""
+LOST = 2
+"""Flag of MEMBER: it cannot be reached now."""
 MORE = 1
 """Flag of RECEIPT: another part follows."""
+ASLEEP = 1
+"""Flag of SLEEP: from now on; without it, awake."""
 RAISED = 1
 """Flag of NACK: the member's handler raised; the name is the code of its error."""
 

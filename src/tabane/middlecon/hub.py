@@ -15,6 +15,7 @@ import os
 import socket
 import uuid
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -32,11 +33,13 @@ from tabane.errors import (
     UsageError,
 )
 from tabane.middlecon.addresses import BACKLOG, listen_on, parse_url
+from tabane.middlecon.directory import Directory
 from tabane.middlecon.frames import Frame, Kind, check_name
 from tabane.middlecon.link import Link
 from tabane.middlecon.reactor import Reactor
 from tabane.middlecon.relay import Relay
-from tabane.middlecon.rooms import Directory, LinkPort, Port, SessionPort
+from tabane.middlecon.rooms import LinkPort, Port, SessionPort
+from tabane.middlecon.serving import Host, Place, Serving
 from tabane.middlecon.session import (
     Hello,
     Limits,
@@ -61,10 +64,12 @@ HELLO_CHECKS = 5
 class _Guest:
     """Who has a connection, as far as known: at first nobody, then a session or a link."""
 
-    __slots__ = ("checks", "instance", "port", "principal")
+    __slots__ = ("checks", "instance", "place", "port", "principal")
 
-    def __init__(self, principal: Principal | None) -> None:
+    def __init__(self, principal: Principal | None, place: Place | None = None) -> None:
         self.principal = principal
+        self.place = place
+        """The socket it came through, if that is one for a container."""
         self.port: SessionPort | LinkPort | None = None
         self.instance = ""
         self.checks = 0
@@ -86,6 +91,7 @@ class Hub:
         token: str | None = None,
         limits: Limits | None = None,
         heartbeat_s: float = HEARTBEAT_S,
+        datacenter: str = "",
     ) -> None:
         self.name = check_name(name, "hub name")
         self.limits = limits or Limits()
@@ -93,16 +99,22 @@ class Hub:
         self._token = token
         self._instance = uuid.uuid4().hex
         self._listen = list(listen)
-        self._directory = Directory(name, self.limits)
+        self._directory = Directory(name, self.limits, datacenter)
         self._relay = Relay(self._directory)
+        self._wires: dict[Port, Wire] = {}
+        host = Host(
+            self._make_wire, self._may_serve, self._guest_at, self._gives_way, self._wires
+        )
+        self._serving = Serving(host, self._directory, self._relay)
         self._guests: dict[Wire, _Guest] = {}
         self._links: dict[str, Link] = {}
         self._linking: dict[str, asyncio.Task[None]] = {}
+        self._uplinks: set[str] = set()
+        """Those of `_links` that lead to other data centers."""
         self._sockets: list[socket.socket] = []
         self._reactor: Reactor | None = None
         self._bound: list[Path] = []
         self._tasks = Supervisor(f"hub {name}")
-        self._wires: dict[Port, Wire] = {}
         self._next_tick: asyncio.TimerHandle | None = None
         self._next_check: asyncio.TimerHandle | None = None
         self._closing = False
@@ -134,6 +146,7 @@ class Hub:
         self._loop = asyncio.get_running_loop()
         self._flusher = Flusher(self._loop)
         self._reactor = Reactor(self._loop, self._flusher.flush)
+        self._serving.start(self._reactor)
         try:
             for where in self._listen:
                 self._serve(where, self._reactor)
@@ -158,21 +171,38 @@ class Hub:
         reactor.listen(sock, self._make_wire)
         self._sockets.append(sock)
 
-    def link(self, peer: str, url: str, token: str | None = None) -> None:
+    def expect(self, peer: str) -> None:
+        """There is a hub `peer`, which dials us, or is reached through others."""
+        self._directory.add_hub(check_name(peer, "hub name"))
+
+    def link(
+        self, peer: str, url: str, token: str | None = None, *, datacenter: str | None = None
+    ) -> None:
         """Keep a link to the hub `peer` at `url`, by dialing it whenever there is none.
 
-        Call it after `start`. Naming a peer again with another URL or token replaces the first,
+        All hubs of one data center are linked to each other. One of them, that with the smallest
+        name, dials those of other data centers that it was told of, until one of them can be
+        reached: so the links between data centers are a tree, if each is told of those before it
+        in one order that all share. Call it after `start`. Naming a peer again with another URL or token replaces the first,
         and leaves an open link alone. Raises `UsageError` for a bad URL.
         """
         address = parse_url(url)
         self._stop_linking(peer)
-        hello = Hello(self.name, self._instance, role="hub", token=token or "")
+        if datacenter not in (None, self._directory.datacenter):
+            self._uplinks.add(peer)
+        hello = Hello(
+            self.name,
+            self._instance,
+            role="hub",
+            datacenter=self._directory.datacenter,
+            token=token or "",
+        )
         link = Link(
             check_name(peer, "hub name"),
             address,
             hello,
             lambda wire, welcome: self._adopt_link(wire, peer, welcome),
-            lambda: self.is_linked(peer),
+            lambda: self.is_linked(peer) or not self._wants(peer),
             self._flusher,
             queue_bytes=self.limits.queue_bytes,
         )
@@ -189,11 +219,31 @@ class Hub:
 
     def _stop_linking(self, peer: str) -> None:
         self._links.pop(peer, None)
+        self._uplinks.discard(peer)
         if (task := self._linking.pop(peer, None)) is not None:
             task.cancel()
 
     def is_linked(self, peer: str) -> bool:
         return peer in self._directory.links
+
+    def _wants(self, peer: str) -> bool:
+        """Whether a link that is not there should be."""
+        if peer not in self._uplinks:
+            return True
+        directory = self._directory
+        if any(directory.hubs.get(other) for other in self._uplinks):
+            return False
+        near = (p.name for p in directory.links.values() if p.datacenter == directory.datacenter)
+        return all(self.name < name for name in near)
+
+    def _on_links_changed(self) -> None:
+        """Links that were not wanted may be now; and some must go."""
+        cuts, self._directory.cuts = self._directory.cuts, []
+        for port, why in cuts:
+            if (wire := self._wires.get(port)) is not None:
+                wire.cut(Conflict(why))
+        for peer in self._uplinks:
+            self._links[peer].down.set()
 
     async def aclose(self) -> None:
         """Say goodbye to all and stop. Idempotent. Sockets given by descriptor stay bound."""
@@ -212,6 +262,7 @@ class Hub:
             await wire.wait_closed()
         if self._reactor is not None:
             self._reactor.close()
+        self._serving.close()
         while self._bound:
             self._bound.pop().unlink(missing_ok=True)
 
@@ -229,27 +280,33 @@ class Hub:
 
     # Connections
 
-    def _make_wire(self) -> Wire:
+    def _make_wire(self, place: Place | None = None) -> Wire:
         return Wire(
             Session(Side.HUB, self.limits.data_bytes),
             self._flusher,
             self._on_first_frame,
             self._on_lost,
             queue_bytes=self.limits.queue_bytes,
-            on_made=self._on_accept,
+            on_made=self._on_accept if place is None else partial(self._on_accept, place=place),
         )
 
-    def _on_accept(self, wire: Wire) -> None:
+    def _on_accept(self, wire: Wire, place: Place | None = None) -> None:
         sock = wire.transport.get_extra_info("socket")
         is_unix = sock.family == socket.AF_UNIX
-        self._guests[wire] = _Guest(peer_principal(sock) if is_unix else None)
+        self._guests[wire] = _Guest(peer_principal(sock) if is_unix else None, place)
+        if place is not None:
+            self._serving.on_accept(place, wire)
 
     def _on_first_frame(self, wire: Wire, frame: Frame) -> None:
         try:
             hello = parse_hello(frame)
             version = agree_version(hello.versions)
-            check_name(hello.name)
-            self._admit(self._guests[wire].principal, hello)
+            guest = self._guests[wire]
+            if guest.place is not None:
+                hello = self._serving.admit(guest.place, hello)
+            else:
+                check_name(hello.name)
+                self._admit(guest.principal, hello)
             if hello.role == "hub":
                 self._make_way_for_link(hello)
             else:
@@ -269,6 +326,16 @@ class Hub:
             raise Unauthenticated(f"hub {self.name} wants the cluster's token")
         if not principal.is_root:
             raise Denied(f"uid {principal.uid} may not use hub {self.name}: show the token")
+
+    def _may_serve(self, port: SessionPort) -> bool:
+        """Whether a member may say what this hub serves: root, and who has the token."""
+        guest = self._guest_at(port)
+        if guest.place is not None:
+            return False
+        return self._token is not None or (guest.principal is not None and guest.principal.is_root)
+
+    def _guest_at(self, port: Port) -> _Guest:
+        return self._guests[self._wires[port]]
 
     def _make_way_for_member(self, wire: Wire, hello: Hello) -> None:
         """One session per name: a dead one gives way. Raises `Conflict` or `Busy`."""
@@ -297,6 +364,8 @@ class Hub:
         link = self._links.get(hello.name)
         if link is not None and link.dialing and self.name < hello.name:
             raise Conflict(f"hub {self.name} is dialing {hello.name} itself")
+        if hello.name not in self._directory.links and self._directory.hubs.get(hello.name):
+            raise Conflict(f"hub {hello.name} is reached from hub {self.name} already")
         if (port := self._directory.links.get(hello.name)) is not None:
             other = self._wires[port]
             if self._guests[other].instance == hello.instance:
@@ -304,39 +373,45 @@ class Hub:
             other.cut(Conflict(f"hub {hello.name} was started again"))
 
     def _open(self, wire: Wire, hello: Hello, version: int) -> None:
-        self._guests[wire].instance = hello.instance
+        guest = self._guests[wire]
+        guest.instance = hello.instance
         welcome = Welcome(
             self.name,
             self._instance,
+            self._directory.datacenter,
             version,
             heartbeat_s=self.heartbeat_s,
             data_bytes=self.limits.data_bytes,
             hubs=self._directory.hubs,
+            name=hello.name if guest.place is not None else "",
         )
         wire.greet(encode_welcome(welcome))
         if hello.role == "hub":
-            self._open_link(wire, hello.name)
+            self._open_link(wire, hello.name, hello.datacenter)
         else:
             port = SessionPort(hello.name, wire.wake)
             self._take(wire, port)
             self._directory.open_session(port)
+            if guest.place is not None:
+                self._serving.open(guest.place, wire)
 
     def _adopt_link(self, wire: Wire, peer: str, welcome: Welcome) -> None:
         """A link we dialed is open. Raises `Refused` or `Conflict` when it is not wanted."""
         if welcome.hub != peer:
             raise Refused(f"the hub there is {welcome.hub}, not {peer}")
-        if self.is_linked(peer) or self._closing:
+        if self.is_linked(peer) or not self._wants(peer) or self._closing:
             raise Conflict(f"hubs {self.name} and {peer} have a link already")
         guest = self._guests[wire] = _Guest(None)
         guest.instance = welcome.instance
         wire.on_lost = self._on_lost
         wire.session.set_limit(self.limits.data_bytes)
-        self._open_link(wire, peer)
+        self._open_link(wire, peer, welcome.datacenter)
 
-    def _open_link(self, wire: Wire, peer: str) -> None:
-        port = LinkPort(peer, wire.wake, self._guests[wire].instance)
+    def _open_link(self, wire: Wire, peer: str, datacenter: str) -> None:
+        port = LinkPort(peer, wire.wake, self._guests[wire].instance, datacenter)
         self._take(wire, port)
         self._directory.open_link(port)
+        self._on_links_changed()
 
     def _take(self, wire: Wire, port: SessionPort | LinkPort) -> None:
         """From now on the wire is the port's, with what was in its outbox before."""
@@ -355,11 +430,15 @@ class Hub:
             wire.lose(ProtocolError(frame.data.decode(errors="replace")), linger=True)
         else:
             self._relay.receive(port, frame, self._loop.time())
+            if frame.kind in (Kind.HUB, Kind.SYNCED):
+                self._on_links_changed()
             if self._next_tick is None and self._relay.pending:
                 self._next_tick = self._loop.call_later(TICK_S, self._tick)
 
     def _on_lost(self, wire: Wire, error: TabaneError) -> None:
         guest = self._guests.pop(wire)
+        if guest.place is not None:
+            guest.place.wires.discard(wire)
         if guest.port is None or self._closing:
             return
         del self._wires[guest.port]
@@ -367,6 +446,8 @@ class Hub:
         if isinstance(guest.port, LinkPort) and (link := self._links.get(guest.port.name)):
             link.trouble = error.message
             link.down.set()
+        if isinstance(guest.port, LinkPort):
+            self._on_links_changed()
 
     # Time
 

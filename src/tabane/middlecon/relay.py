@@ -4,9 +4,8 @@ A message that wants an answer is *pending* until the fate of each of its target
 latest a moment after its deadline. A `Call` has one target, a `Tally` those of a room: this hub's
 own members, and each link that has members behind it, which counts as one and answers with one sum.
 
-What comes over a link goes to this hub's own members only. That is the whole routing of a full
-mesh, and `_links_for` is the one place that a tree of hubs changes: an inner hub's tally then waits
-for its further links and its sum goes up, as it does here.
+What comes over a link goes to this hub's own members, and on over the links that `passes` allows;
+the sum of all that goes back.
 """
 
 from __future__ import annotations
@@ -14,10 +13,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tabane.errors import Busy, ProtocolError
+from tabane.middlecon.directory import Directory
 from tabane.middlecon.frames import GONE, MAX_U32, Frame, Kind, encode_frame
 from tabane.middlecon.receipts import Cause, Sum, encode_receipt
-from tabane.middlecon.rooms import Directory, LinkPort, Member, Port, Room, SessionPort
-from tabane.middlecon.tallies import Book, Call, Tally, encode_nack
+from tabane.middlecon.rooms import LinkPort, Member, Port, Room, SessionPort, passes
+from tabane.middlecon.tallies import LINK_GRACE_S, Book, Call, Tally, encode_nack
 
 Handler = Callable[[SessionPort, Frame, float], None]
 LinkHandler = Callable[[LinkPort, Frame, float], None]
@@ -52,6 +52,7 @@ class Relay:
             Kind.MEMBER: lambda link, frame, now: directory.on_member(link, frame),
             Kind.PRESENCE: lambda link, frame, now: directory.on_presence(link, frame),
             Kind.STATE: lambda link, frame, now: directory.on_state(link, frame),
+            Kind.HUB: lambda link, frame, now: directory.on_hub(link, frame),
             Kind.SYNCED: lambda link, frame, now: directory.on_synced(link, now),
             Kind.SAY: self._on_link_say,
             Kind.ASK: self._on_link_say,
@@ -64,6 +65,10 @@ class Relay:
             Kind.ANSWER: self._on_answer,
             Kind.RECEIPT: self._on_receipt,
         }
+
+    def handle(self, kind: Kind, handler: Handler) -> None:
+        """What frames of sessions of that kind do, which are not the relay's business."""
+        self._of_sessions[kind] = handler
 
     def receive(self, port: SessionPort | LinkPort, frame: Frame, now: float) -> None:
         """Handle one frame. Raises `ProtocolError`: cut the port off."""
@@ -122,12 +127,8 @@ class Relay:
         room = port.rooms.get(frame.to)
         if room is None:
             return port.send(encode_nack(frame.id, Cause.NOT_FOUND, "join the room first"))
-        tally = self._count(port, frame, room, now)
-        for link in self._links_for(room, port):
-            tally.expect(link)
-            link.send(self._copy(frame, room.addresses[link], tally.id, port.name))
-        for name in room.lost:
-            tally.fail(name, Cause.UNREACHABLE)
+        tally = self._count(port, frame, room, port.name, now)
+        self._count_links(tally, port, frame, room, port.name, self._directory.height)
         return tally.maybe_end()
 
     def _on_link_say(self, link: LinkPort, frame: Frame, now: float) -> None:
@@ -137,14 +138,31 @@ class Relay:
             for part in encode_receipt(frame.id, Sum()):
                 link.send(part)
         else:
-            self._count(link, frame, room, now).maybe_end()
+            tally = self._count(link, frame, room, frame.name, now)
+            self._count_links(tally, link, frame, room, frame.name, frame.flags)
+            tally.maybe_end()
 
-    def _count(self, origin: Port, frame: Frame, room: Room, now: float) -> Tally:
+    def _count_links(
+        self, tally: Tally, origin: Port, frame: Frame, room: Room, sender: str, height: int
+    ) -> None:
+        """Send the copies for those behind links, of which there are `height` to the farthest."""
+        asked = self._links_for(room, origin)
+        tally.grace_s = LINK_GRACE_S * height
+        further = max(height - 1, 1)
+        for link in asked:
+            tally.expect(link)
+            number = room.addresses[link]
+            link.send(self._copy(frame, number, tally.id, sender, flags=further))
+        for name, member in room.lost.items():
+            assert member.via is not None
+            if member.via not in asked and passes(origin, member.via):
+                tally.fail(name, Cause.UNREACHABLE)
+
+    def _count(self, origin: Port, frame: Frame, room: Room, sender: str, now: float) -> Tally:
         """Send the copies to this hub's own members; who is waited for is in the tally."""
         id = self._next_id()
         tally = self.pending[id] = Tally(self.pending, id, origin, frame, room)
         tally.deadline = now + self._timeout_s(frame)
-        sender = frame.name if isinstance(origin, LinkPort) else origin.name
         copy = self._copy(frame, room.number, id, sender)
         limit = self._limits.queue_bytes
         told = set(room.local)
@@ -168,8 +186,6 @@ class Relay:
         if room is None:
             return
         self._cast(port, room, frame, port.name)
-        for link in self._links_for(room, port):
-            self._drop_or_send(link, self._copy(frame, room.addresses[link], 0, port.name))
 
     def _on_link_cast(self, link: LinkPort, frame: Frame, now: float) -> None:
         self._check_sender(link, frame)
@@ -183,10 +199,12 @@ class Relay:
                 port.dropped += 1
             elif port is not origin:
                 self._drop_or_send(port, copy)
+        for link in self._links_for(room, origin):
+            self._drop_or_send(link, self._copy(frame, room.addresses[link], 0, sender))
 
-    def _links_for(self, room: Room, origin: SessionPort) -> list[Port]:
-        """The links that a message from one of our members goes over: all with members behind."""
-        return list(room.remote)
+    def _links_for(self, room: Room, origin: Port) -> list[LinkPort]:
+        """The links that a message goes on over: those with members behind."""
+        return [link for link in room.remote if passes(origin, link)]
 
     def _on_answer(self, link: LinkPort, frame: Frame, now: float) -> None:
         pending = self.pending.get(frame.id)
@@ -209,17 +227,19 @@ class Relay:
             text = f"{frame.name} cannot be reached: the link to hub {member.hub} is down"
             port.send(encode_nack(frame.id, Cause.UNREACHABLE, text))
         else:
-            to = member.address if isinstance(member.port, LinkPort) else 0
-            self._call(port, frame, member, member.port, to, port.name, now)
+            self._call(port, frame, member, member.port, port.name, now)
 
     def _on_link_call(self, link: LinkPort, frame: Frame, now: float) -> None:
         self._check_sender(link, frame)
-        member = self._directory.locals.get(frame.to)
-        if member is None or member.port is None:
+        member = self._directory.addressed.get(frame.to)
+        if member is None:
             text = "it went away before the message reached it"
             link.send(encode_nack(frame.id, Cause.CLOSED, text))
+        elif member.port is None:
+            text = f"{member.name} cannot be reached: the link to hub {member.hub} is down"
+            link.send(encode_nack(frame.id, Cause.UNREACHABLE, text))
         else:
-            self._call(link, frame, member, member.port, 0, frame.name, now)
+            self._call(link, frame, member, member.port, frame.name, now)
 
     def _call(
         self,
@@ -227,7 +247,6 @@ class Relay:
         frame: Frame,
         member: Member,
         target: Port,
-        to: int,
         sender: str,
         now: float,
     ) -> None:
@@ -239,19 +258,18 @@ class Relay:
         id = self._next_id()
         call = self.pending[id] = Call(self.pending, id, origin, frame, target, member)
         call.deadline = now + self._timeout_s(frame)
-        return target.send(self._copy(frame, to, id, sender))
+        return target.send(self._copy(frame, member.address, id, sender))
 
     def _on_post(self, port: SessionPort, frame: Frame, now: float) -> None:
         member = self._directory.members.get(frame.name)
         if member is not None and member.port is not None:
-            to = member.address if isinstance(member.port, LinkPort) else 0
-            member.port.send(self._copy(frame, to, 0, port.name))
+            member.port.send(self._copy(frame, member.address, 0, port.name))
 
     def _on_link_post(self, link: LinkPort, frame: Frame, now: float) -> None:
         self._check_sender(link, frame)
-        member = self._directory.locals.get(frame.to)
+        member = self._directory.addressed.get(frame.to)
         if member is not None and member.port is not None:
-            member.port.send(self._copy(frame, 0, 0, frame.name))
+            member.port.send(self._copy(frame, member.address, 0, frame.name))
 
     # Fates, and what they share
 
@@ -264,13 +282,19 @@ class Relay:
             pending.on_nack(port, frame)
 
     def _check_sender(self, link: LinkPort, frame: Frame) -> None:
-        """A hub may speak for its own members only."""
+        """A hub may speak for the members it told of only."""
         if frame.name not in link.members:
             raise ProtocolError(f"hub {link.name} has no member {frame.name} to speak for")
 
-    def _copy(self, frame: Frame, to: int, id: int, sender: str) -> bytes:
+    def _copy(self, frame: Frame, to: int, id: int, sender: str, flags: int = 0) -> bytes:
         return encode_frame(
-            frame.kind, to=to, id=id, value=frame.value, name=sender, data=frame.data
+            frame.kind,
+            flags=flags,
+            to=to,
+            id=id,
+            value=frame.value,
+            name=sender,
+            data=frame.data,
         )
 
     def _drop_or_send(self, port: Port, copy: bytes) -> None:

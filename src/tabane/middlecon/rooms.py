@@ -1,41 +1,34 @@
-"""Who is where: members, rooms, shared state and hubs, as one hub knows them; without IO.
+"""Who is where: members, rooms and shared state, as one hub knows them; without IO.
 
-Each hub is the authority on the members that have a session with it. It tells its links about them
-(MEMBER, PRESENCE, STATE), and so every hub has a replica of all. A link that opens first tells
-everything and then SYNCED; what the other side knew before and was not told again is gone. While a
-link is down its members are *unknown*: kept, and marked. So are those of a hub that was started
-again, for the moment they need to come back to it.
+Each hub is the authority on the members that have a session with it, and tells its links of them.
+What comes back over the links is in `directory`, which is built on this.
 
 Rooms and members have numbers, given by each hub for itself and never given twice, so that a frame
 that was on its way when its room ended reaches nobody else. Over a link a frame names its target by
 the number of the hub that *receives* it.
 
-`Directory` is told what happened and puts frames into the outboxes of `Port`s. The hub's shell
-writes those out, once per port and turn of the loop.
+`Rooms` is told what happened and puts frames into the outboxes of `Port`s. The hub's shell writes
+those out, once per port and turn of the loop.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from itertools import count
+from typing import NamedTuple
 
 from tabane.errors import Busy, ProtocolError
 from tabane.middlecon.frames import (
     CHANGES,
     GONE,
-    OPEN,
+    LOST,
     Change,
-    Frame,
     JoinFlag,
     Kind,
     check_name,
     encode_frame,
 )
 from tabane.middlecon.session import Limits
-
-RETURN_S = 5.0
-"""How long the members of a hub that was started again may take to come back before they are taken
-as left: more than twice the longest pause of a client that dials."""
 
 
 class Port:
@@ -72,18 +65,37 @@ class SessionPort(Port):
 
 
 class LinkPort(Port):
-    """A link to the hub `name`, of which `instance` is the running one. `members` are its own."""
+    """A link to the hub `name` in `datacenter`, of which `instance` is the running one."""
 
-    __slots__ = ("instance", "members")
+    __slots__ = ("datacenter", "hubs", "instance", "members", "shadowed", "synced")
 
-    def __init__(self, name: str, wake: Callable[[], None], instance: str = "") -> None:
+    def __init__(
+        self, name: str, wake: Callable[[], None], instance: str = "", datacenter: str = ""
+    ) -> None:
         super().__init__(name, wake)
         self.instance = instance
+        self.datacenter = datacenter
+        self.hubs: dict[str, Reach] = {}
+        """The hubs behind it that it told of."""
         self.members: dict[str, Member] = {}
+        """Those that it told of: its own, and those of the hubs behind it."""
+        self.shadowed: set[str] = set()
+        """Hubs that it told of, which were reached in another way already."""
+        self.synced = False
+        """It has told everything once."""
+
+
+class Reach(NamedTuple):
+    """Whether a hub can be reached, over how many links, and where it is."""
+
+    open: bool
+    distance: int
+    datacenter: str
 
 
 class Member:
-    """A named process. `port` leads to it (None: unknown); `address` is its number at its hub.
+    """A named process, with its `number` here. `port` leads to it (None: unknown); behind a link
+    (`via`, also while that is down) `address` is its number at the other end.
     `asleep`: it is frozen, so nothing is sent to it and its silence means nothing; kept by its own
     hub only."""
 
@@ -92,18 +104,22 @@ class Member:
         "asleep",
         "hub",
         "name",
+        "number",
         "port",
         "rooms",
         "state",
         "unsynced",
         "version",
+        "via",
     )
 
-    def __init__(self, name: str, hub: str, port: Port | None, address: int) -> None:
+    def __init__(self, name: str, number: int, hub: str, port: Port) -> None:
         self.name = name
+        self.number = number
         self.hub = hub
-        self.port = port
-        self.address = address
+        self.port: Port | None = port
+        self.via = port if isinstance(port, LinkPort) else None
+        self.address = 0
         self.asleep = False
         self.rooms: dict[Room, None] = {}
         self.state: dict[str, bytes] = {}
@@ -136,8 +152,8 @@ class Room:
         self.sessions: dict[Port, None] = {}
         self.watchers: dict[Port, None] = {}
         self.local: dict[Port, Member] = {}
-        self.remote: dict[Port, dict[str, Member]] = {}
-        self.addresses: dict[Port, int] = {}
+        self.remote: dict[LinkPort, dict[str, Member]] = {}
+        self.addresses: dict[LinkPort, int] = {}
         """The room's number at the other end of each link."""
         self.lost: dict[str, Member] = {}
         self.asleep: dict[Port, Member] = {}
@@ -157,25 +173,20 @@ class Room:
             yield member, Change.UNKNOWN
 
 
-class Directory:
-    """The decisions about membership and state. `hub` is this hub's own name."""
+class Rooms:
+    """The decisions about the members, rooms and state of this hub's sessions."""
 
     def __init__(self, hub: str, limits: Limits) -> None:
         self.hub = hub
+        """This hub's own name."""
         self.limits = limits
         self.members: dict[str, Member] = {}
-        self.locals: dict[int, Member] = {}
-        """This hub's own members by number."""
+        self.addressed: dict[int, Member] = {}
+        """The same by number."""
         self.rooms: dict[str, Room] = {}
         self.numbered: dict[int, Room] = {}
         self.sessions: dict[SessionPort, None] = {}
         self.links: dict[str, LinkPort] = {}
-        self.hubs: dict[str, bool] = {}
-        """The peers, and whether their links are open and told everything."""
-        self._instances: dict[str, str] = {}
-        """Of the peers, as last synced."""
-        self._returning: dict[str, float] = {}
-        """Peers that were started again, and when what has not come back has left."""
         self._numbers = count(1)
 
     # Sessions
@@ -185,17 +196,15 @@ class Directory:
         known = self.members.get(port.name)
         if known is not None:
             self._forget(known)
-        member = Member(port.name, self.hub, port, next(self._numbers))
-        port.member = self.members[port.name] = self.locals[member.address] = member
+        port.member = self._add_member(port.name, self.hub, port)
         self.sessions[port] = None
-        self._tell_links(encode_frame(Kind.MEMBER, to=member.address, name=member.name))
+        self._tell_links(None, self._member_frame(port.member))
 
     def close_session(self, port: SessionPort) -> None:
         for room in list(port.rooms.values()):
             self._leave(port, room)
-        member = port.member
-        del self.sessions[port], self.members[member.name], self.locals[member.address]
-        self._tell_links(encode_frame(Kind.MEMBER, flags=GONE, name=member.name))
+        del self.sessions[port]
+        self._forget(port.member)
 
     def join(self, port: SessionPort, name: str, flags: int, id: int) -> None:
         """Let a session into a room, or change what it is there.
@@ -247,121 +256,21 @@ class Directory:
             elif member.port is not None:
                 room.asleep.pop(member.port, None)
 
-    # Links
+    # What the parts share
 
-    def add_hub(self, name: str) -> None:
-        """There is such a peer; its link is not open yet."""
-        if name not in self.hubs:
-            self._set_hub(name, open=False)
+    def _add_member(self, name: str, hub: str, port: Port) -> Member:
+        member = Member(check_name(name), next(self._numbers), hub, port)
+        self.members[name] = self.addressed[member.number] = member
+        return member
 
-    def open_link(self, link: LinkPort) -> None:
-        """Tell a peer all about our members. It does the same; SYNCED ends both."""
-        self.links[link.name] = link
-        self.add_hub(link.name)
-        for member in self.locals.values():
-            link.send(encode_frame(Kind.MEMBER, to=member.address, name=member.name))
-            for frame in member.state.values():
-                link.send(frame)
-            for room in member.rooms:
-                link.send(self._presence_for_links(room, member, Change.JOINED))
-        link.send(encode_frame(Kind.SYNCED))
-
-    def close_link(self, link: LinkPort) -> None:
-        """A link died: its members become unknown."""
-        if self.links.get(link.name) is not link:
-            return
-        del self.links[link.name]
-        self._returning.pop(link.name, None)
-        self._set_hub(link.name, open=False)
-        for member in link.members.values():
-            member.port = None
-            for room in member.rooms:
-                self._lose(room, member, link)
-
-    def forget_hub(self, name: str) -> None:
-        """A peer will not come back (its node's lease ended): its members have left."""
-        if self.hubs.pop(name, None) is None:
-            return
-        self._instances.pop(name, None)
-        for member in [m for m in self.members.values() if m.hub == name]:
-            self._forget(member)
-        self._tell_sessions(encode_frame(Kind.HUB, flags=GONE, name=name))
-
-    def on_member(self, link: LinkPort, frame: Frame) -> None:
-        """A peer's member is there, or gone. A name that has a session here is ours."""
-        known = self.members.get(frame.name)
-        if frame.flags & GONE:
-            if known is not None and known.port is link:
-                self._forget(known)
-        elif known is not None and known.hub == link.name:
-            known.port, known.address = link, frame.to
-            known.unsynced = set(known.state)
-            link.members[frame.name] = known
-        elif known is None or known.hub != self.hub:
-            if known is not None:
-                self._forget(known)
-            member = Member(check_name(frame.name), link.name, link, frame.to)
-            self.members[member.name] = link.members[member.name] = member
-
-    def on_presence(self, link: LinkPort, frame: Frame) -> None:
-        """A peer's member joined a room or left it; `data` is the room's name."""
-        member = link.members.get(frame.name)
-        if member is None or frame.flags >= len(CHANGES):
-            return
-        name = _text(frame.data, "room name")
-        if CHANGES[frame.flags] is Change.LEFT:
-            if (room := self.rooms.get(name)) is not None and room in member.rooms:
-                self._remove(room, member)
-            return
-        room = self._room(name)
-        room.addresses[link] = frame.to
-        room.remote.setdefault(link, {})[member.name] = member
-        if room.lost.pop(member.name, None) is not None:
-            self._changed(room, member, Change.BACK)
-        elif room not in member.rooms:
-            self._changed(room, member, Change.JOINED)
-            self._tell_state(room, member)
-
-    def on_state(self, link: LinkPort, frame: Frame) -> None:
-        """A peer's member put or deleted a value."""
-        member = link.members.get(frame.name)
-        if member is None:
-            return
-        key = _text(frame.data[: frame.value], "state key")
-        member.unsynced.discard(key)
-        if frame.flags & GONE:
-            self._delete_state(member, key)
-        else:
-            self._set_state(member, key, frame.data[frame.value :])
-
-    def on_synced(self, link: LinkPort, now: float) -> None:
-        """The peer has told everything: what it did not name again is gone, or on its way back."""
-        before = self._instances.get(link.name, link.instance)
-        self._instances[link.name] = link.instance
-        if before == link.instance:
-            self._settle(link)
-        else:
-            self._returning[link.name] = now + RETURN_S
-        self._set_hub(link.name, open=True)
-
-    def expire(self, now: float) -> None:
-        """Take as left what has not come back in time. To be called every second or so."""
-        for hub in [hub for hub, until in self._returning.items() if until <= now]:
-            del self._returning[hub]
-            self._settle(self.links[hub])
-
-    def _settle(self, link: LinkPort) -> None:
-        for member in [m for m in self.members.values() if m.hub == link.name]:
-            if member.port is not link:
-                self._forget(member)
-                continue
-            for room in [room for room in member.rooms if member.name in room.lost]:
-                self._remove(room, member)
-            for key in member.unsynced:
-                self._delete_state(member, key)
-            member.unsynced = set()
-
-    # Decisions they share
+    def _member_frame(self, member: Member) -> bytes:
+        return encode_frame(
+            Kind.MEMBER,
+            flags=LOST if member.port is None else 0,
+            to=member.number,
+            name=member.name,
+            data=member.hub.encode(),
+        )
 
     def _enter(self, port: SessionPort, name: str) -> Room:
         room = self.rooms.get(name)
@@ -397,19 +306,13 @@ class Directory:
 
     def _remove(self, room: Room, member: Member) -> None:
         """Take another hub's member out of a room."""
-        if room.lost.pop(member.name, None) is None and member.port is not None:
-            del room.remote[member.port][member.name]
-            self._prune(room, member.port)
+        if room.lost.pop(member.name, None) is None and member.via is not None:
+            del room.remote[member.via][member.name]
+            self._prune(room, member.via)
         self._changed(room, member, Change.LEFT)
         self._maybe_end(room)
 
-    def _lose(self, room: Room, member: Member, link: LinkPort) -> None:
-        if room.remote.get(link, {}).pop(member.name, None) is not None:
-            room.lost[member.name] = member
-            self._prune(room, link)
-            self._changed(room, member, Change.UNKNOWN)
-
-    def _prune(self, room: Room, link: Port) -> None:
+    def _prune(self, room: Room, link: LinkPort) -> None:
         if not room.remote[link]:
             del room.remote[link], room.addresses[link]
 
@@ -418,15 +321,16 @@ class Directory:
             del self.rooms[room.name], self.numbered[room.number]
 
     def _forget(self, member: Member) -> None:
-        """Another hub's member is gone for good."""
+        """A member is gone for good."""
         for room in list(member.rooms):
             self._remove(room, member)
-        del self.members[member.name]
-        if isinstance(member.port, LinkPort):
-            member.port.members.pop(member.name, None)
+        del self.members[member.name], self.addressed[member.number]
+        if member.via is not None:
+            member.via.members.pop(member.name, None)
+        self._tell_links(member.via, encode_frame(Kind.MEMBER, flags=GONE, name=member.name))
 
     def _changed(self, room: Room, member: Member, change: Change) -> None:
-        """Record and tell a change of membership: to watchers, and of our own members to links."""
+        """Record and tell a change of membership, to watchers and links."""
         room.epoch += 1
         if change is Change.LEFT:
             del member.rooms[room]
@@ -435,8 +339,7 @@ class Directory:
         frame = self._presence(room, member, change)
         for watcher in room.watchers:
             watcher.send(frame)
-        if member.hub == self.hub:
-            self._tell_links(self._presence_for_links(room, member, change))
+        self._tell_links(member.via, self._presence_for_links(room, member, change))
 
     def _presence(self, room: Room, member: Member, change: Change) -> bytes:
         return encode_frame(
@@ -490,27 +393,31 @@ class Directory:
         )
 
     def _spread_state(self, member: Member, frame: bytes) -> None:
-        """To each session that shares a room with it, once; of our own members also to links."""
+        """To each session that shares a room with it, once, and to links."""
         for watcher in {watcher: None for room in member.rooms for watcher in room.watchers}:
             watcher.send(frame)
-        if member.hub == self.hub:
-            self._tell_links(frame)
+        self._tell_links(member.via, frame)
 
-    def _set_hub(self, name: str, *, open: bool) -> None:
-        if self.hubs.get(name) is not open:
-            self.hubs[name] = open
-            self._tell_sessions(encode_frame(Kind.HUB, flags=OPEN if open else 0, name=name))
-
-    def _tell_links(self, frame: bytes) -> None:
+    def _tell_links(self, source: LinkPort | None, frame: bytes) -> None:
+        """Pass on what came over `source`, or what happened here (None)."""
         for link in self.links.values():
-            link.send(frame)
+            if passes(source, link):
+                link.send(frame)
 
     def _tell_sessions(self, frame: bytes) -> None:
         for session in self.sessions:
             session.send(frame)
 
 
-def _text(data: bytes, what: str) -> str:
+def passes(source: Port | None, link: LinkPort) -> bool:
+    """Whether what came from `source` goes on over `link`: never into the data center it came
+    from. Hubs of one data center are all linked to each other, and the links between data centers
+    are a tree, so everything reaches every hub once."""
+    return not isinstance(source, LinkPort) or source.datacenter != link.datacenter
+
+
+def parse_text(data: bytes, what: str) -> str:
+    """A name in a frame's data. Raises `ProtocolError`."""
     try:
         return check_name(data.decode(), what)
     except UnicodeDecodeError:

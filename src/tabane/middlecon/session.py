@@ -38,8 +38,10 @@ _HTTP_METHODS = (
     b"HEAD ",
     b"POST ",
     b"PUT ",
+    b"PATCH ",
     b"DELETE ",
     b"OPTIONS ",
+    b"TRACE ",
     b"CONNECT ",
     b"PRI ",
 )
@@ -68,6 +70,10 @@ class Limits(msgspec.Struct, frozen=True):
     """Of one value."""
     timeout_s: float = 3600.0
     """The longest deadline; longer ones are cut to it."""
+    silence_s: float = 0.2
+    """How long a new connection may say nothing before it is taken for a person's, who listens."""
+    line_bytes: int = 64 << 10
+    """Of one line of a person."""
 
 
 class Hello(msgspec.Struct, omit_defaults=True):
@@ -78,9 +84,15 @@ class Hello(msgspec.Struct, omit_defaults=True):
     instance: str
     role: str = "member"
     """`member` or `hub`."""
+    datacenter: str = ""
+    """Of a hub."""
     versions: tuple[int, ...] = VERSIONS
     features: tuple[str, ...] = FEATURES
     token: str = ""
+    drawn: bool = False
+    """Nobody chose the name: it was drawn at random."""
+    was: str = ""
+    """What the hub of the last session called it, when that was another name."""
 
 
 class Welcome(msgspec.Struct, omit_defaults=True):
@@ -88,11 +100,14 @@ class Welcome(msgspec.Struct, omit_defaults=True):
 
     hub: str
     instance: str
+    datacenter: str = ""
     version: int = VERSIONS[-1]
     features: tuple[str, ...] = ()
     heartbeat_s: float = 3.0
     data_bytes: int = DATA_BYTES
     hubs: dict[str, bool] = {}
+    name: str = ""
+    """What the member is called, if not what it said: it is a program in a container."""
 
 
 _parse_hello = msgspec.msgpack.Decoder(Hello)
@@ -174,7 +189,7 @@ class Session:
     """One side of a connection: bytes in, frames out, the opening checked.
 
     `broken` is set once the other side broke the protocol; `mode` once its first byte is there
-    (a session that is not binary gives no frames and keeps what came in `text`, for chat).
+    (a session that is not binary gives no frames; its first bytes are in `text`, for chat).
     """
 
     __slots__ = ("_first", "_openers", "_started", "_waiting", "decoder", "mode", "side", "text")
@@ -212,6 +227,7 @@ class Session:
         self.mode = sniff(first)
         if self.mode is not Mode.BINARY:
             self.text = first
+            self._first.clear()
             return []
         if not MAGIC.startswith(first[: len(MAGIC)]):
             self.decoder.broken = ProtocolError(

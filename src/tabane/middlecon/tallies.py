@@ -15,9 +15,9 @@ from tabane.middlecon.receipts import Cause, Reason, Sum, encode_receipt, parse_
 from tabane.middlecon.rooms import LinkPort, Member, Port, Room
 
 LINK_GRACE_S = 0.5
-"""How much longer than its deadline a room message waits for the sums of open links: the hubs
-behind them count to the same deadline, and their sums then have to travel (200 ms one way between
-far data centers). What they know is better than `unknown`."""
+"""How much longer than its deadline a room message waits for the sums of open links, for each link
+that is behind them: the hubs there count to the same deadline, and their sums then have to travel
+(200 ms one way between far data centers). What they know is better than `unknown`."""
 
 _CAUSES = frozenset(Cause)
 
@@ -115,6 +115,7 @@ class Tally:
         "_total",
         "_waiting",
         "deadline",
+        "grace_s",
         "id",
     )
 
@@ -129,6 +130,7 @@ class Tally:
         self._waiting: set[Port] = set()
         self._late = False
         self.deadline = 0.0
+        self.grace_s = LINK_GRACE_S
 
     def expect(self, port: Port) -> None:
         self._waiting.add(port)
@@ -200,7 +202,7 @@ class Tally:
                 self._lose(port)
                 self._waiting.remove(port)
         self._late = True
-        self.deadline = now + LINK_GRACE_S
+        self.deadline = now + self.grace_s
         self.maybe_end()
 
     def maybe_end(self) -> None:
@@ -218,5 +220,6 @@ class Tally:
     def _lose(self, link: LinkPort) -> None:
         total = self._total
         told = {*total.acknowledged, *total.failed, *total.unknown, *total.asleep}
-        behind = self._room.remote.get(link, {})
+        behind = [*self._room.remote.get(link, {})]
+        behind += [name for name, member in self._room.lost.items() if member.via is link]
         total.unknown += [name for name in behind if name not in told]

@@ -14,13 +14,21 @@ from tabane.supervise import Supervisor
 async def serve(
     config: NodeConfig, sockets: dict[str, socket.socket], tasks: Supervisor
 ) -> Callable[[], Awaitable[None]]:
-    """Serve this node's processes and keep a link to every other node's hub."""
+    """Serve this node's processes, keep links to the hubs of this data center and, if none of an
+    earlier one can be reached, have one there."""
     token = config.token()
-    hub = Hub(config.key, listen=sockets.values(), token=token)
+    here = config.node.datacenter
+    order = config.cluster.datacenters()
+    hub = Hub(config.key, listen=sockets.values(), token=token, datacenter=here)
     await hub.start()
     for peer in config.cluster.nodes:
-        if peer.key != config.key:
-            hub.link(peer.key, f"tcp://{peer.address}:{HUB_PORT}", token)
+        if peer.key == config.key:
+            continue
+        if order.index(peer.datacenter) > order.index(here):
+            hub.expect(peer.key)
+        else:
+            url = f"tcp://{peer.address}:{HUB_PORT}"
+            hub.link(peer.key, url, token, datacenter=peer.datacenter)
     return hub.aclose
 
 

@@ -1,0 +1,273 @@
+"""What linked hubs tell each other of members, rooms, state and hubs; without IO.
+
+A hub tells its links about its members (MEMBER, PRESENCE, STATE) and passes on what other links
+told it (`rooms.passes`), so every hub has a replica of all. A link that opens first tells
+everything and then SYNCED; what the other side knew before and was not told again is gone. While a
+link is down what is behind it is *unknown*: kept, and marked. So are the members of a hub that was
+started again, for the moment they need to come back to it.
+
+Between data centers there must be one way only. If there are two for a moment, what comes on the
+second is not believed, and one of the links is cut (`cuts`): where both are in one data center,
+that of the hub with the larger name.
+"""
+
+from __future__ import annotations
+
+from tabane.errors import ProtocolError
+from tabane.middlecon.frames import CHANGES, GONE, LOST, OPEN, Change, Frame, Kind, encode_frame
+from tabane.middlecon.rooms import LinkPort, Member, Reach, Room, Rooms, parse_text, passes
+from tabane.middlecon.session import Limits
+
+RETURN_S = 5.0
+"""How long the members of a hub that was started again may take to come back before they are taken
+as left: more than twice the longest pause of a client that dials."""
+
+
+class Directory(Rooms):
+    """All members and hubs, this hub's own and those behind its links."""
+
+    def __init__(self, hub: str, limits: Limits, datacenter: str = "") -> None:
+        super().__init__(hub, limits)
+        self.datacenter = datacenter
+        self.hubs: dict[str, bool] = {}
+        """The other hubs, and whether they can be reached: all links there are open, and synced."""
+        self.cuts: list[tuple[LinkPort, str]] = []
+        """Links that the shell must cut now, and why."""
+        self._ways: dict[str, LinkPort] = {}
+        """The link that leads to each hub, or led there last."""
+        self._instances: dict[str, str] = {}
+        """Of the peers, as last synced."""
+        self._returning: dict[str, float] = {}
+        """Peers that were started again, and when what has not come back has left."""
+
+    @property
+    def height(self) -> int:
+        """Over how many links the farthest hub is; at least 1."""
+        reaches = (reach for link in self.links.values() for reach in link.hubs.values())
+        return max((reach.distance for reach in reaches if reach.open), default=1)
+
+    # Links that open and close
+
+    def add_hub(self, name: str) -> None:
+        """There is such a hub; it cannot be reached yet."""
+        if name not in self.hubs:
+            self._set_hub(name, open=False)
+
+    def open_link(self, link: LinkPort) -> None:
+        """Tell a peer all we know. It does the same; SYNCED ends both."""
+        self.links[link.name] = self._ways[link.name] = link
+        link.hubs[link.name] = Reach(False, 1, link.datacenter)
+        self.add_hub(link.name)
+        for other in self.links.values():
+            if other is not link and passes(other, link):
+                for name, reach in other.hubs.items():
+                    link.send(_hub_frame(name, reach))
+        for member in self.members.values():
+            if member.via is not link and passes(member.via, link):
+                self._tell_of_member(link, member)
+        link.send(encode_frame(Kind.SYNCED))
+
+    def _tell_of_member(self, link: LinkPort, member: Member) -> None:
+        link.send(self._member_frame(member))
+        for frame in member.state.values():
+            link.send(frame)
+        for room in member.rooms:
+            change = Change.UNKNOWN if member.name in room.lost else Change.JOINED
+            link.send(self._presence_for_links(room, member, change))
+
+    def close_link(self, link: LinkPort) -> None:
+        """A link died: what is behind it becomes unknown."""
+        if self.links.get(link.name) is not link:
+            return
+        del self.links[link.name]
+        self._returning.pop(link.name, None)
+        for member in list(link.members.values()):
+            self._lose_member(member)
+        for name, reach in link.hubs.items():
+            if self._ways.get(name) is link:
+                self._set_reach(link, name, reach._replace(open=False))
+
+    def forget_hub(self, name: str) -> None:
+        """A hub will not come back (its node's lease ended): its members have left."""
+        if self.hubs.pop(name, None) is None:
+            return
+        self._instances.pop(name, None)
+        self._ways.pop(name, None)
+        for member in [m for m in self.members.values() if m.hub == name]:
+            self._forget(member)
+        self._tell_sessions(encode_frame(Kind.HUB, flags=GONE, name=name))
+
+    # What a peer tells
+
+    def on_hub(self, link: LinkPort, frame: Frame) -> None:
+        """A hub behind the peer can be reached, or not any more."""
+        name = frame.name
+        if name in (self.hub, link.name):
+            return
+        datacenter = parse_text(frame.data, "data center") if frame.data else ""
+        reach = Reach(bool(frame.flags & OPEN), frame.value + 1, datacenter)
+        way = self._ways.get(name)
+        if way not in (None, link) and self.hubs.get(name):
+            if reach.open:
+                self._on_second_way(way, link, name)
+            return
+        self._ways[name] = link
+        if link.synced:
+            self._set_reach(link, name, reach)
+        else:
+            link.hubs[name] = reach
+
+    def _on_second_way(self, way: LinkPort | None, link: LinkPort, name: str) -> None:
+        """`link` leads to a hub that `way` leads to."""
+        assert way is not None
+        link.shadowed.add(name)
+        mine, other = (link, way) if link.datacenter != self.datacenter else (way, link)
+        if mine.datacenter == self.datacenter:
+            return  # they are both of others, who see it too
+        if other.datacenter != self.datacenter or other.name < self.hub:
+            self.cuts.append((mine, f"hub {name} is reached through {other.name} already"))
+
+    def on_member(self, link: LinkPort, frame: Frame) -> None:
+        """A member is there, cannot be reached, or is gone. A name that has a session here is
+        ours."""
+        known = self.members.get(frame.name)
+        if frame.flags & GONE:
+            if known is not None and known.via is link:
+                self._forget(known)
+            return
+        origin = parse_text(frame.data, "hub name") if frame.data else link.name
+        if origin in link.shadowed or (known is not None and known.hub == self.hub):
+            return
+        if origin != link.name and origin not in link.hubs:
+            raise ProtocolError(f"hub {link.name} did not say that it leads to hub {origin}")
+        if known is not None and known.hub == origin:
+            self._find_again(link, known)
+        else:
+            if known is not None:
+                self._forget(known)
+            known = self._add_member(frame.name, origin, link)
+        known.address = frame.to
+        link.members[known.name] = known
+        if frame.flags & LOST:
+            self._lose_member(known)
+        else:
+            self._tell_links(link, self._member_frame(known))
+
+    def _find_again(self, link: LinkPort, member: Member) -> None:
+        if member.via is not None and member.via is not link:
+            self._lose_member(member)
+            member.via.members.pop(member.name, None)
+        member.via = member.port = link
+        if not link.synced:
+            member.unsynced = set(member.state)
+
+    def on_presence(self, link: LinkPort, frame: Frame) -> None:
+        """A member joined a room, left it or cannot be reached; `data` is the room's name."""
+        member = link.members.get(frame.name)
+        if member is None or frame.flags >= len(CHANGES):
+            return
+        name = parse_text(frame.data, "room name")
+        change = CHANGES[frame.flags]
+        if change is Change.LEFT:
+            if (room := self.rooms.get(name)) is not None and room in member.rooms:
+                self._remove(room, member)
+            return
+        room = self._room(name)
+        if change is Change.UNKNOWN or member.port is None:
+            if room not in member.rooms:
+                room.lost[member.name] = member
+                self._changed(room, member, Change.UNKNOWN)
+            else:
+                self._lose(room, member, link)
+            return
+        room.addresses[link] = frame.to
+        room.remote.setdefault(link, {})[member.name] = member
+        if room.lost.pop(member.name, None) is not None:
+            self._changed(room, member, Change.BACK)
+        elif room not in member.rooms:
+            self._changed(room, member, Change.JOINED)
+            self._tell_state(room, member)
+
+    def on_state(self, link: LinkPort, frame: Frame) -> None:
+        """A member put or deleted a value."""
+        member = link.members.get(frame.name)
+        if member is None:
+            return
+        key = parse_text(frame.data[: frame.value], "state key")
+        member.unsynced.discard(key)
+        if frame.flags & GONE:
+            self._delete_state(member, key)
+        else:
+            self._set_state(member, key, frame.data[frame.value :])
+
+    def on_synced(self, link: LinkPort, now: float) -> None:
+        """The peer has told everything: what it did not name again is gone, or on its way back."""
+        before = self._instances.get(link.name, link.instance)
+        self._instances[link.name] = link.instance
+        link.synced = True
+        if before == link.instance:
+            self._settle(link)
+        else:
+            self._returning[link.name] = now + RETURN_S
+        link.hubs[link.name] = link.hubs[link.name]._replace(open=True)
+        for name, reach in list(link.hubs.items()):
+            self._set_reach(link, name, reach)
+
+    def expire(self, now: float) -> None:
+        """Take as left what has not come back in time. To be called every second or so."""
+        for hub in [hub for hub, until in self._returning.items() if until <= now]:
+            del self._returning[hub]
+            self._settle(self.links[hub])
+
+    def _settle(self, link: LinkPort) -> None:
+        """Of all that this link leads to, what it did not tell is gone."""
+        for member in [m for m in self.members.values() if m.hub in link.hubs]:
+            if member.name not in link.members:
+                if member.port is None:
+                    self._forget(member)
+            elif member.port is link:
+                for room in [room for room in member.rooms if member.name in room.lost]:
+                    self._remove(room, member)
+                for key in member.unsynced:
+                    self._delete_state(member, key)
+                member.unsynced = set()
+
+    # What they share
+
+    def _lose_member(self, member: Member) -> None:
+        link, member.port = member.via, None
+        assert link is not None
+        self._tell_links(link, self._member_frame(member))
+        for room in list(member.rooms):
+            self._lose(room, member, link)
+
+    def _lose(self, room: Room, member: Member, link: LinkPort) -> None:
+        if room.remote.get(link, {}).pop(member.name, None) is not None:
+            room.lost[member.name] = member
+            self._prune(room, link)
+            self._changed(room, member, Change.UNKNOWN)
+
+    def _set_reach(self, link: LinkPort, name: str, reach: Reach) -> None:
+        link.hubs[name] = reach
+        self._set_hub(name, open=reach.open)
+        self._tell_links(link, _hub_frame(name, reach))
+
+    def _set_hub(self, name: str, *, open: bool) -> None:
+        if self.hubs.get(name) is open:
+            return
+        self.hubs[name] = open
+        self._tell_sessions(encode_frame(Kind.HUB, flags=OPEN if open else 0, name=name))
+        if not open:
+            for link in self.links.values():
+                if name in link.shadowed:
+                    self.cuts.append((link, f"hub {name} is reached in no other way any more"))
+
+
+def _hub_frame(name: str, reach: Reach) -> bytes:
+    return encode_frame(
+        Kind.HUB,
+        flags=OPEN if reach.open else 0,
+        value=reach.distance,
+        name=name,
+        data=reach.datacenter.encode(),
+    )

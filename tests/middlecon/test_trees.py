@@ -1,0 +1,211 @@
+"""Hubs of several data centers: a tree of links, one copy and one sum over each."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from tabane.middlecon import Change, Hub
+from tabane.middlecon.receipts import Cause
+
+ORDER = ("a", "b", "c")
+
+
+class Sites:
+    """Hubs `a1`, `a2`, `b1` ... in the data centers `a`, `b`, `c`, each told of those it may dial."""
+
+    def __init__(self, cluster: Any, eventually: Any, names: tuple[str, ...]) -> None:
+        self.cluster = cluster
+        self.eventually = eventually
+        self.names = names
+        self.hubs: dict[str, Hub] = {}
+
+    async def start(self, *names: str) -> None:
+        for name in names or self.names:
+            hub = self.hubs[name] = await self.cluster.hub(name, datacenter=name[0])
+            for peer in self.names:
+                if peer == name:
+                    continue
+                if ORDER.index(peer[0]) > ORDER.index(name[0]):
+                    hub.expect(peer)
+                else:
+                    hub.link(peer, self.cluster.url(peer), datacenter=peer[0])
+
+    async def stop(self, name: str) -> None:
+        await self.hubs.pop(name).aclose()
+
+    async def whole(self) -> None:
+        """All see all."""
+        await self.eventually(
+            lambda: all(
+                hub.peers.get(peer)
+                for hub in self.hubs.values()
+                for peer in self.hubs
+                if peer != hub.name
+            )
+        )
+
+    def far_links(self) -> set[tuple[str, str]]:
+        return {
+            (min(hub.name, peer), max(hub.name, peer))
+            for hub in self.hubs.values()
+            for peer in hub._directory.links
+            if peer[0] != hub.name[0]
+        }
+
+
+@pytest.fixture
+def sites(cluster, eventually):
+    return lambda *names: Sites(cluster, eventually, names)
+
+
+async def members_at(sites: Sites, room: str = "r") -> dict[str, Any]:
+    """A member at each hub, that answers with its own name: room by member."""
+    found = {}
+    for hub in sites.hubs:
+        member = await sites.cluster.client(f"{hub}/m", hub)
+        found[member.name] = await member.join(room)
+        found[member.name].on_message(lambda message, name=member.name: name.encode())
+    await sites.eventually(
+        lambda: all(
+            sum(member.known for member in one.members.values()) == len(found)
+            for one in found.values()
+        )
+    )
+    return found
+
+
+async def test_one_link_between_two_data_centers_carries_all(sites):
+    s = sites("a1", "a2", "b1", "b2")
+    await s.start()
+    await s.whole()
+    assert len(s.far_links()) == 1
+    rooms = await members_at(s)
+    for name, room in rooms.items():
+        replies = await room.ask(b"who?")
+        others = rooms.keys() - {name}
+        assert replies.answers == {other: other.encode() for other in others}
+        assert set(replies.acknowledged) == others and replies.complete
+
+
+async def test_calls_state_and_presence_pass_through(sites, eventually):
+    s = sites("a1", "a2", "b1", "b2")
+    await s.start()
+    await s.whole()
+    x, y = await s.cluster.client("x", "a2"), await s.cluster.client("y", "b2")
+    room, other = await x.join("r"), await y.join("r")
+    y.on_message(lambda message: message.sender.encode() + message.data)
+    await eventually(lambda: "y" in room.members and "x" in other.members)
+    assert room.members["y"].hub == "b2"
+    assert await x.call("y", b"!") == b"x!"
+    await y.state.put("load", b"0.7")
+    await eventually(lambda: room.state["y"].get("load") == b"0.7")
+    await y.state.delete("load")
+    await eventually(lambda: room.state["y"] == {})
+    await y.aclose()
+    await eventually(lambda: "y" not in room.members)
+
+
+async def test_three_data_centers_are_a_tree(sites):
+    s = sites("a1", "b1", "b2", "c1")
+    await s.start()
+    await s.whole()
+    assert len(s.far_links()) == 2
+    rooms = await members_at(s)
+    heard: list[tuple[str, bytes]] = []
+    for name, room in rooms.items():
+        room.on_message(lambda message, name=name: heard.append((name, message.data)))
+    for name, room in rooms.items():
+        receipt = await room.say(name.encode())
+        assert set(receipt.acknowledged) == rooms.keys() - {name} and receipt.complete
+    assert len(heard) == len(set(heard)) == 12
+
+
+async def test_what_one_says_arrives_in_order_everywhere(sites):
+    s = sites("a1", "b1", "b2", "c1")
+    await s.start()
+    await s.whole()
+    rooms = await members_at(s)
+    heard: dict[str, list[bytes]] = {name: [] for name in rooms}
+    for name, room in rooms.items():
+        room.on_message(lambda message, name=name: heard[name].append(message.data))
+    sent = [b"%d" % number for number in range(50)]
+    for data in sent[:-1]:
+        await rooms["c1/m"].cast(data)
+    await rooms["c1/m"].say(sent[-1])
+    assert all(heard[name] == sent for name in rooms if name != "c1/m")
+
+
+async def test_another_hub_takes_over_when_the_border_dies(sites, eventually):
+    s = sites("a1", "b1", "b2")
+    await s.start()
+    await s.whole()
+    assert s.far_links() == {("a1", "b1")}
+    x, y = await s.cluster.client("x", "a1"), await s.cluster.client("y", "b2")
+    room, other = await x.join("r"), await y.join("r")
+    other.on_message(lambda message: b"")
+    await eventually(lambda: "y" in room.members)
+    news: list[Change] = []
+    room.on_presence(lambda presence: news.append(presence.change))
+    await s.stop("b1")
+    await eventually(lambda: Change.UNKNOWN in news)
+    await eventually(lambda: Change.BACK in news)
+    assert (await room.say(b"hi")).acknowledged == ("y",)
+    assert s.far_links() == {("a1", "b2")}
+    await s.start("b1")
+    await s.whole()
+    await eventually(lambda: len(s.far_links()) == 1)
+    assert (await room.say(b"hi")).acknowledged == ("y",)
+
+
+async def test_the_others_stay_together_when_the_first_data_center_dies(sites, eventually):
+    s = sites("a1", "b1", "c1")
+    await s.start()
+    await s.whole()
+    await s.stop("a1")
+    await s.whole()
+    assert s.far_links() == {("b1", "c1")}
+    await s.start("a1")
+    await s.whole()
+    await eventually(lambda: len(s.far_links()) == 2)
+    rooms = await members_at(s)
+    assert set((await rooms["a1/m"].say(b"")).acknowledged) == {"b1/m", "c1/m"}
+
+
+async def test_a_member_that_cannot_be_reached_is_named_once(sites, eventually):
+    s = sites("a1", "a2", "b1")
+    await s.start()
+    await s.whole()
+    x, y = await s.cluster.client("x", "a2"), await s.cluster.client("y", "b1")
+    room, _ = await x.join("r"), await y.join("r")
+    await eventually(lambda: "y" in room.members)
+    await s.stop("b1")
+    await eventually(lambda: not room.members["y"].known)
+    receipt = await room.say(b"hi")
+    assert {name: reason.cause for name, reason in receipt.failed.items()} == {
+        "y": Cause.UNREACHABLE
+    }
+    assert receipt.acknowledged == receipt.unknown == ()
+
+
+async def test_a_link_that_dies_under_a_message_makes_fates_unknown(sites, eventually):
+    s = sites("a1", "a2", "b1")
+    await s.start()
+    await s.whole()
+    x, y = await s.cluster.client("x", "a2"), await s.cluster.client("y", "b1")
+    room, other = await x.join("r"), await y.join("r")
+    began = asyncio.Event()
+
+    @other.on_message
+    async def never(message):
+        began.set()
+        await asyncio.Event().wait()
+
+    await eventually(lambda: "y" in room.members)
+    asking = asyncio.create_task(room.say(b"hi", timeout_s=60))
+    await began.wait()
+    await s.stop("b1")
+    receipt = await asking
+    assert receipt.unknown == ("y",)
