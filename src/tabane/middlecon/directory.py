@@ -56,12 +56,10 @@ class Directory(Rooms):
     def open_link(self, link: LinkPort) -> None:
         """Tell a peer all we know. It does the same; SYNCED ends both."""
         self.links[link.name] = self._ways[link.name] = link
-        link.hubs[link.name] = Reach(False, 1, link.datacenter)
-        self.add_hub(link.name)
-        for other in self.links.values():
-            if other is not link and passes(other, link):
-                for name, reach in other.hubs.items():
-                    link.send(_hub_frame(name, reach))
+        self._set_reach(link, link.name, Reach(False, 1, link.datacenter))
+        for name, way in self._ways.items():
+            if passes(way, link):
+                link.send(_hub_frame(name, way.hubs[name]._replace(open=self.hubs[name])))
         for member in self.members.values():
             if member.via is not link and passes(member.via, link):
                 self._tell_of_member(link, member)
@@ -114,7 +112,8 @@ class Directory(Rooms):
         self._ways[name] = link
         if link.synced:
             self._set_reach(link, name, reach)
-        else:
+        else:  # it counts as open when all that is behind it has been told
+            self._set_reach(link, name, reach._replace(open=False))
             link.hubs[name] = reach
 
     def _on_second_way(self, way: LinkPort | None, link: LinkPort, name: str) -> None:
