@@ -95,10 +95,12 @@ class LocalCluster:
 
     # Commands and records
 
-    def tabane(self, *argv: str) -> Ended:
+    def tabane(self, *argv: str, stdin: str | None = None) -> Ended:
         """One command, in a process of its own."""
         command = [sys.executable, "-m", "tabane.tools.cli", "--root", str(self.root), *argv]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=GIVE_UP_S)
+        done = subprocess.run(
+            command, input=stdin, capture_output=True, text=True, timeout=GIVE_UP_S
+        )
         return Ended(done.returncode, done.stdout, done.stderr)
 
     def deploy(

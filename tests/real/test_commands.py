@@ -50,11 +50,13 @@ def app_file(directory: Path, name: str, **fields: Any) -> str:
 
 
 @contextmanager
-def following(cluster: LocalCluster, *argv: str) -> Iterator[tuple[subprocess.Popen[str], IO[str]]]:
+def following(
+    cluster: LocalCluster, *argv: str, stdin: int | None = None
+) -> Iterator[tuple[subprocess.Popen[str], IO[str]]]:
     """A command that goes on, and its output; killed if it is still there at the end."""
     command = [sys.executable, "-m", "tabane.tools.cli", "--root", str(cluster.root), *argv]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as process:
+    with subprocess.Popen(command, stdin=stdin, stdout=pipe, stderr=pipe, text=True) as process:
         assert process.stdout
         try:
             yield process, process.stdout
@@ -209,6 +211,27 @@ def test_exec(cluster: LocalCluster, awake: dict[str, Any]) -> None:
     assert json.loads(shown.out) == {"code": 4, "stdout": "\x1b\\xff", "stderr": ""}
     refused(run("exec", "--timeout", "0.1", "talks", "sleep", "60"), "within 0.1 s", code=1)
     refused(run("exec", "nobody", "ls"), "no instance is called nobody")
+
+
+def test_exec_passes_stdin_on(cluster: LocalCluster, awake: dict[str, Any]) -> None:
+    assert good(cluster.tabane("exec", "talks", "cat", stdin="hi\n" * 100_000)) == "hi\n" * 100_000
+    assert good(cluster.tabane("exec", "talks", "head", "-c2", stdin="hi\n" * 100_000)) == "hi"
+    assert good(cluster.tabane("exec", "talks", "cat", stdin="")) == ""
+    with following(cluster, "exec", "talks", "true", stdin=subprocess.PIPE) as (process, _):
+        assert process.wait(30) == 0, "its stdin is still open"
+
+
+def test_exec_as_another_user(cluster: LocalCluster, awake: dict[str, Any]) -> None:
+    run = cluster.tabane
+    script = ("sh", "-c", "id -u; id -g; pwd")
+    assert good(run("exec", "talks", *script)) == "0\n0\n/\n"
+    other = good(run("exec", "--user", "nobody:nogroup", "-w", "/tmp", "talks", *script))
+    assert other == "65534\n65534\n/tmp\n"
+    assert good(run("exec", "-u", "7:8", "talks", *script)) == "7\n8\n/\n"
+    refused(run("exec", "-u", "nosuch", "talks", "id"), "the image has no user 'nosuch'")
+    refused(run("exec", "-w", "tmp", "talks", "pwd"), "'tmp' is not an absolute path")
+    assert run("exec", "talks", "nosuch").code == 127
+    assert run("exec", "talks", "/etc/passwd") == (126, "", "/etc/passwd: cannot be executed\n")
 
 
 def test_stop(cluster: LocalCluster) -> None:

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tabane.errors import UsageError
-from tabane.runtimes.lookup import User, find_command, find_user, resolve
+from tabane.runtimes.api import User
+from tabane.runtimes.lookup import find_command, find_user, resolve
 
 
 @pytest.fixture(scope="module")

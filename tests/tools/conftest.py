@@ -92,6 +92,12 @@ def pretended(tmp_path: Path) -> Iterator[Pretended]:
     cluster.close()
 
 
+@pytest.fixture(autouse=True)
+def no_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the tests are run with."""
+    monkeypatch.setattr("sys.stdin", None)
+
+
 # Commands
 
 APP_FILE = 'name = "hello"\nimage = "host"\ncommand = ["true"]\n'

@@ -15,6 +15,7 @@ from tabane.gateway.activation import StopAsked
 from tabane.model import App, AppName, Instance, InstanceId, State
 from tabane.node import messages as say
 from tabane.runtimes.api import ExecResult
+from tabane.runtimes.lookup import find_user
 from tabane.security.audit import Line
 from tabane.security.identity import Principal
 
@@ -150,14 +151,28 @@ async def stop_instances(agent: Agent, who: Principal) -> dict[str, Any]:
 
 
 async def execute(
-    agent: Agent, who: Principal, instance: str, argv: tuple[str, ...], timeout_s: float
+    agent: Agent,
+    who: Principal,
+    instance: str,
+    argv: tuple[str, ...],
+    timeout_s: float,
+    *,
+    user: str = "",
+    workdir: str = "",
+    stdin: AsyncIterator[bytes] | None = None,
 ) -> ExecResult:
+    """`user` as in OCI: `name`, `name:group`, `uid`, `uid:gid`, of the image's own."""
     running = agent.executor.get(InstanceId(instance))
     handle = running.record.handle
     if handle is None or running.instance.state is not State.READY:
         raise NotFound(f"instance {instance} is {running.instance.state}, nothing runs in it")
     _audit(agent, who, "exec", f"{running.instance.app} instance {instance}: {' '.join(argv)}")
-    return await running.driver.exec(handle, argv, timeout_s=timeout_s)
+    if workdir and not workdir.startswith("/"):
+        raise UsageError(f"workdir: {workdir!r} is not an absolute path in the instance")
+    other = find_user(running.record.image.tree, user) if user else None
+    return await running.driver.exec(
+        handle, argv, timeout_s=timeout_s, stdin=stdin, user=other, workdir=workdir
+    )
 
 
 def read_log(agent: Agent, instance: str, *, tail: int, follow: bool) -> AsyncIterator[bytes]:

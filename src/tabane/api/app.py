@@ -15,7 +15,7 @@ import msgspec
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tabane.api import actions
 from tabane.api.guard import Guard
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tabane.node.agent import Agent
 
 MAX_RECORDS = 2000
+MAX_LINE_BYTES = 4 << 20
 
 
 class Body(BaseModel):
@@ -52,6 +53,8 @@ class ScaleBody(Body):
 class ExecBody(Body):
     argv: list[str] = Field(min_length=1)
     timeout_s: float = Field(default=60.0, gt=0, le=3600)
+    user: str = ""
+    workdir: str = ""
 
 
 class Json(Response):
@@ -140,10 +143,56 @@ def _add_instances(router: APIRouter, agent: Agent) -> None:
     @router.post("/instances/{instance}/exec")
     async def execute(instance: str, body: ExecBody, request: Request) -> Response:
         """Run a command inside; on the node that runs it. Output is base64."""
-        argv = tuple(body.argv)
-        result = await actions.execute(agent, _who(request), instance, argv, body.timeout_s)
-        out, err = (base64.b64encode(data).decode() for data in (result.stdout, result.stderr))
-        return Json({"code": result.code, "stdout": out, "stderr": err})
+        return await _execute(agent, request, instance, body, None)
+
+    @router.post("/instances/{instance}/exec-stdin")
+    async def execute_with_stdin(instance: str, request: Request) -> Response:
+        """The same; the request's first line is the JSON, what follows is the command's input."""
+        line, rest = await _split_line(request.stream())
+        try:
+            body = ExecBody.model_validate_json(line)
+        except ValidationError as error:
+            raise RequestValidationError(error.errors()) from None
+        return await _execute(agent, request, instance, body, rest)
+
+
+async def _execute(
+    agent: Agent,
+    request: Request,
+    instance: str,
+    body: ExecBody,
+    stdin: AsyncIterator[bytes] | None,
+) -> Response:
+    result = await actions.execute(
+        agent,
+        _who(request),
+        instance,
+        tuple(body.argv),
+        body.timeout_s,
+        user=body.user,
+        workdir=body.workdir,
+        stdin=stdin,
+    )
+    out, err = (base64.b64encode(data).decode() for data in (result.stdout, result.stderr))
+    return Json({"code": result.code, "stdout": out, "stderr": err})
+
+
+async def _split_line(blocks: AsyncIterator[bytes]) -> tuple[bytes, AsyncIterator[bytes]]:
+    """The first line, and what comes after it."""
+    line = b""
+    async for block in blocks:
+        line += block
+        if b"\n" in block or len(line) > MAX_LINE_BYTES:
+            break
+    line, _, first = line.partition(b"\n")
+
+    async def rest() -> AsyncIterator[bytes]:
+        if first:
+            yield first
+        async for block in blocks:
+            yield block
+
+    return line, rest()
 
 
 def _add_records(router: APIRouter, agent: Agent) -> None:

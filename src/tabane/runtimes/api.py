@@ -12,7 +12,7 @@ capabilities; `tabane.testing.check_driver` holds every driver, the fake include
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -141,6 +141,14 @@ class Command(Value, frozen=True):
 
     `pid_file`: the engine writes there the pid of the process it leaves behind (`crun run -d`);
     the spawner then also watches that process, as the instance's. `log`: stdout and stderr go into
+class User(Value, frozen=True):
+    """Numeric ids inside the container."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...] = ()
+
+
     pipes that the spawner owns and writes to this file, as CRI log lines; they stay open for what
     the engine leaves behind. Without a log both are gathered and returned (64 KiB at most).
     """
@@ -220,13 +228,18 @@ class Driver(Protocol):
     async def restore(self, spec: InstanceSpec, handle: Handle, directory: Path) -> Handle: ...
 
     async def exec(
-        self, handle: Handle, argv: tuple[str, ...], *, timeout_s: float
-    ) -> ExecResult: ...
-
-    def exec_argv(
-        self, handle: Handle, argv: tuple[str, ...], *, terminal: bool
-    ) -> tuple[str, ...]:
-        """The engine's command line that runs `argv` inside, for callers that stream it."""
+        self,
+        handle: Handle,
+        argv: tuple[str, ...],
+        *,
+        timeout_s: float,
+        stdin: AsyncIterator[bytes] | None = None,
+        user: User | None = None,
+        workdir: str = "",
+    ) -> ExecResult:
+        """Run a command inside, as the main process in all else: user, groups, working directory,
+        environment, confinement; or with this `user` and `workdir`. Without `stdin` it reads
+        nothing. Code 127: there is no such program; 126: it cannot be executed."""
 
     async def stats(self, handle: Handle) -> Stats: ...
 

@@ -17,8 +17,8 @@ import msgspec
 from tabane.errors import Unsupported, UsageError
 from tabane.model import App, Value
 from tabane.runtimes import seccomp
-from tabane.runtimes.api import Enforcement, Image, InstanceSpec, Link
-from tabane.runtimes.lookup import User, find_command, find_user
+from tabane.runtimes.api import Enforcement, Image, InstanceSpec, Link, User
+from tabane.runtimes.lookup import find_command, find_user
 
 INIT = "/.tabane/init"
 """Debian's tini-static: it reaps orphans and passes signals on. Static, so any image will do."""

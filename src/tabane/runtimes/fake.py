@@ -26,7 +26,7 @@ import itertools
 import signal
 import socket
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,6 +43,7 @@ from tabane.runtimes.api import (
     Probe,
     Spawner,
     Stats,
+    User,
 )
 from tabane.supervise import Supervisor
 
@@ -232,15 +233,24 @@ class FakeDriver:
     async def restore(self, spec: InstanceSpec, handle: Handle, directory: Path) -> Handle:
         raise Unsupported(NO_CHECKPOINTS)
 
-    async def exec(self, handle: Handle, argv: tuple[str, ...], *, timeout_s: float) -> ExecResult:
-        """Prints its arguments, as `echo` does."""
+    async def exec(
+        self,
+        handle: Handle,
+        argv: tuple[str, ...],
+        *,
+        timeout_s: float,
+        stdin: AsyncIterator[bytes] | None = None,
+        user: User | None = None,
+        workdir: str = "",
+    ) -> ExecResult:
+        """Prints its arguments, as `echo` does; `cat` prints its input. It has no others."""
         self._running(handle)
+        if argv[0] == "cat":
+            given = b"".join([block async for block in stdin]) if stdin is not None else b""
+            return ExecResult(0, given, b"")
+        if argv[0] != "echo":
+            return ExecResult(127, b"", f"{argv[0]}: not found\n".encode())
         return ExecResult(0, " ".join(argv[1:]).encode() + b"\n", b"")
-
-    def exec_argv(
-        self, handle: Handle, argv: tuple[str, ...], *, terminal: bool
-    ) -> tuple[str, ...]:
-        return ("echo", *argv)
 
     async def stats(self, handle: Handle) -> Stats:
         self._running(handle)

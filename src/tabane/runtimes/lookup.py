@@ -12,19 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from tabane.errors import UsageError
-from tabane.model import Value
+from tabane.runtimes.api import User
 
 MAX_LINKS = 40
 """As the kernel's: more mean a loop."""
 LARGEST_ID = 65535
-
-
-class User(Value, frozen=True):
-    """Numeric ids inside the container."""
-
-    uid: int
-    gid: int
-    groups: tuple[int, ...] = ()
 
 
 def resolve(tree: Path, path: str, mounts: dict[str, Path] | None = None) -> Path | None:
@@ -74,6 +66,12 @@ def find_command(
         if found is not None and found.is_file() and found.stat().st_mode & 0o111:
             return candidate
     return None
+
+
+def is_file(tree: Path, path: str, workdir: str) -> bool:
+    """Whether that path inside, from `workdir` on, is there at all."""
+    found = resolve(tree, os.path.join(workdir, path))  # noqa: PTH118
+    return found is not None and found.exists() and "/" in path
 
 
 def find_user(tree: Path, user: str) -> User:

@@ -11,20 +11,20 @@ broke off half-way.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import os
 import resource
 import shutil
 import signal
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from tabane.errors import EngineError, NotFound, TimedOut, Unsupported
+from tabane.errors import EngineError, NotFound, Unsupported
 from tabane.model import AppName, Class, ExitStatus, Value
-from tabane.runtimes import bundle, process, rootfs
+from tabane.runtimes import bundle, inside, process, rootfs
 from tabane.runtimes.api import (
     Capabilities,
     Command,
@@ -36,6 +36,7 @@ from tabane.runtimes.api import (
     Probe,
     Spawner,
     Stats,
+    User,
 )
 from tabane.runtimes.cgroups import Cgroup, counts_swap, missing_controllers
 
@@ -272,36 +273,23 @@ class OciDriver:
 
     # Inside
 
-    async def exec(self, handle: Handle, argv: tuple[str, ...], *, timeout_s: float) -> ExecResult:
+    async def exec(
+        self,
+        handle: Handle,
+        argv: tuple[str, ...],
+        *,
+        timeout_s: float,
+        stdin: AsyncIterator[bytes] | None = None,
+        user: User | None = None,
+        workdir: str = "",
+    ) -> ExecResult:
         """As `Driver.exec`; on a time-out the program inside is killed (`TimedOut`)."""
         _check_running(handle)
-        number = next(_exec_numbers)
-        pid_file = _directory(handle) / f"exec-{os.getpid()}-{number}.pid"
-        options = ("--no-new-privs", "--pid-file", str(pid_file))
-        command = (*self._command(handle), "exec", *options, handle.id, *argv)
-        pipe = asyncio.subprocess.PIPE
-        engine = await asyncio.create_subprocess_exec(
-            *command, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe
-        )
-        try:
-            async with asyncio.timeout(timeout_s):
-                stdout, stderr = await engine.communicate()
-        except TimeoutError:
-            problem = f"{argv[0]} did not end in {handle.id} within {timeout_s:g} s and was killed"
-            raise TimedOut(problem) from None
-        finally:
-            if engine.returncode is None:
-                _kill_by_file(pid_file)
-                engine.kill()
-                await engine.wait()
-            pid_file.unlink(missing_ok=True)
-        return ExecResult(engine.returncode or 0, stdout, stderr)
-
-    def exec_argv(
-        self, handle: Handle, argv: tuple[str, ...], *, terminal: bool
-    ) -> tuple[str, ...]:
-        options = ("--no-new-privs", *(("--tty",) if terminal else ()))
-        return (*self._command(handle), "exec", *options, handle.id, *argv)
+        pid = handle.data["pid"]
+        assert isinstance(pid, int)
+        entry = inside.Entry(argv, user, workdir)
+        engine, directory = self._command(handle), _directory(handle)
+        return await inside.run(engine, directory, pid, handle.id, entry, stdin, timeout_s)
 
     async def stats(self, handle: Handle) -> Stats:
         _check_running(handle)
@@ -309,9 +297,6 @@ class OciDriver:
 
     async def processes(self, handle: Handle) -> list[int]:
         return _cgroup(handle).pids()
-
-
-_exec_numbers = itertools.count()
 
 
 def crun(spawner: Spawner, directory: Path) -> OciDriver:
@@ -392,11 +377,3 @@ def _last_words(log: Path) -> str:
     except FileNotFoundError:
         return ""
     return str(msgspec.json.decode(entries[-1]).get("msg", "")) if entries else ""
-
-
-def _kill_by_file(pid_file: Path) -> None:
-    """Kill a program whose engine waits for it, so that its pid cannot have been reused."""
-    try:
-        os.kill(int(pid_file.read_text()), signal.SIGKILL)
-    except (FileNotFoundError, ProcessLookupError, ValueError):
-        pass

@@ -236,7 +236,16 @@ async def check_exec(bench: DriverBench) -> None:
             return
         result = await command
         assert (result.code, result.stdout, result.stderr) == (0, b"it works\n", b"")
-        assert driver.exec_argv(handle, ("echo", "x"), terminal=False)[-2:] == ("echo", "x")
+        again = driver.exec(handle, ("cat",), timeout_s=PATIENCE_S, stdin=_blocks(b"give", b"n"))
+        assert (await again).stdout == b"given"
+        missing = await driver.exec(handle, ("no-such-program",), timeout_s=PATIENCE_S)
+        assert missing.code == 127
+        assert b"no-such-program" in missing.stderr
+
+
+async def _blocks(*blocks: bytes) -> AsyncIterator[bytes]:
+    for block in blocks:
+        yield block
 
 
 async def check_stats(bench: DriverBench) -> None:

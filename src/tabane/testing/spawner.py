@@ -8,6 +8,7 @@ import os
 import signal
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -131,8 +132,9 @@ class PlainSpawner:
             return
         for children in Path("/proc/self/task").glob("*/children"):
             for pid in map(int, children.read_text().split()):
-                if pid not in self._watched and os.getsid(pid) != os.getsid(0):
-                    os.waitpid(pid, os.WNOHANG)
+                with suppress(ProcessLookupError, ChildProcessError):  # reaped by asyncio
+                    if pid not in self._watched and os.getsid(pid) != os.getsid(0):
+                        os.waitpid(pid, os.WNOHANG)
 
     async def aclose(self) -> None:
         """Kill what still runs and wait for its end."""

@@ -11,8 +11,9 @@ import json
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,6 +108,29 @@ class Cluster:
         with response, _breaking_off(name):
             return response.read()
 
+    def converse(
+        self, path: str, head: Any, blocks: Iterator[bytes], *, node: str, timeout_s: float
+    ) -> Any:
+        """POST a line of JSON and then `blocks` as they come, until there is an answer."""
+        from http.client import HTTPConnection
+        from threading import Thread
+
+        name, sock = self._connect_any(node)
+        sock.settimeout(timeout_s)
+        connection = HTTPConnection("localhost")
+        connection.sock = sock
+        with sock, _breaking_off(name):
+            connection.putrequest("POST", _quote(path))
+            connection.putheader("Transfer-Encoding", "chunked")
+            connection.endheaders()
+            whole = chain([json.dumps(head).encode() + b"\n"], blocks)
+            Thread(target=_send_chunks, args=(sock, whole), daemon=True).start()
+            with connection.getresponse() as response:
+                body = response.read()
+        if response.status not in OK:
+            raise _error_of(response.status, body)
+        return _parse(body)
+
     @contextmanager
     def stream(self, path: str, *, node: str | None = None) -> Iterator[Iterator[bytes]]:
         """An answer's lines, as they come; the node has the question when the block begins."""
@@ -161,6 +185,14 @@ class Cluster:
 
     def _unreachable(self, problems: list[str]) -> Unreachable:
         return Unreachable(f"no answer from the cluster below {self.root} ({'; '.join(problems)})")
+
+
+def _send_chunks(sock: socket.socket, blocks: Iterable[bytes]) -> None:
+    """Until they end, or nobody takes them any more."""
+    with suppress(OSError):
+        for block in blocks:
+            sock.sendall(b"%x\r\n%s\r\n" % (len(block), block))
+        sock.sendall(b"0\r\n\r\n")
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import base64
 import json
+import os
 import sys
 from typing import Any
 
@@ -17,6 +18,8 @@ from tabane.node.logfile import parse_line
 from tabane.tools.cli.common import NAME, Parser, app_key, complain, print_json, say, whole
 from tabane.tools.client import Cluster
 
+USER_HELP = "NAME[:GROUP] or UID[:GID] of the image; else as the program itself"
+STDIN_BLOCK = 64 << 10
 LONGEST_EXEC_S = 3600.0
 ANSWER_MARGIN_S = 10.0
 """What a node may take beyond the time the command has, to kill it and say so."""
@@ -94,9 +97,23 @@ def execute(argv: list[str]) -> int:
     if len(found) > 1:
         raise UsageError(f"exec: {args.instance} has {len(found)} instances: {_ids(found)}")
     body = {"argv": args.command, "timeout_s": args.timeout}
+    body |= {name: value for name in ("user", "workdir") if (value := getattr(args, name))}
     path = f"/api/v1/instances/{found[0]['id']}/exec"
-    limit_s = args.timeout + ANSWER_MARGIN_S
-    return _show_end(cluster.post(path, body, node=found[0]["node"], timeout_s=limit_s), args.json)
+    node, limit_s = found[0]["node"], args.timeout + ANSWER_MARGIN_S
+    if (descriptor := _stdin()) is None:
+        return _show_end(cluster.post(path, body, node=node, timeout_s=limit_s), args.json)
+    blocks = iter(lambda: os.read(descriptor, STDIN_BLOCK), b"")
+    answer = cluster.converse(f"{path}-stdin", body, blocks, node=node, timeout_s=limit_s)
+    return _show_end(answer, args.json)
+
+
+def _stdin() -> int | None:
+    """What the command shall read: nothing from a terminal, or when there is none."""
+    try:
+        descriptor = sys.stdin.fileno()
+        return None if os.isatty(descriptor) else descriptor
+    except (AttributeError, OSError, ValueError):
+        return None
 
 
 globals()["exec"] = execute
@@ -106,6 +123,8 @@ def _parse_exec(argv: list[str]) -> argparse.Namespace:
     parser = Parser("exec", "Run a command inside an instance, and end as it ends.")
     parser.usage = "tabane exec [options] INSTANCE [--] COMMAND ..."
     parser.add_argument("--timeout", type=_seconds, default=60.0, metavar="SECONDS")
+    parser.add_argument("-u", "--user", default="", metavar="USER", help=USER_HELP)
+    parser.add_argument("-w", "--workdir", default="", metavar="DIR", help="else the program's own")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("instance", help="an instance id, or the name of an app with one instance")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="all that follows the instance")

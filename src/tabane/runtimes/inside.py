@@ -1,0 +1,139 @@
+"""A command inside a container that runs: as the main process in all but its words.
+
+User, groups, environment, capabilities and limits are those of the container's `config.json`, which
+the engine is given again as a process description (`exec --process`); without one it would enter as
+root in /. Whether the program is there is looked up first, since engines differ in how they say so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from tabane.errors import TimedOut
+from tabane.model import Value
+from tabane.runtimes.api import ExecResult, User
+from tabane.runtimes.lookup import find_command, is_file
+from tabane.supervise import Supervisor
+
+NOT_EXECUTABLE, NOT_FOUND = 126, 127
+"""Exit codes, as of a shell."""
+
+
+class Entry(Value, frozen=True):
+    """What to run: `user` and `workdir` instead of the main process's, when given."""
+
+    argv: tuple[str, ...]
+    user: User | None = None
+    workdir: str = ""
+
+
+async def run(
+    engine: tuple[str, ...],
+    directory: Path,
+    pid: int,
+    container: str,
+    entry: Entry,
+    stdin: AsyncIterator[bytes] | None,
+    timeout_s: float,
+) -> ExecResult:
+    """`engine` with its options; `pid` is the container's init. Raises `TimedOut`; the program is
+    killed then, and when `stdin` fails."""
+    process = describe_process((directory / "config.json").read_bytes(), entry)
+    if (problem := look_up(Path(f"/proc/{pid}/root"), process)) is not None:
+        return problem
+    name = f"exec-{os.getpid()}-{next(_numbers)}"
+    pid_file, description = directory / f"{name}.pid", directory / f"{name}.json"
+    description.write_bytes(msgspec.json.encode(process))
+    options = ("--pid-file", str(pid_file), "--process", str(description))
+    pipe, none = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
+    program = await asyncio.create_subprocess_exec(
+        *(*engine, "exec", *options, container),
+        stdin=pipe if stdin is not None else none,
+        stdout=pipe,
+        stderr=pipe,
+    )
+    try:
+        async with asyncio.timeout(timeout_s):
+            stdout, stderr = await _converse(program, stdin)
+    except TimeoutError:
+        said = f"{entry.argv[0]} did not end in {container} within {timeout_s:g} s and was killed"
+        raise TimedOut(said) from None
+    finally:
+        if program.returncode is None:
+            _kill_by_file(pid_file)
+            program.kill()
+            await program.wait()
+        pid_file.unlink(missing_ok=True)
+        description.unlink(missing_ok=True)
+    return ExecResult(program.returncode or 0, stdout, stderr)
+
+
+_numbers = itertools.count()
+
+
+def describe_process(config: bytes, entry: Entry) -> dict[str, Any]:
+    """The main process's description of `config.json`, with other words."""
+    process: dict[str, Any] = msgspec.json.decode(config)["process"]
+    process["args"] = entry.argv
+    process["cwd"] = entry.workdir or process["cwd"]
+    if (user := entry.user) is not None:
+        process["user"] = {"uid": user.uid, "gid": user.gid, "additionalGids": user.groups}
+    return process
+
+
+def look_up(tree: Path, process: dict[str, Any]) -> ExecResult | None:
+    """What a shell would answer when there is no such program in `tree`, or none to execute."""
+    program, cwd = process["args"][0], process["cwd"]
+    env = dict(entry.partition("=")[::2] for entry in process["env"])
+    if find_command(tree, program, env["PATH"], cwd) is not None:
+        return None
+    if is_file(tree, program, cwd):
+        return ExecResult(NOT_EXECUTABLE, b"", f"{program}: cannot be executed\n".encode())
+    where = "" if "/" in program else f" (looked in {env['PATH']})"
+    return ExecResult(NOT_FOUND, b"", f"{program}: not found{where}\n".encode())
+
+
+async def _converse(
+    program: asyncio.subprocess.Process, stdin: AsyncIterator[bytes] | None
+) -> tuple[bytes, bytes]:
+    """All it writes, while it is given `stdin`; what it does not read before its end is dropped."""
+    assert program.stdout is not None
+    assert program.stderr is not None
+    said = asyncio.gather(program.stdout.read(), program.stderr.read(), program.wait())
+    try:
+        if stdin is not None:
+            async with Supervisor("exec", on_failure=lambda *_: None) as tasks:
+                fed = tasks.start("stdin", _feed(program, stdin))
+                await asyncio.wait({said, fed}, return_when=asyncio.FIRST_COMPLETED)
+                if fed.done():
+                    fed.result()
+                await asyncio.shield(said)
+        stdout, stderr, _ = await said
+    finally:
+        said.cancel()
+    return stdout, stderr
+
+
+async def _feed(program: asyncio.subprocess.Process, stdin: AsyncIterator[bytes]) -> None:
+    pipe = program.stdin
+    assert pipe is not None
+    with suppress(ConnectionError):
+        async for block in stdin:
+            pipe.write(block)
+            await pipe.drain()
+    pipe.close()
+
+
+def _kill_by_file(pid_file: Path) -> None:
+    """Kill a program whose engine waits for it, so that its pid cannot have been reused."""
+    with suppress(FileNotFoundError, ProcessLookupError, ValueError):
+        os.kill(int(pid_file.read_text()), signal.SIGKILL)
