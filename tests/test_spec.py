@@ -9,9 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tabane.errors import SpecError
-from tabane.model import App, Class, NetworkPolicy, Placement, Reactive, Resources, SecurityPolicy
+from tabane.model import (
+    App,
+    Class,
+    NetworkPolicy,
+    Placement,
+    Reactive,
+    Resources,
+    SecurityPolicy,
+    Services,
+)
+from tabane.node.messages import NODES
 from tabane.spec import load_app, parse_app, read_app, render_app
-from tabane.spec_fields import CAPABILITIES, FIELDS
+from tabane.spec_fields import CAPABILITIES, FIELDS, OWN_ROOM
 
 FULL = """\
 name = "hello"
@@ -53,6 +63,9 @@ datacenters = ["tokyo", "osaka"]
 
 [security]
 capabilities = ["CAP_NET_RAW"]
+
+[services]
+middlecon = ["deploys", "chat.*"]
 """
 
 LEAST = 'name = "a"\nimage = "host"\ncommand = ["true"]\n'
@@ -82,6 +95,7 @@ def test_every_field() -> None:
         network=NetworkPolicy(egress=False),
         placement=Placement(("tokyo", "osaka")),
         security=SecurityPolicy(("CAP_NET_RAW",)),
+        services=Services(("deploys", "chat.*")),
     )
 
 
@@ -89,6 +103,10 @@ def test_defaults() -> None:
     app = parse_app('name = "a"\nimage = "oci:dir"\nport = 80')
     assert app == App(name="a", image="oci:dir", source="oci:dir", port=80)
     assert app.isolation is Class.CONTAINER
+
+
+def test_the_room_no_app_may_enter_is_that_of_the_agents() -> None:
+    assert OWN_ROOM == NODES
 
 
 def test_without_a_port_it_is_ready_when_it_runs() -> None:
@@ -152,6 +170,17 @@ def test_without_a_port_it_is_ready_when_it_runs() -> None:
         ('placement.datacenters = ["a/b"]', "placement.datacenters", "is no name"),
         ('security.capabilities = ["NET_RAW"]', "security.capabilities", "CAP_NET_RAW?"),
         ('security.capabilities = ["cap_net_raw"]', "security.capabilities", "CAP_NET_RAW?"),
+        ("services.middlecon = []", "services.middlecon", "list of at least one"),
+        ('services.middlecon = "deploys"', "services.middlecon", "is not a list"),
+        ('services.middlecon = ["a*b"]', "services.middlecon", 'no * but at the end, as "chat.*"'),
+        ('services.middlecon = [""]', "services.middlecon", "'' is no room: 1 to 255 bytes"),
+        ('services.middlecon = ["a\\u0007"]', "services.middlecon", "that can be printed"),
+        ('services.middlecon = ["' + 128 * "束" + '"]', "services.middlecon", "1 to 255 bytes"),
+        ('services.middlecon = ["a", "a"]', "services.middlecon", "'a' is there twice"),
+        ('services.middlecon = ["nodes"]', "services.middlecon", "the cluster's own processes"),
+        ('services.middlecon = ["no*"]', "services.middlecon", "only rooms of the app's own"),
+        ('services.middlecon = ["*"]', "services.middlecon", "'*' takes in 'nodes'"),
+        ("services.k2i = true", "services.k2i", "(allowed here: middlecon)"),
         ("prot = 80", "prot", "did you mean port? (allowed here: name, namespace, image"),
         ("reactive.stopafter = 1", "reactive.stopafter", "did you mean stop_after? (allowed here:"),
         ("resources.xyzzy = 1", "resources.xyzzy", "(allowed here: cpu, memory, pids, disk)"),
@@ -286,6 +315,7 @@ def apps(draw: st.DrawFn) -> App:
         network=NetworkPolicy(draw(st.booleans())),
         placement=Placement(draw(st.just(("*",)) | st.tuples(LABELS))),
         security=SecurityPolicy(draw(st.sampled_from([(), ("CAP_NET_RAW", "CAP_CHOWN")]))),
+        services=Services(draw(st.sampled_from([(), ("deploys", "chat.*", "束")]))),
     )
 
 

@@ -90,6 +90,13 @@ class SecurityPolicy(Value, frozen=True, omit_defaults=True):
     """Added to the small default set, as `CAP_NET_RAW`."""
 
 
+class Services(Value, frozen=True, omit_defaults=True):
+    """What of its node an app's instances may use, besides the network."""
+
+    middlecon: tuple[str, ...] = ()
+    """Rooms, by name; a `*` at the end of one stands for any end."""
+
+
 class App(Value, frozen=True, omit_defaults=True):
     """One revision of a declared program.
 
@@ -114,6 +121,7 @@ class App(Value, frozen=True, omit_defaults=True):
     network: NetworkPolicy = NetworkPolicy()
     placement: Placement = Placement()
     security: SecurityPolicy = SecurityPolicy()
+    services: Services = Services()
     id_base: int = 0
     """First host uid and gid of the app's own 65,536; given once, kept by all revisions."""
     owner: int = 0

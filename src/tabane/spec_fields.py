@@ -11,7 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from tabane.errors import UsageError
-from tabane.model import Class, NetworkPolicy, Placement, Reactive, Resources, SecurityPolicy
+from tabane.model import (
+    Class,
+    NetworkPolicy,
+    Placement,
+    Reactive,
+    Resources,
+    SecurityPolicy,
+    Services,
+)
 from tabane.units import format_duration, format_size, parse_duration, parse_size, shorten
 
 Reader = Callable[[Any], Any]
@@ -26,6 +34,8 @@ MKNOD NET_ADMIN NET_BIND_SERVICE NET_BROADCAST NET_RAW PERFMON SETFCAP SETGID SE
 SYS_ADMIN SYS_BOOT SYS_CHROOT SYS_MODULE SYS_NICE SYS_PACCT SYS_PTRACE SYS_RAWIO SYS_RESOURCE
 SYS_TIME SYS_TTY_CONFIG WAKE_ALARM
 """
+OWN_ROOM = "nodes"
+"""Where the cluster's own processes talk to each other: no app may be there."""
 CAPABILITIES = frozenset("CAP_" + name for name in _CAPABILITY_NAMES.split())
 """capabilities(7), Linux 5.9 and later."""
 
@@ -170,6 +180,21 @@ def _capability(value: Any) -> str:
     return str(value)
 
 
+def _room(value: Any) -> str:
+    name, star, rest = _text(value).partition("*")
+    if rest or not (value and value.isprintable()) or len(value.encode()) > 255:
+        raise UsageError(
+            f"{shorten(value)} is no room: 1 to 255 bytes that can be printed, "
+            'with no * but at the end, as "chat.*"'
+        )
+    if name == OWN_ROOM or (star and OWN_ROOM.startswith(name)):
+        raise UsageError(
+            f"{shorten(value)} takes in {OWN_ROOM!r}, the room of the cluster's own processes: "
+            "name only rooms of the app's own"
+        )
+    return str(value)
+
+
 def _list(read: Reader, *, empty: bool = True) -> Reader:
     def read_list(value: Any) -> tuple[Any, ...]:
         if not isinstance(value, list) or not (value or empty):
@@ -259,6 +284,9 @@ FIELDS: dict[str, Field | Section] = {
     ),
     "security": Section(
         "security", SecurityPolicy, {"capabilities": Field("capabilities", _set(_capability))}
+    ),
+    "services": Section(
+        "services", Services, {"middlecon": Field("middlecon", _set(_room, empty=False))}
     ),
 }
 """All an app file may say, in the order it is written."""

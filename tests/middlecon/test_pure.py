@@ -10,7 +10,10 @@ import pytest
 
 import tabane.middlecon
 
-PURE = ("frames", "session", "receipts", "rooms", "directory", "tallies", "relay")
+PURE = (
+    *("frames", "session", "receipts", "rooms", "directory", "tallies", "relay", "chat"),
+    "contained",
+)
 FORBIDDEN = {"asyncio", "socket", "time", "selectors", "threading", "os", "uvloop", "random"}
 
 

@@ -10,7 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from tabane.errors import Unsupported, UsageError
-from tabane.model import App, InstanceId, Resources, SecurityPolicy
+from tabane.model import App, InstanceId, Resources, SecurityPolicy, Services
 from tabane.runtimes import bundle, seccomp
 from tabane.runtimes.api import Image, InstanceSpec, Link
 
@@ -45,6 +45,21 @@ def test_process(spec: InstanceSpec) -> None:
     assert process["cwd"] == "/srv"
     assert process["user"] == {"uid": 5, "gid": 6, "additionalGids": []}
     assert process["noNewPrivileges"] is True
+
+
+def test_services_are_shown_to_who_asks_for_them(spec: InstanceSpec) -> None:
+    assert "/run/tabane" not in {mount["destination"] for mount in make(spec)["mounts"]}
+    asking = replace(
+        spec,
+        app=replace(spec.app, services=Services(("deploys",)), env={"TABANE_HUB": "elsewhere"}),
+        services=Path("/run/i/services"),
+    )
+    config = make(asking)
+    (mount,) = (m for m in config["mounts"] if m["destination"] == "/run/tabane")
+    assert (mount["source"], mount["type"]) == ("/run/i/services", "bind")
+    assert mount["options"] == ["bind", "ro", "nosuid", "nodev", "noexec"]
+    assert "TABANE_HUB=unix:///run/tabane/hub.sock" in config["process"]["env"]
+    assert not any("TABANE_HUB" in entry for entry in make(spec)["process"]["env"])
 
 
 def test_namespaces(spec: InstanceSpec) -> None:

@@ -155,6 +155,7 @@ class Connection:
         wire.port.name = f"hub {welcome.hub}"
         wire.session.set_limit(welcome.data_bytes)
         self._data_bytes = welcome.data_bytes
+        self._hello.was = welcome.name
         self._wire = wire
         self._lost.clear()
         self._check = self._loop.call_later(welcome.heartbeat_s, self._on_check, welcome)

@@ -51,6 +51,12 @@ class Reactor:
         self._listeners[sock.fileno()] = sock, make_protocol
         self._epoll.register(sock.fileno(), select.EPOLLIN)
 
+    def close_listener(self, sock: socket.socket) -> None:
+        """Take no more connections there, and close it."""
+        if self._listeners.pop(sock.fileno(), None) is not None:
+            self._epoll.unregister(sock.fileno())
+            sock.close()
+
     def close_listeners(self) -> None:
         """Take no more connections; those that are there stay."""
         for fd, (sock, _) in self._listeners.items():

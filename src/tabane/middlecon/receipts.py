@@ -27,6 +27,8 @@ class Cause(StrEnum):
     UNREACHABLE = "unreachable"
     """The link to its hub was down: no copy was sent."""
     NOT_FOUND = "not_found"
+    DENIED = "denied"
+    """The sender may not do that; nobody was told."""
     ASLEEP = "asleep"
     """It is frozen; only of a message to one member, a receipt has its own list."""
 

@@ -9,6 +9,7 @@ from tabane.errors import (
     Asleep,
     Busy,
     Closed,
+    Denied,
     NotFound,
     Refused,
     TabaneError,
@@ -29,6 +30,7 @@ _ERRORS: dict[Cause, type[TabaneError]] = {
     Cause.OVERLOADED: Busy,
     Cause.UNREACHABLE: Unreachable,
     Cause.NOT_FOUND: NotFound,
+    Cause.DENIED: Denied,
     Cause.ASLEEP: Asleep,
 }
 

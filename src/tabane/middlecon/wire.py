@@ -187,6 +187,10 @@ class Wire(asyncio.Protocol):
             self.transport.write(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
         self.transport.write(b"This is a middlecon hub; it speaks its binary protocol only.\n")
         self.lose(ProtocolError("the other side speaks text"), linger=True)
+    def forgive(self) -> None:
+        """Forget how long the other side has been silent."""
+        self._quiet = 0
+
 
     def cut(self, error: TabaneError) -> None:
         """Tell the other side what it did wrong, and close."""

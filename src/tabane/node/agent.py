@@ -49,6 +49,7 @@ from tabane.node.instances import Executor, Transition
 from tabane.node.journal import Journal
 from tabane.node.membership import Membership, Terms
 from tabane.node.replication import Follower, Publisher
+from tabane.node.services import HubSockets
 from tabane.node.spawner import HolderSpawner
 from tabane.scheduler.placement import NodeView
 from tabane.security.audit import Line
@@ -85,6 +86,7 @@ class Agent:
         self.wakes: Journal[WakeRecord] = Journal(paths.wakes, WakeRecord)
         self.audit: Journal[Line] = Journal(paths.audit, Line)
         self.pool = NetworkPool(self.spawner, config.key, size=config.pool)
+        self.hub_sockets = HubSockets()
         self.executor = Executor(
             config.key,
             config.incarnation,
@@ -92,6 +94,7 @@ class Agent:
             paths.instance_logs,
             config.cgroup,
             links=self.pool,
+            services=self.hub_sockets,
             prepare_image=lambda app: self.images.prepare(app.image),
             driver_for=self.engines.driver_for,
             clock=clock,
@@ -131,6 +134,7 @@ class Agent:
         self.me: Client = await connect(
             hub, name=agent_of(self.config.key), timeout_s=HUB_TIMEOUT_S
         )
+        await self.hub_sockets.restore(self.me)
         self.nodes = Membership(self.config, self.me.hubs)
         self.me.on_hub(self._on_hub)
         self.me.on_connected(self._on_connected)
@@ -239,6 +243,7 @@ class Agent:
 
     def _on_connected(self) -> None:
         """A new hub session: learn what was missed, say what is here."""
+        self.tasks.start("hub sockets", self.hub_sockets.restore(self.me))
         self.tasks.start("resync", self._resync())
 
     async def _resync(self) -> None:

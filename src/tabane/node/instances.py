@@ -18,7 +18,7 @@ from typing import Protocol
 from msgspec.structs import replace
 
 from tabane.clock import Clock
-from tabane.errors import NotFound, TabaneError
+from tabane.errors import NotFound, TabaneError, Unsupported
 from tabane.gateway.activation import InstanceEnded, InstanceReady
 from tabane.gateway.messages import StartTrace
 from tabane.lifecycle import Event, follow
@@ -40,6 +40,16 @@ class Links(Protocol):
     async def release(self, link: Link) -> None: ...
 
     async def recover(self, in_use: Iterable[Link]) -> None: ...
+
+
+class Services(Protocol):
+    """What of the node an app asks for, as `tabane.node.services.HubSockets`."""
+
+    async def open(self, spec: InstanceSpec) -> None:
+        """Have it ready for an instance before its program runs. Raises when it is refused."""
+
+    async def close(self, spec: InstanceSpec) -> None:
+        """Take it away. Idempotent."""
 
 
 class Transition(Value, frozen=True):
@@ -90,6 +100,7 @@ class Executor:
         cgroup: str,
         *,
         links: Links,
+        services: Services,
         prepare_image: Callable[[App], Awaitable[Image]],
         driver_for: Callable[[App], Driver],
         clock: Clock,
@@ -104,6 +115,7 @@ class Executor:
         self._logs = logs
         self._cgroup = cgroup
         self._links = links
+        self._services = services
         self._prepare_image = prepare_image
         self._driver_for = driver_for
         self._clock = clock
@@ -148,6 +160,7 @@ class Executor:
             log=self._logs / instance.id / "log",
             cgroup=f"{self._cgroup}/{instance.id}",
             hostname=f"{record.app.name}-{instance.id}",
+            services=directory / "services" if record.app.services.middlecon else None,
         )
 
     # Start
@@ -199,6 +212,7 @@ class Executor:
         spec.directory.mkdir(parents=True)
         self._save(running)
         try:
+            await self._open_services(driver, spec)
             handle = await driver.prepare(spec)
         except BaseException:
             await self._clean_up(running)
@@ -208,6 +222,14 @@ class Executor:
         self._step(running, Event.START)
         self._save(running)
         return running
+
+    async def _open_services(self, driver: Driver, spec: InstanceSpec) -> None:
+        if spec.services is None:
+            return
+        if not driver.capabilities.services:
+            raise Unsupported(f"{spec.app.key}: {driver.name} cannot show services to an instance")
+        spec.services.mkdir()
+        await self._services.open(spec)
 
     def _fail_early(self, app: App, instance_id: InstanceId, reason: str) -> None:
         """Nothing was started: say so, and forget it."""
@@ -356,6 +378,8 @@ class Executor:
         """Remove what the driver left; the log stays, the link until it is released."""
         if running.record.handle is not None:
             await running.driver.destroy(running.record.handle)
+        if running.record.app.services.middlecon:
+            await self._services.close(self.spec(running.record))
 
     def release(self, instance_id: InstanceId) -> None:
         """No gateway can reach the ended instance any more: its address may be used again."""
@@ -400,6 +424,8 @@ class Executor:
         pid = int(str(handle.data["pid"]))
         instance = replace(record.instance, pid=pid)
         running.record = replace(record, handle=handle, instance=instance)
+        if record.app.services.middlecon:
+            await self._services.open(self.spec(record))
         life = self._tasks.start(f"life {instance.id}", self._watch(running))
         if state is State.READY:
             self._notify(InstanceReady(instance))

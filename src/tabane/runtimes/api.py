@@ -18,6 +18,12 @@ from typing import Protocol
 
 from tabane.model import App, Class, ExitStatus, InstanceId, Value
 
+SERVICES = "/run/tabane"
+HUB_SOCKET = "hub.sock"
+"""There: of the node's hub."""
+HUB_VARIABLE = "TABANE_HUB"
+"""Its URL, in the program's environment."""
+
 
 class Capabilities(Value, frozen=True):
     """What a driver can do here. Callers ask these, never a driver's name."""
@@ -30,6 +36,8 @@ class Capabilities(Value, frozen=True):
     stats: bool = False
     guest_processes: bool = False
     network: bool = False
+    services: bool = False
+    """Shows a directory of the node, with sockets, to the instance (`InstanceSpec.services`)."""
     needs_root: bool = False
     needs_kvm: bool = False
     works_emulated: bool = False
@@ -112,6 +120,9 @@ class InstanceSpec(Value, frozen=True):
     cgroup: str
     """Path of its cgroup below each hierarchy's root, as `/tabane/CLUSTER/NODE/INSTANCE`."""
     hostname: str = ""
+    services: Path | None = None
+    """Directory with the sockets of what its app asks for: the instance sees it read-only at
+    `SERVICES`. None: it asks for nothing."""
 
 
 class Handle(Value, frozen=True):

@@ -17,7 +17,16 @@ import msgspec
 from tabane.errors import Unsupported, UsageError
 from tabane.model import App, Value
 from tabane.runtimes import seccomp
-from tabane.runtimes.api import Enforcement, Image, InstanceSpec, Link, User
+from tabane.runtimes.api import (
+    HUB_SOCKET,
+    HUB_VARIABLE,
+    SERVICES,
+    Enforcement,
+    Image,
+    InstanceSpec,
+    Link,
+    User,
+)
 from tabane.runtimes.lookup import find_command, find_user
 
 INIT = "/.tabane/init"
@@ -112,6 +121,8 @@ def make_program(app: App, image: Image, mounts: dict[str, Path]) -> Program:
         raise UsageError(f"{app.key} has no command and neither has its image: give it one")
     env = dict(entry.partition("=")[::2] for entry in (f"PATH={DEFAULT_PATH}", *image.env))
     env |= app.env
+    if app.services.middlecon:
+        env[HUB_VARIABLE] = f"unix://{SERVICES}/{HUB_SOCKET}"
     cwd = app.workdir or image.workdir or "/"
     if find_command(image.tree, args[0], env["PATH"], cwd, mounts) is None:
         where = "there" if "/" in args[0] else f"in {env['PATH']}"
@@ -157,7 +168,7 @@ def make_config(spec: InstanceSpec, program: Program, host: Host, usr: Path | No
         "process": _process(program, host),
         "root": {"path": str(spec.directory / "rootfs")},
         "hostname": spec.hostname or spec.id,
-        "mounts": _mounts(spec.directory, usr),
+        "mounts": _mounts(spec, usr),
         "linux": {
             "namespaces": _namespaces(spec.link),
             "uidMappings": [_id_map(spec.app)],
@@ -219,7 +230,7 @@ def _id_map(app: App) -> dict[str, int]:
     return {"containerID": 0, "hostID": app.id_base, "size": IDS}
 
 
-def _mounts(directory: Path, usr: Path | None) -> list[dict[str, Any]]:
+def _mounts(spec: InstanceSpec, usr: Path | None) -> list[dict[str, Any]]:
     """`/dev` is made ahead in the instance's own tmpfs (see rootfs): one bind, not a dozen mounts.
 
     /dev/shm is a directory of it, and POSIX queues work without /dev/mqueue.
@@ -227,12 +238,14 @@ def _mounts(directory: Path, usr: Path | None) -> list[dict[str, Any]]:
     terminals = ("newinstance", "ptmxmode=0666", "mode=0620", "gid=5")
     mounts = [
         _mount("/proc", "proc", "nosuid", "noexec", "nodev"),
-        _bind("/dev", directory / "layer/dev", "nosuid", "noexec"),
+        _bind("/dev", spec.directory / "layer/dev", "nosuid", "noexec"),
         _mount("/dev/pts", "devpts", "nosuid", "noexec", *terminals),
         _mount("/sys", "sysfs", "nosuid", "noexec", "nodev", "ro"),
     ]
     if usr is not None:
         mounts.append(_bind("/usr", usr, "ro", "nosuid", "nodev"))
+    if spec.services is not None:
+        mounts.append(_bind(SERVICES, spec.services, "ro", "nosuid", "nodev", "noexec"))
     return mounts
 
 
@@ -275,6 +288,10 @@ ENFORCEMENTS = tuple(
         ("memory", "memory limit of its cgroup, swap included where the kernel counts it"),
         ("cpu", "CFS quota of its cgroup over 100 ms"),
         ("egress", "by the node's firewall on the link; the driver joins the link's namespace"),
-        ("node_services", "by the node's firewall on the link; no socket of the node is mounted"),
+        (
+            "node_services",
+            "by the node's firewall on the link; of the node's sockets it sees those made for it "
+            "alone that its app asks for",
+        ),
     )
 )

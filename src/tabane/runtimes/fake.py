@@ -155,7 +155,7 @@ class FakeDriver:
     name = "fake"
     isolation = Class.CONTAINER
     capabilities = Capabilities(
-        freeze=True, exec=True, stats=True, network=True, works_emulated=True
+        freeze=True, exec=True, stats=True, network=True, services=True, works_emulated=True
     )
 
     def __init__(self, script: Script | None = None, world: World | None = None) -> None:

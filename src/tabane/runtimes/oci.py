@@ -64,7 +64,13 @@ class OciDriver:
 
     isolation = Class.CONTAINER
     capabilities = Capabilities(
-        freeze=True, exec=True, stats=True, network=True, needs_root=True, works_emulated=True
+        freeze=True,
+        exec=True,
+        stats=True,
+        network=True,
+        services=True,
+        needs_root=True,
+        works_emulated=True,
     )
 
     def __init__(self, engine: Engine, spawner: Spawner, directory: Path) -> None:

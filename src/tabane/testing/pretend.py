@@ -24,6 +24,7 @@ import msgspec
 from msgspec.structs import replace
 
 from tabane.clock import SYSTEM, Clock
+from tabane.errors import Unsupported
 from tabane.gateway.activation import AppChanged, InstanceEnded, InstanceReady
 from tabane.gateway.http import HttpGateway
 from tabane.gateway.messages import ToGateway, ToHome
@@ -31,7 +32,7 @@ from tabane.gateway.router import GatewayRouter
 from tabane.model import App, AppName, Class, InstanceId, NodeName, WakeRecord
 from tabane.node.home import Home
 from tabane.node.instances import Executor, Transition
-from tabane.runtimes.api import Image, Link
+from tabane.runtimes.api import Image, InstanceSpec, Link
 from tabane.runtimes.fake import FakeDriver, Script
 from tabane.scheduler.placement import NodeView
 from tabane.supervise import Supervisor
@@ -57,6 +58,15 @@ class PretendLinks:
 
     async def recover(self, in_use: Iterable[Link]) -> None:
         self.in_use = {link.address for link in in_use}
+
+
+class PretendServices:
+    """No app here asks for any."""
+
+    async def open(self, spec: InstanceSpec) -> None:
+        raise Unsupported(f"{spec.app.key}: a pretended node has no services")
+
+    async def close(self, spec: InstanceSpec) -> None: ...
 
 
 class PretendNode:
@@ -85,6 +95,7 @@ class PretendNode:
             Path(self._directory.name, "logs"),
             "/pretended",
             links=self.links,
+            services=PretendServices(),
             prepare_image=self._prepare_image,
             driver_for=lambda app: self.driver,
             clock=clock,
