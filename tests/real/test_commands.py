@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from tests.real.conftest import Ended, LocalCluster, to_toml, wait_for
 
 pytestmark = pytest.mark.real
 
+ROOT = Path(__file__).parent.parent.parent
 NODES = {"tokyo/tokyo-1", "osaka/osaka-1", "ishikari/ishikari-1"}
 TALKING = r"""
 echo out; echo err >&2; printf '\033[1mbold\033[0m\n'
@@ -245,6 +247,18 @@ def test_stop(cluster: LocalCluster) -> None:
     assert told["id"] == second["id"]
     wait_for(lambda: not cluster.instances("stops"), "its end")
     refused(cluster.tabane("stop", "stops"), "no app of that name has one now")
+
+
+@pytest.mark.parametrize("page", ["README.md", "README.ja.md"])
+def test_the_first_page_s_app_answers(cluster: LocalCluster, page: str, tmp_path: Path) -> None:
+    text = (ROOT / page).read_text()
+    (app,) = re.findall(r"^```toml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert "curl -H 'Host: hello.test' http://GATEWAY/ " in text
+    (tmp_path / "hello.toml").write_text(app)
+    good(cluster.tabane("deploy", str(tmp_path / "hello.toml")))
+    answer = cluster.get("hello", path="/")
+    assert (answer.status, answer.body) == (200, "hello from Tabane\n")
+    good(cluster.tabane("rm", "hello"))
 
 
 def test_rm(cluster: LocalCluster) -> None:
