@@ -94,14 +94,14 @@ async def test_versions_that_do_not_fit_are_named(cluster, raw):
     ],
 )
 async def test_text_is_refused_with_text(cluster, raw, first, answer):
-    await cluster.hub()
+    await cluster.hub(chat=False)
     async with raw:
         await raw.tell(first)
         assert (await raw.rest()).startswith(answer)
 
 
 async def test_who_says_no_hello_is_cut_off(cluster, raw):
-    await cluster.hub(heartbeat_s=0.03)
+    await cluster.hub(heartbeat_s=0.03, chat=False)
     async with raw:
         (error,) = await raw.frames()
     assert b"nobody said hello" in error.data

@@ -7,11 +7,12 @@ directory is opened, and the path used is `/proc/self/fd/N/NAME`, which is alway
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tabane.errors import Conflict, UsageError
 
@@ -53,6 +54,19 @@ def parse_host_port(text: str) -> Tcp:
     if not host or not port.isascii() or not port.isdecimal() or int(port) > 65535:
         raise UsageError(f"{text!r} is no address: write HOST:PORT, as 127.0.0.1:8080")
     return Tcp(host.removeprefix("[").removesuffix("]"), int(port))
+
+
+def describe(where: Any) -> str:
+    """A socket's address (`getsockname`) as people write it: `HOST:PORT`, or a unix socket's path.
+    IPv4 is IPv4 on whichever socket it came."""
+    if isinstance(where, (str, bytes)):
+        return os.fsdecode(where)
+    host, port = where[:2]
+    return str(Tcp(host.removeprefix("::ffff:") if "." in host else host, port))
+
+
+def is_loopback(sock: socket.socket) -> bool:
+    return ipaddress.ip_address(sock.getsockname()[0]).is_loopback
 
 
 @contextlib.contextmanager

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import ipaddress
 import os
 import socket
 import uuid
@@ -32,8 +31,9 @@ from tabane.errors import (
     Unauthenticated,
     UsageError,
 )
-from tabane.middlecon.addresses import BACKLOG, listen_on, parse_url
+from tabane.middlecon.addresses import BACKLOG, describe, is_loopback, listen_on, parse_url
 from tabane.middlecon.directory import Directory
+from tabane.middlecon.door import Door
 from tabane.middlecon.frames import Frame, Kind, check_name
 from tabane.middlecon.link import Link
 from tabane.middlecon.reactor import Reactor
@@ -80,7 +80,8 @@ class Hub:
 
     `listen` holds listening (or bound) socket objects, of which the hub takes ownership, and URLs.
     With a `token`, dialers on TCP must have it. Raises `UsageError` for a TCP address that is not
-    loopback without a token.
+    loopback without a token. `chat`: whether people may talk in the lobby, of whom no token is
+    asked; by default only where nobody needs one.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class Hub:
         limits: Limits | None = None,
         heartbeat_s: float = HEARTBEAT_S,
         datacenter: str = "",
+        chat: bool | None = None,
     ) -> None:
         self.name = check_name(name, "hub name")
         self.limits = limits or Limits()
@@ -101,10 +103,10 @@ class Hub:
         self._listen = list(listen)
         self._directory = Directory(name, self.limits, datacenter)
         self._relay = Relay(self._directory)
+        chat = token is None if chat is None else chat
+        self._door = Door(self._directory, self._relay, chat=chat)
         self._wires: dict[Port, Wire] = {}
-        host = Host(
-            self._make_wire, self._may_serve, self._guest_at, self._gives_way, self._wires
-        )
+        host = Host(self._make_wire, self._may_serve, self._guest_at, self._gives_way, self._wires)
         self._serving = Serving(host, self._directory, self._relay)
         self._guests: dict[Wire, _Guest] = {}
         self._links: dict[str, Link] = {}
@@ -135,9 +137,14 @@ class Hub:
         return {member.name: member.hub for member in self._directory.members.values()}
 
     @property
+    def people(self) -> list[str]:
+        """The addresses of those in chat mode."""
+        return self._door.people
+
+    @property
     def addresses(self) -> list[str]:
         """Where it listens: `HOST:PORT` or the path of a unix socket."""
-        return [_describe(sock) for sock in self._sockets]
+        return [describe(sock.getsockname()) for sock in self._sockets]
 
     # Life
 
@@ -162,8 +169,8 @@ class Hub:
                 self._bound.append(Path(where.removeprefix("unix://")))
         else:
             sock = where
-        if sock.family != socket.AF_UNIX and self._token is None and not _is_loopback(sock):
-            described = _describe(sock)
+        if sock.family != socket.AF_UNIX and self._token is None and not is_loopback(sock):
+            described = describe(sock.getsockname())
             sock.close()
             raise UsageError(f"{described} is open to others: a hub there needs a token")
         sock.setblocking(False)
@@ -252,6 +259,7 @@ class Hub:
             if timer is not None:
                 timer.cancel()
         self._sockets.clear()
+        self._door.close()
         if self._reactor is not None:
             self._reactor.close_listeners()
         await self._tasks.aclose()
@@ -288,6 +296,7 @@ class Hub:
             self._on_lost,
             queue_bytes=self.limits.queue_bytes,
             on_made=self._on_accept if place is None else partial(self._on_accept, place=place),
+            on_text=self._door.on_text if place is None else None,
         )
 
     def _on_accept(self, wire: Wire, place: Place | None = None) -> None:
@@ -296,6 +305,8 @@ class Hub:
         self._guests[wire] = _Guest(peer_principal(sock) if is_unix else None, place)
         if place is not None:
             self._serving.on_accept(place, wire)
+        else:
+            self._door.on_accept(wire)
 
     def _on_first_frame(self, wire: Wire, frame: Frame) -> None:
         try:
@@ -339,6 +350,7 @@ class Hub:
 
     def _make_way_for_member(self, wire: Wire, hello: Hello) -> None:
         """One session per name: a dead one gives way. Raises `Conflict` or `Busy`."""
+        self._door.check_name(hello.name)
         member = self._directory.members.get(hello.name)
         other = self._wires.get(member.port) if member and member.port else None
         if other is None or not isinstance(other.port, SessionPort):
@@ -437,6 +449,7 @@ class Hub:
 
     def _on_lost(self, wire: Wire, error: TabaneError) -> None:
         guest = self._guests.pop(wire)
+        self._door.on_lost(wire)
         if guest.place is not None:
             guest.place.wires.discard(wire)
         if guest.port is None or self._closing:
@@ -464,6 +477,8 @@ class Hub:
                 if not (isinstance(guest.port, SessionPort) and guest.port.member.asleep):
                     wire.check()
                 continue
+            if self._door.check(wire):
+                continue
             guest.checks += 1
             if guest.checks > HELLO_CHECKS:
                 wire.cut(TimedOut("nobody said hello on this connection"))
@@ -479,15 +494,3 @@ def _is_alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
-
-
-def _is_loopback(sock: socket.socket) -> bool:
-    return ipaddress.ip_address(sock.getsockname()[0]).is_loopback
-
-
-def _describe(sock: socket.socket) -> str:
-    where = sock.getsockname()
-    if isinstance(where, (str, bytes)):
-        return os.fsdecode(where)
-    host, port = where[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -164,6 +164,8 @@ class Transport(asyncio.Transport):
         "sock",
     )
 
+    data_received: Callable[[bytes], None]
+
     def __init__(
         self,
         reactor: Reactor,

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tabane.errors import Busy, ProtocolError
+from tabane.middlecon.chat import LOBBY, Crowd
 from tabane.middlecon.directory import Directory
 from tabane.middlecon.frames import GONE, MAX_U32, Frame, Kind, encode_frame
 from tabane.middlecon.receipts import Cause, Sum, encode_receipt
@@ -34,6 +35,8 @@ class Relay:
         self._directory = directory
         self._limits = directory.limits
         self.pending: Book = {}
+        self.crowd: Crowd | None = None
+        """This hub's people, where it has chat mode."""
         self._last_id = 0
         self._of_sessions: dict[int, Handler] = {
             Kind.JOIN: self._on_join,
@@ -170,6 +173,9 @@ class Relay:
         if room.asleep:
             told -= room.asleep.keys()
             tally.add_asleep(m.name for port, m in room.asleep.items() if port is not origin)
+        if self.crowd is not None and self.crowd in told:
+            told.remove(self.crowd)
+            tally.add_told(self.crowd.show(sender, frame.data))
         tally.expect_all(told)
         for port in told:
             if port.backlog <= limit:
@@ -185,12 +191,15 @@ class Relay:
         room = port.rooms.get(frame.to)
         if room is None:
             return
-        self._cast(port, room, frame, port.name)
+        self._cast(port, room, frame, frame.name if port is self.crowd else port.name)
 
     def _on_link_cast(self, link: LinkPort, frame: Frame, now: float) -> None:
-        self._check_sender(link, frame)
-        if (room := self._directory.numbered.get(frame.to)) is not None:
-            self._cast(link, room, frame, frame.name)
+        room = self._directory.numbered.get(frame.to)
+        if room is None:
+            return
+        if room.name != LOBBY or frame.name in self._directory.members:  # else it is a person's
+            self._check_sender(link, frame)
+        self._cast(link, room, frame, frame.name)
 
     def _cast(self, origin: Port, room: Room, frame: Frame, sender: str) -> None:
         copy = self._copy(frame, room.number, 0, sender)

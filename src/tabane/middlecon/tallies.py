@@ -141,6 +141,10 @@ class Tally:
     def add_asleep(self, names: Iterable[str]) -> None:
         self._total.asleep += names
 
+    def add_told(self, count: int) -> None:
+        """People were shown the message."""
+        self._total.told += count
+
     def overloaded(self, port: Port) -> None:
         """Too much waits for it: no copy was sent."""
         self._waiting.remove(port)

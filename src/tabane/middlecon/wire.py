@@ -79,6 +79,7 @@ class Wire(asyncio.Protocol):
         "_greeted",
         "_greeting",
         "_on_made",
+        "_on_text",
         "_queue_bytes",
         "_quiet",
         "congested",
@@ -102,6 +103,7 @@ class Wire(asyncio.Protocol):
         queue_bytes: int,
         greeting: bytes = b"",
         on_made: Callable[[Wire], None] | None = None,
+        on_text: Callable[[Wire], None] | None = None,
     ) -> None:
         self.session = session
         self.open = False
@@ -112,6 +114,7 @@ class Wire(asyncio.Protocol):
         self.on_ack: Callable[[Port, int], None] | None = None
         """Takes an acknowledgement that is all that came: most of what a hub reads."""
         self._on_made = on_made
+        self._on_text = on_text
         self._queue_bytes = queue_bytes
         self._greeting = greeting
         self._greeted = bool(greeting)
@@ -156,7 +159,10 @@ class Wire(asyncio.Protocol):
         if self.session.broken is not None:
             self.cut(self.session.broken)
         elif self.session.mode not in (Mode.BINARY, None):
-            self.refuse_text()
+            if self.session.mode is Mode.HTTP or self._on_text is None:
+                self.refuse_text()
+            else:
+                self._on_text(self)
 
     def on_congestion(self) -> None:
         """More was written while the kernel takes nothing."""
@@ -181,16 +187,16 @@ class Wire(asyncio.Protocol):
         elif self._quiet > QUIET_PINGED:
             self.port.send(PING)
 
-    def refuse_text(self) -> None:
-        """Whoever is there speaks text or HTTP. The seam where chat mode begins."""
-        if self.session.mode is Mode.HTTP:
-            self.transport.write(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
-        self.transport.write(b"This is a middlecon hub; it speaks its binary protocol only.\n")
-        self.lose(ProtocolError("the other side speaks text"), linger=True)
     def forgive(self) -> None:
         """Forget how long the other side has been silent."""
         self._quiet = 0
 
+    def refuse_text(self) -> None:
+        """Whoever is there speaks HTTP, or text where there is no chat."""
+        if self.session.mode is Mode.HTTP:
+            self.transport.write(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
+        self.transport.write(b"This is a middlecon hub; it speaks its binary protocol only.\n")
+        self.lose(ProtocolError("the other side speaks text"), linger=True)
 
     def cut(self, error: TabaneError) -> None:
         """Tell the other side what it did wrong, and close."""

@@ -19,7 +19,7 @@ async def serve(
     token = config.token()
     here = config.node.datacenter
     order = config.cluster.datacenters()
-    hub = Hub(config.key, listen=sockets.values(), token=token, datacenter=here)
+    hub = Hub(config.key, listen=sockets.values(), token=token, datacenter=here, chat=False)
     await hub.start()
     for peer in config.cluster.nodes:
         if peer.key == config.key:
