@@ -2,11 +2,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 import pytest
+import uvloop
 
 from tabane import supervise
-from tabane.supervise import Supervisor
+from tabane.supervise import Later, Supervisor
+
+# libuv keeps its signal pipe as long as the process lives: made here, it is no test's leak.
+uvloop.run(asyncio.sleep(0))
 
 
 class Failures(list[tuple[str, BaseException]]):
@@ -152,3 +157,27 @@ async def test_the_pause_of_a_kept_loop_grows_to_its_limit(monkeypatch: pytest.M
         tasks.keep("loop", loop)
         await enough.wait()
     assert pauses == [0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
+
+
+@pytest.mark.parametrize("make_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+@pytest.mark.parametrize(("first_s", "second_s", "done"), [(0, 0, 1), (0, 99, 1), (99, 0, 2)])
+def test_of_two_calls_with_one_name_the_earlier_is_done(
+    make_loop: Callable[[], asyncio.AbstractEventLoop], first_s: float, second_s: float, done: int
+) -> None:
+    async def scenario() -> list[int]:
+        later, called = Later(), asyncio.Event()
+        calls: list[int] = []
+
+        def call(number: int) -> None:
+            calls.append(number)
+            called.set()
+
+        later.call("x", first_s, lambda: call(1))
+        later.call("x", second_s, lambda: call(2))
+        await called.wait()
+        later.call("x", 99, lambda: call(3))
+        later.close()
+        return calls
+
+    with asyncio.Runner(loop_factory=make_loop) as runner:
+        assert runner.run(scenario()) == [done]

@@ -99,24 +99,25 @@ class Later:
     """Named actions for later: of several with one name the earliest is done, once."""
 
     def __init__(self) -> None:
-        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._due: dict[str, tuple[float, asyncio.Handle]] = {}
+        """uvloop's handles do not tell when they are due, so the moment is kept beside each."""
 
     def call(self, name: str, delay_s: float, action: Callable[[], None]) -> None:
         """Do `action` in `delay_s`, unless `name` is due before that already."""
         loop = asyncio.get_running_loop()
-        known = self._timers.get(name)
-        if known is not None:
-            if known.when() <= loop.time() + delay_s:
+        when = loop.time() + delay_s
+        if (known := self._due.get(name)) is not None:
+            if known[0] <= when:
                 return
-            known.cancel()
-        self._timers[name] = loop.call_later(delay_s, self._do, name, action)
+            known[1].cancel()
+        self._due[name] = (when, loop.call_later(delay_s, self._do, name, action))
 
     def _do(self, name: str, action: Callable[[], None]) -> None:
-        del self._timers[name]
+        del self._due[name]
         action()
 
     def close(self) -> None:
         """Forget what is not done yet. Idempotent."""
-        for timer in self._timers.values():
+        for _, timer in self._due.values():
             timer.cancel()
-        self._timers.clear()
+        self._due.clear()
