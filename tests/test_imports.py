@@ -59,6 +59,7 @@ SANS_IO = (
     "tabane.middlecon.frames",
     "tabane.middlecon.session",
     "tabane.middlecon.rooms",
+    "tabane.middlecon.chat",
     "tabane.gateway.activation",
     "tabane.gateway.grants",
     "tabane.scheduler.placement",

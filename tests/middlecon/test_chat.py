@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -19,7 +20,7 @@ from tabane.middlecon.chat import (
     Person,
     sniff,
 )
-from tabane.middlecon.frames import Kind
+from tabane.middlecon.frames import Kind, encode_frame
 from tabane.middlecon.receipts import parse_receipt
 from tabane.middlecon.session import Mode
 
@@ -198,6 +199,13 @@ def test_one_is_stuck_after_so_many_checks_in_a_row_above_the_limit(make_brain):
         a.backlog = backlog
         seen.append(hall.lobby.is_stuck(a, 2))
     assert seen == [False] * 5 + [True]
+
+
+def test_the_bytes_in_the_manual():
+    data = "やあ\r".encode()
+    frame = encode_frame(Kind.CAST, to=3, name="127.0.0.1:5000", data=data)
+    page = (Path(__file__).parents[2] / "docs/protocol.md").read_text()
+    assert frame.hex() in re.sub(r"\s", "", page)
 
 
 def test_people_are_a_member_while_there_are_any(hall):
