@@ -262,6 +262,8 @@ def test_a_node_that_is_not_there(tabane: Run, pretended: Pretended) -> None:
         (["up", "--datacenters", ""], "datacenters: "),
         (["up", "--datacenters", "a,a"], "datacenters: each name once"),
         (["up", "--datacenters", EVIL], "datacenters: "),
+        (["up", "--driver", "nope"], "driver: there is none named 'nope', only crun, runc"),
+        (["demo", "--nodes", "0"], "nodes: want 1 to 250"),
         (["up", "--gateways", "0"], "gateways: want 1 or more"),
         (["node", "/nowhere"], "there is no file /nowhere"),
         (["node", "/"], "there is no file /"),
@@ -280,3 +282,12 @@ def test_a_node_that_is_not_there(tabane: Run, pretended: Pretended) -> None:
 )
 def test_wrong_values(line: list[str], words: str, tabane: Run) -> None:
     check_refusal(tabane(*line), 2, words)
+
+
+def test_down_of_another_s_cluster(
+    tabane: Run, pretended: Pretended, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretended.begin(tokyo=reply({}))
+    monkeypatch.setattr("os.geteuid", lambda: 4711)
+    check_refusal(tabane("down"), 2, "belongs to ", ": use sudo")
+    assert not pretended.nodes["tokyo"].asked

@@ -17,12 +17,13 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from tabane.clock import SYSTEM
-from tabane.errors import Conflict, UsageError
+from tabane.errors import Conflict, Denied, UsageError
+from tabane.model import NodeName
 from tabane.network.uplink import set_up_network, tear_down_network
 from tabane.node import config as places
 from tabane.node.config import ClusterConfig, NodeConfig, NodePaths, Peer
@@ -34,6 +35,7 @@ from tabane.node.local import (
     start_node,
     stop_node,
 )
+from tabane.runtimes.registry import DRIVERS
 from tabane.security.identity import new_token
 
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
@@ -52,16 +54,17 @@ def bring_up(
     """
     check_names(datacenters, nodes)
     check_free(root)
+    keys = [(dc, f"{dc}-{n}") for dc in datacenters for n in range(1, nodes + 1)]
+    control = choose_control(root, [NodeName(f"{dc}/{name}") for dc, name in keys])
     root.mkdir(parents=True, exist_ok=True, mode=0o755)
     bring_down(root)
     cluster_id = read_id(root) or secrets.token_hex(3)
     network = set_up_network(cluster_id)
-    keys = [(dc, f"{dc}-{n}") for dc in datacenters for n in range(1, nodes + 1)]
     peers = tuple(
         Peer(dc, name, str(network.node_address(number)))
         for number, (dc, name) in enumerate(keys, 1)
     )
-    cluster = ClusterConfig(cluster_id, peers, peers[0].key, network)
+    cluster = ClusterConfig(cluster_id, peers, control, network)
     make_token(root)
     places.save(root / "cluster.json", cluster)
     try:
@@ -77,6 +80,63 @@ def check_free(root: Path) -> None:
     """Raises `Conflict` when a cluster runs below `root`."""
     if any(process.runs for _, process in processes(root)):
         raise Conflict(f"a cluster runs below {root} already: `tabane down` stops it")
+
+
+def choose_control(root: Path, nodes: Sequence[NodeName]) -> NodeName:
+    """The node that holds the store: the one that held it before, else the first.
+
+    Raises `Conflict` when the one that holds what is stored below `root` is not among them.
+    """
+    if not (root / "cluster.json").exists():
+        return nodes[0]
+    before = places.load_cluster(root)
+    if before.control in nodes:
+        return before.control
+    if not NodePaths(places.node_directory(root, before.control)).store.exists():
+        return nodes[0]
+    held = f"the apps of the cluster below {root} are stored on {before.control}"
+    raise Conflict(
+        f"{held}, which is not among these nodes: start it with --datacenters "
+        f"{','.join(before.datacenters())}, take another --root, or remove what is stored there "
+        f"with `tabane down --purge`"
+    )
+
+
+class Shape(NamedTuple):
+    """What `bring_up` makes a cluster of."""
+
+    datacenters: list[str]
+    nodes: int
+    gateways: int
+    driver: str
+
+
+def former_shape(root: Path) -> Shape | None:
+    """Of the cluster that was below `root` before; None when there was none."""
+    if not (root / "cluster.json").exists():
+        return None
+    cluster = places.load_cluster(root)
+    datacenters = list(cluster.datacenters())
+    nodes = max(sum(peer.datacenter == dc for peer in cluster.nodes) for dc in datacenters)
+    config = NodePaths(places.node_directory(root, cluster.control)).config
+    if not config.exists():
+        return Shape(datacenters, nodes, 1, "")
+    control = places.load_node(config)
+    return Shape(datacenters, nodes, control.gateways, control.driver)
+
+
+def check_owner(root: Path) -> None:
+    """Raises `Denied` when the cluster below `root` is another user's."""
+    owner = (root / "cluster.json").stat().st_uid
+    if os.geteuid() not in (0, owner):
+        who = "root" if owner == 0 else f"the user with uid {owner}"
+        raise Denied(f"the cluster below {root} belongs to {who}: use sudo")
+
+
+def check_driver(driver: str) -> None:
+    known = [name for name in DRIVERS if name != "fake"]
+    if driver and driver not in known:
+        raise UsageError(f"driver: there is none named {driver!r}, only {', '.join(known)}")
 
 
 def check_names(datacenters: Sequence[str], nodes: int) -> None:

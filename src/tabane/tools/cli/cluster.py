@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tabane.clock import SYSTEM
 from tabane.errors import TabaneError, TimedOut, UsageError
 from tabane.tools.cli.common import Parser
 from tabane.tools.client import Cluster, default_root
 
+if TYPE_CHECKING:
+    from tabane.node.cluster import Shape
+
+DATACENTERS = "tokyo,osaka,ishikari"
 START_TIMEOUT_S = 60.0
 POLL_S = 0.05
 
@@ -21,13 +27,14 @@ POLL_S = 0.05
 def up(argv: list[str]) -> int:
     parser = Parser("up", "Start a local cluster, each node in namespaces of its own.")
     parser.add_argument("-d", "--detach", action="store_true", help="return when it is up")
-    parser.add_argument("--datacenters", default="tokyo,osaka,ishikari", metavar="NAME,NAME,...")
-    parser.add_argument("--nodes", type=int, default=1, help="in each data center (default: 1)")
-    parser.add_argument("--gateways", type=int, default=1, help="processes on each node")
-    parser.add_argument("--driver", default="", help="preferred driver of class container")
+    parser.add_argument("--datacenters", metavar="NAME,NAME,...", help=f"default: {DATACENTERS}")
+    parser.add_argument("--nodes", type=int, help="in each data center (default: 1)")
+    parser.add_argument("--gateways", type=int, help="processes on each node (default: 1)")
+    parser.add_argument("--driver", help="preferred driver of class container")
+    parser.epilog = "A cluster that was stopped starts as it was, where nothing else is said."
     args = parser.parse_args(argv)
     root = args.root or default_root()
-    shape = (args.datacenters.split(","), args.nodes, args.gateways, args.driver)
+    shape = _shape_of(args, root)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if args.detach:
         start_cluster(root, *shape)
@@ -36,6 +43,20 @@ def up(argv: list[str]) -> int:
         print("the cluster runs until Ctrl-C", flush=True)
         signal.sigwait({signal.SIGINT, signal.SIGTERM})
     return 0
+
+
+def _shape_of(args: argparse.Namespace, root: Path) -> Shape:
+    """As asked for; what was not said as it was before."""
+    from tabane.node.cluster import Shape, former_shape
+
+    before = former_shape(root.resolve()) or Shape(DATACENTERS.split(","), 1, 1, "")
+    said = {
+        "datacenters": None if args.datacenters is None else args.datacenters.split(","),
+        "nodes": args.nodes,
+        "gateways": args.gateways,
+        "driver": args.driver,
+    }
+    return before._replace(**{name: value for name, value in said.items() if value is not None})
 
 
 @contextmanager
@@ -63,6 +84,8 @@ def start_cluster(
 
     if gateways < 1:
         raise UsageError("gateways: want 1 or more")
+    local.check_names(datacenters, nodes)
+    local.check_driver(driver)
     if lacks := missing():
         raise TabaneError("a local cluster cannot run here: " + "; ".join(lacks))
     config = local.bring_up(root.resolve(), datacenters, nodes, gateways=gateways, driver=driver)
@@ -106,13 +129,14 @@ def down(argv: list[str]) -> int:
     )
     parser.add_argument("--purge", action="store_true", help="remove what is stored, too")
     args = parser.parse_args(argv)
+    from tabane.node import cluster as local
+
     root = args.root or default_root()
     Cluster(root)
+    local.check_owner(root)
     stop_cluster(root)
     if args.purge:
-        from tabane.node.cluster import forget
-
-        forget(root.resolve())
+        local.forget(root.resolve())
     return 0
 
 

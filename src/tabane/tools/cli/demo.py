@@ -51,8 +51,10 @@ def demo(argv: list[str]) -> int:
     parser = Parser("demo", "Bring up three data centers and wake a program by a request.")
     parser.add_argument("--nodes", type=int, default=1, help="in each data center (default: 1)")
     args = parser.parse_args(argv)
+    from tabane.node.cluster import check_names
     from tabane.node.local import missing
 
+    check_names(DATACENTERS, args.nodes)
     if lacks := missing():
         return _demo_without_root(lacks)
     with tempfile.TemporaryDirectory(prefix="tabane-demo-") as scratch:
