@@ -237,10 +237,11 @@ def test_many_threads_use_one_client(hub):
 def test_state_is_told_in_order_and_gone_with_the_session(hub):
     x, y = hub.client("x"), hub.client("y")
     room = x.join("r")
-    y.join("r")
     news, came = Heard(), Heard()
     assert room.on_state(news) is news
     room.on_presence(came)
+    y.join("r")
+    came.wait(1)
     for number in range(50):
         y.state.put("n", b"%d" % number)
     y.state.delete("n")
@@ -250,7 +251,7 @@ def test_state_is_told_in_order_and_gone_with_the_session(hub):
     with pytest.raises(KeyError):
         y.state["n"]
     y.close()
-    assert Presence("y", Change.LEFT, "hub") in came.wait(1)
+    assert came.wait(2) == [Presence("y", change, "hub") for change in (Change.JOINED, Change.LEFT)]
     assert set(room.members) == set(room.state) == {"x"}
 
 

@@ -104,6 +104,8 @@ sys.stdin.read()
 
 @pytest.mark.parametrize("leave", ["sys.exit()", "os._exit(0)"])
 def test_a_forked_child_must_connect_anew_and_keeps_no_session_alive(hub, leave):
+    hub.stop()
+    hub.start(heartbeat_s=3600)  # so that only its end can end a session
     watcher, gone = hub.client("watcher").join("r", member=False), queue.SimpleQueue()
     watcher.on_presence(
         lambda presence: presence.change is Change.LEFT and gone.put(presence.member)
@@ -165,6 +167,9 @@ def test_a_loop_that_cannot_be_reached_any_more_fails_what_waits(no_threads_left
         pass
 
     thread = LoopThread("t", nothing, list)
+    thread.stop()
+    thread = LoopThread("t", nothing, list)
+    thread.start()
     assert thread.run(os.getpid) == os.getpid()
     with pytest.raises(ZeroDivisionError):
         thread.run(lambda: 1 / 0)

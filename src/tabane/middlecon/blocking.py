@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import secrets
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from functools import partial
 from types import TracebackType
@@ -64,11 +63,13 @@ def connect(
     interrupted it leaves nothing behind.
     """
     parse_url(url)
+    if name is not None:
+        check_name(name)
     if workers < 1:
         raise UsageError(f"{workers} workers can handle nothing: have one at least")
-    client = Client(check_name(name or f"member-{secrets.token_hex(4)}"), workers)
+    client = Client(name or "a member", workers)
     try:
-        client._open(url, token, timeout_s)
+        client._open(url, name, token, timeout_s)
     except BaseException:
         client.close()
         raise
@@ -78,21 +79,22 @@ def connect(
 class Client:
     """A member of the cluster: made by `connect`. Leaving its `with` block closes it."""
 
-    def __init__(self, name: str, workers: int) -> None:
-        self.name = name
+    def __init__(self, label: str, workers: int) -> None:
         self._client: asyncio_client.Client | None = None
         self._rooms: dict[str, Room] = {}
-        self._workers = Workers(f"handler of {name}", workers)
-        self._thread = LoopThread(name, self._on_stop, self._descriptors)
+        self._workers = Workers(f"handler of {label}", workers)
+        self._thread = LoopThread(label, self._on_stop, self._descriptors)
         self._joining: dict[str, asyncio.Lock] = {}
         self.state = OwnState(self)
 
-    def _open(self, url: str, token: str | None, timeout_s: float) -> None:
+    def _open(self, url: str, name: str | None, token: str | None, timeout_s: float) -> None:
         async def open() -> None:
             self._client = await asyncio_client.connect(
-                url, name=self.name, token=token, timeout_s=timeout_s
+                url, name=name, token=token, timeout_s=timeout_s
             )
+            self._thread.name = self.name
 
+        self._thread.start()
         self._call(open)
 
     async def _on_stop(self) -> None:
@@ -102,6 +104,11 @@ class Client:
     def _descriptors(self) -> list[int]:
         number = -1 if self._client is None else self._client.fileno()
         return [] if number < 0 else [number]
+
+    @property
+    def name(self) -> str:
+        """As the others know this member."""
+        return self._inner.name
 
     @property
     def connected(self) -> bool:
@@ -238,7 +245,7 @@ class Client:
     @property
     def _inner(self) -> asyncio_client.Client:
         if self._client is None:
-            raise Closed(f"{self.name} was never connected")
+            raise Closed("this client was never connected")
         return self._client
 
     def _call(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:

@@ -36,7 +36,7 @@ MAX_THREADS = 256
 
 
 class LoopThread:
-    """A daemon thread that runs an event loop until `stop`.
+    """A daemon thread that runs an event loop from `start` to `stop`.
 
     `on_stop` is awaited at its end. `descriptors` names those that a forked child must let go.
     """
@@ -51,22 +51,20 @@ class LoopThread:
         self.descriptors = descriptors
         self._on_stop = on_stop
         self._pid = os.getpid()
-        self._runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
-        self._loop = self._runner.get_loop()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop_asked = False
         self._stopping = asyncio.Event()
         self._tasks = Supervisor(f"calls of {name}")
         self._waited: set[Future[Any]] = set()
+        self._ready = threading.Event()
         self._ended = False
         self._thread = threading.Thread(target=self._run, name=f"loop of {name}", daemon=True)
-        try:
-            self._thread.start()
-        except RuntimeError:
-            self._runner.close()
-            raise
-        except BaseException:  # interrupted, while it begins
-            self.post(self._stopping.set)
-            raise
-        _RUNNING.add(self)
+
+    def start(self) -> None:
+        """Begin. All that must be ended is made by the thread itself, so `stop` is always right
+        afterwards, also when this is interrupted half-way."""
+        self._thread.start()
+        self._ready.wait()
 
     @property
     def ended(self) -> bool:
@@ -91,15 +89,18 @@ class LoopThread:
 
     def post(self, job: Job) -> None:
         """Have the loop do a job soon, from any thread. Does nothing once it has ended."""
-        with suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(job)
+        if self._loop is not None:
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(job)
 
     def stop(self) -> None:
         """Have `on_stop` done, and wait for the thread's end. Idempotent. In a child: nothing."""
         if not self.is_inherited:
             self._refuse_own_thread()
+            self._stop_asked = True
             self.post(self._stopping.set)
-            self._thread.join()
+            with suppress(RuntimeError):  # it was not started, or sees by itself that it must end
+                self._thread.join()
 
     def refuse_other_process(self) -> None:
         """Raises `Closed` in a forked child."""
@@ -110,7 +111,7 @@ class LoopThread:
             )
 
     def _refuse_own_thread(self) -> None:
-        if threading.get_ident() == self._thread.ident:
+        if threading.current_thread() is self._thread:
             raise UsageError(
                 f"this is the thread that runs {self.name} itself: it would wait for ever; "
                 f"do it in another thread"
@@ -153,11 +154,17 @@ class LoopThread:
             _fail(result, error)
 
     def _run(self) -> None:
+        _RUNNING.add(self)
         try:
-            with self._runner:
-                self._runner.run(self._main())
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                self._loop = runner.get_loop()
+                if self._stop_asked:
+                    self._stopping.set()
+                self._ready.set()
+                runner.run(self._main())
         finally:
             self._ended = True
+            self._ready.set()
             _RUNNING.discard(self)
             for result in list(self._waited):
                 _fail(result, Closed(f"{self.name} was closed meanwhile"))
