@@ -2,11 +2,16 @@
 
     middlecon [ADDR:PORT]          serve there, 127.0.0.1:8080 unless told
     middlecon serve --listen URL ...
-    middlecon join ROOM            print what is said there
+    middlecon join ROOM            print what is said there; may answer, and publish
     middlecon say ROOM TEXT        tell all members, and show who got it
     middlecon ask ROOM TEXT        show what they answer
+    middlecon cast ROOM TEXT       tell all members, and wait for nobody
+    middlecon state ROOM           show what its members publish
+    middlecon top [ROOM ...]       follow members, state, hubs and links
+    middlecon bench                measure a running hub
 
-Exit codes: 0 done and every member acknowledged, 1 not so, 2 the command line is wrong.
+TEXT is `-` for standard input. Exit codes: 0 done and every member acknowledged, 1 not so, 2 the
+command line is wrong; 130 interrupted, 141 nobody reads the output any more.
 """
 
 from __future__ import annotations
@@ -14,24 +19,24 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import signal
+import math
+import os
 import sys
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from tabane.errors import TabaneError, UsageError
+from tabane.middlecon import commands
 from tabane.middlecon.addresses import parse_host_port, parse_url
-from tabane.middlecon.client import Client, connect
-from tabane.middlecon.frames import check_name
-from tabane.middlecon.hub import Hub
-from tabane.middlecon.inbox import Message
-from tabane.middlecon.receipts import Receipt
+from tabane.middlecon.frames import DATA_BYTES, check_name
 from tabane.security.identity import read_token
 
-DEFAULT_URL = "tcp://127.0.0.1:8080"
-CONNECT_TIMEOUT_S = 1.0
-COMMANDS = ("serve", "join", "say", "ask")
+COMMANDS = ("serve", "join", "say", "ask", "cast", "state", "top", "bench")
+MAX_SECONDS = 3600.0
+"""The longest timeout a hub keeps."""
+MAX_BENCH_MEMBERS = 9_000
+"""Below the sessions a hub takes unless told."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -46,21 +51,44 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         options = _parse(arguments)
-        options.token = read_token(options.token_file) if options.token_file else None
-        return _run(options.action(options))
-    except UsageError as error:
-        return _fail(error.message, 2)
+        if "text" in options:
+            options.data = commands.read_text(options.text)
+        code = _run(options.action(options))
+        sys.stdout.flush()
     except TabaneError as error:
-        return _fail(error.message, 1)
+        return _fail(error.message, 2 if type(error) is UsageError else 1)
+    except BrokenPipeError:
+        code = commands.BROKEN_PIPE
     except OSError as error:
-        return _fail(f"{error.filename or 'middlecon'}: {error.strerror or error}", 2)
+        return _fail(f"{error.filename or 'output'}: {error.strerror or error}", 1)
     except KeyboardInterrupt:
         return 130
+    if code == commands.BROKEN_PIPE:
+        _drop_output()
+    return code
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"middlecon: {message}", file=sys.stderr)
+    with contextlib.suppress(OSError):
+        print(f"middlecon: {message}", file=sys.stderr)
     return code
+
+
+def _drop_output() -> None:
+    """What is still buffered goes nowhere, instead of failing once more at the very end."""
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, sys.stdout.fileno())
+    os.close(nothing)
+
+
+def _run(work: Coroutine[Any, Any, int]) -> int:
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(work)
+
+
+# The command line
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -74,117 +102,189 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         parse_host_port(arguments[0])
         arguments = ["serve", "--listen", f"tcp://{arguments[0]}", *arguments[1:]]
     options = _make_parser().parse_args(arguments)
-    for url in [*getattr(options, "listen", []), getattr(options, "hub", DEFAULT_URL)]:
+    for url in [*getattr(options, "listen", []), getattr(options, "hub", commands.DEFAULT_URL)]:
         parse_url(url)
-    if (timeout_s := getattr(options, "timeout", 1.0)) <= 0:
-        raise UsageError(f"argument --timeout: {timeout_s:g} seconds are no time to wait")
-    for name in (getattr(options, "room", None), options.name):
-        if name is not None:
-            with _as_usage():
+    single = (getattr(options, name, None) for name in ("room", "name", "member"))
+    with _as_usage():
+        for name in (*single, *getattr(options, "rooms", [])):
+            if name is not None:
                 check_name(name)
+        for key, _ in getattr(options, "put", []):
+            check_name(key, "state key")
+    options.token = _read_token(options.token_file)
     return options
 
 
+def _read_token(file: Path | None) -> str | None:
+    try:
+        return None if file is None else read_token(file)
+    except OSError as error:
+        raise UsageError(f"{file}: {error.strerror or error}") from None
+
+
 @contextlib.contextmanager
-def _as_usage() -> Any:
+def _as_usage() -> Iterator[None]:
     try:
         yield
     except TabaneError as error:
         raise UsageError(error.message) from None
 
 
+def _seconds(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        seconds = float(text)
+        if 0 < seconds <= MAX_SECONDS:
+            return seconds
+        if not math.isnan(seconds):
+            raise argparse.ArgumentTypeError(
+                f"{seconds:g} seconds are {'no time' if seconds <= 0 else 'too long'} to wait"
+            )
+    raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
+
+
+def _number(least: int, most: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if text.isascii() and text.isdecimal() and least <= int(text) <= most:
+            return int(text)
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from {least} to {most}")
+
+    return parse
+
+
+def _pair(text: str) -> tuple[str, bytes]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is no KEY=VALUE")
+    return key, os.fsencode(value)
+
+
 def _make_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="middlecon", description="Messages to many processes, with receipts.")
     commands = parser.add_subparsers(required=True, parser_class=_Parser, metavar="COMMAND")
-
-    serve = commands.add_parser("serve", help="run a hub")
-    serve.add_argument("--listen", metavar="URL", action="append", default=[])
-    serve.add_argument("--name", default="hub", help="the hub's name")
-    serve.add_argument("--token-file", type=Path, help="dialers on TCP must have this token")
-    serve.set_defaults(action=_serve)
-
-    member = _Parser(add_help=False)
-    member.add_argument("room")
-    member.add_argument("--hub", metavar="URL", default=DEFAULT_URL)
-    member.add_argument("--name", help="the name to join under")
-    member.add_argument("--token-file", type=Path)
-
-    join = commands.add_parser("join", help="print what is said in a room", parents=[member])
-    join.set_defaults(action=_join)
-    for name, action, text in (("say", _say, "tell"), ("ask", _ask, "ask")):
-        command = commands.add_parser(name, help=f"{text} all members", parents=[member])
-        command.add_argument("text")
-        command.add_argument("--timeout", type=float, default=5.0, metavar="SECONDS")
-        command.set_defaults(action=action)
+    _add_serve(commands)
+    _add_join(commands)
+    _add_messages(commands)
+    _add_state(commands)
+    _add_top(commands)
+    _add_bench(commands)
     return parser
 
 
-def _run(work: Coroutine[Any, Any, int]) -> int:
-    import uvloop
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(work)
-
-
-async def _serve(options: argparse.Namespace) -> int:
-    listen = options.listen or [DEFAULT_URL]
-    async with Hub(options.name, listen=listen, token=options.token) as hub:
-        for address in hub.addresses:
-            print(f"Listening on: {address}", flush=True)
-        await _until_stopped()
-    return 0
+def _client_options() -> argparse.ArgumentParser:
+    client = _Parser(add_help=False)
+    client.add_argument("--hub", metavar="URL", default=commands.DEFAULT_URL)
+    client.add_argument("--token-file", type=Path)
+    return client
 
 
-async def _until_stopped() -> None:
-    stopped = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopped.set)
-    await stopped.wait()
+def _member_options() -> argparse.ArgumentParser:
+    member = _Parser(add_help=False, parents=[_client_options()])
+    member.add_argument("room", metavar="ROOM")
+    member.add_argument("--name", help="the name of this member")
+    return member
 
 
-async def _connect(options: argparse.Namespace) -> Client:
-    return await connect(
-        options.hub, name=options.name, token=options.token, timeout_s=CONNECT_TIMEOUT_S
+def _add_json(command: argparse.ArgumentParser, what: str = "show JSON, for scripts") -> None:
+    command.add_argument("--json", action="store_true", help=what)
+
+
+def _add_serve(subparsers: Any) -> None:
+    serve = subparsers.add_parser("serve", help="run a hub")
+    serve.add_argument("--listen", metavar="URL", action="append", default=[])
+    serve.add_argument("--name", default="hub", help="the hub's name")
+    serve.add_argument("--token-file", type=Path, help="dialers on TCP must have this token")
+    serve.set_defaults(action=commands.serve)
+
+
+def _add_join(subparsers: Any) -> None:
+    join = subparsers.add_parser(
+        "join", help="print what is said in a room", parents=[_member_options()]
     )
+    join.add_argument(
+        "--put",
+        type=_pair,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="publish a value while this member is there (repeatable)",
+    )
+    answers = join.add_mutually_exclusive_group()
+    answers.add_argument("--answer", metavar="TEXT", help="reply with TEXT to those who ask")
+    answers.add_argument(
+        "--exec",
+        metavar="COMMAND",
+        help="run COMMAND by the shell for each message, which is its standard input; what it "
+        "writes is the reply, and an exit code other than 0 refuses",
+    )
+    _add_json(join, "print each message as a line of JSON")
+    join.set_defaults(action=commands.join)
 
 
-async def _join(options: argparse.Namespace) -> int:
-    async with await _connect(options) as me:
-        room = await me.join(options.room, watch=False)
-
-        @room.on_message
-        def print_message(message: Message) -> None:
-            print(f"{message.sender}: {message.data.decode(errors='replace')}", flush=True)
-
-        print(f"{me.name} is in {room.name}", file=sys.stderr, flush=True)
-        await _until_stopped()
-    return 0
-
-
-async def _say(options: argparse.Namespace) -> int:
-    async with await _connect(options) as me:
-        room = await me.join(options.room, member=False, watch=False)
-        receipt = await room.say(options.text.encode(), timeout_s=options.timeout)
-    return _report(receipt)
+def _add_messages(subparsers: Any) -> None:
+    for name, action, text in (
+        ("say", commands.say, "tell all members, and show who got it"),
+        ("ask", commands.ask, "tell all members, and show what they answer"),
+        ("cast", commands.cast, "tell all members, and wait for nobody"),
+    ):
+        command = subparsers.add_parser(name, help=text, parents=[_member_options()])
+        command.add_argument("text", metavar="TEXT", help="'-' is standard input")
+        if name != "cast":
+            _add_timeout(command)
+            _add_json(command)
+        command.set_defaults(action=action)
 
 
-async def _ask(options: argparse.Namespace) -> int:
-    async with await _connect(options) as me:
-        room = await me.join(options.room, member=False, watch=False)
-        replies = await room.ask(options.text.encode(), timeout_s=options.timeout)
-    for member, answer in sorted(replies.answers.items()):
-        print(f"{member}: {answer.decode(errors='replace')}")
-    return _report(replies, file=sys.stderr)
+def _add_timeout(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--timeout", type=_seconds, default=5.0, metavar="SECONDS")
 
 
-def _report(receipt: Receipt, file: Any = None) -> int:
-    """How many got it, and a line for each who did not."""
-    missed = {name: str(reason) for name, reason in receipt.failed.items()}
-    missed |= dict.fromkeys(receipt.unknown, "unknown: the link to its hub died")
-    missed |= dict.fromkeys(receipt.asleep, "asleep")
-    count = len(receipt.acknowledged)
-    print(f"{count} of {count + len(missed)} acknowledged", file=file)
-    for name, why in sorted(missed.items()):
-        print(f"  {name}: {why}", file=file)
-    return 0 if receipt.complete else 1
+def _add_state(subparsers: Any) -> None:
+    state = subparsers.add_parser(
+        "state", help="show what a room's members publish", parents=[_member_options()]
+    )
+    state.add_argument("--member", help="show the values of this one only")
+    _add_json(state)
+    state.set_defaults(action=commands.state)
+
+
+def _add_top(subparsers: Any) -> None:
+    top = subparsers.add_parser(
+        "top", help="follow rooms, members and hubs", parents=[_client_options()]
+    )
+    top.add_argument("rooms", metavar="ROOM", nargs="*")
+    top.add_argument("-b", "--batch", action="store_true", help="one view below the other")
+    top.add_argument(
+        "-n",
+        "--iterations",
+        type=_number(1, 1 << 31),
+        metavar="N",
+        help="end after so many views",
+    )
+    top.add_argument("-d", "--delay", type=_seconds, default=1.0, metavar="SECONDS")
+    top.add_argument(
+        "--join",
+        action="store_true",
+        help="be a member of the rooms, to count messages by their senders",
+    )
+    _add_json(top, "show each view as a line of JSON")
+    top.set_defaults(action=commands.top)
+
+
+def _add_bench(subparsers: Any) -> None:
+    bench = subparsers.add_parser(
+        "bench", help="measure a running hub", parents=[_client_options()]
+    )
+    bench.add_argument("--members", type=_number(1, MAX_BENCH_MEMBERS), default=10, metavar="N")
+    bench.add_argument("--size", type=_number(0, DATA_BYTES), default=64, metavar="BYTES")
+    bench.add_argument(
+        "--duration", type=_seconds, default=1.0, metavar="SECONDS", help="of each of four jobs"
+    )
+    _add_timeout(bench)
+    _add_json(bench)
+    bench.set_defaults(action=_bench)
+
+
+def _bench(options: argparse.Namespace) -> Coroutine[Any, Any, int]:
+    from tabane.middlecon.measure import bench
+
+    return bench(options)
