@@ -170,6 +170,8 @@ def test_programs_are_heard_line_by_line_without_what_terminals_obey(hall, take)
     hall.brain.tell(x, Kind.CAST, to=number, data=b"\n" * 1_000_000)
     lines = shown(a).splitlines()
     assert len(lines) == SHOWN_LINES + 1 and lines[-1] == b"x: ... (999000 more lines)"
+    hall.lobby.crowd.send_first(encode_frame(Kind.CAST, name="x", data=b"urgent"))
+    assert shown(a) == b"x: urgent\n"
     hall.lobby._show("n\x1b[1m\n", b"")
     assert shown(a) == b"n[1m: \n"
 
