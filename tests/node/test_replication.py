@@ -15,6 +15,7 @@ from tabane.node.replication import Follower, Publisher, split, to_messages
 from tabane.store import Change, Delete, Entry, MemoryStore, Put, Replica, Snapshot, StoreFeed
 from tabane.store.feed import Changes
 from tabane.supervise import Supervisor
+from tabane.testing import VirtualClock
 
 HISTORY = 8
 
@@ -62,8 +63,15 @@ class Cluster:
         self.tasks = tasks
         self.failures = failures
         self.nodes: dict[str, Node] = {}
+        self.absent: set[str] = set()
+        self.clock = VirtualClock()
         self.store = MemoryStore(history=HISTORY)
-        self.publisher = Publisher(StoreFeed(self.store), self.send, tasks)
+        self.publisher = Publisher(
+            StoreFeed(self.store), self.send, tasks, self.clock, self.is_there
+        )
+
+    def is_there(self, member: str) -> bool:
+        return member not in self.absent
 
     async def send(self, member: str, data: bytes) -> None:
         await self.nodes[member].hear(data)
@@ -148,6 +156,7 @@ async def test_a_node_that_was_away_gets_only_what_it_missed(cluster: Cluster) -
     cluster.follow("osaka")
     await node.reach(await cluster.put(a=b"1"))
     node.broken = True
+    cluster.absent.add("osaka")
     await cluster.put(a=b"2")
     await node.refused.wait()
     node.broken, node.heard = False, []
@@ -155,6 +164,26 @@ async def test_a_node_that_was_away_gets_only_what_it_missed(cluster: Cluster) -
     await node.reach(2)
     assert [type(message) for message in node.heard] == [StoreChanges]
     assert node.content() == {"a": b"2"}
+
+
+async def test_a_node_that_is_there_and_refuses_is_told_again(cluster: Cluster) -> None:
+    node = await cluster.add("osaka")
+    cluster.follow("osaka")
+    await node.reach(await cluster.put(a=b"1"))
+    node.broken, node.heard = True, []
+    await cluster.put(a=b"2")
+    for _ in range(3):
+        await node.refused.wait()
+        node.refused.clear()
+        await asyncio.sleep(0)
+        cluster.clock.advance(replication.LAST_RETRY_S)
+    node.broken = False
+    await cluster.put(a=b"3")
+    await asyncio.sleep(0)
+    cluster.clock.advance(replication.LAST_RETRY_S)
+    await node.reach(3)
+    assert node.content() == {"a": b"3"}
+    assert [type(message) for message in node.heard] == [StoreChanges, StoreChanges]
 
 
 async def test_a_node_starts_again_from_its_own_copy(cluster: Cluster) -> None:

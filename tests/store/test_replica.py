@@ -81,9 +81,28 @@ async def test_subscribers_hear_what_changed(tmp_path: Path) -> None:
         (5,),
         (Change("apps/a", None, 6), Change("apps/b", None, 6)),
         (6,),
+        (),
+        (7,),
         (8,),
     ]
     assert replica.revision == 8
+    await replica.aclose()
+
+
+async def test_a_subscriber_that_fails_keeps_nothing_from_the_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    replica = await Replica.open(tmp_path / "replica.db", "apps/")
+    heard: list[tuple[Change, ...]] = []
+
+    def fail(changes: tuple[Change, ...]) -> None:
+        raise ValueError("broken")
+
+    replica.subscribe(fail)
+    replica.subscribe(heard.append)
+    await replica.update(snapshot(3, a=b"1"))
+    assert heard == [(Change("apps/a", b"1", 3),)]
+    assert "revision 3 is not taken in everywhere" in caplog.text
     await replica.aclose()
 
 

@@ -231,12 +231,15 @@ def describe_node(agent: Agent) -> dict[str, Any]:
         "node": config.key,
         "incarnation": config.incarnation,
         "revision": agent.replica.revision,
-        "whole": linked and all(gateway in agent.room.members for gateway in gateways),
+        "whole": linked
+        and not agent.lag.behind(config.key)
+        and all(gateway in agent.room.members for gateway in gateways),
     }
 
 
 def members(agent: Agent) -> dict[str, Any]:
-    """Nodes, whether their hub is linked to ours, and what they told of themselves."""
+    """Nodes, whether their hub is linked to ours, and what they told of themselves; `behind`: how
+    many revisions of the store a node has yet to hear of."""
     live = set(agent.nodes.live_nodes())
     views = {view.name: view for view in agent.all_views()}
     rows = []
@@ -251,6 +254,7 @@ def members(agent: Agent) -> dict[str, Any]:
                 "asked": peer.key == agent.config.key,
                 "drivers": view.drivers if view is not None else (),
                 "instances": view.instances if view is not None else None,
+                "behind": agent.lag.behind(peer.key),
             }
         )
     return {"members": rows}

@@ -238,7 +238,8 @@ def _add_node(router: APIRouter, agent: Agent) -> None:
 
     @router.get("/node")
     async def node() -> Response:
-        """This node; `whole`: it sees all others, and its gateways are there."""
+        """This node; `whole`: it sees all others, its gateways are there, and its replica of the
+        store is not behind."""
         return Json(actions.describe_node(agent))
 
     @router.get("/ps")

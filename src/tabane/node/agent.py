@@ -47,6 +47,7 @@ from tabane.node.home import Home
 from tabane.node.images import NodeImages
 from tabane.node.instances import Executor, Transition
 from tabane.node.journal import Journal
+from tabane.node.lag import Lag
 from tabane.node.membership import Membership, Terms
 from tabane.node.replication import Follower, Publisher
 from tabane.node.services import HubSockets
@@ -143,6 +144,7 @@ class Agent:
         self.room.on_message(concurrent=True)(self._on_message)
         self.room.on_presence(lambda presence: self._on_presence(presence.member, presence.change))
         await self.me.join(say.NODES)  # now the others see this agent, and tell it how things stand
+        self.lag = Lag(self)
         await self._resync()
         for app in self.all_apps():
             self._prefetch(app)
@@ -151,7 +153,9 @@ class Agent:
         self.store = await SqliteStore.open(path)
         self.apps = Apps(self.store, self.clock)
         feed = StoreFeed(self.store)
-        self.publisher = Publisher(feed, self.send, self.tasks)
+        self.publisher = Publisher(
+            feed, self.send, self.tasks, self.clock, lambda member: member in self.room.members
+        )
         self.tasks.keep("replica", lambda: self.replica.follow(feed))
 
     async def aclose(self) -> None:

@@ -65,10 +65,11 @@ class Replica:
         return self._ledger.range(prefix)
 
     def subscribe(self, callback: Subscriber) -> Callable[[], None]:
-        """Call `callback` with each update's changes, once they are on disk and served.
+        """Call `callback` with each update's changes (none, when only the revision is newer), once
+        they are on disk and served.
 
-        Returns what ends the subscription. A callback must not block; if it raises, so does
-        `follow`.
+        Returns what ends the subscription. A callback must not block; when one raises, that is
+        logged, and the others are called.
         """
         self._subscribers.append(callback)
         return lambda: self._subscribers.remove(callback)
@@ -93,9 +94,11 @@ class Replica:
             draft.apply()
         else:
             return
-        if changes:
-            for callback in tuple(self._subscribers):
+        for callback in tuple(self._subscribers):
+            try:
                 callback(changes)
+            except Exception:
+                log.exception("revision %d is not taken in everywhere", self.revision)
 
     async def aclose(self) -> None:
         """Idempotent."""

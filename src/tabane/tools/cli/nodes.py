@@ -20,7 +20,7 @@ def members(argv: list[str]) -> int:
             row["node"],
             row["address"],
             "here" if row["asked"] else "linked" if row["linked"] else "no link",
-            "control" if row["control"] else "replica",
+            "control" if row["control"] else _replica(row.get("behind")),
             ",".join(row["drivers"]) or "-",
             "-" if row["instances"] is None else row["instances"],
         )
@@ -28,6 +28,10 @@ def members(argv: list[str]) -> int:
     ]
     print_table(headings, rows)
     return 0
+
+
+def _replica(behind: int | None) -> str:
+    return f"replica, {behind} behind" if behind else "replica"
 
 
 def doctor(argv: list[str]) -> int:
