@@ -123,7 +123,7 @@ async def test_a_host_is_free_again_when_its_app_lets_go(apps: Apps, store: Stor
 
 async def test_a_removed_app_leaves_nothing(apps: Apps, store: Store) -> None:
     deployed, _ = await apps.deploy(app(hosts=("a.test",), reactive=Reactive(min=2)))
-    await apps.spread(["tokyo"])
+    await apps.spread(["tokyo"], {})
     removed, revision = await apps.remove(KEY)
     assert removed == deployed
     assert revision == (await store.range(""))[0]
@@ -181,14 +181,14 @@ async def test_whatever_comes_at_once_leaves_the_books_right(apps: Apps, store: 
                 return apps.remove(AppName(f"default/{name}"))
             case 2:
                 return apps.scale(AppName(f"default/{name}"), chance.randrange(3), None)
-        return apps.spread(chance.sample(["tokyo", "osaka"], k=chance.randrange(3)))
+        return apps.spread(chance.sample(["tokyo", "osaka"], k=chance.randrange(3)), {})
 
     for _ in range(30):
         results = await asyncio.gather(*(any_request() for _ in range(8)), return_exceptions=True)
         errors = [result for result in results if isinstance(result, BaseException)]
         assert all(isinstance(error, Conflict | NotFound) for error in errors), errors
         await check_books(store)
-    await apps.spread(["tokyo", "osaka"])
+    await apps.spread(["tokyo", "osaka"], {})
     wanting = {
         a.key for a in map(parse_app, (await read(store, "apps/")).values()) if a.reactive.min
     }
@@ -287,7 +287,7 @@ async def test_min_is_spread_over_the_live_datacenters(apps: Apps, store: Store)
     await apps.deploy(app("none"))
 
     async def shares(*live: str) -> dict[str, dict[str, int]]:
-        await apps.spread(live)
+        await apps.spread(live, {})
         floors = await read(store, "floors/")
         return {key.rpartition("/")[2]: parse_floors(value) for key, value in floors.items()}
 
@@ -303,9 +303,9 @@ async def test_min_is_spread_over_the_live_datacenters(apps: Apps, store: Store)
 
 async def test_spreading_what_is_spread_commits_nothing(apps: Apps, store: Store) -> None:
     await apps.deploy(app(reactive=Reactive(min=2)))
-    await apps.spread(["tokyo", "osaka"])
+    await apps.spread(["tokyo", "osaka"], {})
     revision, _ = await store.range("")
-    await apps.spread(["osaka", "tokyo"])
+    await apps.spread(["osaka", "tokyo"], {})
     assert (await store.range(""))[0] == revision
 
 
@@ -317,7 +317,7 @@ async def test_spreading_many_comes_in_commits_of_a_size(
         await apps.deploy(app(f"app{number}", reactive=Reactive(min=1)))
     before, _ = await store.range("")
     async with store.watch("floors/", after=before) as watch:
-        await apps.spread(["tokyo"])
+        await apps.spread(["tokyo"], {})
         commits = aiter(watch)
         assert [len(await anext(commits)) for _ in range(3)] == [3, 3, 1]
     assert len(await read(store, "floors/")) == 7
@@ -327,13 +327,13 @@ async def test_an_app_that_goes_while_it_is_spread_leaves_no_floor(
     apps: Apps, store: Store
 ) -> None:
     await apps.deploy(app(reactive=Reactive(min=2)))
-    await rivalled(store, lambda: apps.remove(KEY)).spread(["tokyo"])
+    await rivalled(store, lambda: apps.remove(KEY)).spread(["tokyo"], {})
     assert await read(store, "floors/") == {}
 
 
 async def test_floors_of_apps_that_are_gone_are_cleared_away(apps: Apps, store: Store) -> None:
     await store.commit([Put("floors/default/gone", b'{"tokyo":1}')])
-    await apps.spread(["tokyo"])
+    await apps.spread(["tokyo"], {})
     assert await read(store, "floors/") == {}
 
 

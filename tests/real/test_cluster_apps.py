@@ -77,12 +77,15 @@ def test_rm_lets_those_inside_finish(cluster: LocalCluster) -> None:
 
 def test_min_is_spread_over_the_data_centers(cluster: LocalCluster) -> None:
     cluster.deploy("spread")
+    awake = cluster.wake("spread", "tokyo")
     ended = cluster.tabane("scale", "spread", "--min", "2")
     assert (ended.code, ended.err) == (0, "")
     ready = wait_for(
         lambda: len(found := cluster.instances("spread", "ready")) == 2 and found, "two instances"
     )
     assert len({instance["node"] for instance in ready}) == 2
+    assert awake["id"] in {instance["id"] for instance in ready}, "it counts"
+    assert cluster.starts("spread") == 2
     assert cluster.tabane("scale", "spread", "--min", "0").code == 0
     assert cluster.tabane("rm", "spread").code == 0
     wait_for(lambda: not cluster.instances("spread"), "their end")

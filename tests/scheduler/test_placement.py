@@ -103,7 +103,7 @@ def test_min_is_spread_evenly_over_the_allowed_data_centers(
     low: int, live: set[str], allowed: set[str]
 ) -> None:
     wanted = app(reactive=Reactive(min=low), placement=Placement(tuple(allowed)))
-    shares = floors(wanted, live)
+    shares = floors(wanted, live, {})
     assert set(shares) == live & allowed
     if shares:
         assert sum(shares.values()) == low
@@ -112,5 +112,30 @@ def test_min_is_spread_evenly_over_the_allowed_data_centers(
 
 def test_a_data_center_that_may_not_run_it_has_no_share() -> None:
     wanted = app(reactive=Reactive(min=3), placement=Placement(("osaka",)))
-    assert floors(wanted, ["tokyo", "osaka"]) == {"osaka": 3}
-    assert floors(wanted, ["tokyo"]) == {}
+    assert floors(wanted, ["tokyo", "osaka"], {}) == {"osaka": 3}
+    assert floors(wanted, ["tokyo"], {"tokyo": 1}) == {}
+
+
+@given(
+    st.integers(0, 50),
+    st.dictionaries(st.sampled_from(["tokyo", "osaka", "naha"]), st.integers(0, 20)),
+)
+def test_min_is_never_exceeded_and_keeps_what_runs(low: int, ready: dict[str, int]) -> None:
+    live = ["ishikari", "osaka", "tokyo"]
+    shares = floors(app(reactive=Reactive(min=low)), live, ready)
+    assert sum(shares.values()) == low
+    there = sum(ready.get(dc, 0) for dc in live)
+    started = sum(max(0, shares[dc] - ready.get(dc, 0)) for dc in live)
+    assert started == max(0, low - there), "none is started that need not be"
+
+
+def test_those_that_run_have_their_share_first() -> None:
+    wanted = app(reactive=Reactive(min=2))
+    live = ["ishikari", "osaka", "tokyo"]
+    assert floors(wanted, live, {"tokyo": 1}) == {"ishikari": 1, "osaka": 0, "tokyo": 1}
+    assert floors(wanted, live, {"tokyo": 2}) == {"ishikari": 0, "osaka": 0, "tokyo": 2}
+    assert floors(wanted, live, {"tokyo": 5, "osaka": 5}) == {
+        "ishikari": 0,
+        "osaka": 1,
+        "tokyo": 1,
+    }

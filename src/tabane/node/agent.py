@@ -52,6 +52,7 @@ from tabane.node.membership import Membership, Terms
 from tabane.node.replication import Follower, Publisher
 from tabane.node.services import HubSockets
 from tabane.node.spawner import HolderSpawner
+from tabane.node.spreading import spread
 from tabane.scheduler.placement import NodeView
 from tabane.security.audit import Line
 from tabane.store.api import Change as Written
@@ -321,11 +322,7 @@ class Agent:
 
     def _start_spread(self) -> None:
         if self.apps is not None:
-            self.tasks.start("spread", self._spread(self.apps))
-
-    async def _spread(self, apps: Apps) -> None:
-        live = {node.partition("/")[0] for node in self.nodes.live_nodes()}
-        await apps.spread(sorted(live))
+            self.tasks.start("spread", spread(self, self.apps))
 
     async def _publish(self) -> None:
         view = self.engines.view(len(self.executor))

@@ -11,7 +11,7 @@ Keys in the store:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -38,6 +38,8 @@ SPREAD_WRITES = 1000
 """In one commit, which has to fit into one message to every node."""
 
 T = TypeVar("T")
+Ready = Mapping[AppName, Mapping[str, int]]
+"""Ready instances of each app by data center."""
 
 encode = msgspec.json.Encoder().encode
 parse_app = msgspec.json.Decoder(App).decode
@@ -117,13 +119,13 @@ class Apps:
         writes = [Put(APPS + key, encode(app))]
         return app, await self._commit(writes, [Expect(APPS + key, entry.version)])
 
-    async def spread(self, datacenters: Iterable[str]) -> None:
+    async def spread(self, datacenters: Iterable[str], ready: Ready) -> None:
         """Store each app's share of `min` by data center, where it changed."""
         live = tuple(datacenters)
-        while await _repeat(lambda: self._spread(live)):
+        while await _repeat(lambda: self._spread(live, ready)):
             pass
 
-    async def _spread(self, live: tuple[str, ...]) -> bool:
+    async def _spread(self, live: tuple[str, ...], ready: Ready) -> bool:
         """One commit's worth of it; whether there was anything to store."""
         _, apps = await self._store.range(APPS)
         _, stored = await self._store.range(FLOORS)
@@ -133,7 +135,8 @@ class Apps:
         for entry in apps:
             app = parse_app(entry.value)
             key = FLOORS + app.key
-            wanted = encode(floors(app, live)) if app.reactive.min else None
+            shares = floors(app, live, ready.get(app.key, {}))
+            wanted = encode(shares) if app.reactive.min else None
             if wanted != known.pop(key, None):
                 writes.append(Put(key, wanted) if wanted is not None else Delete(key))
                 expect.append(Expect(entry.key, entry.version))

@@ -74,10 +74,12 @@ def _problem(app: App, node: NodeView) -> str:
     return ""
 
 
-def floors(app: App, datacenters: Iterable[str]) -> dict[str, int]:
-    """How the app's `min` is spread over the live data centers it may run in."""
-    allowed = sorted(dc for dc in datacenters if app.placement.allows(dc))
-    if not allowed:
-        return {}
-    share, rest = divmod(app.reactive.min, len(allowed))
-    return {dc: share + (number < rest) for number, dc in enumerate(allowed)}
+def floors(app: App, datacenters: Iterable[str], ready: Mapping[str, int]) -> dict[str, int]:
+    """How the app's `min` is spread over the live data centers it may run in: first over those
+    where instances are `ready`, as many as there are, so that none is started in place of another;
+    the rest where the fewest are."""
+    shares = {dc: 0 for dc in sorted(datacenters) if app.placement.allows(dc)}
+    for _ in range(app.reactive.min if shares else 0):
+        kept = [dc for dc in shares if shares[dc] < ready.get(dc, 0)]
+        shares[min(kept or shares, key=lambda dc: shares[dc])] += 1
+    return shares
