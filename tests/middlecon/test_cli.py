@@ -12,8 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from tabane.errors import Refused
+from tabane.middlecon import Client
 from tabane.middlecon.addresses import Tcp, parse_host_port
 from tabane.middlecon.cli import _parse, main
+from tabane.middlecon.commands import Watcher
 from tabane.middlecon.frames import DATA_BYTES
 
 
@@ -343,10 +346,10 @@ async def test_top_shows_members_state_and_hubs(cluster):
     code, out, err = await run("top", "r", "-b", "-n1", *at)
     assert (code, err) == (0, "")
     header, *rows = out.splitlines()
-    assert header.endswith("hub a: 1 room, 2 members, 1 of 1 link open")
-    assert [row.split() for row in rows if row] == [
-        ["HUB", "LINK"],
-        ["b", "open"],
+    assert "hub a: 1 room, 2 members, 1 of 1 link open" in header
+    cells = [row.split() for row in rows if row]
+    assert [row[:2] for row in cells[:2]] == [["HUB", "LINK"], ["b", "open"]]
+    assert cells[2:] == [
         ["ROOM", "MEMBERS", "MSG/S"],
         ["r", "2", "-"],
         ["MEMBER", "ROOM", "HUB", "MSG/S", "STATE"],
@@ -354,8 +357,25 @@ async def test_top_shows_members_state_and_hubs(cluster):
         ["東京", "r", "b", "-", "load=0.7"],
     ]
     assert a.peers == {"b": True}
-    code, out, _ = await run("top", "-n1", *at)
-    assert code == 0 and "0 rooms, 0 members" in out
+
+
+@pytest.mark.parametrize("stats", [{"rooms": {"r": 1}, "new": 1}, {"rooms": 3}, None])
+async def test_top_follows_what_a_hubs_statistics_name(cluster, stats, monkeypatch):
+    await cluster.hub()
+    me = await cluster.client("me")
+    await me.join("r")
+    watcher = Watcher(await cluster.client("top"), member=False)
+
+    async def hub_stats(client):
+        if stats is None:
+            raise Refused("this hub has none")
+        return stats
+
+    monkeypatch.setattr(Client, "hub_stats", hub_stats, raising=False)
+    view = await watcher.look([])
+    understood = stats is not None and stats["rooms"] != 3
+    assert list(view.rooms) == (["r"] if understood else [])
+    assert list((await watcher.look(["s"])).rooms) == ["s"]
 
 
 async def test_top_counts_as_a_member(at, cluster):
@@ -364,11 +384,7 @@ async def test_top_counts_as_a_member(at, cluster):
     async with running("top", "r", "--join", "--json", "-d", "0.01", *at) as top:
         first = json.loads(await top.stdout.readline())
         assert first["rooms"]["r"]["messages_per_s"] is None
-        assert (
-            first["connected"]
-            and first["stats"] is None
-            and len(first["rooms"]["r"]["members"]) == 2
-        )
+        assert first["connected"] and len(first["rooms"]["r"]["members"]) == 2
         assert len((await room.say(b"")).acknowledged) == 1
         while True:
             seen = json.loads(await top.stdout.readline())["rooms"]["r"]

@@ -6,6 +6,7 @@ from tabane.middlecon import MemberInfo, Reason, Receipt, Replies
 from tabane.middlecon.measure import percentile
 from tabane.middlecon.receipts import Cause
 from tabane.middlecon.screen import (
+    HubStats,
     RoomView,
     View,
     fit,
@@ -60,7 +61,7 @@ def test_a_receipt_names_everybody_who_was_not_reached():
 
 def make_view(at: float, heard: dict[str, int] | None, **options) -> View:
     members = {"x": MemberInfo("x", "a"), "y": MemberInfo("y", "b", known=False)}
-    room = RoomView(members, {"x": {"k": b"v"}}, heard, sum(heard.values()) if heard else None)
+    room = RoomView(members, {"x": {"k": b"v"}}, heard)
     return View(at, "a", rooms={"r": room}, **options)
 
 
@@ -77,8 +78,14 @@ def test_rates_are_differences_between_two_views():
 
 
 def test_the_header_tells_of_the_hubs_sessions_and_of_trouble():
-    stats = {"sessions": 1, "rooms": {}}
-    assert "2 members, 1 session" in view_lines(make_view(0, None, stats=stats), None, "t")[0]
+    stats = HubStats(1, {"r": 2, "s": 7}, {"b": 1234}, 3, 1234, {"b": 1, "c": 1})
+    lines = view_lines(make_view(0, None, stats=stats, hubs={"b": True, "c": False}), None, "t")
+    assert lines[0].endswith(
+        "1 room, 2 members, 1 of 2 links open, 1 session, 3 pending, 1,234 bytes waiting, 2 dropped"
+    )
+    rows = [line.split() for line in lines]
+    assert ["b", "open", "1,234", "bytes"] in rows and ["c", "down", "0", "bytes"] in rows
+    assert ["r", "2", "-"] in rows and ["s", "7", "-"] in rows
     lost = view_lines(make_view(0, None, trouble="it said\ngoodbye"), None, "t")[0]
     assert lost == "middlecon - t, no session with hub a now: it said\\ngoodbye"
 

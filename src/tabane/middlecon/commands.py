@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any
 
+import msgspec
+
 from tabane.clock import SYSTEM
 from tabane.errors import NotFound, TabaneError, UsageError
 from tabane.middlecon.client import Client, Room, connect
@@ -22,6 +24,7 @@ from tabane.middlecon.hub import Hub
 from tabane.middlecon.inbox import Message
 from tabane.middlecon.receipts import Receipt
 from tabane.middlecon.screen import (
+    HubStats,
     View,
     as_json,
     fit,
@@ -39,6 +42,8 @@ from tabane.middlecon.script_member import ScriptMember, enter
 
 DEFAULT_URL = "tcp://127.0.0.1:8080"
 CONNECT_TIMEOUT_S = 1.0
+MAX_FOLLOWED = 100
+"""Rooms that `top` follows when it is not told which."""
 BROKEN_PIPE = 128 + signal.SIGPIPE
 HOME, CLEAR_LINE, CLEAR_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
 HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
@@ -206,7 +211,7 @@ def _show_json(view: View, before: View | None) -> None:
 
 
 class Watcher:
-    """Follows rooms: those that were named, or all that the hub's statistics name, if it has any.
+    """Follows rooms: those that were named, or the first of those that the hub's statistics name.
 
     As a `member` of them it counts what is said there, and acknowledges it.
     """
@@ -219,12 +224,13 @@ class Watcher:
 
     async def look(self, names: Iterable[str]) -> View:
         stats = await self._stats()
-        names = set(names) or set((stats or {}).get("rooms", ()))
-        for name in names - self._rooms.keys():
-            await self._follow(name)
-        for name in self._rooms.keys() - names:
-            self._rooms.pop(name).leave()
-            self._heard.pop(name, None)
+        names = set(names) or set(sorted(stats.rooms if stats else ())[:MAX_FOLLOWED])
+        if self._client.connected:
+            for name in names - self._rooms.keys():
+                await self._follow(name)
+            for name in self._rooms.keys() - names:
+                self._rooms.pop(name).leave()
+                self._heard.pop(name, None)
         return look(self._client, self._rooms.values(), self._heard, stats, SYSTEM.now())
 
     async def _follow(self, name: str) -> None:
@@ -240,13 +246,12 @@ class Watcher:
             await self._client.join(name)
         self._rooms[name] = room
 
-    async def _stats(self) -> dict[str, Any] | None:
-        """None: this client, or its hub, has none, or not now."""
+    async def _stats(self) -> HubStats | None:
+        """None: the hub has none that we understand, or there is no session now."""
         query = getattr(self._client, "hub_stats", None)
         if query is None or not self._client.connected:
             return None
         try:
-            stats: dict[str, Any] = await query()
-        except TabaneError:
+            return msgspec.convert(await query(), HubStats)
+        except (TabaneError, msgspec.ValidationError):
             return None
-        return stats

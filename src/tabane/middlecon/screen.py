@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from tabane.middlecon.client import Client, Room
 from tabane.middlecon.receipts import Receipt, Replies
 from tabane.middlecon.views import MemberInfo
@@ -97,8 +99,25 @@ class RoomView:
     members: dict[str, MemberInfo]
     state: dict[str, dict[str, bytes]]
     heard: dict[str, int] | None = None
-    total: int | None = None
-    """Messages said so far, if anybody can tell."""
+
+    @property
+    def total(self) -> int | None:
+        return None if self.heard is None else sum(self.heard.values())
+
+
+class HubStats(msgspec.Struct):
+    """What a hub tells of itself (`Client.hub_stats`), as far as it is shown."""
+
+    sessions: int = 0
+    rooms: dict[str, int] = {}
+    """Members of each."""
+    links: dict[str, int] = {}
+    """Bytes that wait for each peer."""
+    pending: int = 0
+    """Messages whose fate is not known yet."""
+    backlog_bytes: int = 0
+    dropped: dict[str, int] = {}
+    """Casts that went nowhere, by the session or link that was too slow."""
 
 
 @dataclass
@@ -110,27 +129,24 @@ class View:
     trouble: str = ""
     hubs: dict[str, bool] = field(default_factory=dict)
     rooms: dict[str, RoomView] = field(default_factory=dict)
-    stats: dict[str, Any] | None = None
-    """Of the hub, as `Client.hub_stats` returns it."""
+    stats: HubStats | None = None
 
 
 def look(
     client: Client,
     rooms: Iterable[Room],
     heard: Mapping[str, Mapping[str, int]],
-    stats: dict[str, Any] | None,
+    stats: HubStats | None,
     at: float,
 ) -> View:
     """`heard`: by room and sender, for rooms that we are a member of."""
     view = View(at, client.hub, "" if client.connected else client.trouble, stats=stats)
     view.hubs = dict(client.hubs)
-    counted = (stats or {}).get("rooms", {})
     for room in rooms:
         state = {name: dict(values) for name, values in room.state.items()}
-        seen = RoomView(dict(room.members), state, total=counted.get(room.name, {}).get("messages"))
+        seen = RoomView(dict(room.members), state)
         if room.name in heard:
             seen.heard = dict(heard[room.name])
-            seen.total = seen.total if seen.total is not None else sum(seen.heard.values())
         view.rooms[room.name] = seen
     return view
 
@@ -187,7 +203,7 @@ def view_json(view: View, before: View | None) -> dict[str, Any]:
         "connected": not view.trouble,
         "hubs": dict(sorted(view.hubs.items())),
         "rooms": rooms,
-        "stats": view.stats,
+        "stats": msgspec.to_builtins(view.stats),
     }
 
 
@@ -196,18 +212,34 @@ def view_lines(view: View, before: View | None, clock: str) -> list[str]:
     rates = Rates(view, before)
     lines = [_header(view, clock)]
     if view.hubs:
-        links = [(hub, "open" if is_open else "down") for hub, is_open in sorted(view.hubs.items())]
-        lines += ["", *table(("HUB", "LINK"), links)]
-    if view.rooms:
-        counts = [
-            (name, str(len(room.members)), _shown_rate(rates.of_room(name)))
-            for name, room in sorted(view.rooms.items())
+        lines += [
+            "",
+            *table(("HUB", "LINK", "WAITING"), [_link_row(view, hub) for hub in sorted(view.hubs)]),
         ]
-        lines += ["", *table(("ROOM", "MEMBERS", "MSG/S"), counts)]
+    names = sorted(view.rooms.keys() | (view.stats.rooms.keys() if view.stats else set()))
+    if names:
+        lines += [
+            "",
+            *table(("ROOM", "MEMBERS", "MSG/S"), [_room_row(view, rates, name) for name in names]),
+        ]
     rows = [row for name in sorted(view.rooms) for row in _member_rows(view, rates, name)]
     if rows:
         lines += ["", *table(("MEMBER", "ROOM", "HUB", "MSG/S", "STATE"), rows)]
     return lines
+
+
+def _link_row(view: View, hub: str) -> Row:
+    waiting = view.stats.links.get(hub, 0) if view.stats else None
+    words = "-" if waiting is None else f"{waiting:,} bytes"
+    return hub, "open" if view.hubs[hub] else "down", words
+
+
+def _room_row(view: View, rates: Rates, name: str) -> Row:
+    room = view.rooms.get(name)
+    if room is None:
+        assert view.stats is not None
+        return name, str(view.stats.rooms[name]), "-"
+    return name, str(len(room.members)), _shown_rate(rates.of_room(name))
 
 
 def _header(view: View, clock: str) -> str:
@@ -217,8 +249,11 @@ def _header(view: View, clock: str) -> str:
     words = [_count(len(view.rooms), "room"), _count(len(members), "member")]
     if view.hubs:
         words.append(f"{sum(view.hubs.values())} of {_count(len(view.hubs), 'link')} open")
-    if view.stats is not None and "sessions" in view.stats:
-        words.append(_count(view.stats["sessions"], "session"))
+    if (stats := view.stats) is not None:
+        words.append(_count(stats.sessions, "session"))
+        words.append(f"{stats.pending:,} pending")
+        words.append(f"{stats.backlog_bytes:,} bytes waiting")
+        words.append(f"{sum(stats.dropped.values()):,} dropped")
     return f"middlecon - {clock}, hub {view.hub}: {', '.join(words)}"
 
 
