@@ -56,8 +56,8 @@ class Brain:
 
 def taken(port: Port) -> list[Frame]:
     """What is in a port's outbox, which is then empty."""
-    frames = Decoder().feed(b"".join(port.out))
-    port.out = []
+    frames = Decoder().feed(b"".join(port.urgent + port.out))
+    port.urgent, port.out = [], []
     return frames
 
 

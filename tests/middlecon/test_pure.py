@@ -11,8 +11,8 @@ import pytest
 import tabane.middlecon
 
 PURE = (
-    *("frames", "session", "receipts", "rooms", "directory", "tallies", "relay", "chat"),
-    "contained",
+    *("frames", "session", "receipts", "backlog", "rooms", "directory", "flow", "tallies"),
+    *("relay", "chat", "contained"),
 )
 FORBIDDEN = {"asyncio", "socket", "time", "selectors", "threading", "os", "uvloop", "random"}
 

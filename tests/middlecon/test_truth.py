@@ -25,8 +25,8 @@ TREE: tuple[Edge, ...] = (("a1", "a2"), ("b1", "b2"), ("a1", "b1"), ("b2", "c1")
 
 
 def taken(port: Port) -> list[Frame]:
-    frames = Decoder().feed(b"".join(port.out))
-    port.out = []
+    frames = Decoder().feed(b"".join(port.urgent + port.out))
+    port.urgent, port.out = [], []
     return frames
 
 
@@ -211,7 +211,9 @@ def machine(links: tuple[Edge, ...]) -> type[Network]:
         join = rule(name=names)(lambda self, name: self.do_join(name))
         leave = rule(name=names)(lambda self, name: self.do_leave(name))
         crash = rule(name=names)(lambda self, name: self.do_crash(name))
-        say = rule(name=names, id=st.integers(1, 1000))(lambda self, name, id: self.do_say(name, id))
+        say = rule(name=names, id=st.integers(1, 1000))(
+            lambda self, name, id: self.do_say(name, id)
+        )
         listen = rule(name=names)(lambda self, name: self.do_listen(name))
         acknowledge = rule(name=names, last=st.booleans())(
             lambda self, name, last: self.do_acknowledge(name, last)

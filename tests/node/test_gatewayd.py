@@ -34,10 +34,14 @@ class Rig:
         self.hub = SimpleNamespace(
             connected=True,
             hubs={OTHER: True},
-            send_nowait=lambda member, data: self.told.append((member, say.parse(data))),
+            send_nowait=self._hear,
         )
         self.process.me = self.hub  # type: ignore[assignment]
         self.process.nodes = Membership(config, self.hub.hubs)
+
+    def _hear(self, member: str, data: bytes, *, urgent: bool) -> None:
+        assert urgent
+        self.told.append((member, say.parse(data)))
 
     def granted_by(self, node: NodeName) -> InstanceId:
         instance = InstanceId(f"from-{node}")

@@ -1,9 +1,10 @@
 """middlecon: one message to many processes, and the sender knows who got it."""
 
-from tabane.middlecon.client import Client, OwnState, Room, connect
+from tabane.middlecon.client import Client, Room, WhenSlow, connect
 from tabane.middlecon.frames import Change
 from tabane.middlecon.hub import Hub
 from tabane.middlecon.inbox import Message
+from tabane.middlecon.own_state import OwnState
 from tabane.middlecon.receipts import Cause, Reason, Receipt, Replies
 from tabane.middlecon.session import Limits
 from tabane.middlecon.views import MemberInfo, Presence, StateChange
@@ -23,5 +24,6 @@ __all__ = [
     "Replies",
     "Room",
     "StateChange",
+    "WhenSlow",
     "connect",
 ]

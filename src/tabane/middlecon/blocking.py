@@ -31,7 +31,8 @@ from typing import Any, Self, TypeVar, overload
 from tabane.errors import Closed, UsageError
 from tabane.middlecon import client as asyncio_client
 from tabane.middlecon.addresses import parse_url
-from tabane.middlecon.client import TIMEOUT_S, Callback
+from tabane.middlecon.client import Callback
+from tabane.middlecon.connection import TIMEOUT_S
 from tabane.middlecon.frames import check_name
 from tabane.middlecon.inbox import Message
 from tabane.middlecon.receipts import Receipt, Replies
@@ -145,12 +146,17 @@ class Client:
         """Return when the member's handler has returned. Raises as `call` does."""
         self._call(lambda: self._inner.send(member, data, timeout_s=timeout_s))
 
-    def send_nowait(self, member: str, data: bytes) -> None:
+    def send_nowait(self, member: str, data: bytes, *, urgent: bool = False) -> None:
         """Send, in order with the other messages to this member; nobody says whether it arrived.
 
-        Waits for this process only. Raises `Closed` while there is no session.
+        Urgent ones overtake the others. Waits for this process only. Raises `Closed` while there is
+        no session.
         """
-        self._run(lambda: self._inner.send_nowait(member, data))
+        self._run(lambda: self._inner.send_nowait(member, data, urgent=urgent))
+
+    def hub_stats(self) -> dict[str, Any]:
+        """What there is at our hub and what waits: counts by name. Raises `Closed`, `TimedOut`."""
+        return self._call(self._inner.hub_stats)
 
     @overload
     def on_message(self, handler: Handler) -> Handler: ...
@@ -173,6 +179,7 @@ class Client:
         *,
         member: bool = True,
         watch: bool = True,
+        when_slow: asyncio_client.WhenSlow = asyncio_client.WhenSlow.WAIT,
         timeout_s: float = TIMEOUT_S,
         on_message: Handler | None = None,
     ) -> Room:
@@ -181,14 +188,16 @@ class Client:
         `member=False`: to speak or watch only; nobody is told, and nothing said there comes here.
         `watch=False`: do not follow its members and state. `on_message` is a handler that is there
         from the first message on; one that is registered later refuses what came before. Joining
-        again returns the same room, and changes what we are there. Raises `Busy` (a limit of the
-        hub), `Closed`, `TimedOut`.
+        again returns the same room, and changes what we are there. `when_slow`: what is done when
+        too much waits for us. Raises `Busy` (a limit of the hub), `Closed`, `TimedOut`.
         """
         handler = None if on_message is None else self._threaded(on_message)
 
         async def enter() -> Room:
             async with self._joining.setdefault(name, asyncio.Lock()):
-                join = partial(self._inner.join, name, watch=watch, timeout_s=timeout_s)
+                join = partial(
+                    self._inner.join, name, watch=watch, when_slow=when_slow, timeout_s=timeout_s
+                )
                 if handler is not None:
                     known = self._rooms.get(name)
                     (known._room if known else await join(member=False)).on_message(handler)
@@ -337,21 +346,26 @@ class Room:
         """What its members publish: `state[member][key]`. The last view without a session."""
         return self._client._look(lambda: {name: dict(s) for name, s in self._room.state.items()})
 
-    def say(self, data: bytes, *, timeout_s: float = TIMEOUT_S) -> Receipt:
+    def say(self, data: bytes, *, timeout_s: float = TIMEOUT_S, urgent: bool = False) -> Receipt:
         """Tell all members; the receipt names the fate of each.
 
         Returns as soon as all have acknowledged or failed, and at the latest half a second after
-        `timeout_s`. Raises `Closed` when our own session is or gets lost: then nobody knows.
+        `timeout_s`. Waits first while members are too slow. `urgent` does not, and goes before
+        all that waits for them. Raises `Closed` when our own session is or gets lost: then nobody
+        knows; `TimedOut` when nothing was sent in time.
         """
-        return self._client._call(lambda: self._room.say(data, timeout_s=timeout_s))
+        return self._client._call(lambda: self._room.say(data, timeout_s=timeout_s, urgent=urgent))
 
-    def ask(self, data: bytes, *, timeout_s: float = TIMEOUT_S) -> Replies:
+    def ask(self, data: bytes, *, timeout_s: float = TIMEOUT_S, urgent: bool = False) -> Replies:
         """As `say`, and what the members' handlers return. Who fails has no answer."""
-        return self._client._call(lambda: self._room.ask(data, timeout_s=timeout_s))
+        return self._client._call(lambda: self._room.ask(data, timeout_s=timeout_s, urgent=urgent))
 
-    def cast(self, data: bytes) -> None:
-        """Tell all members; nobody says whether it arrived. Raises `Closed` without a session."""
-        self._client._call(lambda: self._room.cast(data))
+    def cast(self, data: bytes, *, urgent: bool = False) -> None:
+        """Tell all members; nobody says whether it arrived. Waits while members are too slow.
+
+        Raises `Closed` without a session.
+        """
+        self._client._call(lambda: self._room.cast(data, urgent=urgent))
 
     @overload
     def on_message(self, handler: Handler) -> Handler: ...

@@ -14,17 +14,31 @@ from __future__ import annotations
 import asyncio
 import secrets
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
+from enum import StrEnum
 from types import TracebackType
 from typing import Any, Self, overload
 
-from tabane.errors import Busy, Closed, ProtocolError
+import msgspec
+
+from tabane.errors import Closed, ProtocolError, TimedOut
 from tabane.middlecon.addresses import parse_url
 from tabane.middlecon.administration import Administration
-from tabane.middlecon.connection import Connection
+from tabane.middlecon.connection import TIMEOUT_S, Connection
 from tabane.middlecon.directory import RETURN_S
-from tabane.middlecon.frames import CHANGES, GONE, OPEN, Frame, JoinFlag, Kind, check_name
+from tabane.middlecon.frames import (
+    CHANGES,
+    GONE,
+    OPEN,
+    STOP,
+    URGENT,
+    Frame,
+    JoinFlag,
+    Kind,
+    check_name,
+)
 from tabane.middlecon.inbox import Handler, Inbox, Message
+from tabane.middlecon.own_state import OwnState
 from tabane.middlecon.receipts import Receipt, Replies
 from tabane.middlecon.session import Hello, Welcome, error_of
 from tabane.middlecon.views import (
@@ -38,10 +52,24 @@ from tabane.middlecon.views import (
 from tabane.middlecon.wire import Wire
 from tabane.supervise import Supervisor
 
-TIMEOUT_S = 10.0
-"""The deadline of a message whose sender names none."""
-
 Callback = Callable[..., Any]
+
+
+class WhenSlow(StrEnum):
+    """What a hub does when more waits for a member than it should."""
+
+    WAIT = "wait"
+    """Those who speak in its rooms wait."""
+    DROP_OLDEST = "drop_oldest"
+    """Its oldest casts are dropped, and counted."""
+    DISCONNECT = "disconnect"
+
+
+_WHEN_SLOW: dict[WhenSlow, int] = {
+    WhenSlow.WAIT: 0,
+    WhenSlow.DROP_OLDEST: JoinFlag.DROP_OLDEST,
+    WhenSlow.DISCONNECT: JoinFlag.DISCONNECT,
+}
 
 
 async def connect(
@@ -50,8 +78,8 @@ async def connect(
     """A session with the hub at `tcp://HOST:PORT` or `unix:///PATH`, as the member `name`.
 
     Names are unique in the cluster; without one a random name is taken. In a container the hub puts
-    the instance's identity before it (docs/services.md): `name` of the client says so. Tries for `timeout_s`, as
-    the hub may be just starting. Raises `Unreachable`, `TimedOut`, `Conflict` (the name is taken),
+    the instance's identity before it (docs/services.md): `name` of the client says so. Tries for
+    `timeout_s`, as the hub may be just starting. Raises `Unreachable`, `TimedOut`, `Conflict` (the name is taken),
     `Unauthenticated`, `Denied`, `UsageError`. Cancelling it leaves nothing behind.
     """
     client = Client(url, name or f"member-{secrets.token_hex(4)}", token, drawn=not name)
@@ -94,6 +122,7 @@ class Client(Administration):
             Kind.JOIN: self._on_join,
             Kind.SYNCED: self._on_synced,
             Kind.HUB: self._on_hub,
+            Kind.FLOW: self._on_flow,
             Kind.SAY: self._on_room_message,
             Kind.ASK: self._on_room_message,
             Kind.CAST: self._on_room_message,
@@ -136,12 +165,19 @@ class Client(Administration):
         """Return when the member's handler has returned. Raises as `call` does."""
         await self._connection.request(Kind.SEND, timeout_s, name=member, data=data)
 
-    def send_nowait(self, member: str, data: bytes) -> None:
+    def send_nowait(self, member: str, data: bytes, *, urgent: bool = False) -> None:
         """Send, in order with the other messages to this member; nobody says whether it arrived.
 
-        Raises `Closed` while there is no session.
+        Urgent ones overtake the others. Raises `Closed` while there is no session.
         """
-        self._connection.post(Kind.POST, name=member, data=data)
+        flags = URGENT if urgent else 0
+        self._connection.post(Kind.POST, flags=flags, name=member, data=data)
+
+    async def hub_stats(self) -> dict[str, Any]:
+        """What there is at our hub and what waits: counts by name. Raises `Closed`, `TimedOut`."""
+        data = await self._connection.request(Kind.STATS, TIMEOUT_S)
+        stats: dict[str, Any] = msgspec.msgpack.decode(data)
+        return stats
 
     @overload
     def on_message(self, handler: Handler) -> Handler: ...
@@ -159,15 +195,23 @@ class Client(Administration):
     # Rooms, hubs and the session
 
     async def join(
-        self, name: str, *, member: bool = True, watch: bool = True, timeout_s: float = TIMEOUT_S
+        self,
+        name: str,
+        *,
+        member: bool = True,
+        watch: bool = True,
+        when_slow: WhenSlow = WhenSlow.WAIT,
+        timeout_s: float = TIMEOUT_S,
     ) -> Room:
         """Enter a room. Returns when its members and their state are known.
 
         `member=False`: to speak or watch only; nobody is told, and nothing said there comes here.
         `watch=False`: do not follow its members and state. Joining again returns the same room,
-        and changes what we are there. Raises `Busy` (a limit of the hub), `Closed`, `TimedOut`.
+        and changes what we are there. `when_slow`: what is done when too much waits for us.
+        Raises `Busy` (a limit of the hub), `Closed`, `TimedOut`.
         """
         flags = (JoinFlag.MEMBER if member else 0) | (JoinFlag.WATCH if watch else 0)
+        flags |= _WHEN_SLOW[when_slow]
         room = self._rooms.get(name)
         if room is None:
             room = self._rooms[name] = Room(self, check_name(name, "room name"), flags)
@@ -238,7 +282,7 @@ class Client(Administration):
 
     async def restore(self) -> None:
         """Publish our state and join our rooms again, and find out what has changed."""
-        self.state._publish()
+        self.state.publish()
         self._table.begin_snapshot()
         for room in list(self._rooms.values()):
             await room._enter(TIMEOUT_S)
@@ -286,6 +330,7 @@ class Client(Administration):
         else:
             room._number = frame.to
             self._numbered[frame.to] = room
+            room._let_speak(True)
             room.members.begin_snapshot()
 
     def _on_synced(self, wire: Wire, frame: Frame) -> None:
@@ -302,6 +347,10 @@ class Client(Administration):
         presence = room.members.apply(frame.name, CHANGES[frame.flags], hub)
         if presence is not None:
             self._on_change(room, presence)
+
+    def _on_flow(self, wire: Wire, frame: Frame) -> None:
+        if (room := self._numbered.get(frame.to)) is not None:
+            room._let_speak(not frame.flags & STOP)
 
     def _on_change(self, room: Room, presence: Presence) -> None:
         """Tell it, and forget the state of who is in none of our rooms any more."""
@@ -364,31 +413,64 @@ class Room:
         self._connection = client._connection
         self._flags = flags
         self._number = 0
+        self._may_speak: asyncio.Event | None = None
+        """Set when those who are slow have caught up; None while nobody is."""
         self._inbox = Inbox(f"{client.name} in {name}", client._tasks)
         self._presence = Callbacks(f"on_presence in {name}", client._tasks)
         self._state_changed = Callbacks(f"on_state in {name}", client._tasks)
 
-    async def say(self, data: bytes, *, timeout_s: float = TIMEOUT_S) -> Receipt:
+    async def say(
+        self, data: bytes, *, timeout_s: float = TIMEOUT_S, urgent: bool = False
+    ) -> Receipt:
         """Tell all members; the receipt names the fate of each.
 
         Returns as soon as all have acknowledged or failed, and at the latest half a second after
-        `timeout_s`. Raises `Closed` when our own session is or gets lost: then nobody knows.
+        `timeout_s`. Waits first while members are too slow. `urgent` does not, and goes before
+        all that waits for them. Raises `Closed` when our own session is or gets lost: then nobody
+        knows; `TimedOut` when nothing was sent in time.
         """
-        receipt: Receipt = await self._request(Kind.SAY, data, timeout_s)
+        receipt: Receipt = await self._request(Kind.SAY, data, timeout_s, urgent)
         return receipt
 
-    async def ask(self, data: bytes, *, timeout_s: float = TIMEOUT_S) -> Replies:
+    async def ask(
+        self, data: bytes, *, timeout_s: float = TIMEOUT_S, urgent: bool = False
+    ) -> Replies:
         """As `say`, and what the members' handlers return. Who fails has no answer."""
-        replies: Replies = await self._request(Kind.ASK, data, timeout_s)
+        replies: Replies = await self._request(Kind.ASK, data, timeout_s, urgent)
         return replies
 
-    async def cast(self, data: bytes) -> None:
-        """Tell all members; nobody says whether it arrived. Raises `Closed` without a session."""
-        self._connection.post(Kind.CAST, to=self._joined(), data=data)
+    async def cast(self, data: bytes, *, urgent: bool = False) -> None:
+        """Tell all members; nobody says whether it arrived. Waits while members are too slow.
 
-    async def _request(self, kind: Kind, data: bytes, timeout_s: float) -> Any:
+        Raises `Closed` without a session.
+        """
+        if not urgent:
+            await self._wait_turn()
+        flags = URGENT if urgent else 0
+        self._connection.post(Kind.CAST, flags=flags, to=self._joined(), data=data)
+
+    async def _request(self, kind: Kind, data: bytes, timeout_s: float, urgent: bool) -> Any:
+        if not urgent and self._may_speak is not None:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._wait_turn()
+            except TimeoutError:
+                raise TimedOut(f"members of {self.name} are too slow: nothing was sent") from None
+        flags = URGENT if urgent else 0
         to = self._joined()
-        return await self._connection.request(kind, timeout_s, to=to, data=data)
+        return await self._connection.request(kind, timeout_s, flags=flags, to=to, data=data)
+
+    async def _wait_turn(self) -> None:
+        while self._may_speak is not None:
+            await self._may_speak.wait()
+        await self._connection.wait_writable()
+
+    def _let_speak(self, may: bool) -> None:
+        if may and self._may_speak is not None:
+            self._may_speak.set()
+            self._may_speak = None
+        elif not may and self._may_speak is None:
+            self._may_speak = asyncio.Event()
 
     def _joined(self) -> int:
         if self._client._numbered.get(self._number) is not self:
@@ -426,60 +508,6 @@ class Room:
 
     async def _enter(self, timeout_s: float) -> None:
         await self._connection.request(Kind.JOIN, timeout_s, flags=self._flags, name=self.name)
-
-
-class OwnState(Mapping[str, bytes]):
-    """The small values a member publishes under its name, to those it shares a room with."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._values: dict[str, bytes] = {}
-
-    async def put(self, key: str, value: bytes) -> None:
-        """Publish a value; returns when the hub has it. During an outage: with the next session.
-
-        Raises `Busy` when it is over the hub's limits; it is then not kept.
-        """
-        before = self._values.get(check_name(key, "state key"))
-        self._values[key] = value
-        try:
-            await self._tell(key, value, 0)
-        except Closed:
-            return  # The next session begins by publishing all.
-        except Busy:
-            if before is None:
-                del self._values[key]
-            else:
-                self._values[key] = before
-            raise
-
-    async def delete(self, key: str) -> None:
-        """Take a value back. Without such a key, does nothing."""
-        if self._values.pop(key, None) is not None:
-            try:
-                await self._tell(key, b"", GONE)
-            except Closed:
-                return
-
-    def __getitem__(self, key: str) -> bytes:
-        return self._values[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    async def _tell(self, key: str, value: bytes, flags: int) -> None:
-        text = key.encode()
-        await self._connection.request(
-            Kind.STATE, TIMEOUT_S, flags=flags, value=len(text), data=text + value
-        )
-
-    def _publish(self) -> None:
-        for key, value in self._values.items():
-            text = key.encode()
-            self._connection.post(Kind.STATE, value=len(text), data=text + value)
 
 
 def _register(inbox: Inbox, handler: Handler | None, concurrent: bool) -> Any:

@@ -12,11 +12,18 @@ from typing import Any, Protocol
 from tabane.errors import Busy, Closed, Conflict, TabaneError, TimedOut, Unreachable, UsageError
 from tabane.middlecon.addresses import Address
 from tabane.middlecon.dial import dial, pauses
-from tabane.middlecon.frames import MAX_U32, Frame, Kind, encode_frame
+from tabane.middlecon.frames import MAX_U32, URGENT, Frame, Kind, encode_frame
 from tabane.middlecon.requests import Requests
+from tabane.middlecon.rooms import Port
 from tabane.middlecon.session import Hello, Limits, Welcome
 from tabane.middlecon.wire import Flusher, Wire
 from tabane.supervise import Supervisor
+
+TIMEOUT_S = 10.0
+"""The deadline of a message whose sender names none."""
+
+TURN_BYTES = 64 << 10
+"""Who casts more than this without a pause lets the loop send it, and hear that it should wait."""
 
 _PASSING = (Unreachable, TimedOut, Closed, Conflict, Busy)
 """What a first attempt may meet while the hub, or who had the name before, starts or ends."""
@@ -55,6 +62,8 @@ class Connection:
         self._wire: Wire | None = None
         self._last_wire: Wire | None = None
         self._lost = asyncio.Event()
+        self._writable = asyncio.Event()
+        self._gathered_bytes = 0
         self._check: asyncio.TimerHandle | None = None
 
     @property
@@ -107,15 +116,43 @@ class Connection:
         if value is None:
             value = min(max(round(timeout_s * 1000), 1), MAX_U32)
         frame = encode_frame(kind, flags=flags, to=to, id=id, value=value, name=name, data=data)
-        wire.port.send(frame)
+        self._put(wire, frame, flags)
         return result
 
     def post(
-        self, kind: Kind, *, to: int = 0, value: int = 0, name: str = "", data: bytes = b""
+        self,
+        kind: Kind,
+        *,
+        flags: int = 0,
+        to: int = 0,
+        value: int = 0,
+        name: str = "",
+        data: bytes = b"",
     ) -> None:
         """Send what nobody answers. Raises `Closed`, `UsageError`."""
         wire = self._checked(data)
-        wire.port.send(encode_frame(kind, to=to, value=value, name=name, data=data))
+        frame = encode_frame(kind, flags=flags, to=to, value=value, name=name, data=data)
+        self._put(wire, frame, flags)
+
+    def _put(self, wire: Wire, frame: bytes, flags: int) -> None:
+        self._gathered_bytes += len(frame)
+        if flags & URGENT:
+            wire.port.send_first(frame)
+        else:
+            wire.port.send(frame)
+
+    async def wait_writable(self) -> None:
+        """Until the hub takes what waits for it, if that is much."""
+        if self._gathered_bytes > TURN_BYTES:
+            self._gathered_bytes = 0
+            await asyncio.sleep(0)  # it leaves at the end of this turn, and others have one
+        wire = self._wire
+        if wire is not None and wire.port.backlog > self._limits.hold_bytes:
+            self._writable.clear()
+            await self._writable.wait()
+
+    def _on_drained(self, port: Port) -> None:
+        self._writable.set()
 
     def _checked(self, data: bytes) -> Wire:
         if self._wire is None:
@@ -152,6 +189,7 @@ class Connection:
     def _adopt(self, wire: Wire, welcome: Welcome) -> None:
         wire.on_frame = self._owner.on_frame
         wire.on_lost = self._on_lost
+        wire.on_drained = self._on_drained
         wire.port.name = f"hub {welcome.hub}"
         wire.session.set_limit(welcome.data_bytes)
         self._data_bytes = welcome.data_bytes
@@ -169,6 +207,7 @@ class Connection:
 
     def _on_lost(self, wire: Wire, error: TabaneError) -> None:
         self._wire = None
+        self._writable.set()
         self.trouble = error.message
         if self._check is not None:
             self._check.cancel()

@@ -15,7 +15,16 @@ from __future__ import annotations
 
 from tabane.errors import ProtocolError
 from tabane.middlecon.frames import CHANGES, GONE, LOST, OPEN, Change, Frame, Kind, encode_frame
-from tabane.middlecon.rooms import LinkPort, Member, Reach, Room, Rooms, parse_text, passes
+from tabane.middlecon.rooms import (
+    LinkPort,
+    Member,
+    Port,
+    Reach,
+    Room,
+    Rooms,
+    parse_text,
+    passes,
+)
 from tabane.middlecon.session import Limits
 
 RETURN_S = 5.0
@@ -31,8 +40,8 @@ class Directory(Rooms):
         self.datacenter = datacenter
         self.hubs: dict[str, bool] = {}
         """The other hubs, and whether they can be reached: all links there are open, and synced."""
-        self.cuts: list[tuple[LinkPort, str]] = []
-        """Links that the shell must cut now, and why."""
+        self.cuts: list[tuple[Port, str]] = []
+        """Links and sessions that the shell must cut now, and why."""
         self._ways: dict[str, LinkPort] = {}
         """The link that leads to each hub, or led there last."""
         self._instances: dict[str, str] = {}

@@ -23,6 +23,7 @@ MAGIC = b"\xffmc1"
 
 HEADER = struct.Struct(">IBBHIII")
 _LENGTH_BYTES = 4
+KIND_AT, FLAGS_AT = 4, 5
 _FIXED_BYTES = HEADER.size - _LENGTH_BYTES
 
 DATA_BYTES = 1 << 20
@@ -50,6 +51,8 @@ class Kind(IntEnum):
     HUB = 14
     MEMBER = 15
     SYNCED = 16
+    FLOW = 17
+    STATS = 18
 
     SAY = 20
     ASK = 21
@@ -73,6 +76,10 @@ class JoinFlag(IntEnum):
 
     MEMBER = 1
     WATCH = 2
+    DROP_OLDEST = 4
+    """When too much waits for this member: its oldest casts are dropped."""
+    DISCONNECT = 8
+    """It is cut off. With neither, its senders wait."""
 
 
 class Change(StrEnum):
@@ -99,6 +106,10 @@ MORE = 1
 """Flag of RECEIPT: another part follows."""
 ASLEEP = 1
 """Flag of SLEEP: from now on; without it, awake."""
+URGENT = 64
+"""Flag of messages: before all that is not urgent and waits."""
+STOP = 1
+"""Flag of FLOW: say and cast nothing more into the room for now."""
 RAISED = 1
 """Flag of NACK: the member's handler raised; the name is the code of its error."""
 

@@ -190,8 +190,8 @@ class Hub:
         All hubs of one data center are linked to each other. One of them, that with the smallest
         name, dials those of other data centers that it was told of, until one of them can be
         reached: so the links between data centers are a tree, if each is told of those before it
-        in one order that all share. Call it after `start`. Naming a peer again with another URL or token replaces the first,
-        and leaves an open link alone. Raises `UsageError` for a bad URL.
+        in one order that all share. Call it after `start`. Naming a peer again with another URL or
+        token replaces the first, and leaves an open link alone. Raises `UsageError` for a bad URL.
         """
         address = parse_url(url)
         self._stop_linking(peer)
@@ -432,6 +432,7 @@ class Hub:
         self._wires[port] = wire
         wire.on_frame = self._on_frame
         wire.on_ack = self._relay.acknowledge
+        wire.on_drained = self._relay.flow.drained
 
     def _on_frame(self, wire: Wire, frame: Frame) -> None:
         port = wire.port
@@ -442,7 +443,7 @@ class Hub:
             wire.lose(ProtocolError(frame.data.decode(errors="replace")), linger=True)
         else:
             self._relay.receive(port, frame, self._loop.time())
-            if frame.kind in (Kind.HUB, Kind.SYNCED):
+            if frame.kind in (Kind.HUB, Kind.SYNCED) or self._directory.cuts:
                 self._on_links_changed()
             if self._next_tick is None and self._relay.pending:
                 self._next_tick = self._loop.call_later(TICK_S, self._tick)

@@ -12,10 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import msgspec
+
 from tabane.errors import Busy, ProtocolError
 from tabane.middlecon.chat import LOBBY, Crowd
 from tabane.middlecon.directory import Directory
-from tabane.middlecon.frames import GONE, MAX_U32, Frame, Kind, encode_frame
+from tabane.middlecon.flow import Flow
+from tabane.middlecon.frames import FLAGS_AT, GONE, MAX_U32, URGENT, Frame, Kind, encode_frame
 from tabane.middlecon.receipts import Cause, Sum, encode_receipt
 from tabane.middlecon.rooms import LinkPort, Member, Port, Room, SessionPort, passes
 from tabane.middlecon.tallies import LINK_GRACE_S, Book, Call, Tally, encode_nack
@@ -35,6 +38,7 @@ class Relay:
         self._directory = directory
         self._limits = directory.limits
         self.pending: Book = {}
+        self.flow = Flow(directory)
         self.crowd: Crowd | None = None
         """This hub's people, where it has chat mode."""
         self._last_id = 0
@@ -50,12 +54,14 @@ class Relay:
             Kind.POST: self._on_post,
             Kind.ACK: self._on_ack,
             Kind.NACK: self._on_nack,
+            Kind.STATS: self._on_stats,
         }
         self._of_links: dict[int, LinkHandler] = {
             Kind.MEMBER: lambda link, frame, now: directory.on_member(link, frame),
             Kind.PRESENCE: lambda link, frame, now: directory.on_presence(link, frame),
             Kind.STATE: lambda link, frame, now: directory.on_state(link, frame),
             Kind.HUB: lambda link, frame, now: directory.on_hub(link, frame),
+            Kind.FLOW: lambda link, frame, now: self.flow.on_flow(link, frame),
             Kind.SYNCED: lambda link, frame, now: directory.on_synced(link, now),
             Kind.SAY: self._on_link_say,
             Kind.ASK: self._on_link_say,
@@ -92,6 +98,7 @@ class Relay:
         """A session or link is over: settle what waited for it, then take it off the directory."""
         for pending in list(self.pending.values()):
             pending.on_closed(port)
+        self.flow.drained(port)
         if isinstance(port, SessionPort):
             self._directory.close_session(port)
         else:
@@ -101,6 +108,26 @@ class Relay:
         """Settle what has passed its deadline: to be called often while `pending` is not empty."""
         for pending in [p for p in self.pending.values() if p.deadline <= now]:
             pending.on_deadline(now)
+
+    def _on_stats(self, port: SessionPort, frame: Frame, now: float) -> None:
+        data = msgspec.msgpack.encode(self.stats())
+        port.send(encode_frame(Kind.ACK, id=frame.id, data=data))
+
+    def stats(self) -> dict[str, object]:
+        """What there is at this hub, and what waits: counts, and bytes."""
+        directory = self._directory
+        ports = [*directory.sessions, *directory.links.values()]
+        return {
+            "hub": directory.hub,
+            "datacenter": directory.datacenter,
+            "sessions": len(directory.sessions),
+            "members": len(directory.members),
+            "links": {link.name: link.backlog for link in directory.links.values()},
+            "rooms": {room.name: room.size for room in directory.rooms.values()},
+            "pending": len(self.pending),
+            "backlog_bytes": sum(port.backlog for port in ports),
+            "dropped": {port.name: port.dropped for port in ports if port.dropped},
+        }
 
     # Membership and state
 
@@ -130,6 +157,7 @@ class Relay:
         room = port.rooms.get(frame.to)
         if room is None:
             return port.send(encode_nack(frame.id, Cause.NOT_FOUND, "join the room first"))
+        self.flow.speaks(port, room)
         tally = self._count(port, frame, room, port.name, now)
         self._count_links(tally, port, frame, room, port.name, self._directory.height)
         return tally.maybe_end()
@@ -141,8 +169,9 @@ class Relay:
             for part in encode_receipt(frame.id, Sum()):
                 link.send(part)
         else:
+            self.flow.speaks(link, room)
             tally = self._count(link, frame, room, frame.name, now)
-            self._count_links(tally, link, frame, room, frame.name, frame.flags)
+            self._count_links(tally, link, frame, room, frame.name, frame.flags & ~URGENT)
             tally.maybe_end()
 
     def _count_links(
@@ -155,7 +184,11 @@ class Relay:
         for link in asked:
             tally.expect(link)
             number = room.addresses[link]
-            link.send(self._copy(frame, number, tally.id, sender, flags=further))
+            copy = self._copy(frame, number, tally.id, sender, further | frame.flags & URGENT)
+            if frame.flags & URGENT:
+                link.send_first(copy)
+            else:
+                link.send(copy)
         for name, member in room.lost.items():
             assert member.via is not None
             if member.via not in asked and passes(origin, member.via):
@@ -166,8 +199,8 @@ class Relay:
         id = self._next_id()
         tally = self.pending[id] = Tally(self.pending, id, origin, frame, room)
         tally.deadline = now + self._timeout_s(frame)
-        copy = self._copy(frame, room.number, id, sender)
-        limit = self._limits.queue_bytes
+        copy = self._copy(frame, room.number, id, sender, frame.flags & URGENT)
+        limit = self.flow.hold_bytes
         told = set(room.local)
         told.discard(origin)
         if room.asleep:
@@ -178,12 +211,14 @@ class Relay:
             tally.add_told(self.crowd.show(sender, frame.data))
         tally.expect_all(told)
         for port in told:
-            if port.backlog <= limit:
+            if frame.flags & URGENT:
+                port.send_first(copy)
+            elif port.backlog <= limit:
                 out = port.out  # as `port.send`, without a call for each
                 if not out:
                     port.wake()
                 out.append(copy)
-            else:
+            elif not self.flow.takes(port, room, copy):
                 tally.overloaded(port)
         return tally
 
@@ -202,14 +237,18 @@ class Relay:
         self._cast(link, room, frame, frame.name)
 
     def _cast(self, origin: Port, room: Room, frame: Frame, sender: str) -> None:
-        copy = self._copy(frame, room.number, 0, sender)
+        self.flow.speaks(origin, room)
+        flags = frame.flags & URGENT
+        copy = self._copy(frame, room.number, 0, sender, flags)
         for port in room.local:
             if port in room.asleep:
                 port.dropped += 1
             elif port is not origin:
-                self._drop_or_send(port, copy)
+                self._drop_or_send(port, room, copy)
         for link in self._links_for(room, origin):
-            self._drop_or_send(link, self._copy(frame, room.addresses[link], 0, sender))
+            self._drop_or_send(
+                link, room, self._copy(frame, room.addresses[link], 0, sender, flags)
+            )
 
     def _links_for(self, room: Room, origin: Port) -> list[LinkPort]:
         """The links that a message goes on over: those with members behind."""
@@ -267,18 +306,27 @@ class Relay:
         id = self._next_id()
         call = self.pending[id] = Call(self.pending, id, origin, frame, target, member)
         call.deadline = now + self._timeout_s(frame)
-        return target.send(self._copy(frame, member.address, id, sender))
+        self._send(target, self._copy(frame, member.address, id, sender, frame.flags & URGENT))
+        return None
 
     def _on_post(self, port: SessionPort, frame: Frame, now: float) -> None:
         member = self._directory.members.get(frame.name)
         if member is not None and member.port is not None:
-            member.port.send(self._copy(frame, member.address, 0, port.name))
+            flags = frame.flags & URGENT
+            self._send(member.port, self._copy(frame, member.address, 0, port.name, flags))
 
     def _on_link_post(self, link: LinkPort, frame: Frame, now: float) -> None:
         self._check_sender(link, frame)
         member = self._directory.addressed.get(frame.to)
         if member is not None and member.port is not None:
-            member.port.send(self._copy(frame, member.address, 0, frame.name))
+            flags = frame.flags & URGENT
+            self._send(member.port, self._copy(frame, member.address, 0, frame.name, flags))
+
+    def _send(self, port: Port, copy: bytes) -> None:
+        if copy[FLAGS_AT] & URGENT:
+            port.send_first(copy)
+        else:
+            port.send(copy)
 
     # Fates, and what they share
 
@@ -306,11 +354,13 @@ class Relay:
             data=frame.data,
         )
 
-    def _drop_or_send(self, port: Port, copy: bytes) -> None:
-        if port.backlog > self._limits.queue_bytes:
-            port.dropped += 1
-        else:
+    def _drop_or_send(self, port: Port, room: Room, copy: bytes) -> None:
+        if copy[FLAGS_AT] & URGENT:
+            port.send_first(copy)
+        elif port.backlog <= self.flow.hold_bytes:
             port.send(copy)
+        elif not self.flow.takes(port, room, copy):
+            port.dropped += 1
 
     def _timeout_s(self, frame: Frame) -> float:
         return min(frame.value / 1000, self._limits.timeout_s)

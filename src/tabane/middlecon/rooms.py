@@ -18,6 +18,7 @@ from itertools import count
 from typing import NamedTuple
 
 from tabane.errors import Busy, ProtocolError
+from tabane.middlecon.backlog import Backlog
 from tabane.middlecon.frames import (
     CHANGES,
     GONE,
@@ -35,22 +36,32 @@ class Port:
     """One session or link as the decisions see it: a name and an outbox.
 
     `wake` is called when the empty outbox gets its first frame. `backlog` is what the shell could
-    not write yet, in bytes. `dropped` counts casts that were not queued because of it.
+    not write yet, in bytes; it lies in `queue`, as far as the shell did not hand it on. `dropped`
+    counts casts that were given up because of it.
     """
 
-    __slots__ = ("backlog", "dropped", "name", "out", "wake")
+    __slots__ = ("backlog", "dropped", "name", "out", "queue", "urgent", "wake")
 
     def __init__(self, name: str, wake: Callable[[], None]) -> None:
         self.name = name
         self.wake = wake
         self.out: list[bytes] = []
+        self.urgent: list[bytes] = []
+        """Leaves before what is in `out`."""
         self.backlog = 0
+        self.queue: Backlog | None = None
         self.dropped = 0
 
     def send(self, frame: bytes) -> None:
         if not self.out:
             self.wake()
         self.out.append(frame)
+
+    def send_first(self, frame: bytes) -> None:
+        """Send before all that waits and is not urgent."""
+        if not self.urgent:
+            self.wake()
+        self.urgent.append(frame)
 
 
 class SessionPort(Port):
@@ -142,7 +153,10 @@ class Room:
         "number",
         "remote",
         "sessions",
+        "slow",
+        "speakers",
         "watchers",
+        "when_slow",
     )
 
     def __init__(self, name: str, number: int) -> None:
@@ -156,8 +170,19 @@ class Room:
         self.addresses: dict[LinkPort, int] = {}
         """The room's number at the other end of each link."""
         self.lost: dict[str, Member] = {}
+        self.speakers: dict[Port, None] = {}
+        """Who sent something here."""
+        self.slow: dict[Port, None] = {}
+        """Those for whom the speakers wait."""
+        self.when_slow: dict[Port, int] = {}
+        """Members here who want something else to be done, as flags of JOIN."""
         self.asleep: dict[Port, Member] = {}
         """Those of `local` that are frozen."""
+
+    @property
+    def size(self) -> int:
+        """How many members it has that can be reached."""
+        return len(self.local) + sum(map(len, self.remote.values()))
 
     @property
     def empty(self) -> bool:
@@ -219,6 +244,10 @@ class Rooms:
             self._send_snapshot(port, room)
         elif port in room.watchers:
             del room.watchers[port]
+        if policy := flags & (JoinFlag.DROP_OLDEST | JoinFlag.DISCONNECT):
+            room.when_slow[port] = policy
+        else:
+            room.when_slow.pop(port, None)
         if flags & JoinFlag.MEMBER and port not in room.local:
             room.local[port] = port.member
             if port.member.asleep:
@@ -294,6 +323,8 @@ class Rooms:
 
     def _leave(self, port: SessionPort, room: Room) -> None:
         room.watchers.pop(port, None)
+        room.speakers.pop(port, None)
+        room.when_slow.pop(port, None)
         if port in room.local:
             self._leave_as_member(port, room)
         del room.sessions[port], port.rooms[room.number]

@@ -58,6 +58,9 @@ class Limits(msgspec.Struct, frozen=True):
     """What one hub allows. docs/protocol.md says why the numbers are what they are."""
 
     data_bytes: int = DATA_BYTES
+    hold_bytes: int = 1 << 20
+    """Of unsent data for one session or link: above it those who speak in its rooms are asked to
+    wait, until all is sent."""
     queue_bytes: int = 8 << 20
     """Of unsent data for one session or link: above it messages to it fail as overloaded and casts
     are dropped; above twice this it is cut off."""

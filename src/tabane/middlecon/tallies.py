@@ -99,7 +99,7 @@ class Call:
 
     def _end(self, frame: bytes) -> None:
         del self._book[self._id]
-        self._origin.send(frame)
+        self._origin.send_first(frame)
 
 
 class Tally:

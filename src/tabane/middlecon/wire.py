@@ -14,14 +14,16 @@ from collections.abc import Callable
 from typing import cast
 
 from tabane.errors import Closed, ProtocolError, TabaneError
+from tabane.middlecon.backlog import Backlog
 from tabane.middlecon.frames import HEADER, MAGIC, Frame, Kind, encode_frame
 from tabane.middlecon.rooms import Port
 from tabane.middlecon.session import Mode, Session, encode_error
 
 LINGER_S = 1.0
 """How long a connection that is being closed may take to deliver its last frames."""
-HIGH_WATER_BYTES = 256 << 10
-"""Unsent bytes above which the transport starts to tell its backlog."""
+HIGH_WATER_BYTES = 64 << 10
+"""Unsent bytes that are left to the transport, and so are before what is urgent. The rest waits in
+the port's queue."""
 QUIET_PINGED = 1
 QUIET_LOST = 3
 """`check` is called three times a heartbeat: after one turn without a byte from the other side it
@@ -63,10 +65,18 @@ class Flusher:
         for wire in wires:
             port = wire.port
             out, port.out = port.out, []
-            if out and wire.open:
-                wire.transport.write(out[0] if len(out) == 1 else b"".join(out))
+            if port.urgent:
+                urgent, port.urgent = port.urgent, []
                 if wire.congested:
-                    wire.on_congestion()
+                    wire.keep(urgent, urgent=True)
+                else:
+                    out = urgent + out
+            if not (out and wire.open):
+                continue
+            if wire.congested:
+                wire.keep(out)
+            else:
+                wire.transport.write(out[0] if len(out) == 1 else b"".join(out))
 
 
 class Wire(asyncio.Protocol):
@@ -84,6 +94,7 @@ class Wire(asyncio.Protocol):
         "_quiet",
         "congested",
         "on_ack",
+        "on_drained",
         "on_frame",
         "on_lost",
         "open",
@@ -113,6 +124,8 @@ class Wire(asyncio.Protocol):
         self.on_lost = on_lost
         self.on_ack: Callable[[Port, int], None] | None = None
         """Takes an acknowledgement that is all that came: most of what a hub reads."""
+        self.on_drained: Callable[[Port], None] | None = None
+        """Called when all that waited for the kernel has been written."""
         self._on_made = on_made
         self._on_text = on_text
         self._queue_bytes = queue_bytes
@@ -141,16 +154,20 @@ class Wire(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._quiet = 0
-        if len(data) == HEADER.size and self.on_ack is not None:
-            if data.startswith(PLAIN_ACK) and not self.session.decoder.rest:
-                self.on_ack(self.port, int.from_bytes(data[ID]))
-                return
+        if (
+            len(data) == HEADER.size
+            and self.on_ack is not None
+            and data.startswith(PLAIN_ACK)
+            and not self.session.decoder.rest
+        ):
+            self.on_ack(self.port, int.from_bytes(data[ID]))
+            return
         try:
             for frame in self.session.receive(data):
                 if not self.open:
                     return
                 if frame.kind == Kind.PING:
-                    self.port.send(PONG)
+                    self.port.send_first(PONG)
                 elif frame.kind != Kind.PONG:
                     self.on_frame(self, frame)
         except ProtocolError as error:
@@ -164,20 +181,37 @@ class Wire(asyncio.Protocol):
             else:
                 self._on_text(self)
 
-    def on_congestion(self) -> None:
-        """More was written while the kernel takes nothing."""
+    def keep(self, frames: list[bytes], *, urgent: bool = False) -> None:
+        """Queue what the kernel does not take now."""
         port = self.port
-        port.backlog = self.transport.get_write_buffer_size()
+        queue = port.queue = port.queue or Backlog()
+        for frame in frames:
+            if urgent:
+                queue.put_urgent(frame)
+            else:
+                queue.put(frame)
+        port.backlog = queue.bytes + self.transport.get_write_buffer_size()
         if port.backlog > 2 * self._queue_bytes:
             self.lose(Closed(f"{port.name} does not read: {port.backlog} bytes wait for it"))
 
     def pause_writing(self) -> None:
         self.congested = True
-        self.port.backlog = self.transport.get_write_buffer_size()
+        waiting = self.port.queue.bytes if self.port.queue is not None else 0
+        self.port.backlog = waiting + self.transport.get_write_buffer_size()
 
     def resume_writing(self) -> None:
         self.congested = False
-        self.port.backlog = 0
+        port = self.port
+        while port.queue is not None and not self.congested:
+            self.transport.write(port.queue.take(HIGH_WATER_BYTES))
+            if not port.queue.bytes:
+                port.queue = None
+        if self.congested:
+            self.pause_writing()
+            return
+        port.backlog = 0
+        if self.on_drained is not None:
+            self.on_drained(port)
 
     def check(self) -> None:
         """A third of a heartbeat has passed: ping a quiet peer, lose a silent one."""
@@ -185,7 +219,7 @@ class Wire(asyncio.Protocol):
         if self._quiet > QUIET_LOST:
             self.lose(Closed(f"{self.port.name or 'the other side'} has been silent too long"))
         elif self._quiet > QUIET_PINGED:
-            self.port.send(PING)
+            self.port.send_first(PING)
 
     def forgive(self) -> None:
         """Forget how long the other side has been silent."""
@@ -224,13 +258,19 @@ class Wire(asyncio.Protocol):
         if not linger:
             self.transport.abort()
         else:
-            if self.port.out:
-                self.transport.write(b"".join(self.port.out))
-                self.port.out = []
+            self._write_rest()
             if self.transport.get_write_buffer_size():
                 asyncio.get_running_loop().call_later(LINGER_S, self.transport.abort)
             self.transport.close()
         self._end(error)
+
+    def _write_rest(self) -> None:
+        port = self.port
+        rest = [port.queue.take(port.queue.bytes)] if port.queue is not None else []
+        rest += port.urgent + port.out
+        port.out, port.urgent, port.queue = [], [], None
+        if rest:
+            self.transport.write(b"".join(rest))
 
     async def wait_closed(self) -> None:
         """Until the transport is closed: what was sent before has left, or could not."""

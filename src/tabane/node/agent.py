@@ -18,8 +18,6 @@ import msgspec
 from tabane.clock import Clock
 from tabane.errors import Closed, NotFound, TabaneError, Unavailable, Unreachable
 from tabane.gateway.activation import (
-    AppChanged,
-    FloorChanged,
     InstanceEnded,
     InstanceReady,
     StopAsked,
@@ -39,8 +37,9 @@ from tabane.model import App, AppName, Instance, InstanceId, NodeName, State, Wa
 from tabane.network import NetworkPool, prepare_node
 from tabane.node import messages as say
 from tabane.node.answering import Answering, Answers
+from tabane.node.catalog import Catalog
 from tabane.node.config import NodeConfig, agent_of
-from tabane.node.control import APPS, FLOORS, Apps, parse_app, parse_floors
+from tabane.node.control import Apps
 from tabane.node.engines import Engines
 from tabane.node.gateways import Gateways
 from tabane.node.home import Home
@@ -55,7 +54,6 @@ from tabane.node.spawner import HolderSpawner
 from tabane.node.spreading import spread
 from tabane.scheduler.placement import NodeView
 from tabane.security.audit import Line
-from tabane.store.api import Change as Written
 from tabane.store.feed import StoreFeed
 from tabane.store.replica import Replica
 from tabane.store.sqlite import SqliteStore
@@ -105,7 +103,8 @@ class Agent:
             on_change=self._on_transition,
             kernel=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
         )
-        self.home = Home(self, clock, app_of=self.app, nodes=self._node_views)
+        self.catalog = Catalog(self)
+        self.home = Home(self, clock, app_of=self.catalog.app, nodes=self._node_views)
         self.apps: Apps | None = None
         self.publisher: Publisher | None = None
         self.table = ProcessTable(config.key)
@@ -123,12 +122,12 @@ class Agent:
         await self.spawner.connect()
         self.replica = await Replica.open(paths.replica, "")
         self.follower = Follower(self.replica)
-        self.replica.subscribe(self._on_store_changes)
+        self.replica.subscribe(self.catalog.on_changes)
         if self.config.is_control:
             await self._open_store(paths.store)
         await asyncio.gather(
             self.engines.probe(),
-            self._prepare_image("host"),
+            self.catalog.prepare_image("host"),
             prepare_node([self.config.cluster.network.network]),
         )
         await self.executor.recover()
@@ -148,7 +147,7 @@ class Agent:
         self.lag = Lag(self)
         await self._resync()
         for app in self.all_apps():
-            self._prefetch(app)
+            self.catalog.prefetch(app)
 
     async def _open_store(self, path: Path) -> None:
         self.store = await SqliteStore.open(path)
@@ -178,16 +177,10 @@ class Agent:
     # What is known
 
     def app(self, key: AppName) -> App | None:
-        entry = self.replica.get(APPS + key)
-        return parse_app(entry.value) if entry is not None else None
+        return self.catalog.app(key)
 
     def all_apps(self) -> list[App]:
-        return [parse_app(entry.value) for entry in self.replica.range(APPS)]
-
-    def floor(self, key: AppName) -> int:
-        entry = self.replica.get(FLOORS + key)
-        shares = parse_floors(entry.value) if entry is not None else {}
-        return shares.get(self.config.node.datacenter, 0)
+        return self.catalog.all_apps()
 
     def all_views(self) -> list[NodeView]:
         """What each live node told of itself."""
@@ -206,45 +199,6 @@ class Agent:
         return list(views.values())
 
     # Changes
-
-    def _on_store_changes(self, changes: tuple[Written, ...]) -> None:
-        """Apps were deployed, removed or scaled: tell the home and this node's gateways."""
-        changed: list[App] = []
-        gone: list[AppName] = []
-        for change in changes:
-            if change.key.startswith(APPS):
-                key = AppName(change.key.removeprefix(APPS))
-                app = parse_app(change.value) if change.value is not None else None
-                if app is not None:
-                    changed.append(app)
-                else:
-                    gone.append(key)
-                if self.home.ledger(key) is not None:
-                    self.home.handle(AppChanged(key, app))
-            elif change.key.startswith(FLOORS):
-                self._on_floor(AppName(change.key.removeprefix(FLOORS)))
-        self.gateways.tell_routes(changed, gone)
-        for app in changed:
-            self._prefetch(app)
-        if (changed or gone) and self._joined():
-            self.later.call("spread", 0.0, self._start_spread)
-
-    def _prefetch(self, app: App) -> None:
-        """Have an app's image here before a session wants it."""
-        if app.placement.allows(self.config.node.datacenter):
-            self.tasks.start(f"image {app.image[:19]}", self._prepare_image(app.image))
-
-    async def _prepare_image(self, digest: str) -> None:
-        try:
-            await self.images.prepare(digest)
-        except TabaneError as error:
-            log.warning("image %s is not ready ahead of need: %s", digest[:19], error)
-
-    def _on_floor(self, key: AppName) -> None:
-        if not self._joined() or not self.nodes.is_home(key):
-            return
-        if self.home.ledger(key) is not None or self.floor(key):
-            self.home.about(key, FloorChanged(key, self.floor(key)))
 
     def _on_connected(self) -> None:
         """A new hub session: learn what was missed, say what is here."""
@@ -313,12 +267,12 @@ class Agent:
             if not self.nodes.is_home(key):
                 self.home.forget(key)
         self._on_node_report(self.config.key, self.executor.instances(), self.clock.now())
-        self.later.call("floors", SETTLE_S, self._apply_floors)
+        self.later.call("floors", SETTLE_S, self.catalog.apply_floors)
 
-    def _apply_floors(self) -> None:
-        """Keep what is to be kept; not before all nodes can have said what they run."""
-        for entry in self.replica.range(FLOORS):
-            self._on_floor(AppName(entry.key.removeprefix(FLOORS)))
+    def spread_soon(self) -> None:
+        """Apps changed, and with them perhaps what each data center keeps."""
+        if self.joined:
+            self.later.call("spread", 0.0, self._start_spread)
 
     def _start_spread(self) -> None:
         if self.apps is not None:
@@ -333,11 +287,11 @@ class Agent:
     def _on_transition(self, transition: Transition) -> None:
         self.events.add(transition)
         self.happened(msgspec.json.encode(transition))
-        if self._joined() and self.me.connected:
+        if self.joined and self.me.connected:
             self.tasks.start("event", self._spread_word(transition))
         if transition.state is State.ABSENT:
             self.gateways.tell_instances()
-        if transition.state in (State.READY, State.ABSENT) and self._joined():
+        if transition.state in (State.READY, State.ABSENT) and self.joined:
             self.tasks.start("publish", self._publish())
 
     async def _spread_word(self, transition: Transition) -> None:
@@ -357,7 +311,7 @@ class Agent:
             self._notify_home(say.Ended(event))
 
     def _notify_home(self, message: say.Started | say.Ended) -> None:
-        if not self._joined():
+        if not self.joined:
             return  # after the start, `_take_over` tells all
         app = message.instance.app if isinstance(message, say.Started) else message.event.app
         if self.nodes.is_home(app):
@@ -372,7 +326,8 @@ class Agent:
         trace = StartTrace(message.phases_us, message.total_us) if message.phases_us else None
         self.home.about(message.instance.app, InstanceReady(message.instance, trace))
 
-    def _joined(self) -> bool:
+    @property
+    def joined(self) -> bool:
         return hasattr(self, "room")
 
     # The home's performer
@@ -436,7 +391,7 @@ class Agent:
     def tell(self, member: str, message: say.Message) -> None:
         """In order, without an answer; when it cannot be delivered, presence says the rest."""
         try:
-            self.me.send_nowait(member, say.encode(message))
+            self.me.send_nowait(member, say.encode(message), urgent=True)
         except Closed:
             log.info("no hub session: %s is not told of %s", member, type(message).__name__)
 

@@ -167,7 +167,7 @@ class GatewayProcess:
     def _tell(self, member: str, message: say.Message) -> None:
         """In order; what is lost with a hub session is made good by the next report."""
         try:
-            self.me.send_nowait(member, say.encode(message))
+            self.me.send_nowait(member, say.encode(message), urgent=True)
         except Closed:
             return
 
