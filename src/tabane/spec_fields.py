@@ -24,6 +24,9 @@ from tabane.units import format_duration, format_size, parse_duration, parse_siz
 
 Reader = Callable[[Any], Any]
 
+LARGEST = 1_000_000
+"""What `min`, `max`, `concurrency` and `queue` may be at the most."""
+
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _READY_PATH = re.compile(r"http:/[!-~]{0,2000}")
 _IMAGE_PATH = re.compile(r"(rootfs|oci|archive):(.+)", re.DOTALL)
@@ -113,7 +116,7 @@ def _class(value: Any) -> Class:
         raise UsageError(f"{shorten(value)} is none of {', '.join(Class)}") from None
 
 
-def _whole(low: int, high: int = 1_000_000) -> Reader:
+def _whole(low: int, high: int = LARGEST) -> Reader:
     def read(value: Any) -> int:
         if type(value) is not int or not low <= value <= high:
             raise UsageError(f"{shorten(value)} is not a whole number from {low} to {high}")

@@ -8,7 +8,7 @@ from tabane.gateway.activation import (
     Start,
     StopAsked,
 )
-from tabane.gateway.decisions import DRAIN_TIMEOUT_S, RECALL_S
+from tabane.gateway.decisions import DRAIN_TIMEOUT_S, RECALL_S, STARTING_AT_ONCE
 from tabane.gateway.messages import Grant, Refuse, StartTrace
 from tabane.model import App, InstanceId
 from tabane.testing.home import NODE, HandledHome
@@ -49,6 +49,14 @@ def test_sessions_that_one_start_will_serve_start_nothing_more() -> None:
     assert home.demand("g1", 4) == []
     assert home.demand("g2", 6) == []
     assert home.demand("g2", 7).starts == ["i2"]
+
+
+def test_of_very_many_instances_only_so_many_start_at_a_time() -> None:
+    home = HandledHome(max=1_000_000)
+    starts = home.handle(floor(home, 1_000_000)).starts
+    assert len(starts) == STARTING_AT_ONCE
+    assert home.wait(5) == []
+    assert len(home.ready(starts[0]).starts) == 1
 
 
 def test_one_instance_for_each_concurrency_sessions_and_never_above_max() -> None:

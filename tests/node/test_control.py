@@ -254,6 +254,26 @@ async def test_scaling_to_nonsense_is_refused(
     assert await read(store, "") == before
 
 
+async def test_scaling_beyond_what_an_app_file_may_say_is_refused(apps: Apps, store: Store) -> None:
+    await apps.deploy(app(reactive=Reactive(min=1, max=10)))
+    before = await read(store, "")
+    for low, high in ((10**30, None), (1_000_001, None), (0, 1_000_001)):
+        with pytest.raises(UsageError, match="too many: at most 1000000"):
+            await apps.scale(KEY, low, high)
+    assert await read(store, "") == before
+
+
+async def test_a_stored_app_that_nobody_can_work_with_is_no_hindrance(
+    apps: Apps, store: Store
+) -> None:
+    bad = app("bad", reactive=Reactive(min=10**30))
+    await store.commit([Put("apps/default/bad", msgspec.json.encode(bad))])
+    await apps.deploy(app(reactive=Reactive(min=2)))
+    await apps.spread(["tokyo"], {})
+    assert set(await read(store, "floors/")) == {"floors/default/hello"}
+    await apps.remove(AppName("default/bad"))
+
+
 async def test_scaling_what_is_not_there_is_refused(apps: Apps) -> None:
     with pytest.raises(NotFound, match="there is no app default/hello"):
         await apps.scale(KEY, 1, None)

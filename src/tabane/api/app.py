@@ -23,6 +23,7 @@ from tabane.api.problems import headers_of, status_of, to_body
 from tabane.errors import TabaneError
 from tabane.k2i import build_router as build_k2i
 from tabane.security.identity import Principal
+from tabane.spec_fields import LARGEST
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -34,7 +35,7 @@ MAX_LINE_BYTES = 4 << 20
 
 
 class Body(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class DeployBody(Body):
@@ -46,8 +47,8 @@ class DeployBody(Body):
 
 
 class ScaleBody(Body):
-    min: int | None = Field(default=None, ge=0)
-    max: int | None = Field(default=None, ge=1)
+    min: int | None = Field(default=None, ge=0, le=LARGEST)
+    max: int | None = Field(default=None, ge=1, le=LARGEST)
 
 
 class ExecBody(Body):

@@ -23,6 +23,9 @@ ASK_AGAIN_S = 0.1
 DRAIN_TIMEOUT_S = 30.0
 """Sessions still open on a draining instance after this are cut."""
 ELSEWHERE_RETRY_S = 1.0
+STARTING_AT_ONCE = 256
+"""So many instances of one app are being started at a time: more than the nodes of a data center
+start in parallel, and few enough to decide in a moment. Each that is ready makes room for one."""
 
 
 class Start(Value, frozen=True):
@@ -256,7 +259,7 @@ class Decisions:
             return
         if self._may_find_slots(ledger.short_since):
             return
-        for _ in range(missing):
+        for _ in range(min(missing, STARTING_AT_ONCE - len(ledger.starting()))):
             node = self._place(ledger.current)
             if node is None:
                 self._refuse_elsewhere()

@@ -11,6 +11,7 @@ Keys in the store:
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
@@ -21,6 +22,7 @@ from tabane.errors import Conflict, NotFound, UsageError
 from tabane.model import App, AppName
 from tabane.node.messages import DeployApp, Deployed, RemoveApp, ScaleApp
 from tabane.scheduler.placement import floors
+from tabane.spec_fields import LARGEST
 from tabane.store.api import Delete, Entry, Expect, Put, Store, Write
 
 APPS = "apps/"
@@ -37,6 +39,8 @@ ID_RANGES = (1 << 15) - (1 << 8)
 SPREAD_WRITES = 1000
 """In one commit, which has to fit into one message to every node."""
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 Ready = Mapping[AppName, Mapping[str, int]]
 """Ready instances of each app by data center."""
@@ -44,6 +48,21 @@ Ready = Mapping[AppName, Mapping[str, int]]
 encode = msgspec.json.Encoder().encode
 parse_app = msgspec.json.Decoder(App).decode
 parse_floors = msgspec.json.Decoder(dict[str, int]).decode
+
+
+def sound_app(key: str, value: bytes) -> App | None:
+    """The app stored under `key`; None, with a word in the log, if no node can work with it."""
+    try:
+        app = parse_app(value)
+    except msgspec.DecodeError as error:
+        log.error("%s is left out: %s", key, error)
+        return None
+    reactive = app.reactive
+    numbers = (reactive.min, reactive.max, reactive.concurrency, reactive.queue)
+    if all(0 <= number <= LARGEST for number in numbers):
+        return app
+    log.error("%s is left out: its numbers %s are not from 0 to %d", key, numbers, LARGEST)
+    return None
 
 
 class Apps:
@@ -114,6 +133,8 @@ class Apps:
         if not 0 <= low <= high or high < 1:
             problem = f"min {low} and max {high} do not fit: 0 <= min <= max, and max at least 1"
             raise UsageError(f"scale {key}: {problem}")
+        if high > LARGEST:
+            raise UsageError(f"scale {key}: {high} is too many: at most {LARGEST}")
         reactive = msgspec.structs.replace(app.reactive, min=low, max=high)
         app = msgspec.structs.replace(app, reactive=reactive)
         writes = [Put(APPS + key, encode(app))]
@@ -133,7 +154,8 @@ class Apps:
         writes: list[Write] = []
         expect = []
         for entry in apps:
-            app = parse_app(entry.value)
+            if (app := sound_app(entry.key, entry.value)) is None:
+                continue
             key = FLOORS + app.key
             shares = floors(app, live, ready.get(app.key, {}))
             wanted = encode(shares) if app.reactive.min else None

@@ -26,14 +26,14 @@ class Gateways:
         self._greeted: set[str] = set()
 
     def greet(self, gateway: str) -> None:
-        """Tell a gateway all it has to know."""
-        self._greeted.add(gateway)
+        """Tell a gateway all it has to know; from then on it is told of changes."""
         self._agent.tell(gateway, self._all_instances())
         apps = self._agent.all_apps()
         for start in range(0, max(1, len(apps)), ROUTES_PER_MESSAGE):
             page = tuple(apps[start : start + ROUTES_PER_MESSAGE])
             last = start + ROUTES_PER_MESSAGE >= len(apps)
             self._agent.tell(gateway, say.Routes(page, complete=last))
+        self._greeted.add(gateway)
 
     def tell_routes(self, changed: Iterable[App], gone: Iterable[AppName]) -> None:
         self._tell(say.Routes(tuple(changed), tuple(gone)))

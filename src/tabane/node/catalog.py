@@ -1,0 +1,93 @@
+"""The apps as this node's replica of the store has them, and what follows when they change.
+
+One app that no node can work with (of another version, or damaged) is left out, with a word in the
+log: it keeps none of the others from being routed, woken and kept.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from tabane.errors import TabaneError
+from tabane.gateway.activation import AppChanged, FloorChanged
+from tabane.model import App, AppName
+from tabane.node.control import APPS, FLOORS, parse_floors, sound_app
+from tabane.store.api import Change
+
+if TYPE_CHECKING:
+    from tabane.node.agent import Agent
+
+log = logging.getLogger(__name__)
+
+
+class Catalog:
+    """See the module's text."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+
+    def app(self, key: AppName) -> App | None:
+        entry = self._agent.replica.get(APPS + key)
+        return sound_app(entry.key, entry.value) if entry is not None else None
+
+    def all_apps(self) -> list[App]:
+        entries = self._agent.replica.range(APPS)
+        apps = (sound_app(entry.key, entry.value) for entry in entries)
+        return [app for app in apps if app is not None]
+
+    def floor(self, key: AppName) -> int:
+        """This data center's share of the app's `min`."""
+        entry = self._agent.replica.get(FLOORS + key)
+        shares = parse_floors(entry.value) if entry is not None else {}
+        return shares.get(self._agent.config.node.datacenter, 0)
+
+    def on_changes(self, changes: tuple[Change, ...]) -> None:
+        """Apps were deployed, removed or scaled: tell the home and this node's gateways."""
+        changed: list[App] = []
+        gone: list[AppName] = []
+        for change in changes:
+            try:
+                self._on_change(change, changed, gone)
+            except Exception:
+                log.exception("%s of revision %d is not taken in", change.key, change.revision)
+        self._agent.gateways.tell_routes(changed, gone)
+        for app in changed:
+            self.prefetch(app)
+        if changed or gone:
+            self._agent.spread_soon()
+
+    def _on_change(self, change: Change, changed: list[App], gone: list[AppName]) -> None:
+        if change.key.startswith(APPS):
+            key = AppName(change.key.removeprefix(APPS))
+            app = sound_app(change.key, change.value) if change.value is not None else None
+            if app is not None:
+                changed.append(app)
+            else:
+                gone.append(key)
+            if self._agent.home.ledger(key) is not None:
+                self._agent.home.handle(AppChanged(key, app))
+        elif change.key.startswith(FLOORS):
+            self._on_floor(AppName(change.key.removeprefix(FLOORS)))
+
+    def apply_floors(self) -> None:
+        """Keep what is to be kept."""
+        for entry in self._agent.replica.range(FLOORS):
+            self._on_floor(AppName(entry.key.removeprefix(FLOORS)))
+
+    def _on_floor(self, key: AppName) -> None:
+        if not self._agent.joined or not self._agent.nodes.is_home(key):
+            return
+        if self._agent.home.ledger(key) is not None or self.floor(key):
+            self._agent.home.about(key, FloorChanged(key, self.floor(key)))
+
+    def prefetch(self, app: App) -> None:
+        """Have an app's image here before a session wants it."""
+        if app.placement.allows(self._agent.config.node.datacenter):
+            self._agent.tasks.start(f"image {app.image[:19]}", self.prepare_image(app.image))
+
+    async def prepare_image(self, digest: str) -> None:
+        try:
+            await self._agent.images.prepare(digest)
+        except TabaneError as error:
+            log.warning("image %s is not ready ahead of need: %s", digest[:19], error)

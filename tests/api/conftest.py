@@ -1,0 +1,80 @@
+"""The API over an agent of straw, asked without a socket."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import pytest
+
+from tabane.api.app import build_app
+from tabane.k2i import ProcessTable
+from tabane.model import NodeName
+
+TOKEN = "secret"
+HEADERS = [(b"host", b"tabane"), (b"authorization", f"Bearer {TOKEN}".encode())]
+
+
+class Answered(NamedTuple):
+    status: int
+    body: bytes
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Api:
+    """`agent` has what every route needs, and what a test gives it."""
+
+    def __init__(self, table: ProcessTable) -> None:
+        self.agent: Any = SimpleNamespace(
+            token=TOKEN,
+            table=table,
+            config=SimpleNamespace(
+                key=NodeName("tokyo/tokyo-1"), node=SimpleNamespace(address="10.0.0.1")
+            ),
+        )
+        self.app = build_app(self.agent)
+
+    async def ask(self, method: str, path: str, body: Any = None, raw: bytes = b"") -> Answered:
+        """One request; `body` as JSON, or `raw` as it is. `path` is what stands on the line."""
+        from urllib.parse import unquote
+
+        data = json.dumps(body).encode() if body is not None else raw
+        target, _, query = path.partition("?")
+        scope = {
+            "type": "http",
+            "http_version": "1.1",
+            "method": method,
+            "scheme": "http",
+            "path": unquote(target),
+            "raw_path": target.encode(),
+            "query_string": query.encode(),
+            "root_path": "",
+            "headers": [*HEADERS, (b"content-type", b"application/json")],
+            "state": {},
+        }
+        sent = [{"type": "http.request", "body": data, "more_body": False}]
+        gone = asyncio.Event()
+        heard: list[dict[str, Any]] = []
+
+        async def receive() -> dict[str, Any]:
+            if sent:
+                return sent.pop()
+            await gone.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: dict[str, Any]) -> None:
+            heard.append(message)
+
+        await self.app(scope, receive, send)  # type: ignore[arg-type]
+        return Answered(heard[0]["status"], b"".join(m.get("body", b"") for m in heard[1:]))
+
+
+@pytest.fixture
+def api() -> Any:
+    table = ProcessTable(NodeName("tokyo/tokyo-1"))
+    yield Api(table)
+    table.close()

@@ -1,0 +1,68 @@
+"""What is stored becomes routes and floors; what no node can work with stops none of the rest."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+
+from tabane.gateway.activation import AppChanged
+from tabane.model import App, AppName, Reactive
+from tabane.node.catalog import Catalog
+from tabane.store.api import Change, Entry
+
+encode = msgspec.json.encode
+GOOD, BAD = App("good", "host"), App("bad", "host", reactive=Reactive(min=10**30))
+STORED = {
+    "apps/default/bad": encode(BAD),
+    "apps/default/broken": b"{",
+    "apps/default/good": encode(GOOD),
+}
+
+
+class Node:
+    """What the catalog needs of an agent; `told` is what it did with the changes."""
+
+    def __init__(self, stored: dict[str, bytes]) -> None:
+        entries = [Entry(key, value, 1) for key, value in sorted(stored.items())]
+        self.told: list[Any] = []
+        self.joined = False
+        self.replica = SimpleNamespace(
+            get={entry.key: entry for entry in entries}.get,
+            range=lambda prefix: [entry for entry in entries if entry.key.startswith(prefix)],
+        )
+        self.home = SimpleNamespace(ledger=lambda key: object(), handle=self._handle)
+        self.gateways = SimpleNamespace(tell_routes=lambda *routes: self.told.append(routes))
+        self.config = SimpleNamespace(node=SimpleNamespace(datacenter="tokyo"))
+        self.images = SimpleNamespace()
+        self.tasks = SimpleNamespace(start=lambda name, work: work.close())
+
+    def _handle(self, event: AppChanged) -> None:
+        if event.key == "default/cursed":
+            raise ValueError("broken")
+        self.told.append(event)
+
+    def spread_soon(self) -> None:
+        self.told.append("spread")
+
+
+def test_apps_that_no_node_can_work_with_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    catalog = Catalog(Node(STORED))  # type: ignore[arg-type]
+    assert catalog.all_apps() == [GOOD]
+    assert catalog.app(AppName("default/bad")) is catalog.app(AppName("default/broken")) is None
+    assert "apps/default/bad is left out: its numbers" in caplog.text
+    assert "apps/default/broken is left out: " in caplog.text
+
+
+def test_a_change_that_cannot_be_taken_in_stops_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    node = Node({})
+    cursed = App("cursed", "host")
+    stored = {"apps/default/cursed": encode(cursed)} | STORED
+    changes = tuple(Change(key, value, 7) for key, value in stored.items())
+    Catalog(node).on_changes(changes)  # type: ignore[arg-type]
+    assert "apps/default/cursed of revision 7 is not taken in" in caplog.text
+    assert AppChanged(GOOD.key, GOOD) in node.told
+    assert ([cursed, GOOD], [BAD.key, "default/broken"]) in node.told
+    assert node.told[-1] == "spread"
