@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -19,7 +20,18 @@ from tabane.errors import (
     Unreachable,
     UsageError,
 )
-from tabane.middlecon import Cause, Change, Limits, MemberInfo, Presence, StateChange
+from tabane.middlecon import (
+    Cause,
+    Change,
+    Client,
+    Limits,
+    MemberInfo,
+    OwnState,
+    Presence,
+    Room,
+    StateChange,
+    blocking,
+)
 from tabane.middlecon.blocking import connect
 
 WAIT_S = 20.0
@@ -87,6 +99,8 @@ def test_calls_and_the_errors_they_raise(hub):
     with pytest.raises(Refused, match="generation 3") as refused:
         x.call("y", b"stale")
     assert refused.value.reason == "stale"
+    x.send_nowait("y", b"ab", urgent=True)
+    assert x.hub_stats()["sessions"] == 2
     with pytest.raises(NotFound, match="no member nobody"):
         x.call("nobody", b"")
     with pytest.raises(UsageError, match="cut it up"):
@@ -225,7 +239,7 @@ def test_many_threads_use_one_client(hub):
             assert me.call("other", data, timeout_s=WAIT_S) == data[::-1]
             assert room.ask(data, timeout_s=WAIT_S).answers == {"other": data[::-1]}
             me.state.put(f"{number}", data)
-            room.cast(data)
+            room.cast(data, urgent=number == 0)
             assert "other" in room.members and "other" in room.state
         return room
 
@@ -410,3 +424,39 @@ def test_close_drops_what_has_not_begun_and_waits_for_what_runs(hub):
     x_left.set()
     y.close()
     assert done in ([b"first"], [b"first", b"second"])
+
+
+def public(kind: type) -> dict[str, list[str]]:
+    """Its methods and what they take, by name."""
+    return {
+        name: list(inspect.signature(member).parameters)
+        for name, member in inspect.getmembers(kind, callable)
+        if not name.startswith("_")
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "twin", "own"),
+    [
+        (blocking.Client, Client, {"close"}),
+        (blocking.Room, Room, set()),
+        (blocking.OwnState, OwnState, {"snapshot"}),
+    ],
+)
+def test_it_has_what_the_asyncio_client_has(kind, twin, own):
+    of_loops = {
+        "aclose",
+        "fileno",
+        "on_frame",
+        "on_lost",
+        "on_restored",
+        "on_welcome",
+        "publish",
+        "restore",
+    }
+    of_agents = {"serve", "sleep", "unserve"}
+    there, here = public(twin), public(kind)
+    assert here.keys() - there.keys() == own
+    assert there.keys() - here.keys() - of_loops - of_agents == set()
+    for name in here.keys() & there.keys():
+        assert set(here[name]) >= set(there[name]), name

@@ -123,6 +123,22 @@ async def test_serve_join_say_and_ask_as_programs():
         assert await hub.wait() == 0
 
 
+@pytest.mark.parametrize(("option", "chats"), [("--chat", True), ("--no-chat", False)])
+async def test_people_may_chat_if_the_hub_lets_them(option, chats):
+    async with running("serve", "--listen", "tcp://127.0.0.1:0", option) as hub:
+        where = (await hub.stdout.readline()).decode().split()[-1]
+        async with joined("lobby", "--hub", f"tcp://{where}", "--name", "ear") as member:
+            reader, writer = await asyncio.open_connection(*parse_host_port(where))
+            writer.write("こんにちは\n".encode())
+            if chats:
+                line = (await member.stdout.readline()).decode()
+                assert line.startswith("127.0.0.1:") and line.endswith(": こんにちは\n")
+            else:
+                assert b"middlecon" in await reader.read()
+            writer.close()
+            await writer.wait_closed()
+
+
 async def test_an_address_that_is_open_to_others_wants_a_token():
     code, _, err = await run("0.0.0.0:0")
     assert (code, err.count("\n")) == (2, 1)

@@ -193,6 +193,11 @@ def _add_serve(subparsers: Any) -> None:
     serve.add_argument("--listen", metavar="URL", action="append", default=[])
     serve.add_argument("--name", default="hub", help="the hub's name")
     serve.add_argument("--token-file", type=Path, help="dialers on TCP must have this token")
+    serve.add_argument(
+        "--chat",
+        action=argparse.BooleanOptionalAction,
+        help="whether people may talk in the lobby with nc; unless told, if there is no token",
+    )
     serve.set_defaults(action=commands.serve)
 
 

@@ -66,7 +66,7 @@ def dial(options: argparse.Namespace, name: str | None = None) -> Any:
 
 async def serve(options: argparse.Namespace) -> int:
     listen = options.listen or [DEFAULT_URL]
-    async with Hub(options.name, listen=listen, token=options.token) as hub:
+    async with Hub(options.name, listen=listen, token=options.token, chat=options.chat) as hub:
         for address in hub.addresses:
             print(f"Listening on: {address}", flush=True)
         await stop_on_signals().wait()
