@@ -8,7 +8,7 @@ import pytest
 import uvloop
 
 from tabane import supervise
-from tabane.supervise import Later, Supervisor
+from tabane.supervise import Later, Supervisor, harmless
 
 # libuv keeps its signal pipe as long as the process lives: made here, it is no test's leak.
 uvloop.run(asyncio.sleep(0))
@@ -25,6 +25,14 @@ async def for_ever() -> None:
 
 async def fail(text: str) -> None:
     raise ValueError(text)
+
+
+def test_what_is_harmless_raises_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    told: list[int] = []
+    harmless("telling", told.append)(1)
+    harmless("telling", lambda: 1 / 0)()
+    assert told == [1]
+    assert "task telling failed: division by zero" in caplog.text
 
 
 async def test_a_task_has_its_owners_name() -> None:

@@ -14,7 +14,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ParamSpec, Self
 
 log = logging.getLogger(__name__)
 
@@ -22,11 +22,24 @@ FIRST_RETRY_S = 0.05
 LAST_RETRY_S = 5.0
 
 Failure = Callable[[str, BaseException], None]
+P = ParamSpec("P")
 
 
 def log_failure(name: str, error: BaseException) -> None:
     """Report a failed task with its traceback in the log."""
     log.error("task %s failed: %s", name, error, exc_info=error)
+
+
+def harmless(name: str, callback: Callable[P, object]) -> Callable[P, None]:
+    """`callback`, but what it raises is logged: for telling others of what goes on all the same."""
+
+    def call(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            callback(*args, **kwargs)
+        except Exception as error:
+            log_failure(name, error)
+
+    return call
 
 
 class Supervisor:

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from tabane.clock import SYSTEM
 from tabane.model import PHASES, App, InstanceId, Reactive, State
+from tabane.node.instances import Transition
 from tabane.runtimes.fake import Script
 from tabane.testing.pretend import NODE, PretendNode, fetch
 
@@ -73,6 +74,22 @@ async def test_idleness_stops_it_and_gives_its_address_back() -> None:
             State.ABSENT,
         ]
         assert node.executor.instances() == []
+
+
+async def test_an_end_is_an_end_whatever_telling_of_it_does(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(transition: Transition) -> None:
+        raise OSError("no space left on device")
+
+    async with PretendNode(make_app()) as node:
+        node.on_change = fail
+        assert (await fetch(node.port, HOST))[0] == 200
+        (instance,) = node.executor.instances()
+        node.executor.stop(instance.id, "it shall end")
+        await until(lambda: not node.links.in_use)
+        assert node.driver.world.lives == {}
+    assert "no space left on device" in caplog.text
 
 
 async def test_a_request_that_meets_the_stop_is_not_lost() -> None:

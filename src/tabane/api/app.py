@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tabane.api import actions
 from tabane.api.guard import Guard
 from tabane.api.problems import headers_of, status_of, to_body
-from tabane.errors import TabaneError
+from tabane.errors import Busy, TabaneError
 from tabane.k2i import build_router as build_k2i
 from tabane.security.identity import Principal
 from tabane.spec_fields import LARGEST
@@ -209,12 +209,25 @@ def _add_records(router: APIRouter, agent: Agent) -> None:
 
 
 async def _follow_events(agent: Agent) -> AsyncIterator[bytes]:
-    """Every transition in the cluster from now on, one JSON object a line."""
+    """Every transition in the cluster from now on, one JSON object a line. For who reads too slowly
+    it ends, and an error as the last line says so."""
     queue: asyncio.Queue[bytes] = asyncio.Queue(MAX_RECORDS)
-    end = agent.follow_events(queue.put_nowait)
+    fell_behind = False
+
+    def take(transition: bytes) -> None:
+        nonlocal fell_behind
+        try:
+            queue.put_nowait(transition)
+        except asyncio.QueueFull:
+            fell_behind = True
+            end()
+
+    end = agent.follow_events(take)
     try:
-        while True:
+        while not (fell_behind and queue.empty()):
             yield await queue.get() + b"\n"
+        problem = Busy(f"more than {MAX_RECORDS} events waited to be read: follow anew")
+        yield msgspec.json.encode(to_body(problem)) + b"\n"
     finally:
         end()
 

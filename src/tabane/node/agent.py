@@ -57,7 +57,7 @@ from tabane.security.audit import Line
 from tabane.store.feed import StoreFeed
 from tabane.store.replica import Replica
 from tabane.store.sqlite import SqliteStore
-from tabane.supervise import Later, Supervisor
+from tabane.supervise import Later, Supervisor, harmless
 
 log = logging.getLogger(__name__)
 
@@ -285,7 +285,7 @@ class Agent:
     # Instances
 
     def _on_transition(self, transition: Transition) -> None:
-        self.events.add(transition)
+        harmless("events", self.events.add)(transition)
         self.happened(msgspec.json.encode(transition))
         if self.joined and self.me.connected:
             self.tasks.start("event", self._spread_word(transition))
@@ -300,7 +300,7 @@ class Agent:
     def happened(self, transition: bytes) -> None:
         """Something happened to an instance, here or elsewhere; as JSON."""
         for follower in tuple(self._followers):
-            follower(transition)
+            harmless("follower", follower)(transition)
 
     def _on_instance(self, event: InstanceReady | InstanceEnded) -> None:
         if isinstance(event, InstanceReady):

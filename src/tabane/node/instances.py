@@ -26,7 +26,7 @@ from tabane.model import App, ExitStatus, Generation, Instance, InstanceId, Node
 from tabane.node.readiness import wait_ready
 from tabane.node.records import Record, last_line, read_record, write_record
 from tabane.runtimes.api import Driver, Image, InstanceSpec, Link
-from tabane.supervise import Supervisor
+from tabane.supervise import Supervisor, harmless
 
 PARALLEL_STARTS = 4
 """Engines started at the same time; more only wait for the same cores."""
@@ -89,7 +89,7 @@ Notify = Callable[[InstanceReady | InstanceEnded], None]
 
 class Executor:
     """`directory` is for records and bundles, `logs` for output. `notify` is told what became ready
-    or ended, `on_change` every transition."""
+    or ended, `on_change` every transition; whatever they raise, instances start and end."""
 
     def __init__(
         self,
@@ -120,8 +120,8 @@ class Executor:
         self._driver_for = driver_for
         self._clock = clock
         self._tasks = tasks
-        self._notify = notify
-        self._on_change = on_change
+        self._notify = harmless("notify", notify)
+        self._on_change = harmless("transition", on_change)
         self._kernel = kernel
         self._starts = asyncio.Semaphore(PARALLEL_STARTS)
         self._running: dict[InstanceId, Running] = {}
@@ -363,7 +363,10 @@ class Executor:
         else:
             self._become(running, Event.STOP, reason=reason)
             if handle is not None:
-                await running.driver.stop(handle, app.reactive.stop_timeout_s)
+                try:
+                    await running.driver.stop(handle, app.reactive.stop_timeout_s)
+                except (TabaneError, OSError) as error:
+                    reason += f"; it was killed, as stopping it failed: {error}"
         await self._clean_up(running)
         self._become(running, Event.GONE, reason=reason)
         running.ended = True
@@ -472,7 +475,7 @@ class Executor:
     def _become(self, running: Running, event: Event, reason: str = "") -> None:
         """Follow the transition table, on disk too, and tell."""
         self._step(running, event, reason)
-        self._save(running)
+        harmless("record", self._save)(running)
         instance = running.instance
         self._say(instance.id, instance.app, instance.state, reason)
 

@@ -16,7 +16,7 @@ import itertools
 import os
 import socket
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Self
 
@@ -82,6 +82,7 @@ class PretendNode:
         self.links = PretendLinks()
         self.wakes: list[WakeRecord] = []
         self.events: list[Transition] = []
+        self.on_change: Callable[[Transition], None] = self.events.append
         self.tasks = Supervisor("pretend")
         self._directory = tempfile.TemporaryDirectory(prefix="tabane-pretend-")
         self._clock = clock
@@ -101,7 +102,7 @@ class PretendNode:
             clock=clock,
             tasks=self.tasks,
             notify=self._on_instance,
-            on_change=self.events.append,
+            on_change=lambda transition: self.on_change(transition),
         )
 
     async def __aenter__(self) -> Self:

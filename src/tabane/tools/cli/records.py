@@ -69,6 +69,10 @@ def events(argv: list[str]) -> int:
         answer = cluster.get(path)
         code = _print_events(answer, args.json)
         for event in map(json.loads, lines):
+            if "error" in event:
+                from tabane.api.problems import parse_body
+
+                raise parse_body(200, event)
             if event not in answer["records"]:
                 _print_event(event, args.json)
     return code
