@@ -127,6 +127,8 @@ class App(Value, frozen=True, omit_defaults=True):
     owner: int = 0
     """uid of who deployed it."""
     deployed_at: float = 0.0
+    declared: Reactive | None = None
+    """`reactive` as its file says, when it was scaled since; None when it was not."""
 
     @property
     def key(self) -> AppName:

@@ -61,8 +61,12 @@ def read_app(document: Mapping[str, Any], *, file: str = "app", text: str = "") 
     try:
         return _build_app(document)
     except Mistake as mistake:
-        line = _find_line(text, mistake.field)
-        raise SpecError(file, line, mistake.field, mistake.message) from None
+        raise error_of(mistake, file=file, text=text) from None
+
+
+def error_of(mistake: Mistake, *, file: str, text: str) -> SpecError:
+    """What is wrong with a field, with its place in the file's `text`."""
+    return SpecError(file, _find_line(text, mistake.field), mistake.field, mistake.message)
 
 
 def render_app(app: App) -> dict[str, Any]:

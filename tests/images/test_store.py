@@ -226,7 +226,7 @@ def test_layouts_that_do_not_fit(
         ("docker://x/y:z", "is none of"),
         ("host", "is none of"),
         ("oci:missing:tag", "missing:tag does not exist"),
-        ("archive:file", "is truncated or no tar archive"),
+        ("archive:file", "is no tar archive, or is cut off"),
         ("archive:empty.tar", "is not an OCI image archive"),
     ],
 )

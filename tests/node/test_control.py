@@ -80,7 +80,8 @@ def rivalled(store: Store, rival: Any, times: int = 1) -> Apps:
 
 async def test_a_deploy_is_stored_as_told(apps: Apps, store: Store) -> None:
     wanted = app(hosts=("hello.test", "hi.test"), port=80, revision=99, id_base=5, deployed_at=1.0)
-    deployed, revision = await apps.deploy(wanted)
+    stored = await apps.deploy(wanted)
+    deployed, revision = stored.app, stored.revision
     assert deployed == msgspec.structs.replace(
         wanted, revision=1, id_base=FIRST_ID_BASE, deployed_at=WALL
     )
@@ -91,8 +92,8 @@ async def test_a_deploy_is_stored_as_told(apps: Apps, store: Store) -> None:
 
 
 async def test_a_deploy_of_what_is_there_is_its_next_revision(apps: Apps, store: Store) -> None:
-    first, _ = await apps.deploy(app(hosts=("a.test", "b.test")))
-    second, _ = await apps.deploy(app(hosts=("b.test", "c.test"), port=80))
+    first = (await apps.deploy(app(hosts=("a.test", "b.test")))).app
+    second = (await apps.deploy(app(hosts=("b.test", "c.test"), port=80))).app
     assert (first.revision, second.revision) == (1, 2)
     assert second.id_base == first.id_base
     assert sorted(await read(store, "hosts/")) == ["hosts/b.test", "hosts/c.test"]
@@ -122,7 +123,7 @@ async def test_a_host_is_free_again_when_its_app_lets_go(apps: Apps, store: Stor
 
 
 async def test_a_removed_app_leaves_nothing(apps: Apps, store: Store) -> None:
-    deployed, _ = await apps.deploy(app(hosts=("a.test",), reactive=Reactive(min=2)))
+    deployed = (await apps.deploy(app(hosts=("a.test",), reactive=Reactive(min=2)))).app
     await apps.spread(["tokyo"], {})
     removed, revision = await apps.remove(KEY)
     assert removed == deployed
@@ -133,8 +134,8 @@ async def test_a_removed_app_leaves_nothing(apps: Apps, store: Store) -> None:
 
 
 async def test_apps_of_one_name_in_two_namespaces_are_two(apps: Apps, store: Store) -> None:
-    one, _ = await apps.deploy(app(hosts=("a.test",)))
-    other, _ = await apps.deploy(app(namespace="test"))
+    one = (await apps.deploy(app(hosts=("a.test",)))).app
+    other = (await apps.deploy(app(namespace="test"))).app
     assert (one.revision, other.revision) == (1, 1)
     assert one.id_base != other.id_base
     with pytest.raises(Conflict, match="default/hello"):
@@ -144,16 +145,16 @@ async def test_apps_of_one_name_in_two_namespaces_are_two(apps: Apps, store: Sto
 
 async def test_deploys_at_once_of_many_apps_share_no_ids(apps: Apps, store: Store) -> None:
     found = await asyncio.gather(*(apps.deploy(app(f"app{n}")) for n in range(30)))
-    bases = {deployed.id_base for deployed, _ in found}
+    bases = {deployed.app.id_base for deployed in found}
     assert len(bases) == 30
-    assert len({revision for _, revision in found}) == 30
+    assert len({deployed.revision for deployed in found}) == 30
     await check_books(store)
 
 
 async def test_deploys_at_once_of_one_app_each_count(apps: Apps, store: Store) -> None:
     found = await asyncio.gather(*(apps.deploy(app(hosts=(f"h{n}.test",))) for n in range(20)))
-    assert sorted(deployed.revision for deployed, _ in found) == list(range(1, 21))
-    assert len({deployed.id_base for deployed, _ in found}) == 1
+    assert sorted(deployed.app.revision for deployed in found) == list(range(1, 21))
+    assert len({deployed.app.id_base for deployed in found}) == 1
     assert len(await read(store, "hosts/")) == 1
     await check_books(store)
 
@@ -206,7 +207,7 @@ async def test_ids_are_used_again_as_late_as_possible(
     monkeypatch.setattr(module, "ID_RANGES", 3)
 
     async def deploy(name: str) -> int:
-        deployed, _ = await apps.deploy(app(name))
+        deployed = (await apps.deploy(app(name))).app
         return (deployed.id_base - FIRST_ID_BASE) // ID_RANGE
 
     assert [await deploy("a"), await deploy("b")] == [0, 1]
@@ -214,7 +215,7 @@ async def test_ids_are_used_again_as_late_as_possible(
     assert [await deploy("c"), await deploy("d")] == [2, 0]
     with pytest.raises(Conflict, match="all 3 id ranges are taken"):
         await deploy("e")
-    assert (await apps.deploy(app("b")))[0].revision == 2
+    assert (await apps.deploy(app("b"), force=True)).app.revision == 2
     await apps.remove(AppName("default/b"))
     assert await deploy("e") == 1
     await check_books(store)
@@ -233,11 +234,12 @@ async def test_ids_are_used_again_as_late_as_possible(
 async def test_scaling(
     apps: Apps, store: Store, low: int | None, high: int | None, wanted: tuple[int, int]
 ) -> None:
-    deployed, _ = await apps.deploy(app(reactive=Reactive(min=1, max=10, queue=5)))
+    deployed = (await apps.deploy(app(reactive=Reactive(min=1, max=10, queue=5)))).app
     scaled, revision = await apps.scale(KEY, low, high)
     assert (scaled.reactive.min, scaled.reactive.max) == wanted
     reactive = msgspec.structs.replace(deployed.reactive, min=wanted[0], max=wanted[1])
-    assert scaled == msgspec.structs.replace(deployed, reactive=reactive)
+    declared = deployed.reactive if deployed.reactive != reactive else None
+    assert scaled == msgspec.structs.replace(deployed, reactive=reactive, declared=declared)
     entry = await store.get("apps/default/hello")
     assert entry is not None
     assert (parse_app(entry.value), entry.version) == (scaled, revision)
@@ -291,9 +293,9 @@ async def test_an_overtaken_deploy_is_tried_again(apps: Apps, store: Store) -> N
     async def rival() -> None:
         await apps.deploy(app(f"rival{next(others)}"))
 
-    deployed, _ = await rivalled(store, rival, times=5).deploy(app())
+    deployed = (await rivalled(store, rival, times=5).deploy(app())).app
     assert deployed.id_base == FIRST_ID_BASE + 5 * ID_RANGE
-    deployed, _ = await rivalled(store, lambda: apps.remove(KEY)).deploy(app())
+    deployed = (await rivalled(store, lambda: apps.remove(KEY)).deploy(app(port=80))).app
     assert (deployed.revision, deployed.id_base) == (1, FIRST_ID_BASE + 6 * ID_RANGE)
     with pytest.raises(NotFound):
         await rivalled(store, lambda: apps.remove(KEY)).remove(KEY)
@@ -367,11 +369,39 @@ async def test_what_other_nodes_ask_for_is_done(apps: Apps) -> None:
 
 async def test_what_was_deployed_outlives_a_restart(tmp_path: Path) -> None:
     store = await SqliteStore.open(tmp_path / "store.db")
-    deployed, revision = await Apps(store, VirtualClock()).deploy(app(hosts=("a.test",)))
+    stored = await Apps(store, VirtualClock()).deploy(app(hosts=("a.test",)))
+    deployed, revision = stored.app, stored.revision
     await store.aclose()
     store = await SqliteStore.open(tmp_path / "store.db")
     assert (await store.range(""))[0] == revision
-    again, _ = await Apps(store, VirtualClock()).deploy(app("other"))
+    again = (await Apps(store, VirtualClock()).deploy(app("other"))).app
     assert again.id_base == deployed.id_base + ID_RANGE
     await check_books(store)
     await store.aclose()
+
+
+async def test_an_unchanged_deploy_changes_nothing(apps: Apps, store: Store) -> None:
+    first = await apps.deploy(app(hosts=("a.test",), reactive=Reactive(min=1)))
+    again = await apps.deploy(app(hosts=("a.test",), reactive=Reactive(min=1), owner=7))
+    assert again == Deployed(first.app, first.revision, changed=False)
+    forced = await apps.deploy(app(hosts=("a.test",), reactive=Reactive(min=1)), force=True)
+    assert (forced.app.revision, forced.changed) == (2, True)
+    await check_books(store)
+
+
+async def test_an_unchanged_deploy_does_not_undo_a_scale(apps: Apps) -> None:
+    await apps.deploy(app(reactive=Reactive(min=1)))
+    await apps.scale(KEY, 3, None)
+    scaled, _ = await apps.scale(KEY, 4, 20)
+    again = await apps.deploy(app(reactive=Reactive(min=1)))
+    assert (again.app, again.changed, again.unscaled) == (scaled, False, None)
+    other = await apps.deploy(app(reactive=Reactive(min=1), port=80))
+    assert (other.app.reactive, other.app.declared) == (Reactive(min=1), None)
+    assert other.unscaled == scaled.reactive
+
+
+async def test_scaled_back_is_as_declared(apps: Apps) -> None:
+    await apps.deploy(app(reactive=Reactive(min=1)))
+    assert (await apps.scale(KEY, 3, None))[0].declared == Reactive(min=1)
+    assert (await apps.scale(KEY, 1, None))[0].declared is None
+    assert (await apps.deploy(app(port=80))).unscaled is None

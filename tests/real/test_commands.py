@@ -84,18 +84,42 @@ def test_deploy_a_new_app_and_again(cluster: LocalCluster, tmp_path: Path) -> No
     everywhere = "known in tokyo, osaka, ishikari\n"
     stored = good(cluster.tabane("deploy", file))
     assert stored == f"default/fresh revision 1 stored; {everywhere}"
-    again = of_json(cluster.tabane("deploy", file, "--json"))
+    same = f"default/fresh revision 1 is what the file says, nothing was changed; {everywhere}"
+    assert good(cluster.tabane("deploy", file)) == same
+    again = of_json(cluster.tabane("deploy", "--force", file, "--json"))
     assert (again["name"], again["revision"], again["unreachable"]) == ("fresh", 2, [])
     assert again["known"] == ["tokyo", "osaka", "ishikari"]
+    good(cluster.tabane("scale", "fresh", "--max", "30"))
+    assert "revision 2 is what the file says" in good(cluster.tabane("deploy", file))
+    text = Path(file).read_text().replace("port = 8000", "port = 8001")
+    changed = cluster.tabane("deploy", "-", stdin=text)
+    assert changed.out == f"default/fresh revision 3 stored; {everywhere}"
+    undone = "min is 0 and max 10 again, as the file says; `tabane scale` had set 0 and 30"
+    assert changed.err == f"tabane: default/fresh: {undone}\n"
+
+
+def test_a_data_center_that_is_not_there(cluster: LocalCluster, tmp_path: Path) -> None:
+    file = tmp_path / "far.toml"
+    top = {"name": "far", "image": "host", "command": ["true"]}
+    file.write_text(to_toml(top, {"placement": {"datacenters": ["kyoto"]}}))
+    there = "there is no data center kyoto (there are: tokyo, osaka, ishikari)"
+    ended = cluster.tabane("deploy", str(file))
+    assert ended.code == 0
+    assert f"{there}, so it can run nowhere\n" in ended.err
+    assert "nothing ever starts it" in ended.err
+    answer = json.loads(cluster.tabane("deploy", "--json", str(file)).out)
+    assert len(answer["warnings"]) == 2
+    assert f"note      placement.datacenters: {there}" in good(cluster.tabane("show", "far"))
+    good(cluster.tabane("rm", "far"))
 
 
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
         ({"prot": 80}, ":6: prot: there is no such field: did you mean port?"),
-        ({"class": "microvm"}, "no driver runs class microvm yet"),
-        ({"driver": "lxc"}, "driver: there is none named lxc"),
-        ({"image": "rootfs:./nowhere"}, "nowhere"),
+        ({"class": "microvm"}, "bad.toml:6: class: no driver runs class microvm yet"),
+        ({"driver": "lxc"}, "bad.toml:6: driver: there is none named lxc"),
+        ({"image": "rootfs:./nowhere"}, "bad.toml:2: image: "),
     ],
 )
 def test_deploy_a_bad_file(
@@ -107,9 +131,9 @@ def test_deploy_a_bad_file(
 
 def test_apps(cluster: LocalCluster, awake: dict[str, Any]) -> None:
     heading, *rows = good(cluster.tabane("apps")).splitlines()
-    columns = "APP REVISION CLASS IMAGE PORT HOSTS READY INSTANCES"
+    columns = "APP REV CLASS IMAGE DIGEST PORT HOSTS READY"
     assert heading.split() == columns.split()
-    assert ["default/talks", "1", "container", "host", "8000", "talks.test", "1", "1"] in [
+    assert ["default/talks", "1", "container", "host", "-", "8000", "talks.test", "1/1"] in [
         row.split() for row in rows
     ]
     apps = {app["name"]: app for app in of_json(cluster.tabane("apps", "--json"))["apps"]}

@@ -11,6 +11,10 @@ APP = {
     "name": "hello",
     "class": "container",
     "image": EVIL,
+    "digest": "sha256:" + EVIL,
+    "changed": True,
+    "warnings": [],
+    "services": {},
     "command": [EVIL],
     "hosts": [EVIL],
     "port": 80,
@@ -48,6 +52,7 @@ ANSWERS: dict[str, Any] = {
     "GET /api/v1/apps/default/hello": {
         "app": APP,
         "instances": [INSTANCE],
+        "advice": [EVIL],
         "homes": [HOME],
         "events": [EVENT],
         "wakes": [WAKE],

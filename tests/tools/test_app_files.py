@@ -56,15 +56,73 @@ def test_app_files_that_cannot_be_read(file: str, words: str, tabane: Run, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("source", "code"),
-    [("rootfs:nowhere", 2), ("rootfs:file", 2), ("oci:file", 1), ("archive:file", 1)],
+    ("source", "words"),
+    [
+        ("rootfs:nowhere", "nowhere does not exist"),
+        ("rootfs:file", "file is not a directory"),
+        ("oci:file", "file"),
+        ("archive:file", "is no tar archive, or is cut off: make it again"),
+        ("archive:/etc/passwd", "is no tar archive, or is cut off: make it again"),
+    ],
 )
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
 def test_images_that_are_none(
-    source: str, code: int, tabane: Run, tmp_path: Path, pretended: Pretended
+    source: str,
+    words: str,
+    dry: tuple[str, ...],
+    tabane: Run,
+    tmp_path: Path,
+    pretended: Pretended,
 ) -> None:
     pretended.begin(tokyo=reply({}))
     (tmp_path / "file").write_text("no image")
     file = tmp_path / "app.toml"
     file.write_text(APP_FILE.replace("host", source))
-    check_refusal(tabane("deploy", str(file)), code, source.partition(":")[2])
+    check_refusal(tabane("deploy", *dry, str(file)), 2, f"tabane: {file}:2: image: ", words)
     assert pretended.nodes["tokyo"].asked == []
+
+
+def test_a_dry_run_needs_no_cluster(tabane: Run, tmp_path: Path) -> None:
+    file = tmp_path / "app.toml"
+    file.write_text(APP_FILE)
+    assert tabane("deploy", "--dry-run", str(file)) == (0, "default/hello is valid\n", "")
+    file.write_text(APP_FILE + "prot = 80")
+    check_refusal(tabane("deploy", "--dry-run", str(file)), 2, "app.toml:4: prot")
+
+
+def test_what_a_deploy_says(tabane: Run, tmp_path: Path, pretended: Pretended) -> None:
+    answer = {"revision": 3, "changed": True, "known": ["tokyo"], "unreachable": []}
+    pretended.begin(tokyo=reply(answer | {"warnings": ["there is no data center kyoto"]}))
+    file = tmp_path / "app.toml"
+    file.write_text(APP_FILE)
+    ended = tabane("deploy", str(file))
+    assert ended == (
+        0,
+        "default/hello revision 3 stored; known in tokyo\n",
+        "tabane: default/hello: there is no data center kyoto\n",
+    )
+    assert json.loads(tabane("deploy", "--json", str(file)).out)["warnings"]
+    pretended.nodes["tokyo"].answer = reply(answer | {"changed": False, "warnings": []})
+    ended = tabane("deploy", "--force", str(file))
+    assert "revision 3 is what the file says, nothing was changed" in ended.out
+    assert json.loads(pretended.nodes["tokyo"].asked[-1][1])["force"] is True
+
+
+def test_tables_of_apps_fit(tabane: Run, pretended: Pretended) -> None:
+    app = {
+        "namespace": "default",
+        "name": "hello-world",
+        "revision": 123,
+        "class": "container",
+        "image": "rootfs:/srv/images/far/away/hello",
+        "digest": "sha256:0123456789abcdef",
+        "port": 65535,
+        "hosts": ["www.hello-world.example.com", "hello.test"],
+        "ready": 10,
+        "instances": 10,
+    }
+    pretended.begin(tokyo=reply({"apps": [app], "silent": []}))
+    heading, row = tabane("apps").out.splitlines()
+    assert max(len(heading), len(row)) <= 100
+    for words in ("/away/hello", "0123456789ab ", "example.com,+1"):
+        assert words in row

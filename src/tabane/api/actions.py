@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from tabane import spec
+from tabane.api.advice import advise
 from tabane.errors import NotFound, UsageError
 from tabane.gateway.activation import StopAsked
 from tabane.model import App, AppName, Instance, InstanceId, State
@@ -18,6 +19,7 @@ from tabane.runtimes.api import ExecResult
 from tabane.runtimes.lookup import find_user
 from tabane.security.audit import Line
 from tabane.security.identity import Principal
+from tabane.spec_fields import Mistake
 
 if TYPE_CHECKING:
     from tabane.node.agent import Agent
@@ -28,16 +30,31 @@ LOG_BLOCK = 64 << 10
 LOG_POLL_S = 0.2
 
 
-async def deploy(agent: Agent, who: Principal, text: str, file: str, image: str) -> dict[str, Any]:
-    """Store the app; then ask who knows it already."""
+async def deploy(
+    agent: Agent, who: Principal, text: str, file: str, image: str, *, force: bool = False
+) -> dict[str, Any]:
+    """Store the app, unless it is as it was; then ask who knows it already."""
     app = spec.parse_app(text, file=file)
-    _check_driver(agent, app)
+    try:
+        _check_driver(agent, app)
+    except Mistake as mistake:
+        raise spec.error_of(mistake, file=file, text=text) from None
     if image != "host" and not agent.images.store.has(image):
         raise NotFound(f"image {image} is not on {agent.config.key}: send it first")
     app = msgspec.structs.replace(app, image=image, owner=max(who.uid, 0))
-    deployed = await agent.control(say.DeployApp(app))
+    deployed = await agent.control(say.DeployApp(app, force))
     _audit(agent, who, "deploy", f"{app.key} revision {deployed.app.revision}")
-    return describe_app(deployed.app) | await _who_knows(agent, deployed.revision)
+    said = {"changed": deployed.changed, "warnings": _warnings(agent, deployed)}
+    return describe_app(deployed.app) | said | await _who_knows(agent, deployed.revision)
+
+
+def _warnings(agent: Agent, deployed: say.Deployed) -> list[str]:
+    warnings = advise(deployed.app, agent.config.cluster.datacenters())
+    if (before := deployed.unscaled) is not None:
+        now = deployed.app.reactive
+        back = f"min is {now.min} and max {now.max} again, as the file says"
+        warnings.append(f"{back}; `tabane scale` had set {before.min} and {before.max}")
+    return warnings
 
 
 def _check_driver(agent: Agent, app: App) -> None:
@@ -46,11 +63,11 @@ def _check_driver(agent: Agent, app: App) -> None:
     classes = {driver.isolation for driver in drivers.values()}
     if app.isolation not in classes:
         known = ", ".join(sorted(classes))
-        raise UsageError(f"class: no driver runs class {app.isolation} yet (there are: {known})")
+        raise Mistake("class", f"no driver runs class {app.isolation} yet (there are: {known})")
     if app.driver and app.driver not in drivers:
-        raise UsageError(f"driver: there is none named {app.driver} ({', '.join(drivers)})")
+        raise Mistake("driver", f"there is none named {app.driver} ({', '.join(drivers)})")
     if app.driver and drivers[app.driver].isolation is not app.isolation:
-        raise UsageError(f"driver: {app.driver} does not run class {app.isolation}")
+        raise Mistake("driver", f"{app.driver} does not run class {app.isolation}")
 
 
 async def remove(agent: Agent, who: Principal, key: str) -> dict[str, Any]:
@@ -101,6 +118,7 @@ async def show(agent: Agent, key: str) -> dict[str, Any]:
     events = await records(agent, "events", 500)
     return {
         "app": describe_app(app),
+        "advice": advise(app, agent.config.cluster.datacenters()),
         "instances": [i for i in found if i.app == key],
         "homes": [msgspec.json.decode(data) for data in homes.by_node.values() if data],
         "wakes": [wake for wake in wakes["records"] if wake["app"] == key][-10:],
@@ -115,6 +133,7 @@ def describe_app(app: App) -> dict[str, Any]:
         "namespace": app.namespace,
         "revision": app.revision,
         "class": app.isolation,
+        "image": app.source or app.image,
         "digest": app.image,
         "deployed_at": app.deployed_at,
     }

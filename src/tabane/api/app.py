@@ -39,11 +39,13 @@ class Body(BaseModel):
 
 
 class DeployBody(Body):
-    """An app file's text and name, and the image's digest (`sha256:...`, or `host`)."""
+    """An app file's text and name, and the image's digest (`sha256:...`, or `host`). `force`: a new
+    revision even when nothing has changed."""
 
     text: str
     file: str = "app.toml"
     image: str
+    force: bool = False
 
 
 class ScaleBody(Body):
@@ -102,10 +104,11 @@ def build_control(agent: Agent) -> APIRouter:
 def _add_apps(router: APIRouter, agent: Agent) -> None:
     @router.post("/apps", status_code=201)
     async def deploy(body: DeployBody, request: Request) -> Response:
-        """Store an app durably as a new revision; says which data centers know it."""
-        return Json(
-            await actions.deploy(agent, _who(request), body.text, body.file, body.image), 201
-        )
+        """Store an app durably as a new revision; says which data centers know it. 200: it is
+        stored as it is already."""
+        who, (text, file, image) = _who(request), (body.text, body.file, body.image)
+        stored = await actions.deploy(agent, who, text, file, image, force=body.force)
+        return Json(stored, 201 if stored["changed"] else 200)
 
     @router.get("/apps")
     async def apps() -> Response:

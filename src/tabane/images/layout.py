@@ -30,7 +30,7 @@ def read_document(path: Path, what: str) -> bytes:
         if path.stat().st_size > oci.MOST_DOCUMENT_BYTES:
             raise Corrupt(f"{what} is larger than {oci.MOST_DOCUMENT_BYTES >> 20} MiB")
         return path.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise Corrupt(f"{what} is missing ({path})") from None
 
 
@@ -93,7 +93,7 @@ def extract(archive: Path, layout: Path, where: str) -> None:
     except (tarfile.TarError, EOFError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise Corrupt(f"{where} is truncated or no tar archive: {error}") from error
+        raise Corrupt(f"{where} is no tar archive, or is cut off: make it again") from error
     if not (layout / "index.json").exists():
         raise UsageError(f"{where} is not an OCI image archive: it has no index.json")
 

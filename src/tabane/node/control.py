@@ -75,22 +75,23 @@ class Apps:
     async def perform(self, request: DeployApp | RemoveApp | ScaleApp) -> Deployed:
         """Do what another node asks for."""
         match request:
-            case DeployApp(app=wanted):
-                return Deployed(*await self.deploy(wanted))
+            case DeployApp(app=wanted, force=force):
+                return await self.deploy(wanted, force=force)
             case RemoveApp(app=key):
                 return Deployed(*await self.remove(key))
             case ScaleApp(app=key, min=low, max=high):
                 return Deployed(*await self.scale(key, low, high))
 
-    async def deploy(self, wanted: App) -> tuple[App, int]:
-        """Store `wanted` as the next revision of its app; returns it as stored, and the commit.
-
-        Raises `Conflict` when another app has one of its hosts.
+    async def deploy(self, wanted: App, *, force: bool = False) -> Deployed:
+        """Store `wanted` as the next revision of its app, unless that is the same already (and not
+        `force`). Raises `Conflict` when another app has one of its hosts.
         """
-        return await _repeat(lambda: self._deploy(wanted))
+        return await _repeat(lambda: self._deploy(wanted, force))
 
-    async def _deploy(self, wanted: App) -> tuple[App, int]:
+    async def _deploy(self, wanted: App, force: bool) -> Deployed:
         entry, old = await self._read(wanted.key)
+        if entry is not None and old is not None and not force and is_as_declared(old, wanted):
+            return Deployed(old, entry.version, changed=False)
         id_base, writes, expect = (old.id_base, [], []) if old else await self._take_ids(wanted.key)
         app = msgspec.structs.replace(
             wanted,
@@ -109,7 +110,8 @@ class Apps:
         writes += [Delete(HOSTS + host) for host in dropped]
         writes.append(Put(APPS + app.key, encode(app)))
         expect.append(Expect(APPS + app.key, entry.version if entry else 0))
-        return app, await self._commit(writes, expect)
+        unscaled = old.reactive if old is not None and old.declared is not None else None
+        return Deployed(app, await self._commit(writes, expect), unscaled=unscaled)
 
     async def remove(self, key: AppName) -> tuple[App, int]:
         """Remove an app; returns it as it was, and the commit. Raises `NotFound`."""
@@ -136,7 +138,9 @@ class Apps:
         if high > LARGEST:
             raise UsageError(f"scale {key}: {high} is too many: at most {LARGEST}")
         reactive = msgspec.structs.replace(app.reactive, min=low, max=high)
-        app = msgspec.structs.replace(app, reactive=reactive)
+        before = app.declared or app.reactive
+        declared = before if before != reactive else None
+        app = msgspec.structs.replace(app, reactive=reactive, declared=declared)
         writes = [Put(APPS + key, encode(app))]
         return app, await self._commit(writes, [Expect(APPS + key, entry.version)])
 
@@ -193,6 +197,14 @@ class Apps:
             return await self._store.commit(writes, expect)
         except Conflict as conflict:
             raise _Overtaken from conflict
+
+
+def is_as_declared(stored: App, wanted: App) -> bool:
+    """Whether `wanted` says what the stored app's file said; what `scale` did since does not
+    count, nor what the cluster added."""
+    declared = msgspec.structs.replace(stored, reactive=stored.declared or stored.reactive)
+    added = {"revision": 0, "id_base": 0, "owner": 0, "deployed_at": 0.0, "declared": None}
+    return msgspec.structs.replace(declared, **added) == msgspec.structs.replace(wanted, **added)
 
 
 class _Overtaken(Exception):

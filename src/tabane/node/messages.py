@@ -12,7 +12,16 @@ import msgspec
 from tabane import errors
 from tabane.gateway.activation import InstanceEnded, StopAsked
 from tabane.gateway.messages import ToGateway, ToHome
-from tabane.model import App, AppName, Generation, Instance, InstanceId, Value, WakeRecord
+from tabane.model import (
+    App,
+    AppName,
+    Generation,
+    Instance,
+    InstanceId,
+    Reactive,
+    Value,
+    WakeRecord,
+)
 from tabane.store.api import Change, Entry
 
 NODES = "nodes"
@@ -142,16 +151,21 @@ class StoreChanges(Value, frozen=True, tag="store_changes"):
 
 
 class DeployApp(Value, frozen=True, tag="deploy"):
-    """To the control agent: store this app as a new revision. Answered with `Deployed`."""
+    """To the control agent: store this app as a new revision, unless it is as it was (and not
+    `force`). Answered with `Deployed`."""
 
     app: App
+    force: bool = False
 
 
 class Deployed(Value, frozen=True, tag="deployed"):
-    """`revision` of the store, to wait for on the nodes; `app` as it was stored."""
+    """`revision` of the store, to wait for on the nodes; `app` as it was stored. `unscaled`: what
+    `tabane scale` had made of it, when a deploy undid that."""
 
     app: App
     revision: int
+    changed: bool = True
+    unscaled: Reactive | None = None
 
 
 class RemoveApp(Value, frozen=True, tag="remove"):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tabane.clock import SYSTEM
-from tabane.errors import UsageError
+from tabane.errors import Corrupt, UsageError
 from tabane.tools.cli.common import (
     Parser,
     app_key,
+    complain,
     format_age,
     format_at,
     format_us,
@@ -21,37 +24,70 @@ from tabane.tools.cli.common import (
 )
 from tabane.tools.client import Cluster
 
+if TYPE_CHECKING:
+    from tabane.images import Packed
+
+LONGEST_SOURCE = 14
+LONGEST_HOSTS = 18
+
 
 def deploy(argv: list[str]) -> int:
     parser = Parser("deploy", "Store an app. Returns when it is durable; a request will start it.")
-    parser.add_argument("file", type=Path, help="the app file (TOML)")
+    parser.add_argument("file", help="the app file (TOML); - reads it from stdin")
+    parser.add_argument("--force", action="store_true", help="a new revision, changed or not")
+    parser.add_argument("--dry-run", action="store_true", help="only look for mistakes")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
     from tabane import spec
 
-    text = spec.read_text(args.file)
-    app = spec.parse_app(text, file=str(args.file))
-    cluster = Cluster(args.root)
-    image = _send_image(cluster, app.source, args.file.resolve().parent)
-    body = {"text": text, "file": str(args.file), "image": image}
-    answer = cluster.post("/api/v1/apps", body)
-    if args.json:
+    path = Path("/dev/stdin" if args.file == "-" else args.file)
+    text = spec.read_text(path)
+    base = Path.cwd() if args.file == "-" else path.resolve().parent
+    app = spec.parse_app(text, file=str(path))
+    cluster = None if args.dry_run else Cluster(args.root)
+    with _packed(app.source, base, file=str(path), text=text) as packed:
+        image = "host" if packed is None else packed.digest
+        if packed is not None and cluster is not None:
+            cluster.request("POST", "/api/v1/images", packed.chunks())
+    if cluster is None:
+        print_json({"app": app.key, "digest": image}) if args.json else say(f"{app.key} is valid")
+        return 0
+    body = {"text": text, "file": str(path), "image": image, "force": args.force}
+    return _say_stored(app.key, cluster.post("/api/v1/apps", body), as_json=args.json)
+
+
+def _say_stored(key: str, answer: dict[str, Any], *, as_json: bool) -> int:
+    if as_json:
         print_json(answer)
     else:
         known = ", ".join(answer["known"]) or "none yet"
-        say(f"{app.key} revision {answer['revision']} stored; known in {known}")
+        done = "stored" if answer["changed"] else "is what the file says, nothing was changed"
+        say(f"{key} revision {answer['revision']} {done}; known in {known}")
+    for warning in answer["warnings"]:
+        complain(f"{key}: {warning}")
     return say_silent(answer["unreachable"])
 
 
-def _send_image(cluster: Cluster, source: str, base: Path) -> str:
-    """Fix the image to a digest, and see that the cluster has it."""
+@contextmanager
+def _packed(source: str, base: Path, *, file: str, text: str) -> Iterator[Packed | None]:
+    """The image, fixed to a digest; None for the host's. Mistakes are the file's."""
+    from tabane import spec
+    from tabane.spec_fields import Mistake
+
     if source == "host":
-        return "host"
+        yield None
+        return
     from tabane.images import pack
 
-    with pack(source, base) as packed:
-        cluster.request("POST", "/api/v1/images", packed.chunks())
-        return packed.digest
+    try:
+        packed = pack(source, base)
+    except (Corrupt, UsageError) as error:
+        raise spec.error_of(Mistake("image", error.message), file=file, text=text) from None
+    except OSError as error:
+        problem = Mistake("image", f"{error.filename} cannot be read: {error.strerror}")
+        raise spec.error_of(problem, file=file, text=text) from None
+    with packed:
+        yield packed
 
 
 def apps(argv: list[str]) -> int:
@@ -62,7 +98,7 @@ def apps(argv: list[str]) -> int:
     if args.json:
         print_json(answer)
     else:
-        headings = ("APP", "REVISION", "CLASS", "IMAGE", "PORT", "HOSTS", "READY", "INSTANCES")
+        headings = ("APP", "REV", "CLASS", "IMAGE", "DIGEST", "PORT", "HOSTS", "READY")
         print_table(headings, [_app_row(app) for app in answer["apps"]])
     return say_silent(answer["silent"])
 
@@ -72,12 +108,31 @@ def _app_row(app: dict[str, Any]) -> tuple[object, ...]:
         f"{app['namespace']}/{app['name']}",
         app["revision"],
         app["class"],
-        app["image"],
+        _tail(app["image"], LONGEST_SOURCE),
+        _digits(app["digest"]),
         app.get("port") or "-",
-        ",".join(app.get("hosts", ())) or "-",
-        app["ready"],
-        app["instances"],
+        _hosts(app.get("hosts", [])),
+        f"{app['ready']}/{app['instances']}",
     )
+
+
+def _tail(text: str, longest: int) -> str:
+    """Its end tells more than its beginning."""
+    return text if len(text) <= longest else f"...{text[3 - longest :]}"
+
+
+def _digits(digest: str) -> str:
+    """Of a digest as many as people compare; `-` for the host's image, which has none."""
+    return digest.removeprefix("sha256:")[:12] if ":" in digest else "-"
+
+
+def _hosts(hosts: list[str]) -> str:
+    """As many as there is room for, and how many more."""
+    shown = ",".join(hosts) or "-"
+    if len(shown) <= LONGEST_HOSTS:
+        return shown
+    more = f",+{len(hosts) - 1}" if len(hosts) > 1 else ""
+    return _tail(hosts[0], LONGEST_HOSTS - len(more)) + more
 
 
 def show(argv: list[str]) -> int:
@@ -91,7 +146,8 @@ def show(argv: list[str]) -> int:
         return say_silent(answer["silent"])
     app = answer["app"]
     say(f"{app['namespace']}/{app['name']}  revision {app['revision']}  class {app['class']}")
-    say(f"  image     {app['image']}")
+    digest = "" if app["digest"] == app["image"] else f" ({_digits(app['digest'])})"
+    say(f"  image     {app['image']}{digest}")
     say(f"  command   {' '.join(app.get('command', ())) or '(of the image)'}")
     say(f"  port      {app.get('port') or '-'}   hosts {', '.join(app.get('hosts', ())) or '-'}")
     for home in answer["homes"]:

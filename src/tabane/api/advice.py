@@ -1,0 +1,28 @@
+"""What is allowed and yet hardly meant: said at a deploy, and by `show`. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tabane.model import App
+
+
+def advise(app: App, datacenters: Sequence[str]) -> list[str]:
+    """A sentence for each thing in `app` that its author may want to know; `datacenters` are those
+    of the cluster."""
+    return [*_about_placement(app, datacenters), *_about_starting(app)]
+
+
+def _about_placement(app: App, datacenters: Sequence[str]) -> list[str]:
+    unknown = [dc for dc in app.placement.datacenters if dc != "*" and dc not in datacenters]
+    if not unknown:
+        return []
+    there = f"there is no data center {', '.join(unknown)} (there are: {', '.join(datacenters)})"
+    runs = any(map(app.placement.allows, datacenters))
+    return [f"placement.datacenters: {there}" + ("" if runs else ", so it can run nowhere")]
+
+
+def _about_starting(app: App) -> list[str]:
+    if app.port is not None or app.reactive.min:
+        return []
+    return ["it has no port and its min is 0, so nothing ever starts it: set min"]
