@@ -12,9 +12,12 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from tabane.errors import TimedOut
 from tabane.model import App
+from tabane.runtimes import inside as inside_module
 from tabane.runtimes import load
 from tabane.runtimes.api import Driver, Handle, Image, InstanceSpec, User
+from tabane.supervise import Supervisor
 from tabane.testing.containers import (
     ID_BASE,
     SMALL,
@@ -133,6 +136,50 @@ async def test_input_that_goes_on_after_the_command(bench: Bench) -> None:
         first = ("sh", "-c", "read -r word; echo $word")
         ended = await inside.driver.exec(inside.handle, first, timeout_s=20, stdin=endless())
         assert (ended.code, ended.stdout) == (0, b"one\n")
+
+
+FAMILY = "setsid sleep 1001 & (sleep 1002 &) ; echo $$; sleep 1003"
+"""A process in a session of its own, one whose parent has ended, and one that is waited for."""
+
+
+async def sleeping(inside: Running) -> set[str]:
+    """The commands of those that sleep, the main process left out."""
+    lines = set()
+    for pid in await inside.driver.processes(inside.handle):
+        words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+        lines.add(" ".join(words).strip())
+    return {line for line in lines if line.startswith("sleep 100")} - {"sleep 1000"}
+
+
+async def test_a_timeout_ends_all_that_a_command_started(bench: Bench) -> None:
+    async with bench.running(make_app()) as inside:
+        with pytest.raises(TimedOut, match="was killed"):
+            await inside.driver.exec(inside.handle, ("sh", "-c", FAMILY), timeout_s=0.5)
+        assert await sleeping(inside) == set()
+
+
+async def test_so_does_one_who_does_not_wait_for_it(bench: Bench) -> None:
+    async with bench.running(make_app()) as inside:
+        command = inside.driver.exec(inside.handle, ("sh", "-c", FAMILY), timeout_s=60)
+
+        async def all_sleep() -> bool:
+            return len(await sleeping(inside)) == 3
+
+        async with Supervisor("test") as tasks:
+            tasks.start("exec", command)
+            await until(all_sleep)
+        assert await sleeping(inside) == set()
+
+
+async def test_output_is_cut_where_it_is_too_much(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inside_module, "MAX_OUTPUT_BYTES", 1000)
+    async with bench.running(make_app()) as inside:
+        many = ("sh", "-c", "head -c 300000 /dev/zero; echo error >&2; exit 3")
+        ended = await inside.driver.exec(inside.handle, many, timeout_s=20)
+        assert (ended.code, ended.stdout) == (3, bytes(1000))
+        assert ended.stderr == b"error\ntabane: stdout was cut after 1000 bytes\n"
 
 
 async def test_input_that_breaks_off_ends_the_command(bench: Bench) -> None:

@@ -3,6 +3,8 @@
 User, groups, environment, capabilities and limits are those of the container's `config.json`, which
 the engine is given again as a process description (`exec --process`); without one it would enter as
 root in /. Whether the program is there is looked up first, since engines differ in how they say so.
+An init of its own stands above the program and adopts what that leaves behind, so that all of it is
+found, and killed, when the time is up or nobody waits for the answer any more.
 """
 
 from __future__ import annotations
@@ -21,11 +23,20 @@ import msgspec
 from tabane.errors import TimedOut
 from tabane.model import Value
 from tabane.runtimes.api import ExecResult, User
+from tabane.runtimes.bundle import INIT
 from tabane.runtimes.lookup import find_command, is_file
+from tabane.runtimes.process import descendants, state
 from tabane.supervise import Supervisor
 
 NOT_EXECUTABLE, NOT_FOUND = 126, 127
 """Exit codes, as of a shell."""
+MAX_OUTPUT_BYTES = 8 << 20
+"""Kept of what a command writes to stdout, and to stderr: it is held in memory, several times."""
+READ_BYTES = 64 << 10
+ENGINE_TIMEOUT_S = 2.0
+"""How long an engine may take to begin, and to see the end of what it began: under 0.1 s as a
+rule."""
+POLL_S = 0.002
 
 
 class Entry(Value, frozen=True):
@@ -45,11 +56,12 @@ async def run(
     stdin: AsyncIterator[bytes] | None,
     timeout_s: float,
 ) -> ExecResult:
-    """`engine` with its options; `pid` is the container's init. Raises `TimedOut`; the program is
-    killed then, and when `stdin` fails."""
+    """`engine` with its options; `pid` is the container's init. Raises `TimedOut`; the program and
+    all it started is killed then, when `stdin` fails, and when this is cancelled."""
     process = describe_process((directory / "config.json").read_bytes(), entry)
     if (problem := look_up(Path(f"/proc/{pid}/root"), process)) is not None:
         return problem
+    process["args"] = (INIT, "-s", "--", *entry.argv)
     name = f"exec-{os.getpid()}-{next(_numbers)}"
     pid_file, description = directory / f"{name}.pid", directory / f"{name}.json"
     description.write_bytes(msgspec.json.encode(process))
@@ -69,9 +81,7 @@ async def run(
         raise TimedOut(said) from None
     finally:
         if program.returncode is None:
-            _kill_by_file(pid_file)
-            program.kill()
-            await program.wait()
+            await _end(program, pid_file)
         pid_file.unlink(missing_ok=True)
         description.unlink(missing_ok=True)
     return ExecResult(program.returncode or 0, stdout, stderr)
@@ -105,10 +115,11 @@ def look_up(tree: Path, process: dict[str, Any]) -> ExecResult | None:
 async def _converse(
     program: asyncio.subprocess.Process, stdin: AsyncIterator[bytes] | None
 ) -> tuple[bytes, bytes]:
-    """All it writes, while it is given `stdin`; what it does not read before its end is dropped."""
+    """What it writes, while it is given `stdin`; what it does not read until its end is dropped."""
     assert program.stdout is not None
     assert program.stderr is not None
-    said = asyncio.gather(program.stdout.read(), program.stderr.read(), program.wait())
+    taking = (_take(program.stdout), _take(program.stderr))
+    said = asyncio.gather(*taking, program.wait())
     try:
         if stdin is not None:
             async with Supervisor("exec", on_failure=lambda *_: None) as tasks:
@@ -117,10 +128,25 @@ async def _converse(
                 if fed.done():
                     fed.result()
                 await asyncio.shield(said)
-        stdout, stderr, _ = await said
+        (stdout, cut_out), (stderr, cut_err), _ = await said
     finally:
         said.cancel()
+    for name, was_cut in (("stdout", cut_out), ("stderr", cut_err)):
+        if was_cut:
+            stderr += b"tabane: %s was cut after %d bytes\n" % (name.encode(), MAX_OUTPUT_BYTES)
     return stdout, stderr
+
+
+async def _take(stream: asyncio.StreamReader) -> tuple[bytes, bool]:
+    """What comes until its end, and whether it is cut: the rest is read and dropped, so that the
+    program is not held up."""
+    kept = bytearray()
+    was_cut = False
+    while block := await stream.read(READ_BYTES):
+        room = MAX_OUTPUT_BYTES - len(kept)
+        kept += block[:room]
+        was_cut = was_cut or len(block) > room
+    return bytes(kept), was_cut
 
 
 async def _feed(program: asyncio.subprocess.Process, stdin: AsyncIterator[bytes]) -> None:
@@ -133,7 +159,41 @@ async def _feed(program: asyncio.subprocess.Process, stdin: AsyncIterator[bytes]
     pipe.close()
 
 
-def _kill_by_file(pid_file: Path) -> None:
-    """Kill a program whose engine waits for it, so that its pid cannot have been reused."""
-    with suppress(FileNotFoundError, ProcessLookupError, ValueError):
-        os.kill(int(pid_file.read_text()), signal.SIGKILL)
+async def _end(program: asyncio.subprocess.Process, pid_file: Path) -> None:
+    """Kill what an engine began, and its engine. One that is just beginning is waited for: it
+    cannot be killed half-way, its helpers would go on without it."""
+    engine = asyncio.ensure_future(program.wait())
+    try:
+        async with asyncio.timeout(ENGINE_TIMEOUT_S):
+            while not engine.done() and (pid := _read_pid(pid_file)) is None:
+                await asyncio.wait({engine}, timeout=POLL_S)
+            if not engine.done() and pid is not None:
+                await _kill_all(pid)
+            await asyncio.shield(engine)
+    except TimeoutError:
+        program.kill()
+    await engine
+
+
+def _read_pid(pid_file: Path) -> int | None:
+    with suppress(FileNotFoundError, ValueError):
+        return int(pid_file.read_text())
+    return None
+
+
+async def _kill_all(init: int) -> None:
+    """Kill an init whose engine waits for it, so that its pid cannot have been reused; before it,
+    while it starts nothing more, what is below it, and what comes to it as parents are killed."""
+    _send(init, signal.SIGSTOP)
+    while state(init) not in "TZX":  # noqa: ASYNC110 - the kernel sends no event
+        await asyncio.sleep(POLL_S)
+    while found := descendants(init):
+        for pid in found:
+            _send(pid, signal.SIGKILL)
+        await asyncio.sleep(POLL_S)
+    _send(init, signal.SIGKILL)
+
+
+def _send(pid: int, number: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -45,3 +46,30 @@ def _has(status: dict[str, str], signals: str, number: int) -> bool:
 def is_same(pid: int, ticks: int) -> bool:
     """Whether the process that had `pid` and started at `ticks` still runs."""
     return ticks > 0 and start_ticks(pid) == ticks
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes below `pid` that have not ended, whoever their session's leader is; what
+    is started meanwhile may be missing."""
+    found: list[int] = []
+    level = [pid]
+    while level:
+        level = [child for parent in level for child in _children(parent)]
+        found += level
+    return [pid for pid in found if state(pid) not in "ZX"]
+
+
+def _children(pid: int) -> list[int]:
+    children: list[int] = []
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            children += map(int, path.read_text().split())
+    return children
+
+
+def state(pid: int) -> str:
+    """The letter of proc(5), as `R`; `X` when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
+    except OSError:
+        return "X"
