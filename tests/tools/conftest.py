@@ -75,8 +75,11 @@ class Pretended:
     def begin(self, **answers: Answer | None) -> None:
         """Have these nodes, each in a data center of its name; an empty answer: it is down."""
         for name, answer in answers.items():
+            directory = self.root / "nodes" / name / f"{name}-1"
             if answer != b"":
-                self.nodes[name] = Node(self.root / "nodes" / name / f"{name}-1", answer)
+                self.nodes[name] = Node(directory, answer)
+            directory.mkdir(parents=True, exist_ok=True)
+            (directory / "process.json").write_text("{}")  # it was started
         nodes = [{"datacenter": name, "name": f"{name}-1"} for name in answers]
         (self.root / "cluster.json").write_text(json.dumps({"nodes": nodes}))
 

@@ -180,6 +180,17 @@ def test_a_cluster_that_is_down(
 
 
 @every_node_question
+def test_a_cluster_that_was_stopped(
+    name: str, tabane: Run, tmp_path: Path, pretended: Pretended
+) -> None:
+    pretended.begin(tokyo=b"", osaka=b"")
+    for file in tmp_path.glob("nodes/*/*/process.json"):
+        file.unlink()
+    said = f"the cluster below {tmp_path} is stopped: `tabane up` starts it"
+    check_refusal(tabane(name, *right_line(name, tmp_path)), 1, said)
+
+
+@every_node_question
 @pytest.mark.parametrize(
     ("status", "body", "code", "words"),
     [

@@ -184,6 +184,8 @@ class Cluster:
         return found
 
     def _unreachable(self, problems: list[str]) -> Unreachable:
+        if not any((self.root / "nodes" / node / "process.json").exists() for node in self.nodes):
+            return Unreachable(f"the cluster below {self.root} is stopped: `tabane up` starts it")
         return Unreachable(f"no answer from the cluster below {self.root} ({'; '.join(problems)})")
 
 

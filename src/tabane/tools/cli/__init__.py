@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import os
 import sys
-from importlib import import_module
-from io import TextIOWrapper
-from pathlib import Path
-from typing import Any, TextIO
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from io import TextIOWrapper
+    from types import FrameType
+    from typing import Any, TextIO
 
 __all__ = ["COMMANDS", "main"]
 
@@ -36,25 +39,66 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 
+CLEANS_UP = frozenset({"up", "down", "demo", "deploy", "doctor"})
+"""These undo what they have begun when they are interrupted; all others just end."""
+SBIN = ("/usr/sbin", "/sbin")
+"""Where programs are that users other than root do not find, as nft and runc."""
+INTERRUPTED = 130
+
+
 def main() -> None:
-    """Entry point of the console script."""
+    """Entry point of the console script. Little is imported before the first line of it, since
+    Ctrl-C means a traceback until then."""
+    import signal
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _end)
     sys.stdout, sys.stderr = usable(sys.stdout), usable(sys.stderr)
-    sys.exit(run(sys.argv[1:]))
+    os.environ["PATH"] = with_sbin(os.environ.get("PATH", os.defpath))
+    code = run(sys.argv[1:], on_command=_watch_interrupts)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    sys.exit(code)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """There is nothing to clean up, and much of the interpreter may be half-way imported."""
+    os._exit(INTERRUPTED)
+
+
+def _watch_interrupts(name: str) -> None:
+    import signal
+
+    if name in CLEANS_UP and signal.getsignal(signal.SIGINT) is _end:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def with_sbin(path: str) -> str:
+    """A search path that ends with what is missing of `SBIN`."""
+    directories = path.split(os.pathsep)
+    return os.pathsep.join([*directories, *(d for d in SBIN if d not in directories)])
 
 
 def usable(stream: Any) -> TextIO:
     """What it cannot encode is escaped; one that is closed (None) swallows all."""
-    found: TextIOWrapper = stream or Path(os.devnull).open("w")  # noqa: SIM115
+    found: TextIOWrapper = stream or open(os.devnull, "w")  # noqa: SIM115, PTH123
     found.reconfigure(errors="backslashreplace")
     return found
 
 
-def run(argv: list[str]) -> int:
-    """Run one command; returns its exit code."""
+def run(argv: list[str], *, on_command: Callable[[str], object] = str) -> int:
+    """Run one command; returns its exit code. `on_command` is told its name before it begins."""
+    try:
+        return _run(argv, on_command)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _run(argv: list[str], on_command: Callable[[str], object]) -> int:
     from tabane.errors import TabaneError, UsageError
 
     try:
-        code = _dispatch(argv)
+        code = _dispatch(argv, on_command)
         sys.stdout.flush()
         return code
     except TabaneError as error:
@@ -66,8 +110,6 @@ def run(argv: list[str]) -> int:
         if error.filename is None:
             _drop_output()
         return _fail(f"{error.filename or 'cannot write'}: {error.strerror or error}", 1)
-    except KeyboardInterrupt:
-        return 130
 
 
 def _fail(message: str, code: int) -> int:
@@ -82,7 +124,7 @@ def _drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _dispatch(argv: list[str]) -> int:
+def _dispatch(argv: list[str], on_command: Callable[[str], object]) -> int:
     root: list[str] = []
     if argv and argv[0].startswith("--root="):
         root, argv = argv[:1], argv[1:]
@@ -109,6 +151,9 @@ def _dispatch(argv: list[str]) -> int:
         near = get_close_matches(name, COMMANDS, 1)
         hint = f"did you mean '{near[0]}'?" if near else "see 'tabane --help'"
         raise UsageError(f"there is no command '{name}': {hint}")
+    from importlib import import_module
+
+    on_command(name)
     module = import_module(f"tabane.tools.cli.{COMMANDS[name][0]}")
     try:
         code: int = getattr(module, name)([*root, *argv[1:]])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from typing import Any
 
 from tabane.clock import SYSTEM
 from tabane.errors import TabaneError, TimedOut
+from tabane.tools.cli import INTERRUPTED, run
 from tabane.tools.cli.common import Parser
 from tabane.tools.client import Cluster
 
@@ -21,6 +21,7 @@ DATACENTERS = ["tokyo", "osaka", "ishikari"]
 HOST = "hello.test"
 WARM_REQUESTS = 200
 IDLE_TIMEOUT_S = 20.0
+POLL_S = 0.1
 PHASE_TEXTS = {
     "queue": "the session waits at the gateway",
     "decide": "the app's home picks a node",
@@ -145,7 +146,7 @@ def _wait(look: Callable[[], Any], what: str) -> Any:
     while SYSTEM.now() < deadline:
         if (found := look()) is not None:
             return found
-        subprocess.run(["sleep", "0.1"], check=True)
+        signal.sigtimedwait([], POLL_S)
     raise TimedOut(f"{what} did not come within {IDLE_TIMEOUT_S:g} s")
 
 
@@ -169,8 +170,8 @@ def _show_phases(wake: dict[str, Any], client_ms: float) -> None:
 
 def _run_tabane(root: Path, *command: str) -> None:
     print(f"$ tabane {' '.join(command)}", flush=True)
-    argv = [sys.executable, "-m", "tabane.tools.cli", "--root", str(root), *command]
-    subprocess.run(argv, check=True)
+    if code := run(["--root", str(root), *command]):
+        raise KeyboardInterrupt if code == INTERRUPTED else TabaneError("the demo ends here")
 
 
 def _title(text: str) -> None:
