@@ -37,9 +37,17 @@ class Api:
             ),
         )
         self.app = build_app(self.agent)
+        self._gone = asyncio.Event()
 
-    async def ask(self, method: str, path: str, body: Any = None, raw: bytes = b"") -> Answered:
-        """One request; `body` as JSON, or `raw` as it is. `path` is what stands on the line."""
+    def leave(self) -> None:
+        """The client goes, once its request was read."""
+        self._gone.set()
+
+    async def ask(
+        self, method: str, path: str, body: Any = None, raw: bytes = b"", *, more: bool = False
+    ) -> Answered:
+        """One request; `body` as JSON, or `raw` as it is, `more` of it to come. `path` is what
+        stands on the line."""
         from urllib.parse import unquote
 
         data = json.dumps(body).encode() if body is not None else raw
@@ -56,14 +64,13 @@ class Api:
             "headers": [*HEADERS, (b"content-type", b"application/json")],
             "state": {},
         }
-        sent = [{"type": "http.request", "body": data, "more_body": False}]
-        gone = asyncio.Event()
+        sent = [{"type": "http.request", "body": data, "more_body": more}]
         heard: list[dict[str, Any]] = []
 
         async def receive() -> dict[str, Any]:
             if sent:
                 return sent.pop()
-            await gone.wait()
+            await self._gone.wait()
             return {"type": "http.disconnect"}
 
         async def send(message: dict[str, Any]) -> None:

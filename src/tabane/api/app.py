@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tabane.api import actions
 from tabane.api.guard import Guard
+from tabane.api.presence import BodyReader, while_there
 from tabane.api.problems import headers_of, status_of, to_body
 from tabane.errors import Busy, TabaneError
 from tabane.k2i import build_router as build_k2i
@@ -152,12 +153,13 @@ def _add_instances(router: APIRouter, agent: Agent) -> None:
     @router.post("/instances/{instance}/exec-stdin")
     async def execute_with_stdin(instance: str, request: Request) -> Response:
         """The same; the request's first line is the JSON, what follows is the command's input."""
-        line, rest = await _split_line(request.stream())
+        reader = BodyReader(request)
+        line, rest = await _split_line(reader.blocks())
         try:
             body = ExecBody.model_validate_json(line)
         except ValidationError as error:
             raise RequestValidationError(error.errors()) from None
-        return await _execute(agent, request, instance, body, rest)
+        return await _execute(agent, request, instance, body, rest, reader)
 
 
 async def _execute(
@@ -166,8 +168,9 @@ async def _execute(
     instance: str,
     body: ExecBody,
     stdin: AsyncIterator[bytes] | None,
+    reader: BodyReader | None = None,
 ) -> Response:
-    result = await actions.execute(
+    work = actions.execute(
         agent,
         _who(request),
         instance,
@@ -177,6 +180,7 @@ async def _execute(
         workdir=body.workdir,
         stdin=stdin,
     )
+    result = await while_there(request, work, reader)
     out, err = (base64.b64encode(data).decode() for data in (result.stdout, result.stderr))
     return Json({"code": result.code, "stdout": out, "stderr": err})
 

@@ -162,17 +162,18 @@ async def _feed(program: asyncio.subprocess.Process, stdin: AsyncIterator[bytes]
 async def _end(program: asyncio.subprocess.Process, pid_file: Path) -> None:
     """Kill what an engine began, and its engine. One that is just beginning is waited for: it
     cannot be killed half-way, its helpers would go on without it."""
-    engine = asyncio.ensure_future(program.wait())
-    try:
-        async with asyncio.timeout(ENGINE_TIMEOUT_S):
-            while not engine.done() and (pid := _read_pid(pid_file)) is None:
-                await asyncio.wait({engine}, timeout=POLL_S)
-            if not engine.done() and pid is not None:
-                await _kill_all(pid)
-            await asyncio.shield(engine)
-    except TimeoutError:
-        program.kill()
-    await engine
+    async with Supervisor("exec") as tasks:
+        engine = tasks.start("engine", program.wait())
+        try:
+            async with asyncio.timeout(ENGINE_TIMEOUT_S):
+                while not engine.done() and (pid := _read_pid(pid_file)) is None:
+                    await asyncio.wait({engine}, timeout=POLL_S)
+                if not engine.done() and pid is not None:
+                    await _kill_all(pid)
+                await asyncio.shield(engine)
+        except TimeoutError:
+            program.kill()
+        await engine
 
 
 def _read_pid(pid_file: Path) -> int | None:
