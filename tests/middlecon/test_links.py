@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from tabane.errors import Conflict, NotFound, Unreachable
-from tabane.middlecon import Change, Presence, connect
+from tabane.errors import Conflict, NotFound, Refused, Unreachable
+from tabane.middlecon import Change, Peer, Presence, connect
 
 
 async def two_members(cluster, eventually):
@@ -213,3 +213,28 @@ async def test_after_its_hubs_restart_a_member_learns_what_changed_behind_the_li
     unknown = [Presence(name, Change.UNKNOWN, "b") for name in "yz"]
     assert sorted(changes[:2], key=lambda p: p.member) == unknown
     assert changes[2:] == [Presence("y", Change.BACK, "b"), Presence("z", Change.LEFT, "b")]
+
+
+async def test_a_hub_that_is_said_to_be_gone_is_gone_once_its_link_is(cluster, eventually):
+    a, b = await cluster.pair()
+    _x, _y, room, _ = await two_members(cluster, eventually)
+    changes = []
+    room.on_presence(lambda presence: changes.append(presence.change))
+    a.set_peers([])
+    assert a.peers == {"b": True}
+    await b.aclose()
+    await eventually(lambda: changes and changes[-1] is Change.LEFT)
+    assert a.peers == {}
+
+
+async def test_only_root_may_say_which_hubs_there_are(cluster, eventually):
+    hub = await cluster.hub("a")
+    me = await cluster.client("me", "a")
+    await me.set_hubs([Peer("b", cluster.url("b")), Peer("c")])
+    assert hub.peers == {"b": False, "c": False}
+    await cluster.hub("b")
+    await eventually(lambda: hub.peers["b"])
+    await me.set_hubs([Peer("b", cluster.url("b"))])
+    assert hub.peers == {"b": True}
+    with pytest.raises(Refused, match="no hub's address"):
+        await me.set_hubs([Peer("d", "nowhere")])

@@ -8,6 +8,7 @@ from pathlib import Path
 from tabane.middlecon.connection import Connection
 from tabane.middlecon.contained import SESSIONS, Served, encode_served
 from tabane.middlecon.frames import ASLEEP, Kind
+from tabane.middlecon.linking import Peer, encode_peers
 
 ADMINISTRATION_TIMEOUT_S = 10.0
 
@@ -42,6 +43,13 @@ class Administration:
         """Close that socket, and the sessions that came through it. Idempotent."""
         await self._connection.request(
             Kind.UNSERVE, ADMINISTRATION_TIMEOUT_S, data=str(path).encode()
+        )
+
+    async def set_hubs(self, peers: Sequence[Peer]) -> None:
+        """These are all the hubs there are. The members of one that is not among them have left,
+        once the link to it is down. Raises `UsageError` for a bad URL."""
+        await self._connection.request(
+            Kind.HUBS, ADMINISTRATION_TIMEOUT_S, data=encode_peers(peers)
         )
 
     async def sleep(self, name: str, *, asleep: bool = True) -> None:

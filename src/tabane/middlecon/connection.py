@@ -16,7 +16,7 @@ from tabane.middlecon.frames import MAX_U32, URGENT, Frame, Kind, encode_frame
 from tabane.middlecon.requests import Requests
 from tabane.middlecon.rooms import Port
 from tabane.middlecon.session import Hello, Limits, Welcome
-from tabane.middlecon.wire import Flusher, Wire
+from tabane.middlecon.wire import Wire, flusher_of
 from tabane.supervise import Supervisor
 
 TIMEOUT_S = 10.0
@@ -55,7 +55,7 @@ class Connection:
         self._owner = owner
         self._tasks = tasks
         self._loop = asyncio.get_running_loop()
-        self._flusher = Flusher(self._loop)
+        self._flusher = flusher_of(self._loop)
         self.requests = Requests(self._loop)
         self._limits = Limits()
         self._data_bytes = self._limits.data_bytes

@@ -60,6 +60,10 @@ class Kind(IntEnum):
     SEND = 23
     CALL = 24
     POST = 25
+    AGREE = 26
+    PREPARE = 27
+    OUTCOME = 28
+    AGREED = 29
 
     ACK = 30
     NACK = 31
@@ -69,6 +73,7 @@ class Kind(IntEnum):
     SERVE = 40
     UNSERVE = 41
     SLEEP = 42
+    HUBS = 43
 
 
 class JoinFlag(IntEnum):
@@ -103,7 +108,7 @@ OPEN = 2
 LOST = 2
 """Flag of MEMBER: it cannot be reached now."""
 MORE = 1
-"""Flag of RECEIPT: another part follows."""
+"""Flag of RECEIPT and AGREED: another part follows."""
 ASLEEP = 1
 """Flag of SLEEP: from now on; without it, awake."""
 URGENT = 64

@@ -13,7 +13,7 @@ import hmac
 import os
 import socket
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -35,7 +35,7 @@ from tabane.middlecon.addresses import BACKLOG, describe, is_loopback, listen_on
 from tabane.middlecon.directory import Directory
 from tabane.middlecon.door import Door
 from tabane.middlecon.frames import Frame, Kind, check_name
-from tabane.middlecon.link import Link
+from tabane.middlecon.linking import Linking, Peer, parse_peers
 from tabane.middlecon.reactor import Reactor
 from tabane.middlecon.relay import Relay
 from tabane.middlecon.rooms import LinkPort, Port, SessionPort
@@ -102,21 +102,27 @@ class Hub:
         self._instance = uuid.uuid4().hex
         self._listen = list(listen)
         self._directory = Directory(name, self.limits, datacenter)
-        self._relay = Relay(self._directory)
+        self._relay = Relay(self._directory, self._instance)
         chat = token is None if chat is None else chat
         self._door = Door(self._directory, self._relay, chat=chat)
         self._wires: dict[Port, Wire] = {}
         host = Host(self._make_wire, self._may_serve, self._guest_at, self._gives_way, self._wires)
         self._serving = Serving(host, self._directory, self._relay)
         self._guests: dict[Wire, _Guest] = {}
-        self._links: dict[str, Link] = {}
-        self._linking: dict[str, asyncio.Task[None]] = {}
-        self._uplinks: set[str] = set()
-        """Those of `_links` that lead to other data centers."""
         self._sockets: list[socket.socket] = []
         self._reactor: Reactor | None = None
         self._bound: list[Path] = []
         self._tasks = Supervisor(f"hub {name}")
+        self._linking = Linking(
+            self._directory,
+            self._instance,
+            self._tasks,
+            adopt=self._adopt_link,
+            close=self._close,
+        )
+        self._relay.handle(
+            Kind.HUBS, self._serving.answering(lambda frame: self.set_peers(parse_peers(frame)))
+        )
         self._next_tick: asyncio.TimerHandle | None = None
         self._next_check: asyncio.TimerHandle | None = None
         self._closing = False
@@ -129,7 +135,7 @@ class Hub:
     @property
     def troubles(self) -> dict[str, str]:
         """Why the last attempt to dial a peer failed, for those where it did."""
-        return {link.peer: link.trouble for link in self._links.values() if link.trouble}
+        return self._linking.troubles
 
     @property
     def members(self) -> dict[str, str]:
@@ -151,9 +157,10 @@ class Hub:
     async def start(self) -> None:
         """Begin to accept. Raises `UsageError` or `Conflict` when an address cannot be had."""
         self._loop = asyncio.get_running_loop()
-        self._flusher = Flusher(self._loop)
+        self._flusher = Flusher()
         self._reactor = Reactor(self._loop, self._flusher.flush)
         self._serving.start(self._reactor)
+        self._linking.start(self._flusher)
         try:
             for where in self._listen:
                 self._serve(where, self._reactor)
@@ -180,77 +187,38 @@ class Hub:
 
     def expect(self, peer: str) -> None:
         """There is a hub `peer`, which dials us, or is reached through others."""
-        self._directory.add_hub(check_name(peer, "hub name"))
+        self._linking.expect(peer)
 
     def link(
         self, peer: str, url: str, token: str | None = None, *, datacenter: str | None = None
     ) -> None:
         """Keep a link to the hub `peer` at `url`, by dialing it whenever there is none.
 
-        All hubs of one data center are linked to each other. One of them, that with the smallest
-        name, dials those of other data centers that it was told of, until one of them can be
-        reached: so the links between data centers are a tree, if each is told of those before it
-        in one order that all share. Call it after `start`. Naming a peer again with another URL or
-        token replaces the first, and leaves an open link alone. Raises `UsageError` for a bad URL.
+        Of other data centers it dials one, if it should (see `linking`). Call it after `start`.
+        Naming a peer again with another URL or token replaces the first, and leaves an open link
+        alone. Raises `UsageError` for a bad URL.
         """
-        address = parse_url(url)
-        self._stop_linking(peer)
-        if datacenter not in (None, self._directory.datacenter):
-            self._uplinks.add(peer)
-        hello = Hello(
-            self.name,
-            self._instance,
-            role="hub",
-            datacenter=self._directory.datacenter,
-            token=token or "",
-        )
-        link = Link(
-            check_name(peer, "hub name"),
-            address,
-            hello,
-            lambda wire, welcome: self._adopt_link(wire, peer, welcome),
-            lambda: self.is_linked(peer) or not self._wants(peer),
-            self._flusher,
-            queue_bytes=self.limits.queue_bytes,
-        )
-        self._directory.add_hub(peer)
-        self._links[peer] = link
-        self._linking[peer] = self._tasks.start(f"link {peer}", link.run())
+        here = self._directory.datacenter
+        self._linking.link(Peer(peer, url, here if datacenter is None else datacenter), token)
 
     def unlink(self, peer: str) -> None:
         """The peer will not come back: stop dialing, close its link, take its members as left."""
-        self._stop_linking(peer)
-        if (port := self._directory.links.get(peer)) is not None:
-            self._wires[port].close()
-        self._directory.forget_hub(peer)
-
-    def _stop_linking(self, peer: str) -> None:
-        self._links.pop(peer, None)
-        self._uplinks.discard(peer)
-        if (task := self._linking.pop(peer, None)) is not None:
-            task.cancel()
+        self._linking.unlink(peer)
 
     def is_linked(self, peer: str) -> bool:
         return peer in self._directory.links
 
-    def _wants(self, peer: str) -> bool:
-        """Whether a link that is not there should be."""
-        if peer not in self._uplinks:
-            return True
-        directory = self._directory
-        if any(directory.hubs.get(other) for other in self._uplinks):
-            return False
-        near = (p.name for p in directory.links.values() if p.datacenter == directory.datacenter)
-        return all(self.name < name for name in near)
+    def _close(self, port: Port, error: Conflict | None) -> None:
+        if (wire := self._wires.get(port)) is not None:
+            if error is None:
+                wire.close()
+            else:
+                wire.cut(error)
 
-    def _on_links_changed(self) -> None:
-        """Links that were not wanted may be now; and some must go."""
-        cuts, self._directory.cuts = self._directory.cuts, []
-        for port, why in cuts:
-            if (wire := self._wires.get(port)) is not None:
-                wire.cut(Conflict(why))
-        for peer in self._uplinks:
-            self._links[peer].down.set()
+    def set_peers(self, peers: Sequence[Peer]) -> None:
+        """These are all the hubs there are: `link`, `expect` or `unlink` each accordingly. One that
+        is linked is not taken for gone before its link is. The token is the hub's own."""
+        self._linking.set_peers(peers, self._token)
 
     async def aclose(self) -> None:
         """Say goodbye to all and stop. Idempotent. Sockets given by descriptor stay bound."""
@@ -373,8 +341,7 @@ class Hub:
         """One link per peer. Raises `Conflict`."""
         if hello.name == self.name:
             raise Conflict(f"two hubs are named {self.name}")
-        link = self._links.get(hello.name)
-        if link is not None and link.dialing and self.name < hello.name:
+        if self._linking.is_dialing(hello.name) and self.name < hello.name:
             raise Conflict(f"hub {self.name} is dialing {hello.name} itself")
         if hello.name not in self._directory.links and self._directory.hubs.get(hello.name):
             raise Conflict(f"hub {hello.name} is reached from hub {self.name} already")
@@ -411,7 +378,7 @@ class Hub:
         """A link we dialed is open. Raises `Refused` or `Conflict` when it is not wanted."""
         if welcome.hub != peer:
             raise Refused(f"the hub there is {welcome.hub}, not {peer}")
-        if self.is_linked(peer) or not self._wants(peer) or self._closing:
+        if self.is_linked(peer) or not self._linking.wants(peer) or self._closing:
             raise Conflict(f"hubs {self.name} and {peer} have a link already")
         guest = self._guests[wire] = _Guest(None)
         guest.instance = welcome.instance
@@ -423,7 +390,7 @@ class Hub:
         port = LinkPort(peer, wire.wake, self._guests[wire].instance, datacenter)
         self._take(wire, port)
         self._directory.open_link(port)
-        self._on_links_changed()
+        self._linking.on_changed()
 
     def _take(self, wire: Wire, port: SessionPort | LinkPort) -> None:
         """From now on the wire is the port's, with what was in its outbox before."""
@@ -444,7 +411,7 @@ class Hub:
         else:
             self._relay.receive(port, frame, self._loop.time())
             if frame.kind in (Kind.HUB, Kind.SYNCED) or self._directory.cuts:
-                self._on_links_changed()
+                self._linking.on_changed()
             if self._next_tick is None and self._relay.pending:
                 self._next_tick = self._loop.call_later(TICK_S, self._tick)
 
@@ -457,11 +424,8 @@ class Hub:
             return
         del self._wires[guest.port]
         self._relay.close(guest.port)
-        if isinstance(guest.port, LinkPort) and (link := self._links.get(guest.port.name)):
-            link.trouble = error.message
-            link.down.set()
         if isinstance(guest.port, LinkPort):
-            self._on_links_changed()
+            self._linking.on_lost(guest.port.name, error.message)
 
     # Time
 
@@ -472,7 +436,9 @@ class Hub:
             self._next_tick = self._loop.call_later(TICK_S, self._tick)
 
     def _check_silence(self) -> None:
-        self._directory.expire(self._loop.time())
+        self._relay.check(self._loop.time())
+        if self._next_tick is None:
+            self._tick()
         for wire, guest in list(self._guests.items()):
             if guest.port is not None:
                 if not (isinstance(guest.port, SessionPort) and guest.port.member.asleep):

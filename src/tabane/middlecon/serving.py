@@ -79,9 +79,9 @@ class Serving:
         self._directory = directory
         self._places: dict[str, Place] = {}
         self._reactor: Reactor | None = None
-        relay.handle(Kind.SERVE, self._answering(self._serve))
-        relay.handle(Kind.UNSERVE, self._answering(self._unserve))
-        relay.handle(Kind.SLEEP, self._answering(self._sleep))
+        relay.handle(Kind.SERVE, self.answering(self._serve))
+        relay.handle(Kind.UNSERVE, self.answering(self._unserve))
+        relay.handle(Kind.SLEEP, self.answering(self._sleep))
 
     def start(self, reactor: Reactor) -> None:
         self._reactor = reactor
@@ -136,9 +136,11 @@ class Serving:
 
     # What agents say
 
-    def _answering(
+    def answering(
         self, act: Callable[[Frame], None]
     ) -> Callable[[SessionPort, Frame, float], None]:
+        """The handler of a frame that only root, or who has the token, may send."""
+
         def handle(port: SessionPort, frame: Frame, now: float) -> None:
             try:
                 if not self._host.may_serve(port):

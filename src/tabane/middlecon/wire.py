@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from typing import cast
+from weakref import WeakKeyDictionary
 
 from tabane.errors import Closed, ProtocolError, TabaneError
 from tabane.middlecon.backlog import Backlog
@@ -46,14 +47,13 @@ OnLost = Callable[["Wire", TabaneError], None]
 class Flusher:
     """Writes out what the ports of one loop have gathered, once per turn."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+    def __init__(self) -> None:
         self.waiting: list[Wire] = []
         self.planned = False
 
     def plan(self) -> None:
         self.planned = True
-        self._loop.call_soon(self._at_end_of_turn)
+        asyncio.get_running_loop().call_soon(self._at_end_of_turn)
 
     def _at_end_of_turn(self) -> None:
         self.planned = False
@@ -77,6 +77,17 @@ class Flusher:
                 wire.keep(out)
             else:
                 wire.transport.write(out[0] if len(out) == 1 else b"".join(out))
+
+
+_FLUSHERS: WeakKeyDictionary[asyncio.AbstractEventLoop, Flusher] = WeakKeyDictionary()
+
+
+def flusher_of(loop: asyncio.AbstractEventLoop) -> Flusher:
+    """That of all clients of a loop."""
+    flusher = _FLUSHERS.get(loop)
+    if flusher is None:
+        flusher = _FLUSHERS[loop] = Flusher()
+    return flusher
 
 
 class Wire(asyncio.Protocol):

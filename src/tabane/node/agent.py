@@ -47,6 +47,7 @@ from tabane.node.images import NodeImages
 from tabane.node.instances import Executor, Transition
 from tabane.node.journal import Journal
 from tabane.node.lag import Lag
+from tabane.node.leases import NodeLeases, Nodes, keep_lease
 from tabane.node.membership import Membership, Terms
 from tabane.node.replication import Follower, Publisher
 from tabane.node.services import HubSockets
@@ -106,6 +107,8 @@ class Agent:
         self.catalog = Catalog(self)
         self.home = Home(self, clock, app_of=self.catalog.app, nodes=self._node_views)
         self.apps: Apps | None = None
+        self.leases: NodeLeases | None = None
+        self.members = Nodes(self)
         self.publisher: Publisher | None = None
         self.table = ProcessTable(config.key)
         self.answers = Answering(self)
@@ -123,6 +126,7 @@ class Agent:
         self.replica = await Replica.open(paths.replica, "")
         self.follower = Follower(self.replica)
         self.replica.subscribe(self.catalog.on_changes)
+        self.replica.subscribe(self.members.on_changes)
         if self.config.is_control:
             await self._open_store(paths.store)
         await asyncio.gather(
@@ -146,12 +150,14 @@ class Agent:
         await self.me.join(say.NODES)  # now the others see this agent, and tell it how things stand
         self.lag = Lag(self)
         await self._resync()
+        self.tasks.keep("lease", lambda: keep_lease(self.clock, self.members.keep))
         for app in self.all_apps():
             self.catalog.prefetch(app)
 
     async def _open_store(self, path: Path) -> None:
         self.store = await SqliteStore.open(path)
         self.apps = Apps(self.store, self.clock)
+        self.leases = NodeLeases(self.store)
         feed = StoreFeed(self.store)
         self.publisher = Publisher(
             feed, self.send, self.tasks, self.clock, lambda member: member in self.room.members
@@ -209,6 +215,7 @@ class Agent:
         if not self.config.is_control:
             follow = say.StoreFollow(self.replica.revision)
             self.tell(agent_of(self.config.cluster.control), follow)
+        await self.members.tell()
         await self._publish()
         for member in tuple(self.room.members):
             self._on_presence(member, Change.JOINED)

@@ -46,6 +46,7 @@ class Answering:
             say.ScaleApp: self._control,
             say.Happened: self._happened,
             say.AskInstances: self._instances,
+            say.KeepNode: self._keep,
             say.AskKnown: self._known,
             say.AskProcesses: self._processes,
             say.AskRecords: self._records,
@@ -103,6 +104,11 @@ class Answering:
 
     async def _happened(self, sender: str, body: say.Happened) -> None:
         self._agent.happened(body.transition)
+
+    async def _keep(self, sender: str, body: say.KeepNode) -> None:
+        if self._agent.leases is None:
+            raise Unsupported(f"{self._agent.config.key} does not hold the store")
+        await self._agent.leases.keep(body.node)
 
     async def _instances(self, sender: str, body: say.AskInstances) -> bytes:
         return say.encode(say.Instances(tuple(self._agent.executor.instances())))

@@ -43,6 +43,13 @@ class Peer(Value, frozen=True):
         return NodeName(f"{self.datacenter}/{self.name}")
 
 
+class KeptNode(Value, frozen=True):
+    """A node as it is stored, for as long as its lease lasts."""
+
+    peer: Peer
+    incarnation: str
+
+
 class ClusterConfig(Value, frozen=True):
     """`control` is the node that holds the store. `network` records what the host lent."""
 

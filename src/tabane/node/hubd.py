@@ -6,7 +6,8 @@ import socket
 from collections.abc import Awaitable, Callable
 
 from tabane.middlecon import Hub
-from tabane.node.config import HUB_PORT, NodeConfig
+from tabane.node.config import NodeConfig
+from tabane.node.leases import hubs_of
 from tabane.node.part import run_part
 from tabane.supervise import Supervisor
 
@@ -17,18 +18,15 @@ async def serve(
     """Serve this node's processes, keep links to the hubs of this data center and, if none of an
     earlier one can be reached, have one there."""
     token = config.token()
-    here = config.node.datacenter
-    order = config.cluster.datacenters()
-    hub = Hub(config.key, listen=sockets.values(), token=token, datacenter=here, chat=False)
+    hub = Hub(
+        config.key,
+        listen=sockets.values(),
+        token=token,
+        datacenter=config.node.datacenter,
+        chat=False,
+    )
     await hub.start()
-    for peer in config.cluster.nodes:
-        if peer.key == config.key:
-            continue
-        if order.index(peer.datacenter) > order.index(here):
-            hub.expect(peer.key)
-        else:
-            url = f"tcp://{peer.address}:{HUB_PORT}"
-            hub.link(peer.key, url, token, datacenter=peer.datacenter)
+    hub.set_peers(hubs_of(config.cluster, config.key))
     return hub.aclose
 
 

@@ -22,6 +22,7 @@ from tabane.model import (
     Value,
     WakeRecord,
 )
+from tabane.node.config import KeptNode
 from tabane.store.api import Change, Entry
 
 NODES = "nodes"
@@ -96,6 +97,12 @@ class Happened(Value, frozen=True, tag="happened"):
     """Agent to all agents: a `Transition`, as JSON, for those who follow events."""
 
     transition: bytes
+
+
+class KeepNode(Value, frozen=True, tag="keep_node"):
+    """To the control node's agent: begin this node's term again."""
+
+    node: KeptNode
 
 
 class AskInstances(Value, frozen=True, tag="ask_instances"):
@@ -204,6 +211,7 @@ Message = (
     | LocalInstances
     | Woke
     | Happened
+    | KeepNode
     | AskInstances
     | Instances
     | AskKnown
