@@ -147,6 +147,41 @@ async def test_a_body_that_stops_coming_gets_408() -> None:
         assert await wire.at_end()
 
 
+async def trickle(rig: Rig, wire: Wire, piece: bytes, pause_s: float, times: int) -> None:
+    """Send a body piece by piece, each once the last was passed on."""
+    for _ in range(times):
+        before = rig.gateway.counters.received_bytes
+        await wire.send(piece)
+        await rig.until(lambda: rig.gateway.counters.received_bytes >= before + len(piece))  # noqa: B023
+        rig.pass_time(pause_s)
+
+
+LIMITS = HttpLimits(body_idle_timeout_s=60, upload_grace_s=120, upload_bytes_per_s=500)
+
+
+async def test_a_body_that_drips_holds_its_slot_only_so_long() -> None:
+    async with http_rig(echo, limits=LIMITS) as rig:
+        wire = await rig.connect()
+        await wire.send(POST + b"Content-Length: 1000\r\n\r\n")
+        await rig.until(lambda: rig.app.held == 1 and len(rig.gateway.pools) == 1)
+        await trickle(rig, wire, b"x", 50, 2)
+        assert rig.app.held == 1
+        await trickle(rig, wire, b"x", 25, 1)
+        assert (await wire.receive()).status == 408
+        assert rig.app.held == 0
+
+
+async def test_a_slow_body_that_keeps_to_the_least_rate_is_let_through() -> None:
+    async with http_rig(echo, limits=LIMITS) as rig:
+        wire = await rig.connect()
+        await wire.send(POST + b"Content-Length: 250000\r\n\r\n")
+        await rig.until(lambda: rig.app.held == 1 and len(rig.gateway.pools) == 1)
+        await trickle(rig, wire, bytes(25_000), 49, 10)
+        answer = await wire.receive()
+        assert answer.status == 200
+        assert answer.body.endswith(bytes(250_000))
+
+
 def clients(rig: Rig) -> list[object]:
     return list(rig.gateway.connections)
 

@@ -74,6 +74,7 @@ class Exchange:
     _task: asyncio.Task[None] | None = None
     _tries = 1
     _wrote = False
+    _upload_due = 0.0
     _sent_whole = False
     _answer = NO_ANSWER
 
@@ -231,7 +232,9 @@ class Exchange:
         elif self._owes_continue:
             allowed_s = limits.continue_after_s
         else:
-            allowed_s = limits.body_idle_timeout_s
+            now = self._gateway.now
+            self._upload_due = limits.next_upload_due(self._upload_due, now, len(out))
+            allowed_s = min(limits.body_idle_timeout_s, self._upload_due - now)
         if self.stage is SENT:
             self._client.deadline = self._gateway.now + allowed_s
         if out:
@@ -324,12 +327,16 @@ class Exchange:
     def _start_over(self, *, keep_slot: bool) -> None:
         self._drop_upstream()
         self.request.rewind()
+        self._upload_due = 0.0
         self._sent_whole = False
         if not keep_slot:
             self._release()
         self._wait(fresh=keep_slot)
 
     def on_upstream_flow(self) -> None:
+        if self.stage is SENT and not self._sent_whole:
+            self._upload_due = 0.0  # the time that the app takes is not the client's
+            self._extend()
         self._client.balance()
 
     def on_upstream_end(self, reader: ResponseReader, reason: str) -> None:

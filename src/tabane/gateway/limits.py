@@ -16,6 +16,11 @@ class HttpLimits(Value, frozen=True):
     """Between two requests of a connection."""
     body_idle_timeout_s: float = 60.0
     """In which a body must get on: the client sends some, or takes some, or the app takes some."""
+    upload_grace_s: float = 120.0
+    """So far a request's body may fall behind `upload_bytes_per_s` while the app waits for it."""
+    upload_bytes_per_s: float = 500.0
+    """A byte a minute would hold a slot for ever. Slower than any line that people upload over, and
+    what Apache's mod_reqtimeout asks for (`body=20,MinRate=500`)."""
     stream_idle_timeout_s: float = 900.0
     """In which an app that began to answer, or a WebSocket, must send something."""
     continue_after_s: float = 1.0
@@ -30,6 +35,11 @@ class HttpLimits(Value, frozen=True):
     max_tries: int = 3
     """Of one request, the first included."""
     backlog: int = 4_096
+
+    def next_upload_due(self, due: float, now: float, came_bytes: int) -> float:
+        """By when more of a body must have come, that was due at `due` (0: it only begins)."""
+        latest = now + self.upload_grace_s
+        return min(due + came_bytes / self.upload_bytes_per_s, latest) if due else latest
 
 
 @dataclass(slots=True)
