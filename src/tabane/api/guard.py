@@ -21,16 +21,61 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
 LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1", "tabane"})
+HEAD_TIMEOUT_S = 10.0
+"""From a connection's beginning, or a request's first byte, to the end of its head, as at the
+gateways: nobody has said who is asking before that."""
+MAX_HEAD_BYTES = 64 << 10
+MAX_CONNECTIONS = 512
+"""At a time, over TCP; the local socket, where only root may ask, is not counted out."""
+TOO_MANY = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\n\r\n"
 
 
 class PeerProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP protocol, which also notes who is at the other end of a unix socket."""
+    """uvicorn's HTTP protocol, which also notes who is at the other end of a unix socket, and waits
+    only so long for the head of a request."""
+
+    _timer: asyncio.TimerHandle | None = None
+    _head_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family.name == "AF_UNIX":
             self.app_state = self.app_state | {"peer": peer_principal(sock)}
+        elif len(self.connections) > MAX_CONNECTIONS:
+            transport.write(TOO_MANY)
+            transport.close()
+            return
+        self._await_head()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._timer is not None:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self.transport.abort()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        if self._timer is None:
+            self._await_head()
+
+    def on_headers_complete(self) -> None:
+        self._stop_waiting()
+        super().on_headers_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def _await_head(self) -> None:
+        self._head_bytes = 0
+        self._timer = self.loop.call_later(HEAD_TIMEOUT_S, self.transport.abort)
+
+    def _stop_waiting(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
 
 class Guard:
@@ -66,11 +111,12 @@ class Guard:
 
 
 async def refuse(send: Any, error: TabaneError) -> None:
-    """Answer with an error, below any framework."""
+    """Answer with an error, below any framework, and close: what follows is not read."""
     body = msgspec.json.encode(to_body(error))
     fields = {
         "Content-Type": "application/json",
         "Content-Length": str(len(body)),
+        "Connection": "close",
         **headers_of(error),
     }
     headers = [(name.lower().encode(), value.encode()) for name, value in fields.items()]

@@ -1,0 +1,95 @@
+"""The API's port cuts those who say nothing, and takes only so many at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from tabane.api import guard
+from tabane.api.guard import Guard
+from tabane.api.server import ApiServer
+from tabane.supervise import Supervisor
+
+GET = b"GET / HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer secret\r\n"
+Connect = Callable[[], Any]
+
+
+async def hello(scope: Any, receive: Any, send: Any) -> None:
+    headers = [(b"content-length", b"2")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+@pytest.fixture
+async def connect() -> AsyncIterator[Connect]:
+    """Connects to a server that says `ok`."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    writers: list[asyncio.StreamWriter] = []
+
+    async def connect() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writers.append(writer)
+        return reader, writer
+
+    async with Supervisor("test") as tasks:
+        server = ApiServer(Guard(hello, "secret", frozenset()), tasks)  # type: ignore[arg-type]
+        server.serve([listener])
+        yield connect
+        for writer in writers:
+            writer.close()
+        await server.aclose()
+    listener.close()
+
+
+async def end_of(reader: asyncio.StreamReader) -> bytes:
+    """What comes until the connection is closed, or cut."""
+    said = b""
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                block = await reader.read(1000)
+            except ConnectionError:
+                return said
+            if not block:
+                return said
+            said += block
+
+
+@pytest.mark.parametrize("before", [b"", b"GET / HTTP", GET, GET + b"\r\n" + GET])
+async def test_who_sends_no_whole_head_is_cut(
+    before: bytes, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "HEAD_TIMEOUT_S", 0.05)
+    reader, writer = await connect()
+    writer.write(before)
+    said = await end_of(reader)
+    assert said.endswith(b"ok") == (before.count(GET) == 2)
+
+
+async def test_a_head_without_end_is_cut(connect: Connect) -> None:
+    reader, writer = await connect()
+    writer.write(GET + b"X: " + b"x" * (guard.MAX_HEAD_BYTES + 1))
+    assert await end_of(reader) == b""
+
+
+async def test_connections_beyond_the_limit_are_told_so(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "MAX_CONNECTIONS", 2)
+    kept = [await connect() for _ in range(2)]
+    for reader, writer in kept:
+        writer.write(GET + b"\r\n")
+        assert b"200 OK" in await reader.readline()
+    reader, _ = await connect()
+    assert (await end_of(reader)).startswith(b"HTTP/1.1 503 ")
+
+
+async def test_who_is_refused_is_not_listened_to_any_more(connect: Connect) -> None:
+    reader, writer = await connect()
+    writer.write(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nsome")
+    assert (await end_of(reader)).startswith(b"HTTP/1.1 401 ")
