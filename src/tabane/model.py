@@ -217,7 +217,9 @@ PHASES = ("queue", "decide", "network", "filesystem", "engine", "boot", "ready",
 
 
 class WakeRecord(Value, frozen=True, omit_defaults=True):
-    """What one wake cost and why: one for each session that found no free slot."""
+    """What one wake cost and why: one for each session that found no free slot. When nothing comes
+    of it (`failed`), its other sessions have no records of their own, and where no instance was
+    ready, `instance` and `node` are empty."""
 
     app: AppName
     revision: int
@@ -225,7 +227,7 @@ class WakeRecord(Value, frozen=True, omit_defaults=True):
     node: NodeName
     gateway: str
     option: str
-    """`cold`, or `wait` when a slot of a running instance came free first."""
+    """`cold`, or `wait` when a slot of a running instance came free first, or `failed`."""
     at: float
     phases_us: dict[str, int]
     total_us: int

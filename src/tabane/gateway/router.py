@@ -24,6 +24,9 @@ VERDICT_S = 1.0
 """A session waits this much longer than `start_timeout`, so that the node's own verdict on the
 start, which says why, comes first."""
 
+SAME_WAKE_S = 1.0
+"""Sessions that fail so soon after another of the same app share its record: of a start that fails,
+all who wait for it are refused at once."""
 EPOCH_BITS = 48
 """Of the random number from which this process counts its reports."""
 
@@ -74,6 +77,7 @@ class GatewayRouter:
         self._locals: dict[str, Local] = {}
         self._dirty: set[AppName] = set()
         self._gone: set[str] = set()
+        self._failed_at: dict[AppName, float] = {}
 
     # What agents and homes say
 
@@ -87,6 +91,7 @@ class GatewayRouter:
         for key in gone:
             self._drop_hosts(key)
             self._apps.pop(key, None)
+            self._failed_at.pop(key, None)
 
     def _drop_hosts(self, key: AppName) -> None:
         old = self._apps.get(key)
@@ -164,13 +169,17 @@ class GatewayRouter:
             async with asyncio.timeout(route.start_timeout_s + VERDICT_S):
                 lease = await waiter
         except _Refused as refused:
+            if refused.refuse.kind == "broken":
+                self.unwoken(app.key, app.revision, began, refused.refuse.reason)
             return self._on_refused(route, refused.refuse)
         except TimeoutError:
             self._leave_queue(app.key, waiter)
             problem = f"{app.key} had no free slot within {route.start_timeout_s:g} s"
+            self.unwoken(app.key, app.revision, began, problem)
             raise TimedOut(problem, retry_after_s=1.0) from None
         except asyncio.CancelledError:
             self._leave_queue(app.key, waiter)
+            self.unwoken(app.key, app.revision, began, "its client left")
             raise
         return self._slot(lease, began)
 
@@ -261,6 +270,29 @@ class GatewayRouter:
         )
         self._around.on_wake(record)
 
+    def unwoken(
+        self, app: AppName, revision: int, began: float, reason: str, lease: Lease | None = None
+    ) -> None:
+        """A session that had to wait has ended without its first byte."""
+        now = self._clock.now()
+        if app in self._failed_at and now < self._failed_at[app] + SAME_WAKE_S:
+            return
+        self._failed_at[app] = now
+        waited_us = micros(now - began)
+        record = WakeRecord(
+            app=app,
+            revision=revision,
+            instance=lease.instance if lease is not None else InstanceId(""),
+            node=lease.node if lease is not None else NodeName(""),
+            gateway=self._around.name,
+            option="failed",
+            at=self._clock.wall(),
+            phases_us=dict.fromkeys(PHASES, 0) | {"queue": waited_us},
+            total_us=waited_us,
+            outcome=reason,
+        )
+        self._around.on_wake(record)
+
     def now(self) -> float:
         return self._clock.now()
 
@@ -298,7 +330,10 @@ class GatewayRouter:
 class LeasedSlot:
     """A slot that this gateway was granted."""
 
-    __slots__ = ("_began", "_granted", "_lease", "_router", "headers", "host", "pool", "port")
+    __slots__ = (
+        *("_began", "_granted", "_lease", "_problem", "_router"),
+        *("headers", "host", "pool", "port"),
+    )
 
     def __init__(
         self,
@@ -316,6 +351,7 @@ class LeasedSlot:
         self._lease = lease
         self._began = began
         self._granted = router.now() if began is not None else 0.0
+        self._problem = "it ended before the first byte of an answer"
 
     def first_byte(self) -> None:
         if self._began is not None and self._router is not None:
@@ -323,13 +359,18 @@ class LeasedSlot:
             self._began = None
 
     def failed(self, reason: str) -> None:
+        self._problem = reason
         if self._router is not None:
             self._router.broken(self._lease, reason)
 
     def release(self) -> None:
         router, self._router = self._router, None
-        if router is not None:
-            router.give_back(self._lease)
+        if router is None:
+            return
+        if self._began is not None:
+            lease = self._lease
+            router.unwoken(lease.app, lease.revision, self._began, self._problem, lease)
+        router.give_back(self._lease)
 
 
 class ForwardedSlot:

@@ -194,9 +194,16 @@ def _show_events(events: list[dict[str, Any]]) -> None:
 
 def _show_wakes(wakes: list[dict[str, Any]]) -> None:
     print(f"\nlatest wakes ({len(wakes)})")
-    headings = ("AT", "GATEWAY", "OPTION", "TOTAL_MS")
+    headings = ("AT", "GATEWAY", "OPTION", "TOTAL_MS", "OUTCOME")
     rows = [
-        (format_at(w["at"]), w["gateway"], w["option"], format_us(w["total_us"])) for w in wakes
+        (
+            format_at(w["at"]),
+            w["gateway"],
+            w["option"],
+            format_us(w["total_us"]),
+            w.get("outcome", "ok"),
+        )
+        for w in wakes
     ]
     print_table(headings, rows)
 

@@ -47,7 +47,7 @@ def _wake_row(wake: dict[str, Any]) -> tuple[object, ...]:
     return (
         format_at(wake["at"]),
         wake["app"],
-        wake["node"],
+        wake["node"] or "-",
         wake["option"],
         format_us(wake["total_us"]),
         *(format_us(wake["phases_us"].get(phase, 0)) for phase in PHASES),

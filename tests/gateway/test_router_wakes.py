@@ -1,0 +1,138 @@
+"""What the router records of sessions that had to wait, also when nothing came of it."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tabane.errors import TimedOut, Unavailable
+from tabane.gateway import router as module
+from tabane.gateway.messages import Demand, Grant, Refuse, ToHome
+from tabane.gateway.router import GatewayRouter
+from tabane.model import App, AppName, Generation, InstanceId, NodeName, Reactive, WakeRecord
+from tabane.testing import VirtualClock
+
+KEY = AppName("default/hello")
+NODE = NodeName("tokyo/tokyo-1")
+
+
+class Around:
+    """A node whose home says nothing by itself."""
+
+    node, datacenter, name, token = NODE, "tokyo", "tokyo/tokyo-1/gateway-0", "t"
+
+    def __init__(self) -> None:
+        self.records: list[WakeRecord] = []
+        self.asked: asyncio.Queue[ToHome] = asyncio.Queue()
+
+    def tell_home(self, app: AppName, message: ToHome) -> None:
+        self.asked.put_nowait(message)
+
+    def gateway_of(self, node: NodeName) -> tuple[str, int]:
+        return ("", 0)
+
+    def live_nodes(self) -> list[NodeName]:
+        return [NODE]
+
+    def on_wake(self, record: WakeRecord) -> None:
+        self.records.append(record)
+
+    def kick(self) -> None:
+        pass
+
+
+@pytest.fixture
+def around() -> Around:
+    return Around()
+
+
+@pytest.fixture
+def clock() -> VirtualClock:
+    return VirtualClock()
+
+
+@pytest.fixture
+def router(around: Around, clock: VirtualClock) -> GatewayRouter:
+    router = GatewayRouter(around, clock)
+    reactive = Reactive(start_timeout_s=3600)
+    router.set_routes([App("hello", "host", port=80, hosts=("h.test",), reactive=reactive)], [])
+    return router
+
+
+async def demand(around: Around) -> Demand:
+    message = await around.asked.get()
+    assert isinstance(message, Demand)
+    return message
+
+
+def answered(message: Demand) -> dict[str, int]:
+    return {"epoch": message.epoch, "answered": message.answered_seen + 1}
+
+
+async def refused(router: GatewayRouter, around: Around, clock: VirtualClock) -> None:
+    route = router.route("h.test", "/")
+    assert route is not None
+    waiting = asyncio.ensure_future(router.acquire(route))
+    asked = await demand(around)
+    clock.advance(0.5)
+    router.hear(Refuse(KEY, "broken", "it exits", 1.0, 1, **answered(asked)))
+    with pytest.raises(Unavailable, match="does not start: it exits"):
+        await waiting
+
+
+async def test_a_start_that_fails_has_one_record(
+    router: GatewayRouter, around: Around, clock: VirtualClock
+) -> None:
+    await refused(router, around, clock)
+    (record,) = around.records
+    assert (record.app, record.option, record.outcome) == (KEY, "failed", "it exits")
+    assert (record.instance, record.node, record.total_us) == ("", "", 500_000)
+    assert record.phases_us["queue"] == 500_000
+    await refused(router, around, clock)
+    assert len(around.records) == 1, "of the same wake"
+    clock.advance(1.0)
+    await refused(router, around, clock)
+    assert len(around.records) == 2
+
+
+async def test_a_client_that_leaves(router: GatewayRouter, around: Around) -> None:
+    route = router.route("h.test", "/")
+    assert route is not None
+    waiting = asyncio.ensure_future(router.acquire(route))
+    await demand(around)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert [record.outcome for record in around.records] == ["its client left"]
+
+
+async def test_no_slot_in_time(
+    router: GatewayRouter, around: Around, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "VERDICT_S", -3600.0)
+    route = router.route("h.test", "/")
+    assert route is not None
+    with pytest.raises(TimedOut):
+        await router.acquire(route)
+    (record,) = around.records
+    assert "had no free slot within 3600 s" in record.outcome
+
+
+@pytest.mark.parametrize("reason", ["", "it closed the connection"])
+async def test_an_instance_that_does_not_answer(
+    router: GatewayRouter, around: Around, reason: str
+) -> None:
+    route = router.route("h.test", "/")
+    assert route is not None
+    waiting = asyncio.ensure_future(router.acquire(route))
+    asked = await demand(around)
+    generation = Generation("x", InstanceId("i1"), 1)
+    router.hear(Grant(KEY, 1, generation, NODE, "100.64.0.5", 80, 1, **answered(asked)))
+    slot = await waiting
+    if reason:
+        slot.failed(reason)
+    slot.release()
+    (record,) = around.records
+    assert (record.instance, record.node, record.option) == ("i1", NODE, "failed")
+    assert record.outcome == (reason or "it ended before the first byte of an answer")
