@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import socket
 import struct
 import subprocess
@@ -17,7 +18,13 @@ from tabane.model import App, Reactive
 from tabane.network import sockets
 from tabane.network.sockets import SocketTable
 from tabane.node import readiness
-from tabane.node.readiness import wait_healthy, wait_listening, wait_ready
+from tabane.node.readiness import (
+    describe_unready,
+    listening_sockets,
+    wait_healthy,
+    wait_listening,
+    wait_ready,
+)
 from tabane.runtimes.api import Link
 
 ADDRESS, PORT = "100.64.0.5", 8000
@@ -223,3 +230,40 @@ async def test_what_is_waited_for_is_the_apps_choice(monkeypatch: pytest.MonkeyP
     await wait_ready(app("listen"), ADDRESS, link)
     await wait_ready(app("http:/healthz"), ADDRESS, link)
     assert waited == [(link, PORT), (ADDRESS, PORT, "/healthz")]
+
+
+@pytest.mark.real
+async def test_what_is_seen_of_one_that_is_not_ready(instance: Instance) -> None:
+    app = App("a", "host", port=PORT)
+    assert await describe_unready(app, ADDRESS, instance.link) == "it listens on no port"
+    for address, shown in (("127.0.0.1", "127.0.0.1"), ("::1", "[::1]")):
+        instance.tell("listen", address)
+        assert listening_sockets(instance.process.pid) == [f"{shown}:{PORT}"]
+        seen = await describe_unready(app, ADDRESS, instance.link)
+        assert seen == f"it listens on {shown}:{PORT} only"
+    instance.tell("listen", "0.0.0.0")
+    assert await describe_unready(app, ADDRESS, instance.link) == ""
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    ("answer", "seen"),
+    [
+        (b"HTTP/1.1 503 Busy\r\n\r\n", "GET /up is answered 503"),
+        (b"not HTTP at all", "GET /up is answered by no HTTP"),
+        (b"", "GET /up is not answered"),
+    ],
+)
+async def test_what_a_health_check_saw(answer: bytes, seen: str) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    app = App("a", "host", port=port, reactive=Reactive(ready="http:/up"))
+    link = Link(0, "127.0.0.1", "", os.getpid(), 0)
+    assert await describe_unready(app, "127.0.0.1", link) == seen
+    server.close()
+    await server.wait_closed()

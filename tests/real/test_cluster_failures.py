@@ -36,7 +36,16 @@ def assert_refused(cluster: LocalCluster, name: str, answer: Answer, reason: str
             "the program exited with code 3 before it listened on port 8000;"
             " its last line: no config",
         ),
-        ("silent", ["sleep", "60"], "did not become ready (listen on port 8000) within 1 s"),
+        (
+            "silent",
+            ["sleep", "60"],
+            "did not become ready (listen on port 8000) within 1 s: it listens on no port",
+        ),
+        (
+            "elsewhere",
+            ["busybox", "httpd", "-f", "-p", "127.0.0.1:8001"],
+            "within 1 s: it listens on 127.0.0.1:8001 only",
+        ),
         ("nothing", ["no-such-program"], "no program 'no-such-program'"),
         ("greedy", ["sh", "-c", EATER], "out of memory"),
     ],
@@ -48,6 +57,10 @@ def test_what_does_not_start(
     cluster.deploy(name, command, reactive={"start_timeout": "1s"}, resources=limits)
     assert_refused(cluster, name, cluster.get(name), reason)
     wait_for(lambda: not cluster.instances(name), "the end of what failed")
+    (record,) = wait_for(lambda: cluster.records("wakes", name), "its record")
+    assert (record["option"], record["instance"]) == ("failed", "")
+    assert reason in record["outcome"]
+    assert reason in cluster.tabane("wakes", name).out
 
 
 def test_starts_that_fail_are_backed_off_from_and_others_unharmed(cluster: LocalCluster) -> None:

@@ -23,7 +23,7 @@ from tabane.gateway.activation import InstanceEnded, InstanceReady
 from tabane.gateway.messages import StartTrace
 from tabane.lifecycle import Event, follow
 from tabane.model import App, ExitStatus, Generation, Instance, InstanceId, NodeName, State, Value
-from tabane.node.readiness import wait_ready
+from tabane.node.readiness import describe_unready, wait_ready
 from tabane.node.records import Record, last_line, read_record, write_record
 from tabane.runtimes.api import Driver, Image, InstanceSpec, Link
 from tabane.supervise import Supervisor, harmless
@@ -318,6 +318,8 @@ class Executor:
         what = f"did not become ready ({app.reactive.ready}"
         what += f" on port {app.port})" if app.port is not None else ")"
         reason = f"it {what} within {app.reactive.start_timeout_s:g} s"
+        seen = await describe_unready(app, running.instance.address, running.record.link)
+        reason += f": {seen}" if seen else ""
         await self._end(running, self._with_last_line(running, reason), failed=True, retry=False)
 
     # End
