@@ -16,6 +16,7 @@ from tabane.middlecon.frames import (
     Frame,
     Kind,
     check_name,
+    encode_ack,
     encode_frame,
 )
 from tabane.middlecon.receipts import Sum, encode_receipt
@@ -127,3 +128,8 @@ def test_names_that_are_refused(name: str) -> None:
 @pytest.mark.parametrize("name", ["web-1", "tokyo/tokyo-1/agent", "束ね", "x" * NAME_BYTES])
 def test_names_that_are_fine(name: str) -> None:
     assert check_name(name) == name
+
+
+@given(st.integers(1, MAX_U32))
+def test_a_plain_acknowledgement_has_a_short_way(id):
+    assert encode_ack(id) == encode_frame(Kind.ACK, id=id)

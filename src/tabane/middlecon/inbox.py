@@ -10,17 +10,18 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from tabane.errors import Busy, Closed, Refused, TabaneError
-from tabane.middlecon.frames import RAISED, Frame, Kind, encode_frame
+from tabane.middlecon.frames import RAISED, Frame, Kind, encode_ack, encode_frame
 from tabane.middlecon.wire import Wire
 from tabane.supervise import Supervisor, log_failure
 
 WAITING_MESSAGES = 10_000
 """Of one handler. More are refused as overloaded, or dropped and counted if nobody waits."""
 
-_QUIET = (Kind.CAST, Kind.POST)
-_ANSWERED = (Kind.ASK, Kind.CALL)
+_QUIET = frozenset(map(int, (Kind.CAST, Kind.POST)))
+_ANSWERED = frozenset(map(int, (Kind.ASK, Kind.CALL)))
 
 
 class Message:
@@ -30,16 +31,20 @@ class Message:
     waits, counted from when it sent it; 0 when it does not wait.
     """
 
-    __slots__ = ("_id", "_wire", "data", "room", "sender", "timeout_s", "wants_reply")
+    __slots__ = ("_id", "_timeout_ms", "_wire", "data", "room", "sender", "wants_reply")
 
     def __init__(self, wire: Wire, frame: Frame, room: str | None) -> None:
         self.sender = frame.name
         self.data = frame.data
         self.room = room
         self.wants_reply = frame.kind in _ANSWERED
-        self.timeout_s = frame.value / 1000
+        self._timeout_ms = frame.value
         self._wire = wire
         self._id = 0 if frame.kind in _QUIET else frame.id
+
+    @property
+    def timeout_s(self) -> float:
+        return self._timeout_ms / 1000
 
     @property
     def wants_ack(self) -> bool:
@@ -48,8 +53,10 @@ class Message:
 
     def acknowledge(self, answer: bytes) -> None:
         if self._id and self._wire.open:
-            data = answer if self.wants_reply else b""
-            self._wire.port.send(encode_frame(Kind.ACK, id=self._id, data=data))
+            if answer and self.wants_reply:
+                self._wire.port.send(encode_frame(Kind.ACK, id=self._id, data=answer))
+            else:
+                self._wire.port.send(encode_ack(self._id))
 
     def refuse(self, error: TabaneError, *, raised: bool) -> None:
         """Tell the sender why not. `raised` by the handler, or else decided before it."""
@@ -112,6 +119,9 @@ class Inbox:
         except Exception as error:
             self._on_raised(message, error)
             return
+        if result is None or isinstance(result, bytes):
+            message.acknowledge(result or b"")
+            return
         if not isinstance(result, Awaitable):
             self._on_returned(message, result)
             return
@@ -157,3 +167,13 @@ class Inbox:
             log_failure(f"{self._name} from {message.sender}", error)
             text = f"{type(error).__name__}: {error}"
             message.refuse(TabaneError(text), raised=True)
+
+
+def register(inbox: Inbox, handler: Handler | None, concurrent: bool) -> Any:
+    """Both forms of the decorator: `@on_message` and `@on_message(concurrent=True)`."""
+
+    def register(handler: Handler) -> Handler:
+        inbox.handle_with(handler, concurrent=concurrent)
+        return handler
+
+    return register if handler is None else register(handler)

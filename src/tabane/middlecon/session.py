@@ -71,6 +71,10 @@ class Limits(msgspec.Struct, frozen=True):
     """Of one member."""
     state_bytes: int = 64 << 10
     """Of one value."""
+    agree_bytes: int = 64 << 10
+    """Of a value to agree on, which may have to be kept for those who could not be told."""
+    untold: int = 1_000
+    """Outcomes kept, one for each member that could not be told it."""
     timeout_s: float = 3600.0
     """The longest deadline; longer ones are cut to it."""
     silence_s: float = 0.2
@@ -217,10 +221,10 @@ class Session:
 
     def receive(self, data: bytes) -> list[Frame]:
         """The frames that are complete with `data`."""
+        if not self._waiting:
+            return self.decoder.feed(data)
         frames = self.decoder.feed(data) if self._started else self._start(data)
-        if self._waiting and frames:
-            return self._open(frames)
-        return frames
+        return self._open(frames) if frames else frames
 
     def _start(self, data: bytes) -> list[Frame]:
         self._first += data
