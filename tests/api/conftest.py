@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -33,8 +34,11 @@ class Api:
             token=TOKEN,
             table=table,
             config=SimpleNamespace(
-                key=NodeName("tokyo/tokyo-1"), node=SimpleNamespace(address="10.0.0.1")
+                key=NodeName("tokyo/tokyo-1"),
+                node=SimpleNamespace(address="10.0.0.1"),
+                paths=SimpleNamespace(instance_logs=Path("/nowhere")),
             ),
+            executor=SimpleNamespace(get=None),
         )
         self.app = build_app(self.agent)
         self._gone = asyncio.Event()

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tests.api.conftest import Api
+
+from tabane.images import ImageStore
+from tabane.runtimes.fake import FakeDriver
 
 
 @pytest.mark.parametrize(
@@ -15,3 +20,66 @@ async def test_scaling_to_what_is_no_number_of_instances(api: Api, body: dict[st
     answer = await api.ask("POST", "/api/v1/apps/default/hello/scale", body)
     assert answer.status == 400
     assert answer.json()["error"] == "usage"
+
+
+EXEC = "/api/v1/instances/abc/exec"
+
+
+@pytest.mark.parametrize(
+    ("status", "method", "path", "body"),
+    [
+        (400, "GET", "/api/v1/instances/%2e%2e/log", None),
+        (400, "GET", "/api/v1/instances/" + "a" * 5000 + "/log", None),
+        (400, "GET", "/api/v1/instances/%00/log", None),
+        (400, "POST", "/api/v1/instances/%2e/stop", None),
+        (400, "POST", EXEC, {"argv": ["\ud800"]}),
+        (400, "POST", EXEC, {"argv": ["a\0b"]}),
+        (400, "POST", EXEC, {"argv": ["x" * 200_000]}),
+        (400, "POST", EXEC, {"argv": ["x" * 100_000] * 20}),
+        (400, "POST", EXEC, {"argv": []}),
+        (400, "POST", EXEC, {"argv": ["true"], "user": "\ud800"}),
+        (400, "POST", EXEC, {"argv": ["true"], "workdir": "/a\0b"}),
+        (400, "POST", EXEC, {"argv": ["true"], "timeout_s": True}),
+        (400, "POST", EXEC, {"argv": "true"}),
+        (400, "POST", EXEC, ["true"]),
+        (400, "POST", "/api/v1/apps", {"text": "\ud800", "image": "host"}),
+        (400, "POST", "/api/v1/apps", {"text": "x", "image": "host", "file": "\ud800"}),
+        (400, "GET", "/api/v1/images/host", None),
+        (400, "GET", "/api/v1/images/%2e%2e", None),
+        (400, "GET", "/api/v1/images/sha256:" + "0" * 63, None),
+        (404, "GET", "/api/v1/images/sha256:" + "0" * 64, None),
+        (400, "POST", "/api/v1/images", "garbage"),
+        (404, "GET", "/nothing", None),
+        (405, "DELETE", "/api/v1/ps", None),
+        (400, "GET", "/api/v1/wakes?limit=x", None),
+    ],
+)
+async def test_what_cannot_be(
+    api: Api, tmp_path: Path, status: int, method: str, path: str, body: Any
+) -> None:
+    api.agent.images = SimpleNamespace(store=ImageStore(tmp_path / "images"))
+    answer = await api.ask(method, path, body)
+    assert answer.status == status, answer.body
+    said = answer.json()
+    assert said["error"] == ("not_found" if status == 404 else "usage")
+    assert 0 < len(said["message"]) < 500
+    assert "Traceback" not in said["message"]
+
+
+async def test_an_image_that_is_no_digest_is_not_looked_for(api: Api, tmp_path: Path) -> None:
+    api.agent.images = SimpleNamespace(store=ImageStore(tmp_path / "images"))
+    api.agent.engines = SimpleNamespace(drivers={"fake": FakeDriver()})
+    text = 'name = "a"\nimage = "oci:dir"\ncommand = ["x"]\n'
+    body = {"text": text, "image": "sha256:../../x"}
+    answer = await api.ask("POST", "/api/v1/apps", body)
+    assert (answer.status, answer.json()["error"]) == (400, "usage")
+    assert "is not a digest" in answer.json()["message"]
+
+
+async def test_a_mistake_of_the_node_is_one_sentence_and_in_its_log(
+    api: Api, caplog: pytest.LogCaptureFixture
+) -> None:
+    answer = await api.ask("GET", "/api/v1/members")  # this agent has none
+    assert (answer.status, answer.json()["error"]) == (500, "fault")
+    assert "GET /api/v1/members failed" in caplog.text
+    assert "Traceback" in caplog.text

@@ -11,6 +11,7 @@ import msgspec
 
 from tabane import spec
 from tabane.api.advice import advise
+from tabane.api.checks import check_command, check_digest, check_instance, check_text
 from tabane.errors import NotFound, UsageError
 from tabane.gateway.activation import StopAsked
 from tabane.model import App, AppName, Instance, InstanceId, State
@@ -34,12 +35,12 @@ async def deploy(
     agent: Agent, who: Principal, text: str, file: str, image: str, *, force: bool = False
 ) -> dict[str, Any]:
     """Store the app, unless it is as it was; then ask who knows it already."""
-    app = spec.parse_app(text, file=file)
+    app = spec.parse_app(check_text("text", text), file=check_text("file", file))
     try:
         _check_driver(agent, app)
     except Mistake as mistake:
         raise spec.error_of(mistake, file=file, text=text) from None
-    if image != "host" and not agent.images.store.has(image):
+    if image != "host" and not agent.images.store.has(check_digest(image)):
         raise NotFound(f"image {image} is not on {agent.config.key}: send it first")
     app = msgspec.structs.replace(app, image=image, owner=max(who.uid, 0))
     deployed = await agent.control(say.DeployApp(app, force))
@@ -155,7 +156,7 @@ async def list_instances(agent: Agent) -> dict[str, Any]:
 
 async def stop(agent: Agent, who: Principal, instance: str) -> dict[str, Any]:
     """Have the instance's home drain and stop it."""
-    running = agent.executor.get(InstanceId(instance))
+    running = agent.executor.get(check_instance(instance))
     _audit(agent, who, "stop", f"{running.instance.app} instance {instance}")
     asked = StopAsked(running.instance.app, InstanceId(instance))
     await agent.ask_home(running.instance.app, asked)
@@ -181,7 +182,10 @@ async def execute(
     stdin: AsyncIterator[bytes] | None = None,
 ) -> ExecResult:
     """`user` as in OCI: `name`, `name:group`, `uid`, `uid:gid`, of the image's own."""
-    running = agent.executor.get(InstanceId(instance))
+    check_command(argv)
+    check_text("user", user)
+    check_text("workdir", workdir)
+    running = agent.executor.get(check_instance(instance))
     handle = running.record.handle
     if handle is None or running.instance.state is not State.READY:
         raise NotFound(f"instance {instance} is {running.instance.state}, nothing runs in it")
@@ -196,9 +200,9 @@ async def execute(
 
 def read_log(agent: Agent, instance: str, *, tail: int, follow: bool) -> AsyncIterator[bytes]:
     """The log's lines; raises `NotFound` at once when this node never ran the instance."""
-    path = agent.config.paths.instance_logs / instance / "log"
+    path = agent.config.paths.instance_logs / check_instance(instance) / "log"
     runs = agent.executor.runs(InstanceId(instance))
-    if "/" in instance or not (runs or path.exists()):
+    if not (runs or path.exists()):
         raise NotFound(f"{agent.config.key} has no log of an instance {instance}")
     return _read_log(path, tail, lambda: follow and agent.executor.runs(InstanceId(instance)))
 

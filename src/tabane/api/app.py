@@ -17,14 +17,18 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from starlette.exceptions import HTTPException
+
 from tabane.api import actions
+from tabane.api.checks import check_digest
 from tabane.api.guard import Guard
 from tabane.api.presence import BodyReader, while_there
 from tabane.api.problems import headers_of, status_of, to_body
-from tabane.errors import Busy, TabaneError
+from tabane.errors import Busy, Corrupt, NotFound, SystemFault, TabaneError, UsageError
 from tabane.k2i import build_router as build_k2i
 from tabane.security.identity import Principal
 from tabane.spec_fields import LARGEST
+from tabane.units import shorten
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -77,6 +81,8 @@ def build_app(agent: Agent) -> ASGIApp:
     app.include_router(build_k2i(agent.table))
     app.add_exception_handler(TabaneError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(Exception, _on_fault)
     return Guard(app, agent.token, frozenset({agent.config.node.address}))
 
 
@@ -90,6 +96,21 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
     return Json({"error": "usage", "message": f"{where}: {first['msg']}"}, 400)
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    """What the framework refuses by itself."""
+    assert isinstance(error, HTTPException)
+    code = NotFound.code if error.status_code == 404 else UsageError.code
+    what = f"{request.method} {shorten(request.url.path)}"
+    body = {"error": code, "message": f"{what}: {error.detail}"}
+    return Json(body, error.status_code, dict(error.headers or {}))
+
+
+async def _on_fault(request: Request, error: Exception) -> Response:
+    """A mistake of ours, which the guard logs."""
+    fault = SystemFault("this node made a mistake, and its log says which: it is not your request")
+    return Json(to_body(fault), status_of(fault))
 
 
 def build_control(agent: Agent) -> APIRouter:
@@ -243,12 +264,16 @@ def _add_images(router: APIRouter, agent: Agent) -> None:
     @router.post("/images", status_code=201)
     async def push(request: Request) -> Response:
         """An OCI image layout as a tar stream; every digest is checked."""
-        return Json({"digest": await agent.images.store.import_layout(request.stream())}, 201)
+        try:
+            digest = await agent.images.store.import_layout(BodyReader(request).blocks())
+        except Corrupt as error:
+            raise UsageError(error.message) from None
+        return Json({"digest": digest}, 201)
 
     @router.get("/images/{digest}")
     async def pull(digest: str) -> Response:
         """The same, for another node."""
-        blocks = agent.images.store.export(digest)
+        blocks = agent.images.store.export(check_digest(digest))
         return StreamingResponse(blocks, media_type="application/x-tar")
 
 

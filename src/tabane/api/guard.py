@@ -8,6 +8,7 @@ that, so that no browser can be made to speak for its user.
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -19,6 +20,8 @@ from tabane.security.identity import Principal, check_bearer, check_origin, peer
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
+
+log = logging.getLogger(__name__)
 
 LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1", "tabane"})
 HEAD_TIMEOUT_S = 10.0
@@ -95,7 +98,10 @@ class Guard:
         except TabaneError as error:
             await refuse(send, error)
             return
-        await self._app(scope, receive, send)
+        try:
+            await self._app(scope, receive, send)
+        except Exception:
+            log.exception("%s %s failed", scope["method"], scope["path"])
 
     def _admit(self, scope: Scope) -> Principal:
         headers = {
