@@ -227,6 +227,24 @@ def test_a_pool_runs_no_more_handlers_than_it_has_workers(hub):
     assert most == 2
 
 
+def test_a_room_agrees_by_handlers_in_threads(hub):
+    x, y = hub.client("x"), hub.client("y")
+    room, other, heard = x.join("r"), y.join("r"), Heard()
+
+    @other.on_prepare
+    def prepare(proposal):
+        x.on_hub(print)  # from a worker; on the loop's thread it would be refused
+        if proposal.value == b"no":
+            raise Stale("that is old")
+
+    other.on_outcome(heard)
+    assert room.agree(b"yes", timeout_s=WAIT_S).prepared == ("y",)
+    refused = room.agree(b"no", timeout_s=WAIT_S).refused["y"]
+    assert (refused.code, refused.text) == ("stale", "that is old")
+    told = [(outcome.proposer, outcome.value, outcome.committed) for outcome in heard.wait(2)]
+    assert told == [("x", b"yes", True), ("x", b"no", False)]
+
+
 def test_many_threads_use_one_client(hub):
     me, other = hub.client("me"), hub.client("other")
     other.join("r", on_message=lambda message: message.data[::-1])
@@ -444,16 +462,8 @@ def public(kind: type) -> dict[str, list[str]]:
     ],
 )
 def test_it_has_what_the_asyncio_client_has(kind, twin, own):
-    of_loops = {
-        "aclose",
-        "fileno",
-        "on_frame",
-        "on_lost",
-        "on_restored",
-        "on_welcome",
-        "publish",
-        "restore",
-    }
+    of_loops = {"aclose", "fileno", "on_frame", "on_lost", "on_restored", "on_welcome", "publish"}
+    of_loops |= {"restore", "set_hubs"}
     of_agents = {"serve", "sleep", "unserve"}
     there, here = public(twin), public(kind)
     assert here.keys() - there.keys() == own

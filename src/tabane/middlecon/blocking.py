@@ -26,7 +26,7 @@ import inspect
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from tabane.errors import Closed, UsageError
 from tabane.middlecon import client as asyncio_client
@@ -39,7 +39,11 @@ from tabane.middlecon.receipts import Receipt, Replies
 from tabane.middlecon.threads import Lane, LoopThread, Workers
 from tabane.middlecon.views import MemberInfo
 
+if TYPE_CHECKING:
+    from tabane.middlecon.agreement import Agreement, Outcome, Proposal
+
 T = TypeVar("T")
+Taken = TypeVar("Taken")
 Handler = Callable[[Message], bytes | None]
 
 WORKERS = 16
@@ -273,26 +277,23 @@ class Client:
                 raise
         return work()
 
-    def _threaded(self, handler: Handler) -> Callable[[Message], asyncio.Future[bytes | None]]:
+    def _threaded(self, handler: Callable[[Taken], T]) -> Callable[[Taken], asyncio.Future[T]]:
         """The handler as the asyncio client wants it."""
         _refuse_coroutine_function(handler)
 
-        def handle(message: Message) -> asyncio.Future[bytes | None]:
-            loop = asyncio.get_running_loop()
-            done: asyncio.Future[bytes | None] = loop.create_future()
-            self._workers.submit(lambda: self._handle(handler, message, done))
+        def handle(taken: Taken) -> asyncio.Future[T]:
+            done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+            self._workers.submit(lambda: self._handle(handler, taken, done))
             return done
 
         return handle
 
-    def _handle(
-        self, handler: Handler, message: Message, done: asyncio.Future[bytes | None]
-    ) -> None:
+    def _handle(self, handler: Callable[[Taken], T], taken: Taken, done: asyncio.Future[T]) -> None:
         """In a worker. A future takes no `StopIteration`, and an exit ends no loop of ours."""
         if done.cancelled():
             return
         try:
-            answer = handler(message)
+            answer = handler(taken)
         except Exception as error:
             failure = RuntimeError(repr(error)) if isinstance(error, StopIteration) else error
         except BaseException as error:
@@ -386,6 +387,28 @@ class Room:
     def on_state(self, callback: Callback) -> Callback:
         """Call `callback(change)` when a member of this room put or deleted a value."""
         return self._client._follow(self._room.on_state, callback)
+
+    def agree(self, value: bytes, *, timeout_s: float = TIMEOUT_S) -> Agreement:
+        """Have all members of the room take `value`, or none; what became of it.
+
+        As `agree` of the asyncio client, with the same errors. Interrupting it stops the waiting,
+        not the agreement.
+        """
+        return self._client._call(lambda: self._room.agree(value, timeout_s=timeout_s))
+
+    def on_prepare(self, handler: Callable[[Proposal], T]) -> Callable[[Proposal], T]:
+        """Decorate `handler(proposal)`: that it returns says that we can do it, and will if told
+        to; that it raises, that we cannot. Without one we refuse."""
+        threaded = self._client._threaded(handler)
+        self._client._run(lambda: self._room.on_prepare(threaded))
+        return handler
+
+    def on_outcome(self, handler: Callable[[Outcome], T]) -> Callable[[Outcome], T]:
+        """Decorate `handler(outcome)`, which is told what became of proposals: `committed` is None
+        if nobody could tell."""
+        threaded = self._client._threaded(handler)
+        self._client._run(lambda: self._room.on_outcome(threaded))
+        return handler
 
     def leave(self) -> None:
         """Leave the room. Idempotent; the hub is told at once, or knows when the session ended."""
