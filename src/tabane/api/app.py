@@ -16,7 +16,6 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
 from starlette.exceptions import HTTPException
 
 from tabane.api import actions
