@@ -31,6 +31,7 @@ from tabane.errors import (
     Unauthenticated,
     UsageError,
 )
+from tabane.middlecon import native
 from tabane.middlecon.addresses import BACKLOG, describe, is_loopback, listen_on, parse_url
 from tabane.middlecon.directory import Directory
 from tabane.middlecon.door import Door
@@ -161,6 +162,8 @@ class Hub:
         self._reactor = Reactor(self._loop, self._flusher.flush)
         self._serving.start(self._reactor)
         self._linking.start(self._flusher)
+        if native.loops is not None:
+            self._relay.fan_out = native.loops.fan_out
         try:
             for where in self._listen:
                 self._serve(where, self._reactor)

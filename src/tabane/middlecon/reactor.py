@@ -17,6 +17,8 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
+from tabane.middlecon import native
+
 log = logging.getLogger(__name__)
 
 FIRST_READ_BYTES = 448
@@ -44,6 +46,8 @@ class Reactor:
         self._epoll = select.epoll()
         self._transports: dict[int, Transport] = {}
         self._listeners: dict[int, tuple[socket.socket, MakeProtocol]] = {}
+        if native.loops is not None:
+            native.loops.prepare()
         loop.add_reader(self._epoll.fileno(), self._on_ready)
 
     def listen(self, sock: socket.socket, make_protocol: MakeProtocol) -> None:
@@ -75,36 +79,45 @@ class Reactor:
         self._epoll.close()
 
     def _on_ready(self) -> None:
-        transports = self._transports
+        loops = native.loops
         for _ in range(ROUNDS):
             if self._epoll.closed:
                 return
-            events = self._epoll.poll(0, 1024)
-            if not events:
+            if loops is None:
+                ready = self._take_in()
+            else:
+                ready = loops.take_in(self._epoll.fileno(), self._transports, self._accept)
+            if not ready:
                 return
-            for fd, mask in events:
-                transport = transports.get(fd)
-                if transport is None:
-                    self._accept(fd)
-                    continue
-                if mask & _WRITE:
-                    transport.on_writable()
-                if mask & ~_WRITE:
-                    size = transport.read_bytes
-                    try:
-                        data = transport.sock.recv(size)
-                    except BlockingIOError:
-                        continue
-                    except OSError as error:
-                        transport.end(error)
-                        continue
-                    if len(data) == size:
-                        transport.read_bytes = min(8 * size, READ_BYTES)
-                    if data:
-                        transport.data_received(data)
-                    else:
-                        transport.end(None)
             self._on_turn()
+
+    def _take_in(self) -> int:
+        """Act on what is ready; how many those were."""
+        transports = self._transports
+        events = self._epoll.poll(0, 1024)
+        for fd, mask in events:
+            transport = transports.get(fd)
+            if transport is None:
+                self._accept(fd)
+                continue
+            if mask & _WRITE:
+                transport.on_writable()
+            if mask & ~_WRITE:
+                size = transport.read_bytes
+                try:
+                    data = transport.sock.recv(size)
+                except BlockingIOError:
+                    continue
+                except OSError as error:
+                    transport.end(error)
+                    continue
+                if len(data) == size:
+                    transport.read_bytes = min(8 * size, READ_BYTES)
+                if data:
+                    transport.data_received(data)
+                else:
+                    transport.end(None)
+        return len(events)
 
     def _accept(self, fd: int) -> None:
         listener = self._listeners.get(fd)

@@ -15,6 +15,7 @@ from typing import cast
 from weakref import WeakKeyDictionary
 
 from tabane.errors import Closed, ProtocolError, TabaneError
+from tabane.middlecon import native
 from tabane.middlecon.backlog import Backlog
 from tabane.middlecon.frames import HEADER, MAGIC, Frame, Kind, encode_frame
 from tabane.middlecon.rooms import Port
@@ -31,6 +32,7 @@ QUIET_LOST = 3
 is pinged, after three the connection is lost. So a silence of one heartbeat (to four thirds of it)
 ends it, two thirds of which are left to answer the ping."""
 
+_PING, _PONG = int(Kind.PING), int(Kind.PONG)
 PING = encode_frame(Kind.PING)
 PONG = encode_frame(Kind.PONG)
 GOODBYE = encode_frame(Kind.GOODBYE)
@@ -47,6 +49,8 @@ OnLost = Callable[["Wire", TabaneError], None]
 class Flusher:
     """Writes out what the ports of one loop have gathered, once per turn."""
 
+    __slots__ = ("planned", "waiting")
+
     def __init__(self) -> None:
         self.waiting: list[Wire] = []
         self.planned = False
@@ -62,6 +66,8 @@ class Flusher:
     def flush(self) -> None:
         """Write it all now."""
         wires, self.waiting = self.waiting, []
+        if native.loops is not None:
+            wires = native.loops.flush(wires)
         for wire in wires:
             port = wire.port
             out, port.out = port.out, []
@@ -165,21 +171,21 @@ class Wire(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._quiet = 0
-        if (
-            len(data) == HEADER.size
-            and self.on_ack is not None
-            and data.startswith(PLAIN_ACK)
-            and not self.session.decoder.rest
-        ):
-            self.on_ack(self.port, int.from_bytes(data[ID]))
-            return
         try:
+            if (
+                len(data) == HEADER.size
+                and self.on_ack is not None
+                and data.startswith(PLAIN_ACK)
+                and not self.session.decoder.rest
+            ):
+                self.on_ack(self.port, int.from_bytes(data[ID]))
+                return
             for frame in self.session.receive(data):
                 if not self.open:
                     return
-                if frame.kind == Kind.PING:
+                if frame.kind == _PING:
                     self.port.send_first(PONG)
-                elif frame.kind != Kind.PONG:
+                elif frame.kind != _PONG:
                     self.on_frame(self, frame)
         except ProtocolError as error:
             self.cut(error)
