@@ -363,3 +363,10 @@ async def test_a_socket_left_behind_is_replaced_and_one_in_use_is_not(cluster, t
     await cluster.hub()
     with pytest.raises(Conflict, match="another process listens"):
         await cluster.hub()
+
+
+async def test_a_hub_tells_where_it_listens_as_it_was_told(cluster, tmp_path):
+    hub = await cluster.hub(listen=[f"unix://{tmp_path}/here", "tcp://127.0.0.1:0"])
+    path, address = hub.addresses
+    assert path == f"{tmp_path}/here"
+    assert address.startswith("127.0.0.1:")

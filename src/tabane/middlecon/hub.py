@@ -110,7 +110,7 @@ class Hub:
         host = Host(self._make_wire, self._may_serve, self._guest_at, self._gives_way, self._wires)
         self._serving = Serving(host, self._directory, self._relay)
         self._guests: dict[Wire, _Guest] = {}
-        self._sockets: list[socket.socket] = []
+        self._addresses: list[str] = []
         self._reactor: Reactor | None = None
         self._bound: list[Path] = []
         self._tasks = Supervisor(f"hub {name}")
@@ -151,7 +151,7 @@ class Hub:
     @property
     def addresses(self) -> list[str]:
         """Where it listens: `HOST:PORT` or the path of a unix socket."""
-        return [describe(sock.getsockname()) for sock in self._sockets]
+        return list(self._addresses)
 
     # Life
 
@@ -186,7 +186,9 @@ class Hub:
         sock.setblocking(False)
         sock.listen(BACKLOG)
         reactor.listen(sock, self._make_wire)
-        self._sockets.append(sock)
+        path = where.removeprefix("unix://") if isinstance(where, str) else ""
+        is_unix = sock.family == socket.AF_UNIX
+        self._addresses.append(path if path and is_unix else describe(sock.getsockname()))
 
     def expect(self, peer: str) -> None:
         """There is a hub `peer`, which dials us, or is reached through others."""
@@ -229,7 +231,7 @@ class Hub:
         for timer in (self._next_tick, self._next_check):
             if timer is not None:
                 timer.cancel()
-        self._sockets.clear()
+        self._addresses.clear()
         self._door.close()
         if self._reactor is not None:
             self._reactor.close_listeners()
