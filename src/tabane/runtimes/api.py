@@ -141,6 +141,14 @@ class Stats(Value, frozen=True):
     oom_kills: int = 0
 
 
+class User(Value, frozen=True):
+    """Numeric ids inside the container."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...] = ()
+
+
 class ExecResult(Value, frozen=True):
     code: int
     stdout: bytes
@@ -152,14 +160,6 @@ class Command(Value, frozen=True):
 
     `pid_file`: the engine writes there the pid of the process it leaves behind (`crun run -d`);
     the spawner then also watches that process, as the instance's. `log`: stdout and stderr go into
-class User(Value, frozen=True):
-    """Numeric ids inside the container."""
-
-    uid: int
-    gid: int
-    groups: tuple[int, ...] = ()
-
-
     pipes that the spawner owns and writes to this file, as CRI log lines; they stay open for what
     the engine leaves behind. Without a log both are gathered and returned (64 KiB at most).
     """
