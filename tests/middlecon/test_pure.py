@@ -12,7 +12,7 @@ import tabane.middlecon
 
 PURE = (
     *("frames", "session", "receipts", "backlog", "rooms", "directory", "flow", "tallies"),
-    *("relay", "chat", "contained"),
+    *("relay", "chat", "contained", "agree"),
 )
 FORBIDDEN = {"asyncio", "socket", "time", "selectors", "threading", "os", "uvloop", "random"}
 

@@ -15,15 +15,15 @@ import asyncio
 import secrets
 import uuid
 from collections.abc import Callable
-from enum import StrEnum
 from types import TracebackType
 from typing import Any, Self, overload
 
 import msgspec
 
-from tabane.errors import Closed, ProtocolError, TimedOut
+from tabane.errors import Closed, ProtocolError
 from tabane.middlecon.addresses import parse_url
 from tabane.middlecon.administration import Administration
+from tabane.middlecon.agreement import deliver_step
 from tabane.middlecon.connection import TIMEOUT_S, Connection
 from tabane.middlecon.directory import RETURN_S
 from tabane.middlecon.frames import (
@@ -37,39 +37,20 @@ from tabane.middlecon.frames import (
     Kind,
     check_name,
 )
-from tabane.middlecon.inbox import Handler, Inbox, Message
+from tabane.middlecon.inbox import Handler, Inbox, Message, register
+from tabane.middlecon.joined import WHEN_SLOW, Callback, Room, WhenSlow
 from tabane.middlecon.own_state import OwnState
-from tabane.middlecon.receipts import Receipt, Replies
 from tabane.middlecon.session import Hello, Welcome, error_of
 from tabane.middlecon.views import (
     Callbacks,
-    MemberTable,
     Presence,
-    RoomState,
     StateChange,
     StateTable,
 )
 from tabane.middlecon.wire import Wire
 from tabane.supervise import Supervisor
 
-Callback = Callable[..., Any]
-
-
-class WhenSlow(StrEnum):
-    """What a hub does when more waits for a member than it should."""
-
-    WAIT = "wait"
-    """Those who speak in its rooms wait."""
-    DROP_OLDEST = "drop_oldest"
-    """Its oldest casts are dropped, and counted."""
-    DISCONNECT = "disconnect"
-
-
-_WHEN_SLOW: dict[WhenSlow, int] = {
-    WhenSlow.WAIT: 0,
-    WhenSlow.DROP_OLDEST: JoinFlag.DROP_OLDEST,
-    WhenSlow.DISCONNECT: JoinFlag.DISCONNECT,
-}
+__all__ = ["Callback", "Client", "Room", "WhenSlow", "connect"]
 
 
 async def connect(
@@ -79,8 +60,8 @@ async def connect(
 
     Names are unique in the cluster; without one a random name is taken. In a container the hub puts
     the instance's identity before it (docs/services.md): `name` of the client says so. Tries for
-    `timeout_s`, as the hub may be just starting. Raises `Unreachable`, `TimedOut`, `Conflict` (the name is taken),
-    `Unauthenticated`, `Denied`, `UsageError`. Cancelling it leaves nothing behind.
+    `timeout_s`, as the hub may be just starting. Raises `Unreachable`, `TimedOut`, `Conflict` (the
+    name is taken), `Unauthenticated`, `Denied`, `UsageError`. Cancelling it leaves nothing behind.
     """
     client = Client(url, name or f"member-{secrets.token_hex(4)}", token, drawn=not name)
     try:
@@ -129,6 +110,9 @@ class Client(Administration):
             Kind.SEND: self._on_direct,
             Kind.CALL: self._on_direct,
             Kind.POST: self._on_direct,
+            Kind.PREPARE: self._on_step,
+            Kind.OUTCOME: self._on_step,
+            Kind.AGREED: lambda wire, frame: requests.on_agreed(frame),
             Kind.ERROR: self._on_error,
             Kind.GOODBYE: self._on_goodbye,
         }
@@ -190,7 +174,7 @@ class Client(Administration):
         the order they were sent and may overlap, so that one that takes long holds up no others. A
         plain function is called at once, without a task; it must be quick.
         """
-        return _register(self._inbox, handler, concurrent)
+        return register(self._inbox, handler, concurrent)
 
     # Rooms, hubs and the session
 
@@ -211,7 +195,7 @@ class Client(Administration):
         Raises `Busy` (a limit of the hub), `Closed`, `TimedOut`.
         """
         flags = (JoinFlag.MEMBER if member else 0) | (JoinFlag.WATCH if watch else 0)
-        flags |= _WHEN_SLOW[when_slow]
+        flags |= WHEN_SLOW[when_slow]
         room = self._rooms.get(name)
         if room is None:
             room = self._rooms[name] = Room(self, check_name(name, "room name"), flags)
@@ -266,6 +250,8 @@ class Client(Administration):
     def on_welcome(self, welcome: Welcome) -> None:
         """A session is open."""
         self.hub = welcome.hub
+        for room in self._rooms.values():
+            room.ballot.on_hub_gone(self.hub, welcome.instance)
         self.name = welcome.name or self.name
         self._numbered.clear()
         for hub in self.hubs.keys() - welcome.hubs.keys():
@@ -319,6 +305,9 @@ class Client(Administration):
     def _on_room_message(self, wire: Wire, frame: Frame) -> None:
         if (room := self._numbered.get(frame.to)) is not None:
             room._inbox.deliver(Message(wire, frame, room.name))
+
+    def _on_step(self, wire: Wire, frame: Frame) -> None:
+        deliver_step(self._rooms, self._numbered, wire, frame)
 
     def _on_direct(self, wire: Wire, frame: Frame) -> None:
         self._inbox.deliver(Message(wire, frame, None))
@@ -375,6 +364,9 @@ class Client(Administration):
     def _on_hub(self, wire: Wire, frame: Frame) -> None:
         if frame.flags & (GONE | OPEN):
             self._settle(lambda hub: hub == frame.name)
+        if frame.flags & GONE:
+            for room in self._rooms.values():
+                room.ballot.on_hub_gone(frame.name)
         self._set_hub(frame.name, None if frame.flags & GONE else bool(frame.flags & OPEN))
 
     def _set_hub(self, hub: str, is_open: bool | None) -> None:
@@ -396,125 +388,3 @@ class Client(Administration):
     def _forget(self, room: Room) -> None:
         self._rooms.pop(room.name, None)
         self._numbered.pop(room._number, None)
-
-
-class Room:
-    """A room as one of those in it sees it: made by `Client.join`.
-
-    `members` are its members by name, with ourselves if we are one; `state[member][key]` is what
-    they publish. Both keep their last view while there is no session.
-    """
-
-    def __init__(self, client: Client, name: str, flags: int) -> None:
-        self.name = name
-        self.members = MemberTable()
-        self.state = RoomState(self.members, client._table)
-        self._client = client
-        self._connection = client._connection
-        self._flags = flags
-        self._number = 0
-        self._may_speak: asyncio.Event | None = None
-        """Set when those who are slow have caught up; None while nobody is."""
-        self._inbox = Inbox(f"{client.name} in {name}", client._tasks)
-        self._presence = Callbacks(f"on_presence in {name}", client._tasks)
-        self._state_changed = Callbacks(f"on_state in {name}", client._tasks)
-
-    async def say(
-        self, data: bytes, *, timeout_s: float = TIMEOUT_S, urgent: bool = False
-    ) -> Receipt:
-        """Tell all members; the receipt names the fate of each.
-
-        Returns as soon as all have acknowledged or failed, and at the latest half a second after
-        `timeout_s`. Waits first while members are too slow. `urgent` does not, and goes before
-        all that waits for them. Raises `Closed` when our own session is or gets lost: then nobody
-        knows; `TimedOut` when nothing was sent in time.
-        """
-        receipt: Receipt = await self._request(Kind.SAY, data, timeout_s, urgent)
-        return receipt
-
-    async def ask(
-        self, data: bytes, *, timeout_s: float = TIMEOUT_S, urgent: bool = False
-    ) -> Replies:
-        """As `say`, and what the members' handlers return. Who fails has no answer."""
-        replies: Replies = await self._request(Kind.ASK, data, timeout_s, urgent)
-        return replies
-
-    async def cast(self, data: bytes, *, urgent: bool = False) -> None:
-        """Tell all members; nobody says whether it arrived. Waits while members are too slow.
-
-        Raises `Closed` without a session.
-        """
-        if not urgent:
-            await self._wait_turn()
-        flags = URGENT if urgent else 0
-        self._connection.post(Kind.CAST, flags=flags, to=self._joined(), data=data)
-
-    async def _request(self, kind: Kind, data: bytes, timeout_s: float, urgent: bool) -> Any:
-        if not urgent and self._may_speak is not None:
-            try:
-                async with asyncio.timeout(timeout_s):
-                    await self._wait_turn()
-            except TimeoutError:
-                raise TimedOut(f"members of {self.name} are too slow: nothing was sent") from None
-        flags = URGENT if urgent else 0
-        to = self._joined()
-        return await self._connection.request(kind, timeout_s, flags=flags, to=to, data=data)
-
-    async def _wait_turn(self) -> None:
-        while self._may_speak is not None:
-            await self._may_speak.wait()
-        await self._connection.wait_writable()
-
-    def _let_speak(self, may: bool) -> None:
-        if may and self._may_speak is not None:
-            self._may_speak.set()
-            self._may_speak = None
-        elif not may and self._may_speak is None:
-            self._may_speak = asyncio.Event()
-
-    def _joined(self) -> int:
-        if self._client._numbered.get(self._number) is not self:
-            raise Closed(f"{self._client.name} is not in the room {self.name} now")
-        return self._number
-
-    @overload
-    def on_message(self, handler: Handler) -> Handler: ...
-    @overload
-    def on_message(self, *, concurrent: bool = False) -> Callable[[Handler], Handler]: ...
-    def on_message(self, handler: Handler | None = None, *, concurrent: bool = False) -> Any:
-        """Decorate the handler of what is said here; as `Client.on_message`.
-
-        That it returned acknowledges; what it returned is the reply, for those who ask. Without a
-        handler whatever is said here is refused by us.
-        """
-        return _register(self._inbox, handler, concurrent)
-
-    def on_presence(self, callback: Callback) -> Callback:
-        """Call `callback(presence)` when a member joined, left, is unknown, or known again."""
-        self._presence.add(callback)
-        return callback
-
-    def on_state(self, callback: Callback) -> Callback:
-        """Call `callback(change)` when a member of this room put or deleted a value."""
-        self._state_changed.add(callback)
-        return callback
-
-    def leave(self) -> None:
-        """Leave the room. Idempotent; the hub is told at once, or knows when the session ended."""
-        joined = self._client._numbered.get(self._number) is self
-        self._client._forget(self)
-        if joined:
-            self._connection.post(Kind.LEAVE, to=self._number)
-
-    async def _enter(self, timeout_s: float) -> None:
-        await self._connection.request(Kind.JOIN, timeout_s, flags=self._flags, name=self.name)
-
-
-def _register(inbox: Inbox, handler: Handler | None, concurrent: bool) -> Any:
-    """Both forms of the decorator: `@on_message` and `@on_message(concurrent=True)`."""
-
-    def register(handler: Handler) -> Handler:
-        inbox.handle_with(handler, concurrent=concurrent)
-        return handler
-
-    return register if handler is None else register(handler)

@@ -33,6 +33,7 @@ _ALLOWED = frozenset(
     {
         *(Kind.JOIN, Kind.LEAVE, Kind.STATE, Kind.ACK, Kind.NACK, Kind.GOODBYE, Kind.ERROR),
         *(Kind.SAY, Kind.ASK, Kind.CAST, Kind.SEND, Kind.CALL, Kind.POST),
+        Kind.AGREE,
     }
 )
 """A new kind must be put here before a contained program may send it."""

@@ -10,21 +10,23 @@ the sum of all that goes back.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
 from tabane.errors import Busy, ProtocolError
+from tabane.middlecon.agree import Agreements, make_ids
 from tabane.middlecon.chat import LOBBY, Crowd
 from tabane.middlecon.directory import Directory
 from tabane.middlecon.flow import Flow
 from tabane.middlecon.frames import FLAGS_AT, GONE, MAX_U32, URGENT, Frame, Kind, encode_frame
 from tabane.middlecon.receipts import Cause, Sum, encode_receipt
-from tabane.middlecon.rooms import LinkPort, Member, Port, Room, SessionPort, passes
-from tabane.middlecon.tallies import LINK_GRACE_S, Book, Call, Tally, encode_nack
+from tabane.middlecon.rooms import LinkPort, Member, Port, Room, SessionPort, fan_out, passes
+from tabane.middlecon.tallies import LINK_GRACE_S, Book, Call, Pending, Tally, encode_nack
 
 Handler = Callable[[SessionPort, Frame, float], None]
 LinkHandler = Callable[[LinkPort, Frame, float], None]
+FanOut = Callable[[Iterable[Port], bytes, int], list[Port]]
 
 
 class Relay:
@@ -34,11 +36,14 @@ class Relay:
     and put frames into outboxes.
     """
 
-    def __init__(self, directory: Directory) -> None:
+    def __init__(self, directory: Directory, instance: str = "") -> None:
         self._directory = directory
         self._limits = directory.limits
         self.pending: Book = {}
         self.flow = Flow(directory)
+        self.fan_out: FanOut = fan_out
+        self.agreements = Agreements(self, directory, make_ids(directory.hub, instance))
+        directory.on_back = self.agreements.on_back
         self.crowd: Crowd | None = None
         """This hub's people, where it has chat mode."""
         self._last_id = 0
@@ -55,6 +60,7 @@ class Relay:
             Kind.ACK: self._on_ack,
             Kind.NACK: self._on_nack,
             Kind.STATS: self._on_stats,
+            Kind.AGREE: self.agreements.on_agree,
         }
         self._of_links: dict[int, LinkHandler] = {
             Kind.MEMBER: lambda link, frame, now: directory.on_member(link, frame),
@@ -69,6 +75,8 @@ class Relay:
             Kind.SEND: self._on_link_call,
             Kind.CALL: self._on_link_call,
             Kind.POST: self._on_link_post,
+            Kind.PREPARE: self._on_link_say,
+            Kind.OUTCOME: self._on_link_outcome,
             Kind.ACK: self._on_ack,
             Kind.NACK: self._on_nack,
             Kind.ANSWER: self._on_answer,
@@ -96,8 +104,11 @@ class Relay:
 
     def close(self, port: SessionPort | LinkPort) -> None:
         """A session or link is over: settle what waited for it, then take it off the directory."""
-        for pending in list(self.pending.values()):
-            pending.on_closed(port)
+        settled: set[Pending] = set()
+        while new := [p for p in self.pending.values() if p not in settled]:
+            settled.update(new)
+            for pending in new:
+                pending.on_closed(port)
         self.flow.drained(port)
         if isinstance(port, SessionPort):
             self._directory.close_session(port)
@@ -108,6 +119,17 @@ class Relay:
         """Settle what has passed its deadline: to be called often while `pending` is not empty."""
         for pending in [p for p in self.pending.values() if p.deadline <= now]:
             pending.on_deadline(now)
+
+    def check(self, now: float) -> None:
+        """Forget what is too old, tell what could not be told: to be called every second or so."""
+        self._directory.expire(now)
+        self.agreements.expire(now)
+
+    def add_pending(self, pending: Pending) -> int:
+        """Put it into the book, and return its id there."""
+        id = self._next_id()
+        self.pending[id] = pending
+        return id
 
     def _on_stats(self, port: SessionPort, frame: Frame, now: float) -> None:
         data = msgspec.msgpack.encode(self.stats())
@@ -164,6 +186,17 @@ class Relay:
 
     def _on_link_say(self, link: LinkPort, frame: Frame, now: float) -> None:
         self._check_sender(link, frame)
+        self._pass_on(link, frame, now)
+
+    def _on_link_outcome(self, link: LinkPort, frame: Frame, now: float) -> None:
+        """To a room (then `flags` says how many links are behind it) or one member, in the name of
+        a proposer that need not be there any more."""
+        if frame.flags:
+            self._pass_on(link, frame, now)
+        else:
+            self._call_on(link, frame, now)
+
+    def _pass_on(self, link: LinkPort, frame: Frame, now: float) -> None:
         room = self._directory.numbered.get(frame.to)
         if room is None:
             for part in encode_receipt(frame.id, Sum()):
@@ -173,6 +206,16 @@ class Relay:
             tally = self._count(link, frame, room, frame.name, now)
             self._count_links(tally, link, frame, room, frame.name, frame.flags & ~URGENT)
             tally.maybe_end()
+
+    def say_for(
+        self, port: SessionPort, origin: Port, frame: Frame, room: Room, now: float
+    ) -> Tally:
+        """Say something to all but `port`, which it is from; the receipt goes to `origin`."""
+        tally = self._count(port, frame, room, port.name, now)
+        tally.report_to(origin)
+        self._count_links(tally, port, frame, room, port.name, self._directory.height)
+        tally.maybe_end()
+        return tally
 
     def _count_links(
         self, tally: Tally, origin: Port, frame: Frame, room: Room, sender: str, height: int
@@ -200,7 +243,6 @@ class Relay:
         tally = self.pending[id] = Tally(self.pending, id, origin, frame, room)
         tally.deadline = now + self._timeout_s(frame)
         copy = self._copy(frame, room.number, id, sender, frame.flags & URGENT)
-        limit = self.flow.hold_bytes
         told = set(room.local)
         told.discard(origin)
         if room.asleep:
@@ -210,15 +252,12 @@ class Relay:
             told.remove(self.crowd)
             tally.add_told(self.crowd.show(sender, frame.data))
         tally.expect_all(told)
-        for port in told:
-            if frame.flags & URGENT:
+        if frame.flags & URGENT:
+            for port in told:
                 port.send_first(copy)
-            elif port.backlog <= limit:
-                out = port.out  # as `port.send`, without a call for each
-                if not out:
-                    port.wake()
-                out.append(copy)
-            elif not self.flow.takes(port, room, copy):
+            return tally
+        for port in self.fan_out(told, copy, self.flow.hold_bytes):
+            if not self.flow.takes(port, room, copy):
                 tally.overloaded(port)
         return tally
 
@@ -275,10 +314,13 @@ class Relay:
             text = f"{frame.name} cannot be reached: the link to hub {member.hub} is down"
             port.send(encode_nack(frame.id, Cause.UNREACHABLE, text))
         else:
-            self._call(port, frame, member, member.port, port.name, now)
+            self.call_for(port, frame, member, member.port, port.name, now)
 
     def _on_link_call(self, link: LinkPort, frame: Frame, now: float) -> None:
         self._check_sender(link, frame)
+        self._call_on(link, frame, now)
+
+    def _call_on(self, link: LinkPort, frame: Frame, now: float) -> None:
         member = self._directory.addressed.get(frame.to)
         if member is None:
             text = "it went away before the message reached it"
@@ -287,9 +329,9 @@ class Relay:
             text = f"{member.name} cannot be reached: the link to hub {member.hub} is down"
             link.send(encode_nack(frame.id, Cause.UNREACHABLE, text))
         else:
-            self._call(link, frame, member, member.port, frame.name, now)
+            self.call_for(link, frame, member, member.port, frame.name, now)
 
-    def _call(
+    def call_for(
         self,
         origin: Port,
         frame: Frame,
@@ -298,6 +340,7 @@ class Relay:
         sender: str,
         now: float,
     ) -> None:
+        """Send something to one member; its answer, or why there is none, goes to `origin`."""
         if member.asleep:
             return origin.send(encode_nack(frame.id, Cause.ASLEEP, f"{member.name} is frozen"))
         if target.backlog > self._limits.queue_bytes:

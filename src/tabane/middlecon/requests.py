@@ -16,6 +16,7 @@ from tabane.errors import (
     TimedOut,
     Unreachable,
 )
+from tabane.middlecon.agree import Agreed, parse_agreed
 from tabane.middlecon.frames import MAX_U32, MORE, Frame, Kind
 from tabane.middlecon.receipts import Cause, Reason, Sum, parse_receipt
 from tabane.middlecon.tallies import parse_reason
@@ -45,7 +46,7 @@ def error_for(reason: Reason) -> TabaneError:
 class Request:
     """One message on its way. `result` is what the hub says of it, by the kind of message."""
 
-    __slots__ = ("answers", "deadline", "kind", "result", "total")
+    __slots__ = ("agreed", "answers", "deadline", "kind", "result", "total")
 
     def __init__(self, kind: Kind, result: asyncio.Future[Any], deadline: float) -> None:
         self.kind = kind
@@ -53,6 +54,7 @@ class Request:
         self.deadline = deadline
         self.answers: dict[str, bytes] = {}
         self.total: Sum | None = None
+        self.agreed: Agreed | None = None
 
 
 class Requests:
@@ -107,6 +109,21 @@ class Requests:
             request.result.set_result(request.total.replies(request.answers))
         else:
             request.result.set_result(request.total.receipt())
+
+    def on_agreed(self, frame: Frame) -> None:
+        """A part of what became of an agreement. Raises `ProtocolError`."""
+        request = self._pending.get(frame.id)
+        if request is None:
+            return
+        part = parse_agreed(frame)
+        if request.agreed is None:
+            request.agreed = part
+        else:
+            request.agreed.add(part)
+        if not frame.flags & MORE:
+            del self._pending[frame.id]
+            if not request.result.done():
+                request.result.set_result(request.agreed)
 
     def fail_all(self, reason: str) -> None:
         """The session is over: nobody will tell any more."""

@@ -64,6 +64,20 @@ class Port:
         self.urgent.append(frame)
 
 
+def fan_out(ports: Iterable[Port], frame: bytes, limit: int) -> list[Port]:
+    """Send a frame to all but those for whom more than `limit` bytes wait, which are returned."""
+    slow = []
+    for port in ports:
+        if port.backlog > limit:
+            slow.append(port)
+            continue
+        out = port.out  # as `port.send`, without a call for each
+        if not out:
+            port.wake()
+        out.append(frame)
+    return slow
+
+
 class SessionPort(Port):
     """A member's session. `rooms` are those it joined, as member or not, by number."""
 
@@ -213,6 +227,8 @@ class Rooms:
         self.sessions: dict[SessionPort, None] = {}
         self.links: dict[str, LinkPort] = {}
         self._numbers = count(1)
+        self.on_back: Callable[[Room, Member], None] = lambda room, member: None
+        """Called when a member joined a room, is known again, or awake."""
 
     # Sessions
 
@@ -284,6 +300,7 @@ class Rooms:
                 room.asleep[member.port] = member
             elif member.port is not None:
                 room.asleep.pop(member.port, None)
+                self.on_back(room, member)
 
     # What the parts share
 
@@ -371,6 +388,8 @@ class Rooms:
         for watcher in room.watchers:
             watcher.send(frame)
         self._tell_links(member.via, self._presence_for_links(room, member, change))
+        if change in (Change.JOINED, Change.BACK):
+            self.on_back(room, member)
 
     def _presence(self, room: Room, member: Member, change: Change) -> bytes:
         return encode_frame(

@@ -138,6 +138,16 @@ class Tally:
     def expect_all(self, ports: Iterable[Port]) -> None:
         self._waiting.update(ports)
 
+    def report_to(self, origin: Port) -> None:
+        """The receipt goes there."""
+        self._origin = origin
+
+    def give_up(self) -> None:
+        """End now: who was silent so far has failed, or is unknown."""
+        for _ in range(2):
+            if self._waiting:
+                self.on_deadline(0.0)
+
     def add_asleep(self, names: Iterable[str]) -> None:
         self._total.asleep += names
 
