@@ -33,7 +33,9 @@ class Node:
             get={entry.key: entry for entry in entries}.get,
             range=lambda prefix: [entry for entry in entries if entry.key.startswith(prefix)],
         )
-        self.home = SimpleNamespace(ledger=lambda key: object(), handle=self._handle)
+        self.home = SimpleNamespace(
+            ledger=lambda key: object(), handle=self._handle, on_store=lambda: None
+        )
         self.gateways = SimpleNamespace(tell_routes=lambda *routes: self.told.append(routes))
         self.config = SimpleNamespace(node=SimpleNamespace(datacenter="tokyo"))
         self.images = SimpleNamespace()

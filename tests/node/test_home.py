@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tabane.gateway.activation import InstanceReady
-from tabane.gateway.messages import AppReport, Demand, Grant, Held, Report, ToGateway
+from tabane.gateway.activation import AppChanged, InstanceReady
+from tabane.gateway.messages import AppReport, Demand, Grant, Held, Refuse, Report, ToGateway
 from tabane.model import (
     App,
     Class,
@@ -49,7 +49,15 @@ class Rig:
         self.stopped: list[InstanceId] = []
         self.told: list[tuple[str, ToGateway]] = []
         view = NodeView(NODE, ("runc",), (Class.CONTAINER,))
-        self.home = Home(self, self.clock, app_of={APP.key: APP}.get, nodes=lambda: [view])
+        self.apps = {APP.key: APP}
+        self.revision = 7
+        self.home = Home(
+            self,
+            self.clock,
+            app_of=lambda key: self.apps.get(key),
+            nodes=lambda: [view],
+            revision=lambda: self.revision,
+        )
 
     def start_instance(self, node: NodeName, app: App, instance: InstanceId) -> None:
         self.started.append(instance)
@@ -75,6 +83,17 @@ class Rig:
 
     def find(self) -> None:
         self.home.about(APP.key, InstanceReady(FOUND))
+
+    def refusals(self) -> list[str]:
+        return [message.kind for _, message in self.told if isinstance(message, Refuse)]
+
+    def learn(self, revision: int, *apps: App) -> None:
+        """The store reaches this node."""
+        self.revision, self.apps = revision, {app.key: app for app in apps}
+        for app in apps:
+            if self.home.ledger(app.key) is not None:
+                self.home.handle(AppChanged(app.key, app))
+        self.home.on_store()
 
 
 @pytest.fixture
@@ -112,6 +131,43 @@ def test_an_absent_gateway_that_comes_has_what_it_held(rig: Rig) -> None:
     rig.clock.advance(GATEWAY_GRACE_S)
     assert rig.granted_to("g1") == 0
     assert rig.stopped == []
+
+
+def test_sessions_wait_for_a_home_that_has_not_heard_of_the_app(rig: Rig) -> None:
+    rig.apps.clear()
+    rig.joins("g1")
+    rig.home.hear("g1", Demand(APP.key, 1, 0.0, 1, 0, known=9))
+    rig.find()
+    assert (rig.refusals(), rig.stopped, rig.started) == ([], [], [])
+    rig.learn(8)
+    assert rig.refusals() == []
+    rig.learn(9, APP)
+    assert rig.granted_to("g1") == 1
+    assert (rig.refusals(), rig.stopped, rig.started) == ([], [], [])
+
+
+def test_those_of_an_app_that_is_gone_are_told_so_once_that_is_sure(rig: Rig) -> None:
+    rig.apps.clear()
+    rig.joins("g1")
+    rig.home.hear("g1", Demand(APP.key, 1, 0.0, 1, 0, known=9))
+    rig.learn(9)
+    assert rig.refusals() == ["gone"]
+    assert rig.home.ledger(APP.key) is None
+    rig.home.hear("g1", Demand(APP.key, 1, 0.0, 1, 1, known=9))
+    assert rig.refusals() == ["gone", "gone"]
+
+
+def test_an_app_that_was_removed_may_have_come_again(rig: Rig) -> None:
+    rig.joins("g1")
+    rig.find()
+    rig.home.hear("g1", Demand(APP.key, 1, 0.0, 1, 0, known=7))
+    rig.apps.clear()
+    rig.home.handle(AppChanged(APP.key, None))
+    rig.home.hear("g1", Demand(APP.key, 1, 0.0, 1, 1, known=9))
+    assert rig.refusals() == []
+    rig.learn(9, APP)
+    assert rig.home.ledger(APP.key).app == APP  # type: ignore[union-attr]
+    assert rig.refusals() == []
 
 
 def test_no_start_waits_for_an_absent_gateway(rig: Rig) -> None:

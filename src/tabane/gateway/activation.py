@@ -217,6 +217,10 @@ class Activation:
     def apps(self) -> Iterable[AppName]:
         return tuple(self._apps)
 
+    def expect(self, key: AppName) -> None:
+        """The app is not known here yet; `AppChanged` will say what it is, or that it is gone."""
+        self._ledger(key).is_early = True
+
     def forget(self, key: AppName) -> None:
         """Another node is this app's home now."""
         self._apps.pop(key, None)
@@ -239,7 +243,7 @@ class Activation:
             ledger.floor = 0
         elif event.app.revision != ledger.revision:
             ledger.forgive()
-        ledger.app = event.app
+        ledger.set_app(event.app)
         self._settle(event.key, now)
 
     def _on_stop_asked(self, event: StopAsked, now: float) -> None:
@@ -384,7 +388,7 @@ class Activation:
         """Decide what is left to decide, and when to look again."""
         decisions.settle()
         self._out += decisions.out
-        if ledger.app is None and not ledger.instances and not ledger.floor:
+        if ledger.app is None and not (ledger.instances or ledger.floor or ledger.is_early):
             self._apps.pop(ledger.key, None)
             return
         due = min((at for at in decisions.moments() if at > now), default=None)

@@ -84,7 +84,8 @@ class Decisions:
                 holding.doubtful = False
         self._forget_ended()
         if self._ledger.app is None:
-            self._wind_up()
+            if not self._ledger.is_early:
+                self._wind_up()
         else:
             self._forgive()
             self._roll()

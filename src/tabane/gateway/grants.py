@@ -85,6 +85,8 @@ class Grants(Generic[Waiter]):
     """
 
     def __init__(self, epoch: int = 0) -> None:
+        self.known = 0
+        """The revision of the store that this gateway's routes are of."""
         self._epoch = epoch
         self._apps: dict[AppName, AppGrants[Waiter]] = {}
 
@@ -229,7 +231,8 @@ class Grants(Generic[Waiter]):
 
     def _demand(self, app: AppName, books: AppGrants[Waiter], now: float) -> Demand:
         since = next(iter(books.queue.values()), now)
-        return Demand(app, len(books.queue), now - since, books.epoch, books.answered_seen)
+        seen = books.answered_seen
+        return Demand(app, len(books.queue), now - since, books.epoch, seen, self.known)
 
     def _serve(self, books: AppGrants[Waiter], now: float) -> Served[Waiter]:
         served: Served[Waiter] = []

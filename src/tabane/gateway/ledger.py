@@ -124,6 +124,8 @@ class AppLedger:
     short_since: float | None = None
     """Since when instances are missing, while they are."""
     due: float | None = None
+    is_early: bool = False
+    """This home has not heard of the app, and may be about to: nothing is said or done yet."""
 
     @property
     def current(self) -> App:
@@ -147,6 +149,13 @@ class AppLedger:
         self.instances[instance] = Holding(
             instance, node, State.STARTING, app, app.revision, began=now
         )
+
+    def set_app(self, app: App | None) -> None:
+        """It is known what the app is now, or that it is gone."""
+        self.app, self.is_early = app, False
+        for holding in self.instances.values():
+            if holding.app is None and holding.instance and holding.revision == self.revision:
+                holding.app = app
 
     def set_instance(self, holding: Holding, instance: Instance) -> None:
         """A node told of it."""

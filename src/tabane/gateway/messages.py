@@ -17,7 +17,8 @@ class Demand(Value, frozen=True, tag="demand"):
 
     `waited_s`: how long the first of them has waited. `answered_seen`: sessions that I saw
     answered (with a slot or a refusal) in this epoch, so that the home can tell which of its
-    answers were still on their way when this was said.
+    answers were still on their way when this was said. `known`: the revision of the store that my
+    routes are of; a home that is behind it may not have heard of the app yet.
     """
 
     app: AppName
@@ -25,6 +26,7 @@ class Demand(Value, frozen=True, tag="demand"):
     waited_s: float
     epoch: int
     answered_seen: int
+    known: int = 0
 
 
 class Returned(Value, frozen=True, tag="returned"):

@@ -81,8 +81,10 @@ class GatewayRouter:
 
     # What agents and homes say
 
-    def set_routes(self, apps: Iterable[App], gone: Iterable[AppName]) -> None:
-        """Apps that are new or changed, and apps that are no more."""
+    def set_routes(self, apps: Iterable[App], gone: Iterable[AppName], revision: int = 0) -> None:
+        """Apps that are new or changed, and apps that are no more; as of that revision of the
+        store, if it is told."""
+        self._grants.known = revision or self._grants.known
         for app in apps:
             self._drop_hosts(app.key)
             self._apps[app.key] = app

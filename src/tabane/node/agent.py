@@ -105,7 +105,13 @@ class Agent:
             kernel=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
         )
         self.catalog = Catalog(self)
-        self.home = Home(self, clock, app_of=self.catalog.app, nodes=self._node_views)
+        self.home = Home(
+            self,
+            clock,
+            app_of=self.catalog.app,
+            nodes=self._node_views,
+            revision=lambda: self.replica.revision,
+        )
         self.apps: Apps | None = None
         self.leases: NodeLeases | None = None
         self.members = Nodes(self)

@@ -51,6 +51,7 @@ class Catalog:
                 self._on_change(change, changed, gone)
             except Exception:
                 log.exception("%s of revision %d is not taken in", change.key, change.revision)
+        self._agent.home.on_store()
         self._agent.gateways.tell_routes(changed, gone)
         for app in changed:
             self.prefetch(app)

@@ -106,7 +106,7 @@ class GatewayProcess:
                 self.router.hear(from_home, message.sender)
 
     def _on_routes(self, routes: say.Routes) -> None:
-        self.router.set_routes(routes.apps, routes.gone)
+        self.router.set_routes(routes.apps, routes.gone, routes.revision)
         if self._greeting is None:
             return
         self._greeting |= {app.key for app in routes.apps}

@@ -32,11 +32,13 @@ class Gateways:
         for start in range(0, max(1, len(apps)), ROUTES_PER_MESSAGE):
             page = tuple(apps[start : start + ROUTES_PER_MESSAGE])
             last = start + ROUTES_PER_MESSAGE >= len(apps)
-            self._agent.tell(gateway, say.Routes(page, complete=last))
+            revision = self._agent.replica.revision
+            self._agent.tell(gateway, say.Routes(page, complete=last, revision=revision))
         self._greeted.add(gateway)
 
     def tell_routes(self, changed: Iterable[App], gone: Iterable[AppName]) -> None:
-        self._tell(say.Routes(tuple(changed), tuple(gone)))
+        revision = self._agent.replica.revision
+        self._tell(say.Routes(tuple(changed), tuple(gone), revision=revision))
 
     def tell_ready(self, instance: Instance) -> None:
         """To be called before anybody can be granted a slot of it."""

@@ -9,7 +9,7 @@ from tabane.clock import Clock, Timer
 from tabane.gateway import activation
 from tabane.gateway.activation import Activation, AppChanged, GatewayGone
 from tabane.gateway.ledger import AppLedger
-from tabane.gateway.messages import Broken, Report, ToGateway, ToHome
+from tabane.gateway.messages import Broken, Demand, Report, ToGateway, ToHome
 from tabane.model import App, AppName, Instance, InstanceId, NodeName, new_instance_id
 from tabane.node.membership import GATEWAY_GRACE_S
 from tabane.scheduler.placement import Choice, NodeView, place
@@ -28,7 +28,8 @@ class Performer(Protocol):
 
 
 class Home:
-    """`app_of` gives an app as stored now, `nodes` the views of this data center's live nodes."""
+    """`app_of` gives an app as stored now, as of that `revision` of the store; `nodes` the views of
+    this data center's live nodes."""
 
     def __init__(
         self,
@@ -37,11 +38,17 @@ class Home:
         *,
         app_of: Callable[[AppName], App | None],
         nodes: Callable[[], list[NodeView]],
+        revision: Callable[[], int] = lambda: 0,
     ) -> None:
         self._performer = performer
         self._clock = clock
         self._app_of = app_of
         self._nodes = nodes
+        self._revision = revision
+        self._told: dict[str, int] = {}
+        """Revisions of the store that others have."""
+        self._early: set[AppName] = set()
+        """Apps that this home has not heard of, and may be about to."""
         self._activation = Activation(self._place, new_instance_id)
         self._timer: Timer | None = None
         self._leaving: dict[str, Timer] = {}
@@ -64,7 +71,11 @@ class Home:
             case Report(apps=reports):
                 self._reported.add(gateway)
                 for report in reports:
+                    self._told[gateway] = report.demand.known
                     self._know(report.app)
+            case Demand(app=app, known=known):
+                self._told[gateway] = known
+                self._know(app)
             case Broken(app=app, reason=reason):
                 self._know(app)
                 self._troubles[app] = reason
@@ -99,11 +110,20 @@ class Home:
             self.on_gateway(gateway, joined=False)
 
     def _on_gone(self, gateway: str) -> None:
+        self._told.pop(gateway, None)
         self._leaving.pop(gateway, None)
         self.handle(GatewayGone(gateway))
 
+    def on_store(self) -> None:
+        """The store's revision here is newer: of some apps it is known now that they are gone."""
+        if not self._is_behind:
+            early, self._early = self._early, set()
+            for app in early:
+                self.handle(AppChanged(app, self._app_of(app)))
+
     def forget(self, app: AppName) -> None:
         """Another node is this app's home now."""
+        self._early.discard(app)
         self._troubles.pop(app, None)
         self._activation.forget(app)
 
@@ -135,8 +155,19 @@ class Home:
 
     def _know(self, app: AppName) -> None:
         """Activation learns of an app when something first happens to it here."""
-        if self._activation.ledger(app) is None:
-            self.handle(AppChanged(app, self._app_of(app)))
+        ledger = self._activation.ledger(app)
+        if ledger is not None and (ledger.app is not None or ledger.is_early):
+            return
+        known = self._app_of(app)
+        if known is None and self._is_behind:
+            self._early.add(app)
+            self._activation.expect(app)
+        elif ledger is None:
+            self.handle(AppChanged(app, known))
+
+    @property
+    def _is_behind(self) -> bool:
+        return self._revision() < max(self._told.values(), default=0)
 
     def _perform(self, instructions: list[activation.Instruction]) -> None:
         for instruction in instructions:
