@@ -33,7 +33,8 @@ INSIDE = "eth0"
 IDS = 65536
 
 _MARK = "TABANE_LINK"
-_PARK = "sleep infinity </dev/null >/dev/null 2>&1 & echo $!"
+_PARK = "(exec -a tabane-netns sleep infinity) </dev/null >/dev/null 2>&1 & echo $!"
+"""For bash, which can give it a name that says in `ps` what it is for."""
 _GRAVE = 0x7ABA
 """Interface group of links that are to be deleted together."""
 _EVERYWHERE = IPv4Network("0.0.0.0/0")
@@ -53,7 +54,7 @@ def park_command(pool: str, slot: int) -> Command:
     """
     return Command(
         key=f"link-{slot}",
-        argv=("unshare", "--user", "--net", "--", "sh", "-c", _PARK),
+        argv=("unshare", "--user", "--net", "--", "bash", "-c", _PARK),
         env={"PATH": os.environ.get("PATH", os.defpath), _MARK: pool},
     )
 

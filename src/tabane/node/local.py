@@ -30,7 +30,13 @@ HERE = Path("/mnt")
 """Where a node sees its own directory. Instances have users of their own, who may not be let
 through to it otherwise: /root, where a cluster of root's is by default, is closed to all others."""
 
-_TOOLS = {"unshare": "util-linux", "setsid": "util-linux", "mount": "mount", "nft": "nftables"}
+_TOOLS = {
+    "bash": "bash",
+    "unshare": "util-linux",
+    "setsid": "util-linux",
+    "mount": "mount",
+    "nft": "nftables",
+}
 _LAST_WORDS_BYTES = 2000
 
 
