@@ -124,6 +124,28 @@ def test_down_also_clears_away_what_crashed(root: Path) -> None:
     assert cluster.tabane("down").code == 0
 
 
+def test_up_starts_a_dead_node_again(root: Path) -> None:
+    root.mkdir()
+    cluster = LocalCluster(root)
+    belongings = Belongings(root)
+    cluster.deploy("back")
+    cluster.wake("back", "osaka")
+    before = cluster.api.get("/api/v1/node", node="osaka-1")
+    assert cluster.tabane("up", "-d").code == 2, "all of it runs"
+    os.kill(cluster.holder("osaka/osaka-1"), signal.SIGKILL)
+    refused = cluster.tabane("up", "-d", "--nodes", "2")
+    assert (refused.code, "runs below" in refused.err) == (2, True)
+    again = cluster.tabane("up", "-d")
+    assert (again.code, again.err) == (0, "")
+    assert again.out.startswith("osaka/osaka-1 ")
+    assert again.out.count("\n") == 1
+    after = cluster.api.get("/api/v1/node", node="osaka-1")
+    assert before["incarnation"] != after["incarnation"]
+    assert cluster.get("back", "osaka", "/GPL-3").status == 200
+    assert cluster.tabane("down").code == 0
+    assert belongings.found() == []
+
+
 @pytest.mark.parametrize("word", ["tokyo/tokyo-1", "until Ctrl-C"])
 def test_an_interrupted_up_leaves_nothing(root: Path, word: str) -> None:
     process = start(root, "up")

@@ -76,6 +76,21 @@ def bring_up(
     return cluster
 
 
+def restart_dead(root: Path) -> list[Peer]:
+    """Start those nodes of a running cluster again whose first process has ended, each as a new
+    incarnation; returns which. Nothing when none of the cluster runs."""
+    known = processes(root)
+    if not any(process.runs for _, process in known):
+        return []
+    cluster = places.load_cluster(root)
+    dead = [(peer, process) for peer, process in known if not process.runs]
+    for peer, process in dead:
+        stop_node(cluster.network, process, timeout_s=0)
+        before = places.load_node(NodePaths(places.node_directory(root, peer.key)).config)
+        start(root, cluster, process.number, peer, before.gateways, before.driver)
+    return [peer for peer, _ in dead]
+
+
 def check_free(root: Path) -> None:
     """Raises `Conflict` when a cluster runs below `root`."""
     if any(process.runs for _, process in processes(root)):

@@ -8,7 +8,8 @@ ROOT/nodes/DATACENTER/NODE/
     store.db                          the store (control node only)
     replica.db                        what this node needs of it
     images/                           blobs and unpacked trees
-    instances/ID/                     record, bundle, log of each instance
+    run/ID/                           record and bundle of each instance, in memory
+    logs/ID/                          output of each instance
     events.log wakes.log audit.log    journals
     log/                              output of Tabane's own processes
 """

@@ -36,6 +36,8 @@ def up(argv: list[str]) -> int:
     root = args.root or default_root()
     shape = _shape_of(args, root)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if _restart_dead(root, shape):
+        return 0
     if args.detach:
         start_cluster(root, *shape)
         return 0
@@ -57,6 +59,21 @@ def _shape_of(args: argparse.Namespace, root: Path) -> Shape:
         "driver": args.driver,
     }
     return before._replace(**{name: value for name, value in said.items() if value is not None})
+
+
+def _restart_dead(root: Path, shape: Shape) -> bool:
+    """Whether a cluster of this shape runs and nodes of it had to be started again."""
+    from tabane.node import cluster as local
+    from tabane.node.local import missing
+
+    if shape != local.former_shape(root.resolve()) or missing():
+        return False
+    restarted = local.restart_dead(root.resolve())
+    if restarted:
+        wait_until_up(Cluster(root))
+    for peer in restarted:
+        print(f"{peer.key:<24} started again: gateway http://{peer.address}:80", flush=True)
+    return bool(restarted)
 
 
 @contextmanager
