@@ -29,6 +29,7 @@ from tabane.node.local import (
     start_node,
     stop_node,
 )
+from tabane.tools.probing import probe_machine
 
 pytestmark = pytest.mark.real
 
@@ -343,3 +344,9 @@ def test_hierarchies_are_told_apart() -> None:
     assert not parse_hierarchies(v1).is_hybrid
     assert not parse_hierarchies(v2).is_hybrid
     assert "umount '/a b'" in entry_script([Path("/a b")])
+
+
+def test_drivers_are_probed_without_a_cluster() -> None:
+    found = probe_machine()
+    assert found["lacks"] == []
+    assert {row["driver"]: row["works"] for row in found["drivers"]} == {"crun": True, "runc": True}

@@ -14,7 +14,7 @@ from tabane import __version__
 from tabane.tools.cli import COMMANDS, run
 from tabane.tools.cli.common import Parser
 
-NO_CLUSTER_NEEDED = {"up", "node", "demo"}
+NO_CLUSTER_NEEDED = {"up", "node", "demo", "doctor"}
 MINIMAL = {"deploy": ["APP_FILE"], "scale": ["x", "--min", "1"], "exec": ["x", "ls"]}
 """The shortest right command line, where it is not `x` for each argument that must be there."""
 
@@ -302,3 +302,19 @@ def test_down_of_another_s_cluster(
     monkeypatch.setattr("os.geteuid", lambda: 4711)
     check_refusal(tabane("down"), 2, "belongs to ", ": use sudo")
     assert not pretended.nodes["tokyo"].asked
+
+
+def test_doctor_without_a_cluster(
+    tabane: Run, pretended: Pretended, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = {"driver": "runc", "class": "container", "works": False, "reason": "not installed"}
+    answer = {"node": "", "lacks": ["no nft"], "drivers": [driver | {"defaults": []}]}
+    monkeypatch.setattr("tabane.tools.probing.probe_machine", lambda: answer)
+    pretended.begin(tokyo=b"")
+    ended = tabane("doctor")
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out.startswith(
+        "this machine (no cluster runs)\na local cluster cannot run here: no"
+    )
+    assert "runc (class container) does not work: not installed" in ended.out
+    check_refusal(tabane("doctor", "--node", "tokyo-1"), 1, "tokyo/tokyo-1")

@@ -16,6 +16,7 @@ from tabane.errors import NotFound, UsageError
 from tabane.gateway.activation import StopAsked
 from tabane.model import App, AppName, Instance, InstanceId, State
 from tabane.node import messages as say
+from tabane.runtimes import registry
 from tabane.runtimes.api import ExecResult
 from tabane.runtimes.lookup import find_user
 from tabane.security.audit import Line
@@ -285,19 +286,8 @@ def members(agent: Agent) -> dict[str, Any]:
 
 def doctor(agent: Agent) -> dict[str, Any]:
     """Every driver, whether it works here, and how it enforces the defaults."""
-    rows = []
-    for name, probe in agent.engines.probes.items():
-        driver = agent.engines.drivers[name]
-        rows.append(
-            {
-                "driver": name,
-                "class": driver.isolation,
-                "works": probe.works,
-                "reason": probe.reason,
-                "capabilities": msgspec.to_builtins(driver.capabilities),
-                "defaults": driver.enforcements(),
-            }
-        )
+    probes = agent.engines.probes.items()
+    rows = [registry.describe(agent.engines.drivers[name], probe) for name, probe in probes]
     return {"node": agent.config.key, "drivers": rows}
 
 

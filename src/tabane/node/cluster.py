@@ -35,7 +35,7 @@ from tabane.node.local import (
     start_node,
     stop_node,
 )
-from tabane.runtimes.registry import DRIVERS
+from tabane.runtimes import registry
 from tabane.security.identity import new_token
 
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
@@ -149,7 +149,7 @@ def check_owner(root: Path) -> None:
 
 
 def check_driver(driver: str) -> None:
-    known = [name for name in DRIVERS if name != "fake"]
+    known = registry.names()
     if driver and driver not in known:
         raise UsageError(f"driver: there is none named {driver!r}, only {', '.join(known)}")
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
+
+import msgspec
 
 from tabane.errors import NotFound
 from tabane.runtimes.api import Driver, Probe, Spawner
@@ -40,3 +42,20 @@ def load(name: str, spawner: Spawner, directory: Path) -> Driver:
 async def probe_all(spawner: Spawner, directory: Path) -> dict[str, Probe]:
     """Every driver's own word on whether it works here; each has `directory/NAME`."""
     return {name: await load(name, spawner, directory / name).probe() for name in DRIVERS}
+
+
+def names() -> list[str]:
+    """Of the drivers that start something real."""
+    return [name for name in DRIVERS if name != "fake"]
+
+
+def describe(driver: Driver, probe: Probe) -> dict[str, Any]:
+    """A driver as `tabane doctor` shows it."""
+    return {
+        "driver": driver.name,
+        "class": driver.isolation,
+        "works": probe.works,
+        "reason": probe.reason,
+        "capabilities": msgspec.to_builtins(driver.capabilities),
+        "defaults": msgspec.to_builtins(driver.enforcements()),
+    }

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+from tabane.errors import NotFound, Unreachable
 from tabane.tools.cli.common import Parser, print_json, print_table, say
 from tabane.tools.client import Cluster
 
@@ -34,16 +38,31 @@ def _replica(behind: int | None) -> str:
     return f"replica, {behind} behind" if behind else "replica"
 
 
+def _ask_doctor(root: Path | None, node: str | None) -> dict[str, Any]:
+    """A node's answer; of this machine itself when no cluster runs."""
+    try:
+        answer: dict[str, Any] = Cluster(root).get("/api/v1/doctor", node=node)
+        return answer
+    except (NotFound, Unreachable):
+        if node is not None:
+            raise
+    from tabane.tools.probing import probe_machine
+
+    return probe_machine()
+
+
 def doctor(argv: list[str]) -> int:
     parser = Parser("doctor", "Which drivers work, how they enforce the defaults, what is missing.")
     parser.add_argument("--node", help="ask this node; else the first that answers")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
-    answer = Cluster(args.root).get("/api/v1/doctor", node=args.node)
+    answer = _ask_doctor(args.root, args.node)
     if args.json:
         print_json(answer)
         return 0
-    say(f"node {answer['node']}")
+    say(f"node {answer['node']}" if answer["node"] else "this machine (no cluster runs)")
+    for sentence in answer.get("lacks", ()):
+        say(f"a local cluster cannot run here: {sentence}")
     for driver in answer["drivers"]:
         works = "works" if driver["works"] else "does not work"
         print()
