@@ -26,15 +26,19 @@ APPENDED = (b"x-forwarded-for", b"forwarded", b"via")
 PROVENANCE = (*APPENDED, b"x-forwarded-proto", b"x-forwarded-host")
 """Who asked, as told by those who forward (RFC 7239; the X- names are older and common). To the
 lists among them each forwarder adds its word behind those of the others."""
+ONLY_FROM_GATEWAYS = (b"x-forwarded-", b"tabane-")
+"""Beginnings of names that no client may use, but for `PROVENANCE`: apps believe what stands there,
+as `X-Forwarded-Port`, and `X-Real-Ip` too."""
 
 Fields = list[tuple[bytes, bytes]]
 """Special fields: names in lower case, values without white space around."""
 
 
-def _special(names: Iterable[bytes]) -> re.Pattern[bytes]:
-    """Matches lines with these names, or with `_` for `-`, which CGI and WSGI programs take for the
-    same: no client may tell an app, by a misspelling, what only a gateway may tell it."""
-    every = sorted(set(names))
+def _special(names: Iterable[bytes], beginnings: Iterable[bytes] = ()) -> re.Pattern[bytes]:
+    """Matches lines with these names, and names with these beginnings, or with `_` for `-`, which
+    CGI and WSGI programs take for the same: no client may tell an app, by a misspelling, what only
+    a gateway may tell it."""
+    every = [*sorted(set(names)), *(beginning + b"[^:\r]*" for beginning in beginnings)]
     initials = b"".join({name[:1] for name in every})
     spellings = b"|".join(name.replace(b"-", b"[-_]") for name in every)
     return re.compile(rb"(?i)\r\n(?=[%b])(%b):([^\r]*)" % (initials, spellings))
@@ -46,8 +50,9 @@ IN_REQUESTS = _special(
         *PROVENANCE,
         *FORWARD_HEADERS,
         REFUSED_HEADER,
-        *(b"host", b"content-length", b"expect", b"trailer", b"http2-settings"),
-    )
+        *(b"host", b"content-length", b"expect", b"trailer", b"http2-settings", b"x-real-ip"),
+    ),
+    ONLY_FROM_GATEWAYS,
 )
 IN_RESPONSES = _special(
     (*HOP_BY_HOP, *FORWARD_HEADERS, REFUSED_HEADER, b"content-length", b"trailer")
