@@ -111,12 +111,15 @@ class LocalCluster:
         port: int | None = 8000,
         node: str | None = None,
         image: str = "host",
+        driver: str = "",
         **sections: dict[str, Any],
     ) -> dict[str, Any]:
         """Store an app; `sections` are those of its file, as `reactive={"max": 3}`."""
         sections = {"resources": {"memory": "64MiB"}, **sections}
         reactive = {"stop_after": "1h", "stop_timeout": "1s"} | sections.get("reactive", {})
         top = {"name": name, "image": image, "command": list(command)}
+        if driver:
+            top["driver"] = driver
         if port is not None:
             top |= {"port": port, "hosts": [f"{name}.test"]}
         text = to_toml(top, sections | {"reactive": reactive})

@@ -150,6 +150,8 @@ def show(argv: list[str]) -> int:
     say(f"  image     {app['image']}{digest}")
     say(f"  command   {' '.join(app.get('command', ())) or '(of the image)'}")
     say(f"  port      {app.get('port') or '-'}   hosts {', '.join(app.get('hosts', ())) or '-'}")
+    for service, rooms in app["services"].items():
+        say(f"  services  {service}: {', '.join(rooms)}")
     for sentence in answer["advice"]:
         say(f"  note      {sentence}")
     for home in answer["homes"]:
