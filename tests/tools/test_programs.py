@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tty
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,24 @@ def test_a_terminal_without_unicode(pretended: Pretended) -> None:
         out, err = done.communicate(timeout=30)
     assert (done.returncode, err) == (0, b"")
     assert b"\\u675f\\u306d" in out
+
+
+def test_a_terminal_gets_no_control_characters_of_an_app(pretended: Pretended) -> None:
+    log = b"2026-01-31T23:59:59.1Z stdout F \x1b[2J\xff\ta \xe6\x9d\x9f\xc2\x9b31m\r\x07\n"
+
+    def tell(question: str, body: bytes) -> bytes:
+        return reply(log) if "/log" in question else answer(question, body)
+
+    pretended.begin(tokyo=tell)
+    terminal, its = os.openpty()
+    tty.setraw(its)
+    with start("--root", str(pretended.root), "logs", "hello", stdout=its) as done:
+        os.close(its)
+        _, err = done.communicate(timeout=30)
+    shown = os.read(terminal, 1000)
+    os.close(terminal)
+    assert (done.returncode, err) == (0, b"")
+    assert shown == "\\x1b[2J\\xff\ta 束\\x9b31m\\r\\x07\n".encode()
 
 
 @pytest.mark.parametrize("line", [["events", "-f"], ["logs", "-f", "hello"], ["ps"]])

@@ -1,7 +1,8 @@
 """`tabane stop`, `logs`, `exec`.
 
 What a program writes is its user's: `logs` and `exec` pass it on as it is, colours and control
-characters too, as `kubectl logs` and `docker exec` do. With --json it is escaped.
+characters too. Only a terminal gets a log with escapes for what is no text: whoever made the app
+write it is not who reads it. With --json it is escaped, too.
 """
 
 from __future__ import annotations
@@ -15,7 +16,16 @@ from typing import Any
 
 from tabane.errors import NotFound, TabaneError, Unreachable, UsageError
 from tabane.node.logfile import parse_line
-from tabane.tools.cli.common import NAME, Parser, app_key, complain, print_json, say, whole
+from tabane.tools.cli.common import (
+    NAME,
+    Parser,
+    app_key,
+    complain,
+    print_json,
+    printable,
+    say,
+    whole,
+)
 from tabane.tools.client import Cluster
 
 USER_HELP = "NAME[:GROUP] or UID[:GID] of the image; else as the program itself"
@@ -51,7 +61,7 @@ def _tell_to_stop(cluster: Cluster, instance: dict[str, Any]) -> bool:
 
 
 def logs(argv: list[str]) -> int:
-    parser = Parser("logs", "What an instance wrote, as it is; also after its end, by its id.")
+    parser = Parser("logs", "What an instance wrote; also after its end, by its id.")
     parser.add_argument("what", help="an instance id, or an app's name")
     parser.add_argument("-f", "--follow", action="store_true", help="go on until it ends")
     parser.add_argument("-n", "--tail", type=whole(1), metavar="N", help="the last N lines")
@@ -82,12 +92,18 @@ def _print_line(line: bytes, args: argparse.Namespace) -> None:
         return
     out = sys.stderr if stream == "stderr" else sys.stdout
     head = f"{stamp} ".encode() if args.timestamps else b""
-    out.buffer.write(head + text + (b"\n" if is_whole else b""))
+    shown_text = _for_terminal(text) if out.isatty() else text
+    out.buffer.write(head + shown_text + (b"\n" if is_whole else b""))
     out.flush()
 
 
 def _text(data: bytes) -> str:
     return data.decode(errors="backslashreplace")
+
+
+def _for_terminal(data: bytes) -> bytes:
+    """With escapes for all but text and tabs: nothing in it moves the cursor."""
+    return "\t".join(map(printable, _text(data).split("\t"))).encode()
 
 
 def execute(argv: list[str]) -> int:
