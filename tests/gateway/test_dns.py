@@ -211,6 +211,38 @@ async def test_over_tcp_one_question_after_the_other(tasks: Supervisor) -> None:
         await writer.wait_closed()
 
 
+async def test_one_source_has_only_so_many_connections(
+    tasks: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dns, "MAX_STREAMS", 2)
+    resolver = Resolver(APPS.__contains__, tasks)
+    server = await asyncio.start_server(resolver.serve_stream, "127.0.0.1", 0)
+    data = message.encode_query(9, "hello.test", Kind.A)
+
+    async def connect(source: str) -> tuple[bytes, asyncio.StreamWriter]:
+        """What a question over a new connection is answered with."""
+        reader, writer = await asyncio.open_connection(
+            *server.sockets[0].getsockname(), local_addr=(source, 0)
+        )
+        try:
+            writer.write(len(data).to_bytes(2, "big") + data)
+            return await reader.read(1000), writer
+        except ConnectionError:
+            return b"", writer
+
+    async with server:
+        first, one = await connect("127.0.0.1")
+        second, two = await connect("127.0.0.1")
+        third, three = await connect("127.0.0.1")
+        other, four = await connect("127.0.0.2")
+        assert [bool(answer) for answer in (first, second, third, other)] == [1, 1, 0, 1]
+        one.close()
+        while not (again := await connect("127.0.0.1"))[0]:
+            again[1].close()
+        for writer in (two, three, four, again[1]):
+            writer.close()
+
+
 def test_stubs_on_loopback_are_not_upstreams(tmp_path: Path) -> None:
     stub, real, missing = tmp_path / "stub", tmp_path / "real", tmp_path / "missing"
     stub.write_text("# made by hand\nnameserver 127.0.0.53\nnameserver ::1\noptions edns0\n")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
@@ -26,6 +27,9 @@ UPSTREAM_TIMEOUT_S = 2.0
 STREAM_TIMEOUT_S = 10.0
 MAX_IN_FLIGHT = 512
 """Questions to upstream at once; more are answered with a failure, which clients repeat."""
+MAX_STREAMS = 16
+"""TCP connections of one source at a time: a resolver needs one or two, and each costs the gateway,
+which serves all, a descriptor."""
 
 _RESOLV_CONF = Path("/etc/resolv.conf")
 _SYSTEMD_RESOLV_CONF = Path("/run/systemd/resolve/resolv.conf")
@@ -69,6 +73,7 @@ class Resolver(asyncio.DatagramProtocol):
         self._upstreams = tuple(upstreams)
         self._may_leave = may_leave
         self._in_flight = 0
+        self._streams: Counter[str] = Counter()
         self._transport: asyncio.DatagramTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -93,6 +98,10 @@ class Resolver(asyncio.DatagramProtocol):
     ) -> None:
         """One TCP connection: messages with their length before them, one after the other."""
         source = writer.get_extra_info("peername")[0]
+        if self._streams[source] >= MAX_STREAMS:
+            writer.transport.abort()
+            return
+        self._streams[source] += 1
         try:
             async with asyncio.timeout(STREAM_TIMEOUT_S) as deadline:
                 while True:
@@ -108,6 +117,9 @@ class Resolver(asyncio.DatagramProtocol):
         except (asyncio.IncompleteReadError, OSError):
             return  # the client has gone, or was silent for too long (TimeoutError is an OSError)
         finally:
+            self._streams[source] -= 1
+            if not self._streams[source]:
+                del self._streams[source]
             writer.close()
 
     def decide(self, data: bytes, source: str) -> bytes | Query | None:
