@@ -226,4 +226,4 @@ def test_at_its_end_member_and_socket_go(workers: LocalCluster, room: Room) -> N
 
 def node_files(cluster: LocalCluster, node: str) -> Path:
     """The node's directory as its own processes see it."""
-    return Path(f"/proc/{cluster.holder(node)}/root/mnt")
+    return Path("/proc", str(cluster.holder(node)), "root", "mnt")
