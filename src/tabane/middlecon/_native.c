@@ -31,14 +31,13 @@ static char chunk[READ_BYTES];
 
 /* Classes, their slots, and functions that are known by sight */
 
-static PyObject *Decoder, *Flusher, *Port, *Relay, *Session, *Tally, *Transport, *Wire;
+static PyObject *Decoder, *Flusher, *Port, *Relay, *Tally, *Transport, *Wire;
 
 static const struct { PyObject **class; const char *module, *name; } CLASSES[] = {
     {&Decoder, "tabane.middlecon.frames", "Decoder"},
     {&Flusher, "tabane.middlecon.wire", "Flusher"},
     {&Port, "tabane.middlecon.rooms", "Port"},
     {&Relay, "tabane.middlecon.relay", "Relay"},
-    {&Session, "tabane.middlecon.session", "Session"},
     {&Tally, "tabane.middlecon.tallies", "Tally"},
     {&Transport, "tabane.middlecon.reactor", "Transport"},
     {&Wire, "tabane.middlecon.wire", "Wire"},
@@ -46,9 +45,9 @@ static const struct { PyObject **class; const char *module, *name; } CLASSES[] =
 
 static struct {
     Py_ssize_t decoder_rest, flusher_planned, flusher_waiting, port_backlog, port_name, port_out,
-        port_urgent, port_wake, session_decoder, tally_asking, tally_total, tally_waiting,
-        transport_closing, transport_data_received, transport_fd, transport_rest, wire_congested,
-        wire_flusher, wire_on_ack, wire_open, wire_port, wire_quiet, wire_session, wire_transport;
+        port_urgent, port_wake, tally_asking, tally_total, tally_waiting, transport_closing,
+        transport_data_received, transport_fd, transport_protocol, transport_rest, wire_congested,
+        wire_decoder, wire_flusher, wire_on_ack, wire_open, wire_port, wire_quiet, wire_transport;
 } at;
 
 static const struct { PyObject **class; const char *name; Py_ssize_t *offset; } SLOTS[] = {
@@ -60,29 +59,28 @@ static const struct { PyObject **class; const char *name; Py_ssize_t *offset; } 
     {&Port, "out", &at.port_out},
     {&Port, "urgent", &at.port_urgent},
     {&Port, "wake", &at.port_wake},
-    {&Session, "decoder", &at.session_decoder},
     {&Tally, "_asking", &at.tally_asking},
     {&Tally, "_total", &at.tally_total},
     {&Tally, "_waiting", &at.tally_waiting},
     {&Transport, "_closing", &at.transport_closing},
+    {&Transport, "_protocol", &at.transport_protocol},
     {&Transport, "_rest", &at.transport_rest},
     {&Transport, "data_received", &at.transport_data_received},
     {&Transport, "fd", &at.transport_fd},
+    {&Wire, "_decoder", &at.wire_decoder},
     {&Wire, "_flusher", &at.wire_flusher},
     {&Wire, "_quiet", &at.wire_quiet},
     {&Wire, "congested", &at.wire_congested},
     {&Wire, "on_ack", &at.wire_on_ack},
     {&Wire, "open", &at.wire_open},
     {&Wire, "port", &at.wire_port},
-    {&Wire, "session", &at.wire_session},
     {&Wire, "transport", &at.wire_transport},
 };
 
-static PyObject *wire_wake, *wire_data_received, *relay_acknowledge;
+static PyObject *wire_wake, *relay_acknowledge;
 
 static const struct { PyObject **class; const char *name; PyObject **function; } FUNCTIONS[] = {
     {&Wire, "wake", &wire_wake},
-    {&Wire, "data_received", &wire_data_received},
     {&Relay, "acknowledge", &relay_acknowledge},
 };
 
@@ -152,6 +150,14 @@ static int done(PyObject *result)
     return result == NULL ? -1 : 0;
 }
 
+/* Thousands of members are more than a processor's caches hold, and each has its objects all over the
+ * memory. Those of the next ones are asked for early, so that they come during the system calls. */
+static void fetch(const PyObject *object, size_t size)
+{
+    for (size_t from = 0; object != NULL && from < size; from += 64)
+        __builtin_prefetch((const char *)object + from);
+}
+
 /* Sending */
 
 /* The transport of a wire whose port's outbox may be sent directly, or NULL. */
@@ -176,6 +182,11 @@ static PyObject *take_all(PyObject *out)
     return data;
 }
 
+static int fd_of(PyObject *transport)
+{
+    return (int)PyLong_AsLong(SLOT(transport, at.transport_fd));
+}
+
 /* Write out a wire's outbox. 1: done; 0: it is Python's to do; -1: an exception is set. */
 static int flush_wire(PyObject *wire)
 {
@@ -187,8 +198,7 @@ static int flush_wire(PyObject *wire)
     PyObject *data = take_all(out);
     if (data == NULL) return -1;
     Py_ssize_t size = PyBytes_GET_SIZE(data);
-    int fd = (int)PyLong_AsLong(SLOT(transport, at.transport_fd));
-    ssize_t sent = send(fd, PyBytes_AS_STRING(data), size, MSG_DONTWAIT | MSG_NOSIGNAL);
+    ssize_t sent = send(fd_of(transport), PyBytes_AS_STRING(data), size, MSG_DONTWAIT | MSG_NOSIGNAL);
     if (sent != size) { /* the transport finds out why, and keeps or drops it */
         if (sent > 0) Py_SETREF(data, PyBytes_FromStringAndSize(PyBytes_AS_STRING(data) + sent, size - sent));
         Py_INCREF(transport);
@@ -201,6 +211,20 @@ static int flush_wire(PyObject *wire)
     return 1;
 }
 
+static void fetch_wire(PyObject *wires, Py_ssize_t next)
+{
+    PyObject *wire = next + 2 < PyList_GET_SIZE(wires) ? PyList_GET_ITEM(wires, next + 2) : NULL;
+    fetch(wire, 192);
+    wire = next + 1 < PyList_GET_SIZE(wires) ? PyList_GET_ITEM(wires, next + 1) : NULL;
+    if (IS(wire, Wire)) {
+        fetch(SLOT(wire, at.wire_transport), 128);
+        fetch(SLOT(wire, at.wire_port), 128);
+    }
+    wire = next < PyList_GET_SIZE(wires) ? PyList_GET_ITEM(wires, next) : NULL;
+    if (IS(wire, Wire) && IS_PORT(SLOT(wire, at.wire_port)))
+        fetch(SLOT(SLOT(wire, at.wire_port), at.port_out), 64);
+}
+
 PyDoc_STRVAR(flush_doc, "flush(wires) -> those that were left for Python");
 
 static PyObject *flush(PyObject *module, PyObject *wires)
@@ -210,6 +234,7 @@ static PyObject *flush(PyObject *module, PyObject *wires)
     PyObject *left = PyList_New(0);
     for (Py_ssize_t i = 0; left != NULL && i < PyList_GET_SIZE(wires); i++) {
         PyObject *wire = PyList_GET_ITEM(wires, i);
+        if (prepared) fetch_wire(wires, i + 1);
         int result = prepared ? flush_wire(wire) : 0;
         if (result < 0 || (result == 0 && PyList_Append(left, wire))) Py_CLEAR(left);
     }
@@ -290,15 +315,14 @@ end:
 }
 
 /* Take a chunk that is one plain acknowledgement, and all there is. 1: done; 0: no; -1: error. */
-static int take_ack(PyObject *data_received, ssize_t size)
+static int take_ack(PyObject *transport, ssize_t size)
 {
     if (size != ACK_BYTES || memcmp(chunk, PLAIN_ACK, sizeof PLAIN_ACK)) return 0;
-    PyObject *wire = self_of(data_received, wire_data_received);
-    if (!IS(wire, Wire) || !IS_PORT(SLOT(wire, at.wire_port))) return 0;
-    PyObject *session = SLOT(wire, at.wire_session);
-    PyObject *decoder = IS(session, Session) ? SLOT(session, at.session_decoder) : NULL;
-    PyObject *rest = IS(decoder, Decoder) ? SLOT(decoder, at.decoder_rest) : NULL;
-    if (rest == NULL || !PyByteArray_CheckExact(rest) || PyByteArray_GET_SIZE(rest)) return 0;
+    PyObject *wire = SLOT(transport, at.transport_protocol);
+    if (SLOT(transport, at.transport_closing) != Py_False || !IS(wire, Wire)
+        || !IS_PORT(SLOT(wire, at.wire_port))) return 0;
+    PyObject *decoder = SLOT(wire, at.wire_decoder);
+    if (!IS(decoder, Decoder) || SLOT(decoder, at.decoder_rest) != no_bytes) return 0;
     if (SLOT(wire, at.wire_quiet) != zero) {
         PyObject *old = SLOT(wire, at.wire_quiet);
         SLOT(wire, at.wire_quiet) = Py_NewRef(zero);
@@ -322,14 +346,14 @@ static int end(PyObject *transport, int number)
 
 static int take_chunk(PyObject *transport)
 {
-    int fd = (int)PyLong_AsLong(SLOT(transport, at.transport_fd));
+    int fd = fd_of(transport);
     if (fd < 0) return 0; /* it ended when it was written to */
     ssize_t size = recv(fd, chunk, sizeof chunk, MSG_DONTWAIT);
     if (size < 0) return errno == EAGAIN || errno == EINTR ? 0 : end(transport, errno);
     if (size == 0) return end(transport, 0);
-    PyObject *data_received = SLOT(transport, at.transport_data_received);
-    int taken = take_ack(data_received, size);
+    int taken = take_ack(transport, size);
     if (taken) return taken < 0 ? -1 : 0;
+    PyObject *data_received = SLOT(transport, at.transport_data_received);
     PyObject *data = PyBytes_FromStringAndSize(chunk, size);
     if (data == NULL) return -1;
     Py_INCREF(data_received);
@@ -339,27 +363,33 @@ static int take_chunk(PyObject *transport)
     return failed;
 }
 
-/* Act on one event. Its descriptor may belong to somebody else by now, who then has nothing yet. */
-static int take_event(const struct epoll_event *event, PyObject *transports, PyObject *accept)
+/* Whose descriptor that is now: a new reference, or NULL, maybe with an exception. */
+static PyObject *find(PyObject *transports, int fd)
 {
-    PyObject *fd = PyLong_FromLong(event->data.fd);
-    if (fd == NULL) return -1;
-    PyObject *transport = PyDict_GetItemWithError(transports, fd);
-    int failed = 0;
-    if (transport == NULL) {
-        failed = PyErr_Occurred() || done(PyObject_CallOneArg(accept, fd));
-    } else if (!IS(transport, Transport)) {
-        PyErr_Format(PyExc_TypeError, "%R is no transport", transport);
-        failed = 1;
-    } else {
-        Py_INCREF(transport);
-        if (event->events & EPOLLOUT)
-            failed = done(PyObject_CallMethodNoArgs(transport, str_on_writable));
-        if (!failed && event->events & ~EPOLLOUT) failed = take_chunk(transport);
-        Py_DECREF(transport);
-    }
-    Py_DECREF(fd);
-    return failed;
+    PyObject *key = PyLong_FromLong(fd);
+    PyObject *transport = key == NULL ? NULL : PyDict_GetItemWithError(transports, key);
+    Py_XDECREF(key);
+    if (transport == NULL || IS(transport, Transport)) return Py_XNewRef(transport);
+    return PyErr_Format(PyExc_TypeError, "%R is no transport", transport);
+}
+
+static int take_event(const struct epoll_event *event, PyObject *transport)
+{
+    if (event->events & EPOLLOUT && done(PyObject_CallMethodNoArgs(transport, str_on_writable)))
+        return -1;
+    return event->events & ~EPOLLOUT ? take_chunk(transport) : 0;
+}
+
+/* What is in the way of one event, and in that of the one after it. */
+static void fetch_protocols(PyObject **transports, int next, int ready)
+{
+    PyObject *transport = next + 1 < ready ? transports[next + 1] : NULL;
+    if (transport != NULL) fetch(SLOT(transport, at.transport_protocol), 192);
+    transport = next < ready ? transports[next] : NULL;
+    PyObject *wire = transport != NULL ? SLOT(transport, at.transport_protocol) : NULL;
+    if (!IS(wire, Wire)) return;
+    fetch(SLOT(wire, at.wire_decoder), 64);
+    fetch(SLOT(wire, at.wire_port), 128);
 }
 
 PyDoc_STRVAR(take_in_doc, "take_in(epoll_fd, transports, accept) -> how many were ready");
@@ -369,14 +399,26 @@ static PyObject *take_in(PyObject *module, PyObject *const *arguments, Py_ssize_
     (void)module;
     if (count != 3 || !prepared || !PyDict_CheckExact(arguments[1]))
         return PyErr_Format(PyExc_TypeError, "take_in is not ready");
-    int poller = (int)PyLong_AsLong(arguments[0]);
+    int poller = (int)PyLong_AsLong(arguments[0]), failed = 0;
     if (PyErr_Occurred()) return NULL;
     struct epoll_event events[EVENTS];
+    PyObject *transports[EVENTS];
     int ready = epoll_wait(poller, events, EVENTS, 0);
     if (ready < 0 && errno != EINTR) return PyErr_SetFromErrno(PyExc_OSError);
-    for (int i = 0; i < ready; i++)
-        if (take_event(&events[i], arguments[1], arguments[2])) return NULL;
-    return PyLong_FromLong(ready < 0 ? 0 : ready);
+    for (int i = 0; i < ready; i++) {
+        transports[i] = find(arguments[1], events[i].data.fd);
+        failed |= transports[i] == NULL && PyErr_Occurred();
+    }
+    for (int i = 0; i < ready && !failed; i++) {
+        fetch_protocols(transports, i + 1, ready);
+        int fd = events[i].data.fd;
+        if (transports[i] == NULL || fd_of(transports[i]) != fd) /* it ended meanwhile */
+            Py_XSETREF(transports[i], find(arguments[1], fd));
+        if (transports[i] != NULL) failed = take_event(&events[i], transports[i]);
+        else failed = PyErr_Occurred() || done(PyObject_CallFunction(arguments[2], "i", fd));
+    }
+    for (int i = 0; i < ready; i++) Py_XDECREF(transports[i]);
+    return failed ? NULL : PyLong_FromLong(ready < 0 ? 0 : ready);
 }
 
 static PyMethodDef functions[] = {

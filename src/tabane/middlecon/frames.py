@@ -168,7 +168,7 @@ class Decoder:
 
     def __init__(self, limit_bytes: int = DATA_BYTES) -> None:
         self.limit_bytes = limit_bytes
-        self.rest = bytearray()
+        self.rest: bytes | bytearray = b""
         """The beginning of a frame that has not come whole."""
         self._need = 0
         self.broken: ProtocolError | None = None
@@ -181,7 +181,7 @@ class Decoder:
             self.rest += data
             if len(self.rest) < self._need:
                 return []
-            data, self.rest = bytes(self.rest), bytearray()
+            data, self.rest = bytes(self.rest), b""
         frames: list[Frame] = []
         start = self._decode(data, frames)
         if start < len(data):

@@ -61,6 +61,9 @@ TICK_S = 0.02
 HELLO_CHECKS = 5
 """Thirds of a heartbeat that a connection may take to say hello (5 s unless told)."""
 
+_GOODBYE, _ERROR = int(Kind.GOODBYE), int(Kind.ERROR)
+_OF_LINKS = frozenset({int(Kind.HUB), int(Kind.SYNCED)})
+
 
 class _Guest:
     """Who has a connection, as far as known: at first nobody, then a session or a link."""
@@ -104,6 +107,7 @@ class Hub:
         self._listen = list(listen)
         self._directory = Directory(name, self.limits, datacenter)
         self._relay = Relay(self._directory, self._instance)
+        self._acknowledge = self._relay.acknowledge
         chat = token is None if chat is None else chat
         self._door = Door(self._directory, self._relay, chat=chat)
         self._wires: dict[Port, Wire] = {}
@@ -403,19 +407,19 @@ class Hub:
         wire.port = self._guests[wire].port = port
         self._wires[port] = wire
         wire.on_frame = self._on_frame
-        wire.on_ack = self._relay.acknowledge
+        wire.on_ack = self._acknowledge
         wire.on_drained = self._relay.flow.drained
 
     def _on_frame(self, wire: Wire, frame: Frame) -> None:
         port = wire.port
         assert isinstance(port, (SessionPort, LinkPort))
-        if frame.kind == Kind.GOODBYE:
+        if frame.kind == _GOODBYE:
             wire.lose(Closed(f"{port.name} said goodbye"), linger=True)
-        elif frame.kind == Kind.ERROR:
+        elif frame.kind == _ERROR:
             wire.lose(ProtocolError(frame.data.decode(errors="replace")), linger=True)
         else:
             self._relay.receive(port, frame, self._loop.time())
-            if frame.kind in (Kind.HUB, Kind.SYNCED) or self._directory.cuts:
+            if frame.kind in _OF_LINKS or self._directory.cuts:
                 self._linking.on_changed()
             if self._next_tick is None and self._relay.pending:
                 self._next_tick = self._loop.call_later(TICK_S, self._tick)

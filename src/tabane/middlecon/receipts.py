@@ -110,12 +110,13 @@ class Sum(msgspec.Struct, array_like=True):
 _parse_sum = msgspec.msgpack.Decoder(Sum)
 
 
-def encode_receipt(id: int, total: Sum) -> Iterator[bytes]:
+def encode_receipt(id: int, total: Sum) -> list[bytes]:
     """The RECEIPT frames of `total`: one, unless it names thousands."""
-    parts = list(_split(total))
-    for part in parts[:-1]:
-        yield _encode_part(id, part, MORE)
-    yield _encode_part(id, parts[-1], 0)
+    names = len(total.acknowledged) + len(total.failed) + len(total.unknown) + len(total.asleep)
+    if names <= NAMES_PER_PART:
+        return [_encode_part(id, total, 0)]
+    *parts, last = _split(total)
+    return [*(_encode_part(id, part, MORE) for part in parts), _encode_part(id, last, 0)]
 
 
 def _encode_part(id: int, part: Sum, flags: int) -> bytes:
@@ -124,10 +125,6 @@ def _encode_part(id: int, part: Sum, flags: int) -> bytes:
 
 def _split(total: Sum) -> Iterator[Sum]:
     size = NAMES_PER_PART
-    names = len(total.acknowledged) + len(total.failed) + len(total.unknown) + len(total.asleep)
-    if names <= size:
-        yield total
-        return
     for start in range(0, len(total.acknowledged), size):
         yield Sum(acknowledged=total.acknowledged[start : start + size])
     failed = list(total.failed.items())

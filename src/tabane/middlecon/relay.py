@@ -181,7 +181,8 @@ class Relay:
             return port.send(encode_nack(frame.id, Cause.NOT_FOUND, "join the room first"))
         self.flow.speaks(port, room)
         tally = self._count(port, frame, room, port.name, now)
-        self._count_links(tally, port, frame, room, port.name, self._directory.height)
+        if room.remote or room.lost:
+            self._count_links(tally, port, frame, room, port.name, self._directory.height)
         return tally.maybe_end()
 
     def _on_link_say(self, link: LinkPort, frame: Frame, now: float) -> None:

@@ -101,6 +101,7 @@ class Wire(asyncio.Protocol):
 
     __slots__ = (
         "_closed",
+        "_decoder",
         "_flusher",
         "_gone",
         "_greeted",
@@ -134,6 +135,7 @@ class Wire(asyncio.Protocol):
         on_text: Callable[[Wire], None] | None = None,
     ) -> None:
         self.session = session
+        self._decoder = session.decoder
         self.open = False
         self.port = Port("", self.wake)
         self._flusher = flusher
@@ -176,7 +178,7 @@ class Wire(asyncio.Protocol):
                 len(data) == HEADER.size
                 and self.on_ack is not None
                 and data.startswith(PLAIN_ACK)
-                and not self.session.decoder.rest
+                and not self._decoder.rest
             ):
                 self.on_ack(self.port, int.from_bytes(data[ID]))
                 return
