@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tabane.api.advice import advise
-from tabane.model import App, Placement, Reactive
+from tabane.model import App, Placement, Reactive, SecurityPolicy
 
 THERE = ("tokyo", "osaka")
 
@@ -29,3 +29,9 @@ def test_a_data_center_that_is_not_there() -> None:
 def test_what_nothing_ever_starts() -> None:
     (said,) = advise(app(port=None), THERE)
     assert "nothing ever starts it" in said
+
+
+def test_a_capability_that_undoes_other_defaults() -> None:
+    policy = SecurityPolicy(("CAP_NET_RAW", "CAP_SYS_ADMIN"))
+    (said,) = advise(App("hello", "host", port=80, security=policy), THERE)
+    assert said.startswith("security.capabilities: with CAP_SYS_ADMIN")

@@ -10,7 +10,8 @@ from tabane.model import App
 def advise(app: App, datacenters: Sequence[str]) -> list[str]:
     """A sentence for each thing in `app` that its author may want to know; `datacenters` are those
     of the cluster."""
-    return [*_about_placement(app, datacenters), *_about_starting(app)]
+    about_placement = _about_placement(app, datacenters)
+    return [*about_placement, *_about_starting(app), *_about_security(app)]
 
 
 def _about_placement(app: App, datacenters: Sequence[str]) -> list[str]:
@@ -26,3 +27,9 @@ def _about_starting(app: App) -> list[str]:
     if app.port is not None or app.reactive.min:
         return []
     return ["it has no port and its min is 0, so nothing ever starts it: set min"]
+
+
+def _about_security(app: App) -> list[str]:
+    if "CAP_SYS_ADMIN" not in app.security.capabilities:
+        return []
+    return ["security.capabilities: with CAP_SYS_ADMIN it can undo the masks over /proc and /sys"]

@@ -72,7 +72,9 @@ OPTIONAL_CAPABILITIES = frozenset(
     }
 )
 """What `[security] capabilities` may add. Each counts in the app's own user namespace only; the
-others (CAP_SYS_MODULE, CAP_SYS_TIME, ...) mean nothing there and are refused."""
+others (CAP_SYS_MODULE, CAP_SYS_TIME, ...) mean nothing there and are refused. CAP_SYS_ADMIN lets
+the instance unmount what masks `MASKED_PATHS` and makes `READONLY_PATHS` read-only: then only the
+user namespace keeps it from what is there."""
 
 MASKED_PATHS = (
     "/proc/acpi",
@@ -275,7 +277,11 @@ ENFORCEMENTS = tuple(
     Enforcement(default, True, how)
     for default, how in (
         ("no_new_privileges", "prctl(PR_SET_NO_NEW_PRIVS) by the engine, and a nosuid root"),
-        ("capabilities", "bounding set: 10 defaults and what the app declares; none ambient"),
+        (
+            "capabilities",
+            "bounding set: 10 defaults and what the app declares; none ambient. With CAP_SYS_ADMIN "
+            "an instance can undo the masks over /proc and /sys",
+        ),
         ("seccomp", "allow list of about 300 calls, native architecture only, ENOSYS otherwise"),
         ("user_namespace", "own range of 65,536 ids per app; the image is id-mapped, not chowned"),
         ("low_ports", "net.ipv4.ip_unprivileged_port_start=0 in the link's network namespace"),
