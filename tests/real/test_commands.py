@@ -226,6 +226,23 @@ def test_logs_are_followed_until_ctrl_c(cluster: LocalCluster) -> None:
     assert good(cluster.tabane("logs", instance["id"])).startswith("begun\n")
 
 
+def test_an_instance_by_the_beginning_of_its_id(
+    cluster: LocalCluster, awake: dict[str, Any]
+) -> None:
+    assert good(cluster.tabane("exec", awake["id"][:6], "echo", "here")) == "here\n"
+    refused(cluster.tabane("exec", awake["id"][:3], "echo"), "no instance is called")
+
+
+def test_logs_of_one_that_said_nothing(cluster: LocalCluster) -> None:
+    cluster.deploy("quiet")
+    refused(cluster.tabane("logs", "quiet"), "the app quiet is at rest")
+    instance = cluster.wake("quiet")["id"]
+    good(cluster.tabane("stop", instance[:8]))
+    wait_for(lambda: not cluster.instances("quiet"), "its end")
+    assert good(cluster.tabane("logs", instance)) == ""
+    refused(cluster.tabane("exec", "quiet", "true"), "the app quiet is at rest")
+
+
 def test_exec(cluster: LocalCluster, awake: dict[str, Any]) -> None:
     run = cluster.tabane
     assert good(run("exec", "talks", "echo", "-n", "--flag")) == "--flag"
@@ -270,7 +287,7 @@ def test_stop(cluster: LocalCluster) -> None:
     (told,) = of_json(cluster.tabane("stop", "stops", "--json"))["told"]
     assert told["id"] == second["id"]
     wait_for(lambda: not cluster.instances("stops"), "its end")
-    refused(cluster.tabane("stop", "stops"), "no app of that name has one now")
+    refused(cluster.tabane("stop", "stops"), "the app stops is at rest")
 
 
 @pytest.mark.parametrize("page", ["README.md", "README.ja.md"])
@@ -295,7 +312,7 @@ def test_rm(cluster: LocalCluster) -> None:
 
 def test_members(cluster: LocalCluster) -> None:
     heading, *rows = good(cluster.tabane("members")).splitlines()
-    assert heading.split() == ["NODE", "ADDRESS", "HUB", "STORE", "DRIVERS", "INSTANCES"]
+    assert heading.split() == ["NODE", "GATEWAY", "HUB", "STORE", "DRIVERS", "INSTANCES"]
     assert {row.split()[0] for row in rows} == NODES
     members = of_json(cluster.tabane("members", "--json"))["members"]
     assert {member["node"] for member in members if member["linked"]} == NODES
@@ -339,5 +356,6 @@ def test_ps_of_some(cluster: LocalCluster, awake: dict[str, Any]) -> None:
     assert {row["dc"] for row in rows} == {"osaka"}
     rows = of_json(cluster.tabane("ps", "--json", "--node", "osaka-1"))["processes"]
     assert {row["node"] for row in rows} == {"osaka-1"}
-    nothing = cluster.tabane("ps", "--app", "nobody")
-    assert (nothing.code, nothing.out.count("\n")) == (1, 1)
+    refused(cluster.tabane("ps", "--app", "nobody"), "there is no app default/nobody, only ")
+    refused(cluster.tabane("ps", "--dc", "nara"), "no data center nara, only tokyo, osaka")
+    refused(cluster.tabane("ps", "--node", "nara-1"), "no node 'nara-1', only tokyo/tokyo-1")

@@ -42,7 +42,7 @@ WAKE = EVENT | {"option": EVIL, "total_us": 5, "phases_us": {}, "outcome": EVIL,
 HOME = {"home": EVIL, "waiting": 0, "reason": EVIL, "failures": 1, "trouble": EVIL}
 DRIVER = {"driver": EVIL, "class": EVIL, "works": False, "reason": EVIL}
 DRIVER |= {"defaults": [{"default": EVIL, "enforced": True, "how": EVIL}]}
-MEMBER = {"node": EVIL, "address": EVIL, "asked": False, "linked": True, "control": True}
+MEMBER = {"node": EVIL, "gateway": EVIL, "asked": False, "linked": True, "control": True}
 MEMBER |= {"drivers": [EVIL], "instances": 3}
 ANSWERS: dict[str, Any] = {
     "GET /api/v1/apps": {"apps": [APP], "silent": []},

@@ -254,9 +254,12 @@ def test_what_no_app_can_be_called(
 @pytest.mark.parametrize("name", ["stop", "logs", "exec"])
 def test_an_instance_that_is_nowhere(name: str, tabane: Run, pretended: Pretended) -> None:
     empty = {"instances": [], "records": [], "silent": []}
-    pretended.begin(tokyo=reply(empty))
+    missing = reply({"error": "not_found", "message": "there is no app default/x"}, 404)
+    pretended.begin(tokyo=lambda asked, _: missing if "/apps/" in asked else reply(empty))
     line = ["x", "ls"] if name == "exec" else ["x"]
     check_refusal(tabane(name, *line), 2, "no instance is called x")
+    pretended.nodes["tokyo"].answer = reply(empty)
+    check_refusal(tabane(name, *line), 2, "the app x is at rest")
     pretended.nodes["tokyo"].answer = reply(empty | {"silent": ["osaka/osaka-1"]})
     check_refusal(tabane(name, *line), 1, "osaka/osaka-1 did not")
 
@@ -318,3 +321,9 @@ def test_doctor_without_a_cluster(
     )
     assert "runc (class container) does not work: not installed" in ended.out
     check_refusal(tabane("doctor", "--node", "tokyo-1"), 1, "tokyo/tokyo-1")
+
+
+def test_the_beginning_of_several_ids(tabane: Run, pretended: Pretended) -> None:
+    found = [{"id": f"abcd{n}", "app": "default/x", "node": "tokyo/tokyo-1"} for n in (1, 2)]
+    pretended.begin(tokyo=reply({"instances": found, "silent": []}))
+    check_refusal(tabane("stop", "abcd"), 2, "write more of abcd1, abcd2")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tabane.errors import UsageError
+from tabane.errors import NotFound, UsageError
 from tabane.k2i import ProcessTable
 from tabane.model import AppName, Class, Generation, Instance, InstanceId, NodeName, State
 from tabane.tools import client
@@ -144,6 +144,8 @@ def test_selection() -> None:
 class Answer:
     """A cluster that answers this."""
 
+    nodes = ("tokyo/tokyo-1", "osaka/osaka-1")
+
     def __init__(self, *rows: dict[str, Any], silent: tuple[str, ...] = ()) -> None:
         self.answer = {"processes": list(rows), "silent": list(silent)}
 
@@ -151,6 +153,8 @@ class Answer:
         return self
 
     def get(self, path: str) -> Any:
+        if path == "/api/v1/apps":
+            return {"apps": [{"namespace": "default", "name": "hello"}]}
         assert path == "/api/v1/ps"
         return self.answer
 
@@ -169,6 +173,13 @@ def run(monkeypatch: pytest.MonkeyPatch, answer: Answer, *argv: str) -> int:
         (("aux",), "STAT START TIME COMMAND"),
         (("-ef",), "STIME TTY TIME CMD"),
         (("-e", "-f"), "STIME TTY TIME CMD"),
+        (("-l",), "STIME TTY TIME CMD"),
+        (("-aef",), "STIME TTY TIME CMD"),
+        (("-aux",), "STAT START TIME COMMAND"),
+        (("fax",), "RSS STAT TIME COMMAND"),
+        (("auxww",), "STAT START TIME COMMAND"),
+        (("faux",), "STAT START TIME COMMAND"),
+        (("aux", "ww"), "STAT START TIME COMMAND"),
     ],
 )
 def test_styles(
@@ -199,11 +210,28 @@ def test_json_is_the_rows(
 def test_nothing_found_is_told_by_the_exit_code(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(monkeypatch, Answer(ROW), "--dc", "nowhere") == 1
-    assert capsys.readouterr().out.startswith("DC NODE APP")
+    for line in (("--dc", "osaka"), ("--node", "osaka-1"), ("--app", "hello", "--dc", "osaka")):
+        assert run(monkeypatch, Answer(ROW), *line) == 1
+        assert capsys.readouterr().out.startswith("DC NODE APP")
 
 
-@pytest.mark.parametrize("argv", [("auxw!",), ("-z",), ("--dc",), ("aux", "ax")])
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (("--dc", "nara"), "there is no data center nara, only tokyo, osaka"),
+        (("--node", "nara"), "there is no node 'nara', only tokyo/tokyo-1, osaka/osaka-1"),
+        (("--app", "nope"), "there is no app default/nope, only default/hello"),
+        (("--dc", "fax"), "there is no data center fax"),
+    ],
+)
+def test_what_is_not_there(
+    monkeypatch: pytest.MonkeyPatch, argv: tuple[str, ...], words: str
+) -> None:
+    with pytest.raises(NotFound, match=words):
+        run(monkeypatch, Answer(ROW), *argv)
+
+
+@pytest.mark.parametrize("argv", [("auxw!",), ("-z",), ("--dc",), ("aux", "ay")])
 def test_wrong_arguments(monkeypatch: pytest.MonkeyPatch, argv: tuple[str, ...]) -> None:
     with pytest.raises(UsageError, match=r"^ps: "):
         run(monkeypatch, Answer(), *argv)

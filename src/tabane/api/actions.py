@@ -16,6 +16,7 @@ from tabane.errors import NotFound, UsageError
 from tabane.gateway.activation import StopAsked
 from tabane.model import App, AppName, Instance, InstanceId, State
 from tabane.node import messages as say
+from tabane.node.config import HTTP_PORT
 from tabane.runtimes import registry
 from tabane.runtimes.api import ExecResult
 from tabane.runtimes.lookup import find_user
@@ -203,7 +204,8 @@ def read_log(agent: Agent, instance: str, *, tail: int, follow: bool) -> AsyncIt
     """The log's lines; raises `NotFound` at once when this node never ran the instance."""
     path = agent.config.paths.instance_logs / check_instance(instance) / "log"
     runs = agent.executor.runs(InstanceId(instance))
-    if not (runs or path.exists()):
+    ran = any(event.instance == instance for event in agent.events.recent())
+    if not (runs or ran or path.exists()):
         raise NotFound(f"{agent.config.key} has no log of an instance {instance}")
     return _read_log(path, tail, lambda: follow and agent.executor.runs(InstanceId(instance)))
 
@@ -273,6 +275,7 @@ def members(agent: Agent) -> dict[str, Any]:
             {
                 "node": peer.key,
                 "address": peer.address,
+                "gateway": f"http://{peer.address}:{HTTP_PORT}",
                 "linked": peer.key in live,
                 "control": peer.key == agent.config.cluster.control,
                 "asked": peer.key == agent.config.key,

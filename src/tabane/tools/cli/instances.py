@@ -29,6 +29,8 @@ from tabane.tools.cli.common import (
 from tabane.tools.client import Cluster
 
 USER_HELP = "NAME[:GROUP] or UID[:GID] of the image; else as the program itself"
+SHORTEST_ID = 4
+"""Of an instance's id, what may stand for it, if no other begins like that."""
 STDIN_BLOCK = 64 << 10
 LONGEST_EXEC_S = 3600.0
 ANSWER_MARGIN_S = 10.0
@@ -183,28 +185,41 @@ def _ids(instances: list[dict[str, Any]]) -> str:
 
 
 def _find(cluster: Cluster, what: str, *, ended: bool = False) -> list[dict[str, Any]]:
-    """Instances by id or by app; `ended`: also those of which only the log is left."""
+    """Instances by app, by id, or by an id's beginning; `ended`: also one of which only the log is
+    left."""
     if not NAME.fullmatch(what):
         raise NotFound(f"{what!r} is neither an instance's id nor an app's name")
     answer = cluster.get("/api/v1/instances")
-    found = [i for i in answer["instances"] if what == i["id"] or app_key(what) == i["app"]]
+    found = _matching(answer["instances"], what)
     silent = answer["silent"]
     if not found and ended:
         found, silent = _find_ended(cluster, what)
     if not found and silent:
         raise Unreachable(f"{what} is not on the nodes that answered ({', '.join(silent)} did not)")
     if not found:
-        raise NotFound(f"no instance is called {what}, and no app of that name has one now")
+        raise NotFound(_explain_absence(cluster, what))
     return found
+
+
+def _matching(instances: list[dict[str, Any]], what: str) -> list[dict[str, Any]]:
+    """Raises `UsageError` when several ids begin like that."""
+    whole = [i for i in instances if what == i["id"] or app_key(what) == i["app"]]
+    begun = [i for i in instances if len(what) >= SHORTEST_ID and i["id"].startswith(what)]
+    if not whole and len(begun) > 1:
+        raise UsageError(f"{what} is the beginning of several: write more of {_ids(begun)}")
+    return whole or begun
+
+
+def _explain_absence(cluster: Cluster, what: str) -> str:
+    try:
+        cluster.get(f"/api/v1/apps/{app_key(what)}")
+    except NotFound:
+        return f"no instance is called {what}, and there is no app of that name"
+    return f"the app {what} is at rest: no instance of it runs now"
 
 
 def _find_ended(cluster: Cluster, what: str) -> tuple[list[dict[str, Any]], list[str]]:
     """From the events, which outlive the instances; and who did not tell theirs."""
     answer = cluster.get("/api/v1/events?limit=2000")
-    nodes = {
-        event["instance"]: event["node"]
-        for event in answer["records"]
-        if what == event["instance"] or app_key(what) == event["app"]
-    }
-    last = [{"id": instance, "node": node} for instance, node in list(nodes.items())[-1:]]
-    return last, answer["silent"]
+    ended = {event["instance"]: event | {"id": event["instance"]} for event in answer["records"]}
+    return _matching(list(ended.values()), what)[-1:], answer["silent"]

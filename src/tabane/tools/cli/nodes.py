@@ -18,11 +18,11 @@ def members(argv: list[str]) -> int:
     if args.json:
         print_json(answer)
         return 0
-    headings = ("NODE", "ADDRESS", "HUB", "STORE", "DRIVERS", "INSTANCES")
+    headings = ("NODE", "GATEWAY", "HUB", "STORE", "DRIVERS", "INSTANCES")
     rows = [
         (
             row["node"],
-            row["address"],
+            row["gateway"],
             "here" if row["asked"] else "linked" if row["linked"] else "no link",
             "control" if row["control"] else _replica(row.get("behind")),
             ",".join(row["drivers"]) or "-",

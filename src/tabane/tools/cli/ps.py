@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from tabane.errors import UsageError
+from tabane.errors import NotFound, UsageError
 from tabane.tools.cli.common import (
     Parser,
     app_key,
@@ -24,6 +24,10 @@ from tabane.tools.cli.common import (
 
 Row = dict[str, Any]
 DAY_S = 86400
+LETTERS = frozenset("aAefluwx")
+VALUED = ("--root", "--dc", "--node", "--app")
+"""Options whose value is the next word."""
+MOST_NAMED = 20
 
 
 class Column(NamedTuple):
@@ -38,8 +42,13 @@ def ps(argv: list[str]) -> int:
     args = _parse(argv)
     from tabane.tools.client import Cluster
 
-    answer = Cluster(args.root).get("/api/v1/ps")
+    cluster = Cluster(args.root)
+    answer = cluster.get("/api/v1/ps")
     rows = select(answer["processes"], dc=args.dc, node=args.node, app=args.app)
+    if not rows:
+        check_place(cluster.nodes, args.dc, args.node)
+    if args.app is not None and not rows:
+        check_app(app_key(args.app), cluster.get("/api/v1/apps")["apps"])
     code = say_silent(answer["silent"])
     if args.json:
         import json
@@ -54,23 +63,61 @@ def ps(argv: list[str]) -> int:
 
 def _parse(argv: list[str]) -> Any:
     parser = Parser("ps", "Processes of all nodes, with the app and class each belongs to.")
-    parser.add_argument("letters", nargs="?", default="", metavar="aux", help="as in `ps aux`")
     parser.add_argument("-e", "-A", dest="every", action="store_true", help="all, as always here")
     parser.add_argument("-f", dest="full", action="store_true", help="parent and start too")
+    parser.add_argument("-l", dest="full", action="store_true", help="the same")
     parser.add_argument("--dc", help="only of this data center")
     parser.add_argument("--node", help="only of this node")
     parser.add_argument("--app", help="only of this app's instances")
     parser.add_argument("--json", action="store_true")
-    args = parser.parse_args(argv)
-    if not set(args.letters) <= set("aux"):
-        raise UsageError(f"ps: {args.letters!r} is not understood: write aux, -ef, or nothing")
+    parser.add_argument("letters", nargs="*", default=[], metavar="aux", help="as in `ps aux`")
+    letters, rest = take_letters(argv)
+    args = parser.parse_args(rest)
+    if args.letters:
+        raise UsageError(f"ps: {args.letters[0]!r} is not understood: write aux, -ef, or nothing")
+    args.user_style = "u" in letters
+    args.full = args.full or "-f" in letters or "l" in letters
     return args
+
+
+def take_letters(argv: list[str]) -> tuple[set[str], list[str]]:
+    """The letters of ps as people type them (`aux`, `-aux`, `fax`, `-ef`, `-l`, `auxww`), and the
+    rest. `-f`, which means all columns, is told from `f`, which means a forest (not drawn here)."""
+    letters: set[str] = set()
+    rest = []
+    for before, word in zip(["", *argv], argv, strict=False):
+        plain = word.removeprefix("-")
+        if before in VALUED or not plain or not set(plain) <= LETTERS:
+            rest.append(word)
+        elif "f" in plain and plain != word and "u" not in plain:
+            letters |= {*plain, "-f"}
+        else:
+            letters |= {*plain}
+    return letters, rest
+
+
+def check_place(nodes: Sequence[str], dc: str | None, node: str | None) -> None:
+    """Raises `NotFound` for a data center or a node that the cluster does not have."""
+    datacenters = list(dict.fromkeys(key.partition("/")[0] for key in nodes))
+    if dc is not None and dc not in datacenters:
+        raise NotFound(f"there is no data center {dc}, only {', '.join(datacenters)}")
+    if node is not None and not any(node in (key, key.partition("/")[2]) for key in nodes):
+        raise NotFound(f"there is no node {node!r}, only {', '.join(nodes)}")
+
+
+def check_app(key: str, apps: Iterable[dict[str, Any]]) -> None:
+    """Raises `NotFound` for an app that is not there, rather than at rest."""
+    known = [f"{app['namespace']}/{app['name']}" for app in apps]
+    if key not in known:
+        more = ", ..." if len(known) > MOST_NAMED else ""
+        shown = ", ".join(known[:MOST_NAMED]) + more or "none at all"
+        raise NotFound(f"there is no app {key}, only {shown}")
 
 
 def style_of(args: Any) -> Sequence[Column]:
     if args.full:
         return FULL
-    return USER if "u" in args.letters else SHORT
+    return USER if args.user_style else SHORT
 
 
 def select(
