@@ -29,6 +29,7 @@ class Node:
         entries = [Entry(key, value, 1) for key, value in sorted(stored.items())]
         self.told: list[Any] = []
         self.joined = False
+        self.nodes = self.settling = SimpleNamespace()
         self.replica = SimpleNamespace(
             get={entry.key: entry for entry in entries}.get,
             range=lambda prefix: [entry for entry in entries if entry.key.startswith(prefix)],
@@ -68,3 +69,22 @@ def test_a_change_that_cannot_be_taken_in_stops_no_other(caplog: pytest.LogCaptu
     assert AppChanged(GOOD.key, GOOD) in node.told
     assert ([cursed, GOOD], [BAD.key, "default/broken"]) in node.told
     assert node.told[-1] == "spread"
+
+
+@pytest.mark.parametrize(
+    ("known", "stored", "is_over", "told"),
+    [(None, 2, False, []), (None, 2, True, [2]), (1, 2, False, []), (3, 2, False, [2])],
+)
+def test_more_is_kept_only_once_it_is_known_what_runs(
+    known: int | None, stored: int, is_over: bool, told: list[int]
+) -> None:
+    node = Node({"floors/default/hello": encode({"tokyo": stored})})
+    node.joined = True
+    node.nodes = SimpleNamespace(is_home=lambda key: True)
+    node.settling = SimpleNamespace(is_over=is_over)
+    ledger = SimpleNamespace(floor=known) if known is not None else None
+    node.home = SimpleNamespace(
+        ledger=lambda key: ledger, about=lambda key, event: node.told.append(event.floor)
+    )
+    Catalog(node).apply_floors()  # type: ignore[arg-type]
+    assert node.told == told

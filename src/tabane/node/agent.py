@@ -51,6 +51,7 @@ from tabane.node.leases import NodeLeases, Nodes, keep_lease
 from tabane.node.membership import Membership, Terms
 from tabane.node.replication import Follower, Publisher
 from tabane.node.services import HubSockets
+from tabane.node.settling import SETTLE_S, Settling
 from tabane.node.spawner import HolderSpawner
 from tabane.node.spreading import spread
 from tabane.scheduler.placement import NodeView
@@ -64,8 +65,6 @@ log = logging.getLogger(__name__)
 
 CONTROL_TIMEOUT_S = 10.0
 HUB_TIMEOUT_S = 30.0
-SETTLE_S = 1.0
-"""After nodes came: how long they have to say what they run, before more is started."""
 HYSTERESIS_S = 5.0
 """A node that cannot be seen for less than this keeps its instances, and its share of `min`."""
 GATEWAY_MESSAGES = (Demand, Returned, StillUsed, Broken, Report)
@@ -105,6 +104,7 @@ class Agent:
             kernel=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
         )
         self.catalog = Catalog(self)
+        self.settling = Settling(self)
         self.home = Home(
             self,
             clock,
@@ -261,6 +261,7 @@ class Agent:
     ) -> None:
         mine = tuple(instance for instance in instances if self.nodes.is_home(instance.app))
         self.home.on_node_report(node, mine, asked_at)
+        self.settling.on_report(node, asked_at)
 
     def _on_hub(self, hub: str, is_open: bool) -> None:
         """A node came or went: homes move, and `min` is spread anew."""
@@ -280,7 +281,7 @@ class Agent:
             if not self.nodes.is_home(key):
                 self.home.forget(key)
         self._on_node_report(self.config.key, self.executor.instances(), self.clock.now())
-        self.later.call("floors", SETTLE_S, self.catalog.apply_floors)
+        self.settling.begin()
 
     def spread_soon(self) -> None:
         """Apps changed, and with them perhaps what each data center keeps."""

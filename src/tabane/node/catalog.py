@@ -79,8 +79,12 @@ class Catalog:
     def _on_floor(self, key: AppName) -> None:
         if not self._agent.joined or not self._agent.nodes.is_home(key):
             return
-        if self._agent.home.ledger(key) is not None or self.floor(key):
-            self._agent.home.about(key, FloorChanged(key, self.floor(key)))
+        ledger, floor = self._agent.home.ledger(key), self.floor(key)
+        known = ledger.floor if ledger is not None else 0
+        if floor > known and not self._agent.settling.is_over:
+            return  # it is applied then
+        if ledger is not None or floor:
+            self._agent.home.about(key, FloorChanged(key, floor))
 
     def prefetch(self, app: App) -> None:
         """Have an app's image here before a session wants it."""
