@@ -350,3 +350,20 @@ def test_drivers_are_probed_without_a_cluster() -> None:
     found = probe_machine()
     assert found["lacks"] == []
     assert {row["driver"]: row["works"] for row in found["drivers"]} == {"crun": True, "runc": True}
+
+
+def test_the_last_cluster_takes_the_lock_with_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(uplink, "_RUN", tmp_path / "run")
+    network = set_up_network(f"t{secrets.token_hex(3)}")
+    lock = tmp_path / "run/network.lock"
+    assert lock.exists()
+    with uplink._locked():
+        waiting = threading.Thread(target=tear_down_network, args=(network,))
+        waiting.start()
+        lock.unlink()
+        lock.parent.rmdir()
+    waiting.join()
+    others = [name for name in interfaces() if name.startswith("tbn")]
+    assert lock.parent.exists() is bool(others)

@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import os
 import re
 import socket
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
+from typing import IO
 
 from tabane.errors import UsageError
 from tabane.model import Value
@@ -100,7 +102,7 @@ def tear_down_network(network: ClusterNetwork) -> None:
         _remove_interfaces(network.cluster)
         apply_rules(remove_rules(network.table))
         if not _interfaces(_BRIDGES):
-            _restore_forwarding()
+            _forget_all()
 
 
 def attach_node(network: ClusterNetwork, number: int, pid: int) -> None:
@@ -150,10 +152,29 @@ def _mac(first: int, address: IPv4Address) -> bytes:
 @contextmanager
 def _locked() -> Iterator[None]:
     """One at a time on this machine: two clusters must not choose the same subnet."""
-    _RUN.mkdir(mode=0o755, exist_ok=True)
-    with (_RUN / "network.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with _lock():
         yield
+
+
+def _lock() -> IO[str]:
+    """The lock's file, locked. The last cluster to leave removes it: then it is made anew."""
+    path = _RUN / "network.lock"
+    while True:
+        _RUN.mkdir(mode=0o755, exist_ok=True)
+        with suppress(FileNotFoundError):
+            file = path.open("w")
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+                return file
+            file.close()
+
+
+def _forget_all() -> None:
+    """The last cluster has left."""
+    _restore_forwarding()
+    (_RUN / "network.lock").unlink()
+    with suppress(OSError):  # it may be used for something else
+        _RUN.rmdir()
 
 
 def _interfaces(prefix: str) -> list[str]:
