@@ -163,7 +163,7 @@ class Hub:
         """Begin to accept. Raises `UsageError` or `Conflict` when an address cannot be had."""
         self._loop = asyncio.get_running_loop()
         self._flusher = Flusher()
-        self._reactor = Reactor(self._loop, self._flusher.flush)
+        self._reactor = Reactor(self._loop, self._flusher)
         self._serving.start(self._reactor)
         self._linking.start(self._flusher)
         if native.loops is not None:

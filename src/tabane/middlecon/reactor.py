@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tabane.middlecon import native
+from tabane.middlecon.wire import Flusher
 
 log = logging.getLogger(__name__)
 
@@ -38,11 +39,11 @@ MakeProtocol = Callable[[], asyncio.Protocol]
 
 
 class Reactor:
-    """Owns the sockets it is given until they are closed. `on_turn` is called after each round."""
+    """Owns the sockets it is given until they are closed. `flusher` writes after each round."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, on_turn: Callable[[], None]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, flusher: Flusher) -> None:
         self._loop = loop
-        self._on_turn = on_turn
+        self._flusher = flusher
         self._epoll = select.epoll()
         self._transports: dict[int, Transport] = {}
         self._listeners: dict[int, tuple[socket.socket, MakeProtocol]] = {}
@@ -79,17 +80,20 @@ class Reactor:
         self._epoll.close()
 
     def _on_ready(self) -> None:
-        loops = native.loops
+        loops, flusher = native.loops, self._flusher
         for _ in range(ROUNDS):
             if self._epoll.closed:
                 return
-            if loops is None:
-                ready = self._take_in()
-            else:
-                ready = loops.take_in(self._epoll.fileno(), self._transports, self._accept)
+            flusher.begin()
+            try:
+                if loops is None:
+                    ready = self._take_in()
+                else:
+                    ready = loops.take_in(self._epoll.fileno(), self._transports, self._accept)
+            finally:
+                flusher.end()
             if not ready:
                 return
-            self._on_turn()
 
     def _take_in(self) -> int:
         """Act on what is ready; how many those were."""

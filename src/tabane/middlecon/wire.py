@@ -63,6 +63,15 @@ class Flusher:
         self.planned = False
         self.flush()
 
+    def begin(self) -> None:
+        """Whoever calls this calls `end`, too, so nothing has to be planned before."""
+        self.planned = True
+
+    def end(self) -> None:
+        self.planned = False
+        if self.waiting:
+            self.flush()
+
     def flush(self) -> None:
         """Write it all now."""
         wires, self.waiting = self.waiting, []
