@@ -256,6 +256,26 @@ def test_exec(cluster: LocalCluster, awake: dict[str, Any]) -> None:
     refused(run("exec", "nobody", "ls"), "no instance is called nobody")
 
 
+@pytest.mark.parametrize("stdin", [subprocess.DEVNULL, subprocess.PIPE])
+def test_ctrl_c_ends_what_exec_began(
+    cluster: LocalCluster, awake: dict[str, Any], stdin: int
+) -> None:
+    def running() -> list[Path]:
+        return [path for path in Path("/proc").glob("[0-9]*") if is_mine(path)]
+
+    def is_mine(path: Path) -> bool:
+        try:
+            return (path / "cmdline").read_bytes() == b"sleep\0001004.5\0"
+        except OSError:
+            return False
+
+    command = ["exec", "talks", "sh", "-c", "setsid sleep 1004.5 & sleep 1004.5"]
+    with following(cluster, *command, stdin=stdin) as (process, _):
+        wait_for(lambda: len(running()) == 2, "both of its processes")
+        interrupt(process)
+    wait_for(lambda: not running(), "their end")
+
+
 def test_exec_passes_stdin_on(cluster: LocalCluster, awake: dict[str, Any]) -> None:
     assert good(cluster.tabane("exec", "talks", "cat", stdin="hi\n" * 100_000)) == "hi\n" * 100_000
     assert good(cluster.tabane("exec", "talks", "head", "-c2", stdin="hi\n" * 100_000)) == "hi"
