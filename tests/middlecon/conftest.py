@@ -27,8 +27,8 @@ uvloop.new_event_loop().close()
 class Brain:
     """One hub's decisions. What it sends lies in the ports' outboxes until `taken`."""
 
-    def __init__(self, name: str = "h", **limits: Any) -> None:
-        self.directory = Directory(name, Limits(**limits))
+    def __init__(self, name: str = "h", datacenter: str = "", **limits: Any) -> None:
+        self.directory = Directory(name, Limits(**limits), datacenter)
         self.relay = Relay(self.directory)
         self.now = 0.0
 
@@ -37,8 +37,8 @@ class Brain:
         self.directory.open_session(port)
         return port
 
-    def link(self, peer: str, instance: str = "") -> LinkPort:
-        port = LinkPort(peer, lambda: None, instance)
+    def link(self, peer: str, instance: str = "", datacenter: str = "") -> LinkPort:
+        port = LinkPort(peer, lambda: None, instance, datacenter)
         self.directory.open_link(port)
         return port
 

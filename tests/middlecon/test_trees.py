@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tabane.middlecon import Change, Hub
+from tabane.middlecon.frames import AGAIN, OPEN, Kind
 from tabane.middlecon.receipts import Cause
 
 ORDER = ("a", "b", "c")
@@ -172,6 +173,41 @@ async def test_the_others_stay_together_when_the_first_data_center_dies(sites, e
     await eventually(lambda: len(s.far_links()) == 2)
     rooms = await members_at(s)
     assert set((await rooms["a1/m"].say(b"")).acknowledged) == {"b1/m", "c1/m"}
+
+
+async def test_one_that_restarts_again_and_again_is_always_found_again(sites, eventually):
+    s = sites("a1", "b1", "c1")
+    await s.start()
+    await s.whole()
+    for name in ["c1", "b1", "a1"] * 7:
+        await s.stop(name)
+        await s.start(name)
+        await s.whole()
+    await eventually(lambda: len(s.far_links()) == 2)
+
+
+def test_a_way_of_its_own_is_not_given_up_for_one_through_others(make_brain, take):
+    """A hub dials two at once: each is told by the other that it leads there, too."""
+    brain = make_brain("b1", datacenter="b")
+    far, near = brain.link("c1", datacenter="c"), brain.link("a1", datacenter="a")
+    brain.tell(near, Kind.SYNCED)
+    brain.tell(near, Kind.HUB, name="c1", value=1, data=b"c")
+    brain.tell(near, Kind.HUB, name="c1", value=1, flags=OPEN, data=b"c")
+    assert brain.directory.hubs["c1"] is False
+    brain.relay.close(far)
+    frames = take(near)
+    assert (frames[-1].kind, frames[-1].flags) == (Kind.SYNCED, AGAIN)
+    brain.tell(near, Kind.HUB, name="c1", value=1, flags=OPEN, data=b"c")
+    brain.tell(near, Kind.SYNCED)
+    assert brain.directory.hubs["c1"] is True
+
+
+def test_who_is_asked_tells_all_again(brain, take):
+    link = brain.link("a")
+    brain.session("x")
+    told = [frame.kind for frame in take(link)]
+    again = [frame.kind for frame in brain.tell(link, Kind.SYNCED, flags=AGAIN)]
+    assert told == [Kind.SYNCED, Kind.MEMBER] and again == [Kind.MEMBER, Kind.SYNCED]
 
 
 async def test_a_member_that_cannot_be_reached_is_named_once(sites, eventually):

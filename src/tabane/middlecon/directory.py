@@ -7,14 +7,24 @@ link is down what is behind it is *unknown*: kept, and marked. So are the member
 started again, for the moment they need to come back to it.
 
 Between data centers there must be one way only. If there are two for a moment, what comes on the
-second is not believed, and one of the links is cut (`cuts`): where both are in one data center,
-that of the hub with the larger name.
+second is not believed, and of two links of one data center that of the hub with the larger name is
+cut (`cuts`). When the first way ends, the second is asked to tell again.
 """
 
 from __future__ import annotations
 
 from tabane.errors import ProtocolError
-from tabane.middlecon.frames import CHANGES, GONE, LOST, OPEN, Change, Frame, Kind, encode_frame
+from tabane.middlecon.frames import (
+    AGAIN,
+    CHANGES,
+    GONE,
+    LOST,
+    OPEN,
+    Change,
+    Frame,
+    Kind,
+    encode_frame,
+)
 from tabane.middlecon.rooms import (
     LinkPort,
     Member,
@@ -66,6 +76,9 @@ class Directory(Rooms):
         """Tell a peer all we know. It does the same; SYNCED ends both."""
         self.links[link.name] = self._ways[link.name] = link
         self._set_reach(link, link.name, Reach(False, 1, link.datacenter))
+        self._tell_all(link)
+
+    def _tell_all(self, link: LinkPort) -> None:
         for name, way in self._ways.items():
             if passes(way, link):
                 link.send(_hub_frame(name, way.hubs[name]._replace(open=self.hubs[name])))
@@ -114,7 +127,7 @@ class Directory(Rooms):
         datacenter = parse_text(frame.data, "data center") if frame.data else ""
         reach = Reach(bool(frame.flags & OPEN), frame.value + 1, datacenter)
         way = self._ways.get(name)
-        if way not in (None, link) and self.hubs.get(name):
+        if way not in (None, link) and (name in self.links or self.hubs.get(name)):
             if reach.open:
                 self._on_second_way(way, link, name)
             return
@@ -129,11 +142,11 @@ class Directory(Rooms):
         """`link` leads to a hub that `way` leads to."""
         assert way is not None
         link.shadowed.add(name)
-        mine, other = (link, way) if link.datacenter != self.datacenter else (way, link)
-        if mine.datacenter == self.datacenter:
-            return  # they are both of others, who see it too
-        if other.datacenter != self.datacenter or other.name < self.hub:
-            self.cuts.append((mine, f"hub {name} is reached through {other.name} already"))
+        far, near = (link, way) if link.datacenter != self.datacenter else (way, link)
+        if far.datacenter == self.datacenter or near.datacenter != self.datacenter:
+            return  # what is told of an old way, or those who have the two ways see to it
+        if near.name < self.hub:
+            self.cuts.append((far, f"hub {name} is reached through {near.name} already"))
 
     def on_member(self, link: LinkPort, frame: Frame) -> None:
         """A member is there, cannot be reached, or is gone. A name that has a session here is
@@ -208,8 +221,12 @@ class Directory(Rooms):
         else:
             self._set_state(member, key, frame.data[frame.value :])
 
-    def on_synced(self, link: LinkPort, now: float) -> None:
-        """The peer has told everything: what it did not name again is gone, or on its way back."""
+    def on_synced(self, link: LinkPort, frame: Frame, now: float) -> None:
+        """The peer has told everything: what it did not name again is gone, or on its way back.
+        Or it wants to be told again."""
+        if frame.flags & AGAIN:
+            self._tell_all(link)
+            return
         before = self._instances.get(link.name, link.instance)
         self._instances[link.name] = link.instance
         link.synced = True
@@ -268,7 +285,14 @@ class Directory(Rooms):
         if not open:
             for link in self.links.values():
                 if name in link.shadowed:
-                    self.cuts.append((link, f"hub {name} is reached in no other way any more"))
+                    self._ask_again(link)
+
+    def _ask_again(self, link: LinkPort) -> None:
+        """What it told was not believed, and may be now."""
+        link.shadowed.clear()
+        link.synced = False
+        link.members = {}
+        link.send(encode_frame(Kind.SYNCED, flags=AGAIN))
 
 
 def _hub_frame(name: str, reach: Reach) -> bytes:

@@ -105,6 +105,8 @@ GONE = 1
 """Flag of STATE (the key is deleted), MEMBER (its session ended) and HUB (it was unlinked)."""
 OPEN = 2
 """Flag of HUB: its link is open."""
+AGAIN = 1
+"""Flag of SYNCED between hubs: tell all once more."""
 LOST = 2
 """Flag of MEMBER: it cannot be reached now."""
 MORE = 1

@@ -21,7 +21,7 @@ class Link:
     """Dials `peer` whenever there is no link to it, whoever opened the last one.
 
     `linked()` says whether there is one; `down` is set by the hub when it is lost. `trouble` says
-    why the last attempt failed.
+    why the last attempt failed. Those with the same `turn` dial one at a time.
     """
 
     def __init__(
@@ -34,6 +34,7 @@ class Link:
         flusher: Flusher,
         *,
         queue_bytes: int,
+        turn: asyncio.Lock | None = None,
     ) -> None:
         self.peer = peer
         self.dialing = False
@@ -45,13 +46,14 @@ class Link:
         self._linked = linked
         self._flusher = flusher
         self._queue_bytes = queue_bytes
+        self._turn = turn
 
     async def run(self) -> None:
         """Ends only by being cancelled."""
         while True:
             for pause_s in pauses():
                 if not self._linked():
-                    await self._attempt()
+                    await self._attempt_in_turn()
                 if self._linked():
                     break
                 await asyncio.sleep(pause_s)
@@ -59,6 +61,14 @@ class Link:
             if self._linked():
                 await self.down.wait()
             await asyncio.sleep(next(pauses()))
+
+    async def _attempt_in_turn(self) -> None:
+        if self._turn is None:
+            await self._attempt()
+            return
+        async with self._turn:
+            if not self._linked():
+                await self._attempt()
 
     async def _attempt(self) -> None:
         self.dialing = True

@@ -70,6 +70,7 @@ class Linking:
         """Those of `_links` that lead to other data centers."""
         self._over: set[str] = set()
         """Hubs that are said to be gone, and still have a link."""
+        self._far_turn = asyncio.Lock()
         self._flusher: Flusher | None = None
 
     def start(self, flusher: Flusher) -> None:
@@ -109,6 +110,7 @@ class Linking:
             lambda: name in directory.links or not self.wants(name),
             self._flusher,
             queue_bytes=directory.limits.queue_bytes,
+            turn=self._far_turn if name in self._far else None,
         )
         self.expect(name)
         self._dialing[name] = self._tasks.start(f"link {name}", link.run())

@@ -68,7 +68,7 @@ class Relay:
             Kind.STATE: lambda link, frame, now: directory.on_state(link, frame),
             Kind.HUB: lambda link, frame, now: directory.on_hub(link, frame),
             Kind.FLOW: lambda link, frame, now: self.flow.on_flow(link, frame),
-            Kind.SYNCED: lambda link, frame, now: directory.on_synced(link, now),
+            Kind.SYNCED: lambda link, frame, now: directory.on_synced(link, frame, now),
             Kind.SAY: self._on_link_say,
             Kind.ASK: self._on_link_say,
             Kind.CAST: self._on_link_cast,
