@@ -82,7 +82,8 @@ async def test_an_end_is_an_end_whatever_telling_of_it_does(
     def fail(transition: Transition) -> None:
         raise OSError("no space left on device")
 
-    async with PretendNode(make_app()) as node:
+    app = replace(make_app(), port=8001)  # a connection cut here keeps its port for a while
+    async with PretendNode(app) as node:
         node.on_change = fail
         assert (await fetch(node.port, HOST))[0] == 200
         (instance,) = node.executor.instances()
