@@ -111,6 +111,7 @@ def test_it_listens_when_a_connection_would_reach_it(
 @pytest.mark.real
 async def test_waiting_ends_when_it_listens(instance: Instance) -> None:
     with socket.socket() as elsewhere:
+        elsewhere.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         elsewhere.bind(("", PORT))
         elsewhere.listen()
         waiting = asyncio.ensure_future(wait_listening(instance.link, PORT))
