@@ -175,15 +175,19 @@ async def test_the_others_stay_together_when_the_first_data_center_dies(sites, e
     assert set((await rooms["a1/m"].say(b"")).acknowledged) == {"b1/m", "c1/m"}
 
 
-async def test_one_that_restarts_again_and_again_is_always_found_again(sites, eventually):
-    s = sites("a1", "b1", "c1")
+@pytest.mark.parametrize("names", [("a1", "b1", "c1"), ("a1", "a2", "b1", "b2", "c1", "c2")])
+async def test_one_that_restarts_again_and_again_is_always_found_again(sites, eventually, names):
+    s = sites(*names)
     await s.start()
     await s.whole()
-    for name in ["c1", "b1", "a1"] * 7:
+    for name in names[::-1] * 3:
         await s.stop(name)
         await s.start(name)
         await s.whole()
-    await eventually(lambda: len(s.far_links()) == 2)
+    await eventually(lambda: len(s.far_links()) == len({name[0] for name in names}) - 1)
+    rooms = await members_at(s)
+    for name, room in rooms.items():
+        assert set((await room.say(b"")).acknowledged) == rooms.keys() - {name}
 
 
 def test_a_way_of_its_own_is_not_given_up_for_one_through_others(make_brain, take):

@@ -106,6 +106,7 @@ class Directory(Rooms):
         for name, reach in link.hubs.items():
             if self._ways.get(name) is link:
                 self._set_reach(link, name, reach._replace(open=False))
+                self._look_elsewhere(name)
 
     def forget_hub(self, name: str) -> None:
         """A hub will not come back (its node's lease ended): its members have left."""
@@ -135,7 +136,8 @@ class Directory(Rooms):
         if link.synced:
             self._set_reach(link, name, reach)
         else:  # it counts as open when all that is behind it has been told
-            self._set_reach(link, name, reach._replace(open=False))
+            if not self.hubs.get(name):
+                self._set_reach(link, name, reach._replace(open=False))
             link.hubs[name] = reach
 
     def _on_second_way(self, way: LinkPort | None, link: LinkPort, name: str) -> None:
@@ -283,16 +285,16 @@ class Directory(Rooms):
         self.hubs[name] = open
         self._tell_sessions(encode_frame(Kind.HUB, flags=OPEN if open else 0, name=name))
         if not open:
-            for link in self.links.values():
-                if name in link.shadowed:
-                    self._ask_again(link)
+            self._look_elsewhere(name)
 
-    def _ask_again(self, link: LinkPort) -> None:
-        """What it told was not believed, and may be now."""
-        link.shadowed.clear()
-        link.synced = False
-        link.members = {}
-        link.send(encode_frame(Kind.SYNCED, flags=AGAIN))
+    def _look_elsewhere(self, name: str) -> None:
+        """A hub is not reached any more: what was told of it elsewhere may be believed now."""
+        for link in self.links.values():
+            if name in link.shadowed:
+                link.shadowed.clear()
+                link.synced = False
+                link.members = {}
+                link.send(encode_frame(Kind.SYNCED, flags=AGAIN))
 
 
 def _hub_frame(name: str, reach: Reach) -> bytes:
