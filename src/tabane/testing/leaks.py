@@ -250,7 +250,11 @@ class Guard:
             return False
         top = next(path for path in (cgroup, *cgroup.parents) if path.name.startswith("tabane"))
         tree = top.joinpath(*cgroup.relative_to(top).parts[:1])
-        for procs in tree.rglob("cgroup.procs"):
+        try:
+            files = list(tree.rglob("cgroup.procs"))
+        except FileNotFoundError:
+            return False  # somebody removes it just now
+        for procs in files:
             with suppress(OSError):
                 if not all(self._started(int(pid)) for pid in procs.read_text().split()):
                     return False
