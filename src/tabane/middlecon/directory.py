@@ -74,7 +74,8 @@ class Directory(Rooms):
 
     def open_link(self, link: LinkPort) -> None:
         """Tell a peer all we know. It does the same; SYNCED ends both."""
-        self.links[link.name] = self._ways[link.name] = link
+        self.links[link.name] = link
+        self._lead(link, link.name)
         self._set_reach(link, link.name, Reach(False, 1, link.datacenter))
         self._tell_all(link)
 
@@ -132,13 +133,20 @@ class Directory(Rooms):
             if reach.open:
                 self._on_second_way(way, link, name)
             return
-        self._ways[name] = link
+        self._lead(link, name)
         if link.synced:
             self._set_reach(link, name, reach)
         else:  # it counts as open when all that is behind it has been told
             if not self.hubs.get(name):
                 self._set_reach(link, name, reach._replace(open=False))
             link.hubs[name] = reach
+
+    def _lead(self, link: LinkPort, name: str) -> None:
+        """From now on `link` leads to that hub."""
+        before = self._ways.get(name)
+        if before is not None and before is not link:
+            before.hubs.pop(name, None)
+        self._ways[name] = link
 
     def _on_second_way(self, way: LinkPort | None, link: LinkPort, name: str) -> None:
         """`link` leads to a hub that `way` leads to."""
