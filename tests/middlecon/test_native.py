@@ -189,14 +189,17 @@ def test_an_acknowledgement_may_come_with_other_frames(yard: Yard, cut: int) -> 
 
 
 def test_a_chunk_that_only_looks_like_an_acknowledgement(yard: Yard) -> None:
-    """Twenty bytes that begin as an ACK does, in the middle of another frame's data."""
-    speaker, (a,) = yard.join("s", 0), yard.members(1)
-    inner = encode_frame(Kind.ACK, id=1)
+    """It is in the middle of another frame's data."""
+    speaker, (a, b) = yard.join("s", 0), yard.members(2)
+    yard.say(speaker)
+    b.tell(Kind.ACK, id=b.copy().id)
+    inner = encode_frame(Kind.ACK, id=a.copy().id)
     whole = encode_frame(Kind.CAST, to=yard.room, data=inner)
     for part in (whole[: -len(inner)], inner):
-        speaker.sock.sendall(part)
+        a.sock.sendall(part)
         yard.turn()
-    assert [(f.kind, f.data) for f in a.frames()] == [(Kind.CAST, inner)]
+    assert [(f.kind, f.data) for f in b.frames()] == [(Kind.CAST, inner)]
+    assert speaker.receipts() == []
 
 
 def test_two_messages_are_counted_apart(yard: Yard) -> None:
@@ -299,6 +302,16 @@ async def test_what_came_before_the_end_counts(yard: Yard) -> None:
     assert sorted(receipt.acknowledged) == ["m0", "m1"]
 
 
+async def test_the_end_of_what_comes_is_the_end(yard: Yard) -> None:
+    (a,) = yard.members(1)
+    a.sock.shutdown(socket.SHUT_WR)
+    yard.turn()
+    await asyncio.sleep(0)
+    assert not yard.hub.members
+    assert a.read() == b""
+    assert a.sock.recv(1) == b""
+
+
 async def test_a_connection_that_is_reset(yard: Yard) -> None:
     tcp = yard.hub.addresses[1]
     speaker = yard.join("s", 0)
@@ -375,6 +388,26 @@ def test_who_reads_late_gets_all_in_order(yard: Yard, tcp: bool) -> None:
     assert not yard.wire("l").congested
     yard.say(speaker)
     assert late.copy().data == b""
+
+
+def fill(wire: Wire) -> bytes:
+    """Write until the kernel takes no more; what was written."""
+    written = b""
+    while not wire.transport.get_write_buffer_size():
+        written += bytes([len(written) % 251]) * 999
+        wire.transport.write(written[-999:])
+    return written
+
+
+async def test_nothing_overtakes_what_the_kernel_has_not_taken(yard: Yard) -> None:
+    """Even when it would take something again, which is not known yet."""
+    (a,) = yard.members(1)
+    wire = yard.wire("m0")
+    written, read = fill(wire), a.read()
+    wire.port.send(b"the next")
+    yard.hub._flusher.flush()
+    yard.turn()
+    assert read + a.read() == written + b"the next"
 
 
 def test_who_never_reads_is_said_to_be_overloaded(yard: Yard) -> None:
@@ -476,6 +509,7 @@ def test_many_says_leave_nothing_behind(yard: Yard) -> None:
 
     def round_trips(count: int) -> None:
         for _ in range(count):
+            wire._quiet = 1
             speaker.tell(Kind.SAY, to=yard.room, id=9, value=60_000)
             yard.turn()
             for member in members:

@@ -347,7 +347,7 @@ static int end(PyObject *transport, int number)
 static int take_chunk(PyObject *transport)
 {
     int fd = fd_of(transport);
-    if (fd < 0) return 0; /* it ended when it was written to */
+    if (fd < 0) return 0; /* it ended in this round */
     ssize_t size = recv(fd, chunk, sizeof chunk, MSG_DONTWAIT);
     if (size < 0) return errno == EAGAIN || errno == EINTR ? 0 : end(transport, errno);
     if (size == 0) return end(transport, 0);
@@ -363,7 +363,7 @@ static int take_chunk(PyObject *transport)
     return failed;
 }
 
-/* Whose descriptor that is now: a new reference, or NULL, maybe with an exception. */
+/* Whose descriptor that is: a new reference, or NULL, maybe with an exception. */
 static PyObject *find(PyObject *transports, int fd)
 {
     PyObject *key = PyLong_FromLong(fd);
@@ -411,11 +411,8 @@ static PyObject *take_in(PyObject *module, PyObject *const *arguments, Py_ssize_
     }
     for (int i = 0; i < ready && !failed; i++) {
         fetch_protocols(transports, i + 1, ready);
-        int fd = events[i].data.fd;
-        if (transports[i] == NULL || fd_of(transports[i]) != fd) /* it ended meanwhile */
-            Py_XSETREF(transports[i], find(arguments[1], fd));
         if (transports[i] != NULL) failed = take_event(&events[i], transports[i]);
-        else failed = PyErr_Occurred() || done(PyObject_CallFunction(arguments[2], "i", fd));
+        else failed = done(PyObject_CallFunction(arguments[2], "i", events[i].data.fd));
     }
     for (int i = 0; i < ready; i++) Py_XDECREF(transports[i]);
     return failed ? NULL : PyLong_FromLong(ready < 0 ? 0 : ready);
