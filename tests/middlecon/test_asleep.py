@@ -73,7 +73,7 @@ def test_one_that_is_thawed_hears_again(brain, take, room):
 
 
 def test_one_that_joins_or_leaves_while_frozen(brain, take, room):
-    ports, number = room
+    ports, _ = room
     other = brain.join(ports["y"], "s")
     mine = brain.join(ports["x"], "s")
     (receipt,) = brain.tell(ports["x"], Kind.SAY, to=mine, id=1, value=1000)

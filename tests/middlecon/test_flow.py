@@ -157,7 +157,7 @@ async def slow_pair(cluster, **limits):
 
 
 async def test_a_cast_waits_until_a_slow_member_reads_again(cluster, eventually):
-    me, other, room = await slow_pair(cluster)
+    _, other, room = await slow_pair(cluster)
     heard = []
     its = await other.join("r")
     its.on_message(lambda message: heard.append(message.data[:1]))

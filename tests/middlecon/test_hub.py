@@ -22,6 +22,7 @@ from tabane.errors import (
     UsageError,
 )
 from tabane.middlecon import Cause, Change, Limits, Presence, StateChange, connect
+from tabane.middlecon.frames import DATA_BYTES
 
 
 async def test_the_example_of_the_manual(cluster):
@@ -370,3 +371,44 @@ async def test_a_hub_tells_where_it_listens_as_it_was_told(cluster, tmp_path):
     path, address = hub.addresses
     assert path == f"{tmp_path}/here"
     assert address.startswith("127.0.0.1:")
+
+
+async def test_two_who_join_at_once_have_both_entered(cluster):
+    await cluster.hub()
+    x, y = await cluster.client("x"), await cluster.client("y")
+    (await y.join("r")).on_message(lambda message: b"")
+    one, other = await asyncio.gather(x.join("r"), x.join("r"))
+    assert one is other
+    assert "y" in other.members
+
+
+async def test_leaving_twice_does_not_leave_a_newer_room(cluster):
+    await cluster.hub()
+    x = await cluster.client("x")
+    old = await x.join("r")
+    old.leave()
+    new = await x.join("r")
+    old.leave()
+    assert await x.join("r") is new
+    assert (await new.say(b"")).complete
+
+
+async def test_an_answer_that_is_too_large_is_an_error_of_its_handler(cluster):
+    await cluster.hub()
+    x, y = await cluster.client("x"), await cluster.client("y")
+    y.on_message(lambda message: b"-" * (DATA_BYTES + 1))
+    with pytest.raises(Refused, match="over the 1048576 allowed"):
+        await x.call("y", b"")
+
+
+@pytest.mark.parametrize("name", ["", "a\nb", "é" * 128])
+async def test_a_bad_name_is_a_mistake_of_who_gives_it(cluster, name):
+    await cluster.hub()
+    x = await cluster.client("x")
+    with pytest.raises(UsageError):
+        await x.join(name)
+    with pytest.raises(UsageError):
+        await x.state.put(name, b"")
+    if name:
+        with pytest.raises(UsageError):
+            await connect(cluster.url(), name=name)

@@ -15,7 +15,7 @@ ORDER = ("a", "b", "c")
 
 
 class Sites:
-    """Hubs `a1`, `a2`, `b1` ... in the data centers `a`, `b`, `c`, each told of those it may dial."""
+    """Hubs `a1`, `a2`, `b1` ... in the data centers `a`, `b`, `c`."""
 
     def __init__(self, cluster: Any, eventually: Any, names: tuple[str, ...]) -> None:
         self.cluster = cluster

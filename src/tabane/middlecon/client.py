@@ -35,7 +35,7 @@ from tabane.middlecon.frames import (
     Frame,
     JoinFlag,
     Kind,
-    check_name,
+    check_given_name,
 )
 from tabane.middlecon.inbox import Handler, Inbox, Message, register
 from tabane.middlecon.joined import WHEN_SLOW, Callback, Room, WhenSlow
@@ -76,7 +76,7 @@ class Client(Administration):
     """A member of the cluster: made by `connect`. Leaving its `async with` block closes it."""
 
     def __init__(self, url: str, name: str, token: str | None, *, drawn: bool = False) -> None:
-        self.name = check_name(name)
+        self.name = check_given_name(name)
         self.hub = ""
         """The name of the hub."""
         self.hubs: dict[str, bool] = {}
@@ -198,12 +198,19 @@ class Client(Administration):
         flags |= WHEN_SLOW[when_slow]
         room = self._rooms.get(name)
         if room is None:
-            room = self._rooms[name] = Room(self, check_name(name, "room name"), flags)
+            room = self._rooms[name] = Room(self, check_given_name(name, "room name"), flags)
             try:
                 await room._enter(timeout_s)
             except BaseException:
                 room.leave()
                 raise
+            finally:
+                room._entered.set()
+        elif not room._entered.is_set():  # somebody else is about to
+            await room._entered.wait()
+            return await self.join(
+                name, member=member, watch=watch, when_slow=when_slow, timeout_s=timeout_s
+            )
         elif room._flags != flags:
             room._flags = flags
             await room._enter(timeout_s)
@@ -386,5 +393,7 @@ class Client(Administration):
         wire.lose(Closed(f"hub {self.hub} said goodbye"))
 
     def _forget(self, room: Room) -> None:
-        self._rooms.pop(room.name, None)
-        self._numbered.pop(room._number, None)
+        if self._rooms.get(room.name) is room:
+            del self._rooms[room.name]
+        if self._numbered.get(room._number) is room:
+            del self._numbered[room._number]

@@ -16,7 +16,7 @@ from enum import IntEnum, StrEnum
 
 import msgspec
 
-from tabane.errors import ProtocolError
+from tabane.errors import ProtocolError, UsageError
 
 MAGIC = b"\xffmc1"
 """0xFF never begins UTF-8 text, so one byte tells a program from a person who types."""
@@ -231,3 +231,11 @@ def check_name(name: str, what: str = "name") -> str:
     if not name.isprintable():
         raise ProtocolError(f"the {what} {name!r} has characters that cannot be printed")
     return name
+
+
+def check_given_name(name: str, what: str = "name") -> str:
+    """The same for one that our own side was given. Raises `UsageError`."""
+    try:
+        return check_name(name, what)
+    except ProtocolError as error:
+        raise UsageError(error.message) from None

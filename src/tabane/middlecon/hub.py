@@ -35,7 +35,7 @@ from tabane.middlecon import native
 from tabane.middlecon.addresses import BACKLOG, describe, is_loopback, listen_on, parse_url
 from tabane.middlecon.directory import Directory
 from tabane.middlecon.door import Door
-from tabane.middlecon.frames import Frame, Kind, check_name
+from tabane.middlecon.frames import Frame, Kind, check_given_name, check_name
 from tabane.middlecon.linking import Linking, Peer, parse_peers
 from tabane.middlecon.reactor import Reactor
 from tabane.middlecon.relay import Relay
@@ -99,7 +99,7 @@ class Hub:
         datacenter: str = "",
         chat: bool | None = None,
     ) -> None:
-        self.name = check_name(name, "hub name")
+        self.name = check_given_name(name, "hub name")
         self.limits = limits or Limits()
         self.heartbeat_s = heartbeat_s
         self._token = token

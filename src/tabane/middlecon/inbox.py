@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from tabane.errors import Busy, Closed, Refused, TabaneError
+from tabane.errors import Busy, Closed, Refused, TabaneError, UsageError
 from tabane.middlecon.frames import RAISED, Frame, Kind, encode_ack, encode_frame
 from tabane.middlecon.wire import Wire
 from tabane.supervise import Supervisor, log_failure
@@ -53,7 +53,11 @@ class Message:
 
     def acknowledge(self, answer: bytes) -> None:
         if self._id and self._wire.open:
-            if answer and self.wants_reply:
+            if len(answer) > self._wire.session.limit_bytes and self.wants_reply:
+                limit = self._wire.session.limit_bytes
+                problem = f"the answer has {len(answer)} bytes, over the {limit} allowed"
+                self.refuse(UsageError(problem), raised=True)
+            elif answer and self.wants_reply:
                 self._wire.port.send(encode_frame(Kind.ACK, id=self._id, data=answer))
             else:
                 self._wire.port.send(encode_ack(self._id))

@@ -53,6 +53,8 @@ class Room(Agreeing):
         self._connection = client._connection
         self._flags = flags
         self._number = 0
+        self._entered = asyncio.Event()
+        """The first try to enter is over."""
         self._may_speak: asyncio.Event | None = None
         """Set when those who are slow have caught up; None while nobody is."""
         self.ballot = Ballot(client.name, name, client._tasks)

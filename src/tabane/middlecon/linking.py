@@ -16,7 +16,7 @@ import msgspec
 from tabane.errors import Conflict, ProtocolError
 from tabane.middlecon.addresses import parse_url
 from tabane.middlecon.directory import Directory
-from tabane.middlecon.frames import Frame, check_name
+from tabane.middlecon.frames import Frame, check_given_name
 from tabane.middlecon.link import Link
 from tabane.middlecon.rooms import Port
 from tabane.middlecon.session import Hello, Welcome
@@ -84,13 +84,13 @@ class Linking:
     def expect(self, name: str) -> None:
         """There is such a hub."""
         self._over.discard(name)
-        self._directory.add_hub(check_name(name, "hub name"))
+        self._directory.add_hub(check_given_name(name, "hub name"))
 
     def link(self, peer: Peer, token: str | None) -> None:
         """Dial it whenever there is no link to it, and there should be. Raises `UsageError`."""
         assert self._flusher is not None
         address = parse_url(peer.url)
-        name = check_name(peer.name, "hub name")
+        name = check_given_name(peer.name, "hub name")
         self._stop(name)
         if peer.datacenter != self._directory.datacenter:
             self._far.add(name)

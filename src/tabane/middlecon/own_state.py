@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from tabane.errors import Busy, Closed
 from tabane.middlecon.connection import TIMEOUT_S, Connection
-from tabane.middlecon.frames import GONE, Kind, check_name
+from tabane.middlecon.frames import GONE, Kind, check_given_name
 
 
 class OwnState(Mapping[str, bytes]):
@@ -21,7 +21,7 @@ class OwnState(Mapping[str, bytes]):
 
         Raises `Busy` when it is over the hub's limits; it is then not kept.
         """
-        before = self._values.get(check_name(key, "state key"))
+        before = self._values.get(check_given_name(key, "state key"))
         self._values[key] = value
         try:
             await self._tell(key, value, 0)

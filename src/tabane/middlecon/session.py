@@ -215,6 +215,11 @@ class Session:
     def broken(self) -> ProtocolError | None:
         return self.decoder.broken
 
+    @property
+    def limit_bytes(self) -> int:
+        """The largest data of a frame."""
+        return self.decoder.limit_bytes
+
     def set_limit(self, data_bytes: int) -> None:
         """The largest data of a frame that this side takes from now on."""
         self.decoder.limit_bytes = data_bytes
