@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, suppress
@@ -12,13 +13,15 @@ from typing import Any
 import pytest
 import uvloop
 
-from tabane.middlecon import Client, Hub, blocking, connect
+from tabane.middlecon import Client, Hub, blocking, connect, native
 from tabane.middlecon.directory import Directory
-from tabane.middlecon.frames import Decoder, Frame, JoinFlag, Kind
+from tabane.middlecon.frames import MAGIC, Decoder, Frame, JoinFlag, Kind, encode_frame
+from tabane.middlecon.receipts import parse_receipt
 from tabane.middlecon.relay import Relay
 from tabane.middlecon.rooms import LinkPort, Port, SessionPort
-from tabane.middlecon.session import Limits
+from tabane.middlecon.session import Hello, Limits, encode_hello
 from tabane.middlecon.threads import LoopThread
+from tabane.middlecon.wire import Wire
 
 uvloop.new_event_loop().close()
 """The first loop of a process opens descriptors for good: so before any test."""
@@ -169,3 +172,120 @@ def hub(tmp_path: Path, no_threads_left: None) -> Iterator[ThreadedHub]:
     hub.start()
     yield hub
     hub.close()
+
+
+# Both of a hub's inner loops
+
+LOOPS: dict[str, Any] = {"python": None}
+try:
+    from tabane.middlecon import _native
+except ImportError:  # tests/test_build.py says whether that may be
+    pass
+else:
+    LOOPS["c"] = _native
+
+
+class Raw:
+    """One side of a connection to the hub, which does nothing by itself."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self._decoder = Decoder()
+        self._magic = len(MAGIC)
+
+    def tell(self, kind: int, **fields: Any) -> None:
+        self.sock.sendall(encode_frame(kind, **fields))
+
+    def open(self, name: str, instance: str = "x") -> None:
+        self.sock.sendall(encode_hello(Hello(name, instance)))
+
+    def frames(self) -> list[Frame]:
+        """What has come, as far as it is whole."""
+        return self._decoder.feed(self.read())
+
+    def read(self) -> bytes:
+        """All that has come, without the hub's magic."""
+        data = b""
+        try:
+            while chunk := self.sock.recv(1 << 20, socket.MSG_DONTWAIT):
+                data += chunk
+        except BlockingIOError:
+            pass
+        skipped, self._magic = data[: self._magic], self._magic - len(data[: self._magic])
+        assert skipped in MAGIC
+        return data[len(skipped) :]
+
+    def copy(self) -> Frame:
+        """The one message that has come."""
+        (frame,) = (f for f in self.frames() if f.kind in (Kind.SAY, Kind.ASK, Kind.SEND))
+        return frame
+
+    def receipts(self) -> list[Any]:
+        return [parse_receipt(f) for f in self.frames() if f.kind == Kind.RECEIPT]
+
+    def is_cut(self) -> bool:
+        """Told that it broke the protocol, and closed."""
+        kinds = [(f.kind, f.name) for f in self.frames()]
+        return (Kind.ERROR, "protocol") in kinds and self.sock.recv(1) == b""
+
+
+class Yard:
+    """A hub and those who are connected to it. The one room there has the number `room`."""
+
+    def __init__(self, hub: Hub, path: str) -> None:
+        self.hub = hub
+        self._path = path
+        self.all: list[Raw] = []
+        self.room = 0
+
+    def turn(self) -> None:
+        """Let the hub do all that is ready."""
+        assert self.hub._reactor is not None
+        self.hub._reactor._on_ready()
+
+    def dial(self, address: str | None = None) -> Raw:
+        if address is None:
+            sock = socket.socket(socket.AF_UNIX)
+            sock.connect(self._path)
+        else:
+            host, _, port = address.rpartition(":")
+            sock = socket.create_connection((host, int(port)))
+        self.all.append(Raw(sock))
+        return self.all[-1]
+
+    def join(self, name: str, flags: int = JoinFlag.MEMBER, address: str | None = None) -> Raw:
+        raw = self.dial(address)
+        raw.open(name)
+        raw.tell(Kind.JOIN, flags=flags, id=1, name="room")
+        self.turn()
+        self.turn()
+        self.room = next(f.to for f in raw.frames() if f.kind == Kind.JOIN)
+        return raw
+
+    def members(self, count: int) -> list[Raw]:
+        return [self.join(f"m{number}") for number in range(count)]
+
+    def say(self, sender: Raw, kind: int = Kind.SAY, **fields: Any) -> None:
+        sender.tell(kind, to=self.room, id=9, value=60_000, **fields)
+        self.turn()
+
+    def wire(self, name: str) -> Wire:
+        return next(wire for port, wire in self.hub._wires.items() if port.name == name)
+
+
+@pytest.fixture(params=LOOPS)
+def loops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    chosen = LOOPS[request.param]
+    monkeypatch.setattr(native, "loops", chosen)
+    return chosen
+
+
+@pytest.fixture
+async def yard(loops: Any, tmp_path: Path) -> Any:
+    listen = [f"unix://{tmp_path}/hub", "tcp://127.0.0.1:0"]
+    limits = Limits(hold_bytes=8 << 20)
+    async with Hub("hub", listen=listen, limits=limits, heartbeat_s=300.0, chat=False) as hub:
+        yard = Yard(hub, f"{tmp_path}/hub")
+        yield yard
+        for raw in yard.all:
+            raw.sock.close()

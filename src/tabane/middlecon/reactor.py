@@ -34,6 +34,7 @@ FULL_PAUSE_S = 0.5
 
 _READ = select.EPOLLIN | select.EPOLLRDHUP
 _WRITE = select.EPOLLOUT
+_NOT_WRITE = ~_WRITE
 
 MakeProtocol = Callable[[], asyncio.Protocol]
 
@@ -106,7 +107,7 @@ class Reactor:
                 continue
             if mask & _WRITE:
                 transport.on_writable()
-            if mask & ~_WRITE:
+            if mask & _NOT_WRITE:
                 size = transport.read_bytes
                 try:
                     data = transport.sock.recv(size)

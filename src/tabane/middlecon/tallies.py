@@ -20,6 +20,7 @@ that is behind them: the hubs there count to the same deadline, and their sums t
 (200 ms one way between far data centers). What they know is better than `unknown`."""
 
 _CAUSES = frozenset(Cause)
+_ASK = int(Kind.ASK)
 
 REASON_CHARS = 300
 """Of the text of a reason: enough for a sentence, and it keeps receipts small."""
@@ -124,7 +125,7 @@ class Tally:
         self.id = id
         self._origin = origin
         self._reply_to = frame.id
-        self._asking = frame.kind == Kind.ASK
+        self._asking = frame.kind == _ASK
         self._room = room
         self._total = Sum([], {}, [], [])
         self._waiting: set[Port] = set()

@@ -33,6 +33,7 @@ is pinged, after three the connection is lost. So a silence of one heartbeat (to
 ends it, two thirds of which are left to answer the ping."""
 
 _PING, _PONG = int(Kind.PING), int(Kind.PONG)
+_BINARY = Mode.BINARY
 PING = encode_frame(Kind.PING)
 PONG = encode_frame(Kind.PONG)
 GOODBYE = encode_frame(Kind.GOODBYE)
@@ -201,10 +202,11 @@ class Wire(asyncio.Protocol):
         except ProtocolError as error:
             self.cut(error)
             return
-        if self.session.broken is not None:
-            self.cut(self.session.broken)
-        elif self.session.mode not in (Mode.BINARY, None):
-            if self.session.mode is Mode.HTTP or self._on_text is None:
+        mode = self.session.mode
+        if self._decoder.broken is not None:
+            self.cut(self._decoder.broken)
+        elif mode is not _BINARY and mode is not None:
+            if mode is Mode.HTTP or self._on_text is None:
                 self.refuse_text()
             else:
                 self._on_text(self)
