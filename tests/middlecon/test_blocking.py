@@ -14,7 +14,6 @@ from tabane.errors import (
     Closed,
     Conflict,
     NotFound,
-    ProtocolError,
     Refused,
     Stale,
     Unreachable,
@@ -111,9 +110,9 @@ def test_calls_and_the_errors_they_raise(hub):
 
 @pytest.mark.parametrize("name", ["a\x07b", "x" * 256])
 def test_bad_names_are_refused(hub, name):
-    with pytest.raises(ProtocolError):
+    with pytest.raises(UsageError):
         connect(hub.url, name=name)
-    with pytest.raises(ProtocolError):
+    with pytest.raises(UsageError):
         hub.client("x").join(name)
 
 

@@ -33,7 +33,7 @@ from tabane.middlecon import client as asyncio_client
 from tabane.middlecon.addresses import parse_url
 from tabane.middlecon.client import Callback
 from tabane.middlecon.connection import TIMEOUT_S
-from tabane.middlecon.frames import check_name
+from tabane.middlecon.frames import check_given_name
 from tabane.middlecon.inbox import Message
 from tabane.middlecon.receipts import Receipt, Replies
 from tabane.middlecon.threads import Lane, LoopThread, Workers
@@ -69,7 +69,7 @@ def connect(
     """
     parse_url(url)
     if name is not None:
-        check_name(name)
+        check_given_name(name)
     if workers < 1:
         raise UsageError(f"{workers} workers can handle nothing: have one at least")
     client = Client(name or "a member", workers)
