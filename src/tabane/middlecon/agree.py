@@ -198,10 +198,13 @@ class Agreement:
         self._verdict: Verdict | None = None
         self._fates = Sum([], {}, [], [])
         self._told = Sum([], {}, [], [])
+        self._asked: dict[str, None] = {}
+        """Who may have been. Those who left before a link died are in no sum."""
 
     def begin(self, book_id: int, frame: Frame, now: float, timeout_s: float) -> None:
         """Ask everyone. `timeout_s` is that of the frame, within the hub's limit."""
         self._book_id, self._now, self._until = book_id, now, now + timeout_s
+        self._note_members()
         prepare = Frame(Kind.PREPARE, value=frame.value, data=self._id + self._value)
         origin = Inside(partial(self._on_part, self._fates, self._decide))
         self._tally = self._home.relay.say_for(self._port, origin, prepare, self._room, now)
@@ -218,6 +221,8 @@ class Agreement:
             self._gone = True
             if self._verdict is None and self._tally is not None:
                 self._tally.give_up()
+            if self._verdict is not None:
+                self._home.keep(self._verdict, [port.name], self._now)
         elif isinstance(port, LinkPort) and port in self._room.remote and not self._verdict:
             self._changed = True
 
@@ -231,13 +236,14 @@ class Agreement:
 
     def _decide(self) -> None:
         """PREPARE's sum is complete. This is the only place where an outcome is made."""
+        self._note_members()
         fates = self._fates
         self._changed = self._changed or self._room.epoch != self._epoch
         stands = not (self._changed or self._gone)
         committed = stands and not (fates.failed or fates.unknown or fates.asleep or fates.told)
         proposer = self._port.name
         self._verdict = Verdict(self._id, self._room.name, proposer, self._value, committed)
-        timeout_s = max(OUTCOME_S, self._until - self._now)
+        timeout_s = OUTCOME_S if self._gone else max(OUTCOME_S, self._until - self._now)
         outcome = outcome_frame(self._verdict, timeout_s)
         origin = Inside(partial(self._on_part, self._told, self._end))
         self._home.relay.say_for(self._port, origin, outcome, self._room, self._now)
@@ -247,12 +253,10 @@ class Agreement:
         assert self._verdict is not None
         del self._home.relay.pending[self._book_id]
         fates = self._fates
-        asked = dict.fromkeys([*_names(fates), *_names(self._told)])
+        self._asked |= dict.fromkeys([*_names(fates), *_names(self._told)])
         told = set(self._told.acknowledged)
-        untold = [name for name in asked if name not in told]
-        if self._gone and self._port.name not in told:
-            untold.append(self._port.name)
-        self._home.keep(self._verdict, dict.fromkeys(untold), self._now)
+        untold = [name for name in self._asked if name not in told]
+        self._home.keep(self._verdict, untold, self._now)
         agreed = Agreed(
             self._verdict.committed,
             self._changed,
@@ -265,6 +269,11 @@ class Agreement:
         if not self._gone:
             for part in encode_agreed(self._reply_to, agreed):
                 self._port.send(part)
+
+    def _note_members(self) -> None:
+        for member, _ in self._room.members():
+            if member.port is not self._port:
+                self._asked[member.name] = None
 
 
 def _names(total: Sum) -> list[str]:
