@@ -23,7 +23,7 @@ from tabane.model import new_instance_id
 from tabane.network import NetworkPool, prepare_node
 from tabane.node.local import HERE
 from tabane.runtimes import registry
-from tabane.runtimes.api import InstanceSpec
+from tabane.runtimes.api import Driver, InstanceSpec
 from tabane.testing.spawner import PlainSpawner
 
 ID_BASE = 1 << 24
@@ -39,6 +39,7 @@ class ByHand:
         self.cgroup = cgroup
         self.spawner = PlainSpawner()
         self.pool = NetworkPool(self.spawner, "by-hand", size=2)
+        self.drivers: dict[str, Driver] = {}
         self.images = ImageStore(directory / "images")
         app = spec.parse_app((directory / "app.toml").read_text())
         self.app = replace(app, id_base=ID_BASE)
@@ -49,7 +50,7 @@ class ByHand:
 
     async def measure(self, engine: str) -> float:
         """Milliseconds from starting the engine to the program's first byte."""
-        driver = registry.load(engine, self.spawner, HERE / "run" / "drivers" / engine)
+        driver = await self.driver(engine)
         link = await self.pool.claim(ID_BASE, egress=True)
         instance = new_instance_id()
         place = Path(tempfile.mkdtemp(dir=HERE / "run"))
@@ -75,6 +76,15 @@ class ByHand:
         await self.pool.release(link)
         shutil.rmtree(place)
         return took_ms
+
+    async def driver(self, engine: str) -> Driver:
+        """As a node has it: what it finds out once is in its bundles."""
+        if engine not in self.drivers:
+            place = HERE / "run" / "drivers" / engine
+            self.drivers[engine] = registry.load(engine, self.spawner, place)
+            probe = await self.drivers[engine].probe()
+            assert probe.works, probe.reason
+        return self.drivers[engine]
 
     async def first_byte(self, address: str) -> None:
         """Tries take little time, so that they take none from the engine."""
