@@ -8,11 +8,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tabane.errors import TimedOut
+from tabane.errors import Closed, TimedOut
 from tabane.middlecon import WhenSlow
 from tabane.middlecon.backlog import Backlog
-from tabane.middlecon.frames import STOP, URGENT, JoinFlag, Kind, encode_frame
-from tabane.middlecon.receipts import Cause, parse_receipt
+from tabane.middlecon.frames import (
+    CHANGES,
+    DATA_BYTES,
+    STOP,
+    URGENT,
+    Change,
+    JoinFlag,
+    Kind,
+    encode_frame,
+)
+from tabane.middlecon.receipts import Cause, Reason, Sum, parse_receipt
+from tabane.middlecon.rooms import LinkPort
 from tabane.middlecon.session import Limits
 
 HOLD, FULL = 100, 1000
@@ -101,24 +111,110 @@ def test_one_that_wants_it_is_cut_off(slow):
     assert [port for port, _ in brain.directory.cuts] == [y]
 
 
-def test_slowness_is_told_over_links(make_brain, take):
-    brain = make_brain("b", hold_bytes=HOLD)
+def told_links(frames):
+    return [(frame.name, frame.flags) for frame in frames if frame.kind == Kind.FLOW]
+
+
+@pytest.fixture
+def behind(make_brain):
+    """The speaker `x` behind a link, who is no member, and `y` here, who is slow."""
+    brain = make_brain("b", hold_bytes=HOLD, queue_bytes=FULL)
     link, y = brain.link("a"), brain.session("y")
     number = brain.join(y, "r")
     brain.tell(link, Kind.MEMBER, to=71, name="x")
-    brain.tell(link, Kind.PRESENCE, to=33, name="x", data=b"r")
     y.backlog = HOLD + 1
-    assert flows(brain.tell(link, Kind.CAST, to=number, name="x")) == [(33, STOP)]
+    return brain, link, y, number
+
+
+def test_slowness_is_told_over_links(behind, take):
+    brain, link, y, number = behind
+    assert told_links(brain.tell(link, Kind.CAST, to=number, name="x")) == [("r", STOP)]
+    y.backlog = 0
+    brain.relay.flow.drained(y)
+    assert told_links(take(link)) == [("r", 0)]
+
+
+def test_slowness_behind_a_link_holds_the_speakers_here(behind, take):
+    brain, link, y, number = behind
     z = brain.session("z")
     brain.join(z, "r", 0)
     y.backlog = 0
-    brain.relay.flow.drained(y)
-    assert flows(take(link)) == [(33, 0)]
-    brain.tell(link, Kind.FLOW, to=number, flags=STOP)
+    brain.tell(link, Kind.FLOW, name="r", flags=STOP)
     assert flows(brain.tell(z, Kind.CAST, to=number)) == [(number, STOP)]
-    brain.tell(link, Kind.FLOW, to=number)
+    brain.relay.flow.drained(link)
+    assert flows(take(z)) == []
+    brain.tell(link, Kind.FLOW, name="r")
     assert flows(take(z)) == [(number, 0)]
-    assert flows(take(link)) == []
+    assert told_links(take(link)) == []
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda brain, link: brain.tell(link, Kind.FLOW, name="r"),
+        lambda brain, link: brain.relay.close(link),
+    ],
+)
+def test_who_waits_for_a_link_goes_on_when_its_last_member_left(behind, take, end):
+    brain, link, y, number = behind
+    brain.tell(link, Kind.PRESENCE, to=33, name="x", data=b"r")
+    z = brain.session("z")
+    brain.join(z, "r", 0)
+    y.backlog = 0
+    brain.tell(link, Kind.FLOW, name="r", flags=STOP)
+    assert flows(brain.tell(z, Kind.CAST, to=number)) == [(number, STOP)]
+    brain.tell(link, Kind.PRESENCE, to=33, name="x", data=b"r", flags=CHANGES.index(Change.LEFT))
+    end(brain, link)
+    assert (number, 0) in flows(take(z))
+    assert not any(isinstance(port, LinkPort) for port in brain.directory.rooms["r"].slow)
+
+
+def test_a_slow_link_fails_all_behind_it_and_stays(behind, take):
+    brain, link, y, number = behind
+    brain.tell(link, Kind.PRESENCE, to=33, name="x", data=b"r")
+    z = brain.session("z")
+    brain.join(z, "r", 0)
+    y.backlog, link.backlog = 0, FULL + 1
+    brain.tell(z, Kind.SAY, to=number, id=1, value=9)
+    (copy,) = [frame for frame in take(y) if frame.kind == Kind.SAY]
+    brain.tell(y, Kind.ACK, id=copy.id)
+    (receipt,) = [frame for frame in take(z) if frame.kind == Kind.RECEIPT]
+    assert parse_receipt(receipt).failed["x"].cause is Cause.OVERLOADED
+    assert brain.directory.cuts == []
+
+
+@pytest.mark.parametrize(
+    "silence",
+    [
+        lambda brain, y, number: brain.tell(y, Kind.LEAVE, to=number),
+        lambda brain, y, number: brain.directory.set_asleep(y.member, True),
+        lambda brain, y, number: brain.join(y, "r", JoinFlag.WATCH),
+        lambda brain, y, number: brain.join(y, "r", JoinFlag.MEMBER | JoinFlag.DROP_OLDEST),
+    ],
+)
+def test_nobody_waits_for_one_that_is_not_to_hear(slow, take, silence):
+    brain, x, y, number = slow
+    brain.tell(x, Kind.CAST, to=number)
+    silence(brain, y, number)
+    assert flows(take(x)) == [(number, 0)]
+
+
+def test_urgent_messages_have_a_limit_too(slow, take):
+    brain, x, y, number = slow
+    y.backlog = FULL + 1
+    brain.tell(x, Kind.CAST, to=number, flags=URGENT)
+    frames = brain.tell(x, Kind.SAY, to=number, id=1, value=9, flags=URGENT)
+    (receipt,) = [frame for frame in frames if frame.kind == Kind.RECEIPT]
+    assert parse_receipt(receipt).failed["y"].cause is Cause.OVERLOADED
+    assert (y.urgent, y.dropped) == ([], 1)
+
+
+def test_a_member_has_one_fate_whatever_two_hubs_say():
+    gone, late = Reason(Cause.UNREACHABLE), Reason(Cause.TIMED_OUT)
+    failed = {"a": gone, "b": gone, "c": late, "d": gone, "s": gone}
+    total = Sum(["a"], failed, ["a", "b", "c", "b"], ["s"])
+    total.settle()
+    assert total == Sum(["a"], {"c": late, "d": gone}, ["b"], ["s"])
 
 
 def test_an_urgent_message_leaves_first_and_in_order(brain):
@@ -212,3 +308,38 @@ async def test_a_member_that_asked_for_it_loses_its_oldest_casts(cluster, eventu
     other._connection._wire.transport.resume_reading()
     await eventually(lambda: heard and heard[-1] == 99)
     assert heard == sorted(heard) and len(heard) < 100
+
+
+@pytest.mark.parametrize("ending", ["leave", "close", "hub"])
+async def test_who_waits_to_speak_is_told_when_there_is_nothing_to_wait_for(
+    cluster, eventually, ending
+):
+    hub = await cluster.hub(limits=Limits(hold_bytes=1 << 16))
+    me, other = await cluster.client("me"), await cluster.client("other")
+    room = await me.join("r", watch=False)
+    (await other.join("r")).on_message(lambda message: None)
+    other._connection._wire.transport.pause_reading()
+
+    async def speak():
+        while True:
+            await room.cast(b"-" * 60_000)
+
+    speaking = asyncio.create_task(speak())
+    await eventually(lambda: room._may_speak is not None)
+    if ending == "leave":
+        room.leave()
+    elif ending == "close":
+        await me.aclose()
+    else:
+        await hub.aclose()
+    with pytest.raises(Closed):
+        await speaking
+
+
+async def test_one_who_says_much_at_once_waits_and_keeps_its_session(cluster):
+    await cluster.hub()
+    me, other = await cluster.client("me"), await cluster.client("other")
+    room = await me.join("r", watch=False)
+    (await other.join("r")).on_message(lambda message: b"")
+    receipts = await asyncio.gather(*(room.say(b"-" * DATA_BYTES, timeout_s=60) for _ in range(40)))
+    assert all(receipt.complete for receipt in receipts)

@@ -142,11 +142,13 @@ class Client(Administration):
         is down, or died meanwhile), `Closed` (its session or ours ended). After the last three the
         handler may have run. Cancelling stops the waiting, not the handler.
         """
+        await self._connection.wait_writable()
         answer: bytes = await self._connection.request(Kind.CALL, timeout_s, name=member, data=data)
         return answer
 
     async def send(self, member: str, data: bytes, *, timeout_s: float = TIMEOUT_S) -> None:
         """Return when the member's handler has returned. Raises as `call` does."""
+        await self._connection.wait_writable()
         await self._connection.request(Kind.SEND, timeout_s, name=member, data=data)
 
     def send_nowait(self, member: str, data: bytes, *, urgent: bool = False) -> None:
@@ -234,6 +236,7 @@ class Client(Administration):
     async def aclose(self) -> None:
         """Say goodbye and close. Idempotent. Handlers that still run are cancelled."""
         self._connection.close()
+        self._let_all_speak()
         await self._tasks.aclose()
         await self._connection.wait_closed()
 
@@ -305,6 +308,7 @@ class Client(Administration):
         self._connected.fire()
 
     def on_lost(self) -> None:
+        self._let_all_speak()
         self._disconnected.fire()
 
     # What frames do
@@ -392,7 +396,13 @@ class Client(Administration):
     def _on_goodbye(self, wire: Wire, frame: Frame) -> None:
         wire.lose(Closed(f"hub {self.hub} said goodbye"))
 
+    def _let_all_speak(self) -> None:
+        """There is no session whose members could be slow: who waits learns that."""
+        for room in self._rooms.values():
+            room._let_speak(True)
+
     def _forget(self, room: Room) -> None:
+        room._let_speak(True)
         if self._rooms.get(room.name) is room:
             del self._rooms[room.name]
         if self._numbered.get(room._number) is room:

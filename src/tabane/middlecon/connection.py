@@ -143,13 +143,21 @@ class Connection:
 
     async def wait_writable(self) -> None:
         """Until the hub takes what waits for it, if that is much."""
-        if self._gathered_bytes > TURN_BYTES:
-            self._gathered_bytes = 0
-            await asyncio.sleep(0)  # it leaves at the end of this turn, and others have one
+        while self.is_full:
+            if self._gathered_bytes > TURN_BYTES:
+                self._gathered_bytes = 0
+                await asyncio.sleep(0)  # it leaves at the end of this turn, and others have one
+            elif self._wire is not None:
+                self._writable.clear()
+                await self._writable.wait()
+
+    @property
+    def is_full(self) -> bool:
+        """So much waits to be sent that who has more should wait."""
         wire = self._wire
-        if wire is not None and wire.port.backlog > self._limits.hold_bytes:
-            self._writable.clear()
-            await self._writable.wait()
+        if wire is None:
+            return False
+        return self._gathered_bytes > TURN_BYTES or wire.port.backlog > self._limits.hold_bytes
 
     def _on_drained(self, port: Port) -> None:
         self._writable.set()

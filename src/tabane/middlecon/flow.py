@@ -9,8 +9,13 @@ asked, when it joined, that its oldest casts are dropped instead, or that it is 
 from __future__ import annotations
 
 from tabane.middlecon.directory import Directory
-from tabane.middlecon.frames import STOP, Frame, JoinFlag, Kind, encode_frame
+from tabane.middlecon.frames import FLAGS_AT, STOP, URGENT, Frame, JoinFlag, Kind, encode_frame
 from tabane.middlecon.rooms import LinkPort, Port, Room
+
+
+Slow = Port | tuple[LinkPort]
+"""For whom speakers wait: a port with too much in its queue here, or (a link,) whose hub said that
+somebody behind it is slow."""
 
 
 class Flow:
@@ -20,7 +25,7 @@ class Flow:
         self._directory = directory
         self.hold_bytes = min(directory.limits.hold_bytes, directory.limits.queue_bytes)
         self._queue_bytes = directory.limits.queue_bytes
-        self._held: dict[Port, set[Room]] = {}
+        self._held: dict[Slow, set[Room]] = {}
         """The rooms whose speakers wait for it."""
 
     def speaks(self, port: Port, room: Room) -> None:
@@ -30,8 +35,20 @@ class Flow:
             if room.slow:
                 self._tell(port, room, STOP)
 
+    def offer(self, port: Port, room: Room, copy: bytes) -> bool:
+        """Queue a message of this room for a port, if that may be."""
+        if copy[FLAGS_AT] & URGENT:
+            if port.backlog > self._queue_bytes:
+                return False
+            port.send_first(copy)
+            return True
+        if port.backlog <= self.hold_bytes:
+            port.send(copy)
+            return True
+        return self.takes(port, room, copy)
+
     def takes(self, port: Port, room: Room, copy: bytes) -> bool:
-        """Queue `copy` for a port that has more than `hold_bytes` waiting, if that may be."""
+        """The same for one that has more than `hold_bytes` waiting, and what is not urgent."""
         policy = room.when_slow.get(port, 0)
         if port.backlog <= self._queue_bytes:
             if not policy:
@@ -49,44 +66,60 @@ class Flow:
         port.dropped += dropped
         return dropped
 
-    def _hold(self, port: Port, room: Room) -> None:
-        rooms = self._held.setdefault(port, set())
-        if room in rooms:
-            return
-        rooms.add(room)
-        room.slow[port] = None
-        if len(room.slow) <= 2:  # the second may be what a link, the first, was not told of
-            self._tell_speakers(room, STOP)
-
     def drained(self, port: Port) -> None:
-        """All that waited for it is sent, or it is gone."""
-        for room in self._held.pop(port, ()):
-            del room.slow[port]
-            if not room.slow:
-                self._tell_speakers(room, 0)
+        """All that waited for it is sent, or it is frozen."""
+        for room in tuple(self._held.get(port, ())):
+            self._release(port, room)
+
+    def leaves(self, port: Port, room: Room) -> None:
+        """It is no member of the room any more, or wants something else to be done."""
+        self._release(port, room)
+
+    def closed(self, port: Port) -> None:
+        """It is gone."""
+        self.drained(port)
+        if isinstance(port, LinkPort):
+            for room in tuple(self._held.get((port,), ())):
+                self._release((port,), room)
+            for room in self._directory.rooms.values():
+                room.speakers.pop(port, None)
 
     def on_flow(self, link: LinkPort, frame: Frame) -> None:
         """Somebody behind a link is slow, or is not any more."""
-        room = self._directory.numbered.get(frame.to)
+        room = self._directory.rooms.get(frame.name)
         if room is None:
             return
         if frame.flags & STOP:
-            self._hold(link, room)
-        elif room in self._held.get(link, ()):
-            self._held[link].remove(room)
-            del room.slow[link]
-            if not room.slow:
-                self._tell_speakers(room, 0)
+            self._hold((link,), room)
+        else:
+            self._release((link,), room)
+
+    def _hold(self, slow: Slow, room: Room) -> None:
+        rooms = self._held.setdefault(slow, set())
+        if room in rooms:
+            return
+        rooms.add(room)
+        room.slow[slow] = None
+        if len(room.slow) <= 2:  # the second may be what a link, the first, was not told of
+            self._tell_speakers(room, STOP)
+
+    def _release(self, slow: Slow, room: Room) -> None:
+        rooms = self._held.get(slow)
+        if rooms is None or room not in rooms:
+            return
+        rooms.remove(room)
+        if not rooms:
+            del self._held[slow]
+        del room.slow[slow]
+        if not room.slow:
+            self._tell_speakers(room, 0)
 
     def _tell_speakers(self, room: Room, flags: int) -> None:
         for port in room.speakers:
             self._tell(port, room, flags)
 
     def _tell(self, port: Port, room: Room, flags: int) -> None:
-        number: int | None = room.number
-        if isinstance(port, LinkPort):
-            if flags and room.slow.keys() == {port}:
-                return  # it told us
-            number = room.addresses.get(port)
-        if number is not None:
-            port.send_first(encode_frame(Kind.FLOW, flags=flags, to=number))
+        if not isinstance(port, LinkPort):
+            port.send_first(encode_frame(Kind.FLOW, flags=flags, to=room.number))
+        elif not flags or room.slow.keys() - {port, (port,)}:  # else it is what is behind itself
+            port.send_first(encode_frame(Kind.FLOW, flags=flags, name=room.name))

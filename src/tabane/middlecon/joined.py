@@ -93,12 +93,15 @@ class Room(Agreeing):
         self._connection.post(Kind.CAST, flags=flags, to=self._joined(), data=data)
 
     async def _request(self, kind: Kind, data: bytes, timeout_s: float, urgent: bool) -> Any:
-        if not urgent and self._may_speak is not None:
+        if not urgent and (self._may_speak is not None or self._connection.is_full):
+            loop = asyncio.get_running_loop()
+            began = loop.time()
             try:
                 async with asyncio.timeout(timeout_s):
                     await self._wait_turn()
             except TimeoutError:
                 raise TimedOut(f"members of {self.name} are too slow: nothing was sent") from None
+            timeout_s -= loop.time() - began
         flags = URGENT if urgent else 0
         to = self._joined()
         return await self._connection.request(kind, timeout_s, flags=flags, to=to, data=data)

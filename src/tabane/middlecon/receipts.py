@@ -87,6 +87,17 @@ class Sum(msgspec.Struct, array_like=True):
         self.asleep += other.asleep
         self.told += other.told
 
+    def settle(self) -> None:
+        """Give each member one fate. While links come and go two hubs may each know something of
+        one: what is certain counts, then doubt, then that it could not be reached."""
+        if not (self.failed or self.unknown):
+            return
+        sure = {*self.acknowledged, *self.asleep}
+        sure |= {n for n, why in self.failed.items() if why.cause is not Cause.UNREACHABLE}
+        self.unknown = [name for name in dict.fromkeys(self.unknown) if name not in sure]
+        better = {*self.acknowledged, *self.asleep, *self.unknown}
+        self.failed = {name: why for name, why in self.failed.items() if name not in better}
+
     def receipt(self) -> Receipt:
         return Receipt(
             tuple(self.acknowledged),

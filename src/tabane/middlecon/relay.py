@@ -41,6 +41,7 @@ class Relay:
         self._limits = directory.limits
         self.pending: Book = {}
         self.flow = Flow(directory)
+        directory.on_unheard = self.flow.leaves
         self.fan_out: FanOut = fan_out
         self.agreements = Agreements(self, directory, make_ids(directory.hub, instance))
         directory.on_back = self.agreements.on_back
@@ -109,7 +110,7 @@ class Relay:
             settled.update(new)
             for pending in new:
                 pending.on_closed(port)
-        self.flow.drained(port)
+        self.flow.closed(port)
         if isinstance(port, SessionPort):
             self._directory.close_session(port)
         else:
@@ -229,10 +230,8 @@ class Relay:
             tally.expect(link)
             number = room.addresses[link]
             copy = self._copy(frame, number, tally.id, sender, further | frame.flags & URGENT)
-            if frame.flags & URGENT:
-                link.send_first(copy)
-            else:
-                link.send(copy)
+            if not self.flow.offer(link, room, copy):
+                tally.overloaded_behind(link)
         for name, member in room.lost.items():
             assert member.via is not None
             if member.via not in asked and passes(origin, member.via):
@@ -253,12 +252,9 @@ class Relay:
             told.remove(self.crowd)
             tally.add_told(self.crowd.show(sender, frame.data))
         tally.expect_all(told)
-        if frame.flags & URGENT:
-            for port in told:
-                port.send_first(copy)
-            return tally
-        for port in self.fan_out(told, copy, self.flow.hold_bytes):
-            if not self.flow.takes(port, room, copy):
+        slow = told if frame.flags & URGENT else self.fan_out(told, copy, self.flow.hold_bytes)
+        for port in slow:
+            if not self.flow.offer(port, room, copy):
                 tally.overloaded(port)
         return tally
 
@@ -399,11 +395,7 @@ class Relay:
         )
 
     def _drop_or_send(self, port: Port, room: Room, copy: bytes) -> None:
-        if copy[FLAGS_AT] & URGENT:
-            port.send_first(copy)
-        elif port.backlog <= self.flow.hold_bytes:
-            port.send(copy)
-        elif not self.flow.takes(port, room, copy):
+        if not self.flow.offer(port, room, copy):
             port.dropped += 1
 
     def _timeout_s(self, frame: Frame) -> float:

@@ -186,7 +186,7 @@ class Room:
         self.lost: dict[str, Member] = {}
         self.speakers: dict[Port, None] = {}
         """Who sent something here."""
-        self.slow: dict[Port, None] = {}
+        self.slow: dict[Port | tuple[LinkPort], None] = {}
         """Those for whom the speakers wait."""
         self.when_slow: dict[Port, int] = {}
         """Members here who want something else to be done, as flags of JOIN."""
@@ -226,6 +226,9 @@ class Rooms:
         self.numbered: dict[int, Room] = {}
         self.sessions: dict[SessionPort, None] = {}
         self.links: dict[str, LinkPort] = {}
+        self.on_unheard: Callable[[Port, Room], None] = lambda port, room: None
+        """Called when a member here has left a room, sleeps, or wants something else to be done when
+        it is slow: nobody waits for it."""
         self._numbers = count(1)
         self.on_back: Callable[[Room, Member], None] = lambda room, member: None
         """Called when a member joined a room, is known again, or awake."""
@@ -262,6 +265,7 @@ class Rooms:
             del room.watchers[port]
         if policy := flags & (JoinFlag.DROP_OLDEST | JoinFlag.DISCONNECT):
             room.when_slow[port] = policy
+            self.on_unheard(port, room)
         else:
             room.when_slow.pop(port, None)
         if flags & JoinFlag.MEMBER and port not in room.local:
@@ -298,6 +302,7 @@ class Rooms:
         for room in member.rooms:
             if asleep and member.port is not None:
                 room.asleep[member.port] = member
+                self.on_unheard(member.port, room)
             elif member.port is not None:
                 room.asleep.pop(member.port, None)
                 self.on_back(room, member)
@@ -350,6 +355,7 @@ class Rooms:
     def _leave_as_member(self, port: SessionPort, room: Room) -> None:
         del room.local[port]
         room.asleep.pop(port, None)
+        self.on_unheard(port, room)
         self._changed(room, port.member, Change.LEFT)
 
     def _remove(self, room: Room, member: Member) -> None:

@@ -156,6 +156,12 @@ class Tally:
         """People were shown the message."""
         self._total.told += count
 
+    def overloaded_behind(self, link: LinkPort) -> None:
+        """The same for all that are behind a link."""
+        self._waiting.remove(link)
+        for name in self._room.remote.get(link, ()):
+            self.fail(name, Cause.OVERLOADED)
+
     def overloaded(self, port: Port) -> None:
         """Too much waits for it: no copy was sent."""
         self._waiting.remove(port)
@@ -224,6 +230,7 @@ class Tally:
         """The receipt, when nobody is waited for any more."""
         if not self._waiting:
             del self._book[self.id]
+            self._total.settle()
             for part in encode_receipt(self._reply_to, self._total):
                 self._origin.send(part)
 
