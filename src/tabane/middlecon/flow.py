@@ -12,7 +12,6 @@ from tabane.middlecon.directory import Directory
 from tabane.middlecon.frames import FLAGS_AT, STOP, URGENT, Frame, JoinFlag, Kind, encode_frame
 from tabane.middlecon.rooms import LinkPort, Port, Room
 
-
 Slow = Port | tuple[LinkPort]
 """For whom speakers wait: a port with too much in its queue here, or (a link,) whose hub said that
 somebody behind it is slow."""

@@ -227,8 +227,8 @@ class Rooms:
         self.sessions: dict[SessionPort, None] = {}
         self.links: dict[str, LinkPort] = {}
         self.on_unheard: Callable[[Port, Room], None] = lambda port, room: None
-        """Called when a member here has left a room, sleeps, or wants something else to be done when
-        it is slow: nobody waits for it."""
+        """Called when a member here has left a room, sleeps, or wants something else to be done
+        when it is slow: nobody waits for it."""
         self._numbers = count(1)
         self.on_back: Callable[[Room, Member], None] = lambda room, member: None
         """Called when a member joined a room, is known again, or awake."""
