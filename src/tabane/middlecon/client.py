@@ -12,6 +12,7 @@ Meanwhile whatever needs the hub fails at once with `Closed`, except `state.put`
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import uuid
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from typing import Any, Self, overload
 
 import msgspec
 
-from tabane.errors import Closed, ProtocolError
+from tabane.errors import Busy, Closed, Denied, ProtocolError
 from tabane.middlecon.addresses import parse_url
 from tabane.middlecon.administration import Administration
 from tabane.middlecon.agreement import deliver_step
@@ -49,6 +50,8 @@ from tabane.middlecon.views import (
 )
 from tabane.middlecon.wire import Wire
 from tabane.supervise import Supervisor
+
+log = logging.getLogger(__name__)
 
 __all__ = ["Callback", "Client", "Room", "WhenSlow", "connect"]
 
@@ -86,6 +89,8 @@ class Client(Administration):
         self._connection = Connection(parse_url(url), hello, self, self._tasks)
         self._rooms: dict[str, Room] = {}
         self._numbered: dict[int, Room] = {}
+        self._refused: set[Room] = set()
+        """Rooms that the hub did not let us into again. They are asked for at the next session."""
         self._table = StateTable()
         self.state = OwnState(self._connection)
         self._inbox = Inbox(name, self._tasks)
@@ -213,9 +218,10 @@ class Client(Administration):
             return await self.join(
                 name, member=member, watch=watch, when_slow=when_slow, timeout_s=timeout_s
             )
-        elif room._flags != flags:
+        elif room._flags != flags or room in self._refused:
             room._flags = flags
             await room._enter(timeout_s)
+            self._refused.discard(room)
         return room
 
     def on_connected(self, callback: Callback) -> Callback:
@@ -277,11 +283,19 @@ class Client(Administration):
         action(wire, frame)
 
     async def restore(self) -> None:
-        """Publish our state and join our rooms again, and find out what has changed."""
+        """Publish our state and join our rooms again, and find out what has changed.
+
+        A room that we may not enter any more stays as it is, and needs `join` to be had again."""
         self.state.publish()
         self._table.begin_snapshot()
+        self._refused.clear()
         for room in list(self._rooms.values()):
-            await room._enter(TIMEOUT_S)
+            try:
+                await room._enter(TIMEOUT_S)
+            except (Busy, Denied) as error:
+                log.warning("%s is not in %s any more: %s", self.name, room.name, error.message)
+                self._refused.add(room)
+                room._let_speak(True)  # so that who waits hears that it is closed
         self._drop_stale_state()
         self._tasks.start("hubs that are not linked again", self._forget_unlinked())
 
@@ -402,6 +416,7 @@ class Client(Administration):
             room._let_speak(True)
 
     def _forget(self, room: Room) -> None:
+        self._refused.discard(room)
         room._let_speak(True)
         if self._rooms.get(room.name) is room:
             del self._rooms[room.name]

@@ -181,8 +181,8 @@ class Connection:
                     await self._owner.restore()
                     break
                 except TabaneError as error:
-                    self.trouble = error.message
                     self.abort()
+                    self.trouble = error.message
             self._owner.on_restored()
 
     async def _open(self) -> None:
