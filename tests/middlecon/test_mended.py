@@ -7,8 +7,17 @@ import logging
 
 import pytest
 
-from tabane.errors import Busy, Closed, Denied
-from tabane.middlecon.session import Limits
+from tabane.errors import Busy, Closed, Denied, ProtocolError
+from tabane.middlecon.frames import OPEN, Frame, Kind, encode_frame
+from tabane.middlecon.session import (
+    Hello,
+    Limits,
+    Welcome,
+    encode_hello,
+    encode_welcome,
+    parse_hello,
+    parse_welcome,
+)
 
 WEB = "default/web-0123456789ab"
 
@@ -66,3 +75,85 @@ async def test_the_reason_why_there_is_no_session_is_kept(cluster, eventually, m
     monkeypatch.setattr(x, "restore", restore)
     x.abort()
     await eventually(lambda: x.trouble == "not for you")
+
+
+# What a peer tells
+
+
+@pytest.mark.parametrize("links", [64, 0xFFFFFFFF])
+def test_a_hub_over_more_links_than_there_may_be_is_a_breach(brain, links):
+    link = brain.link("b")
+    with pytest.raises(ProtocolError, match="links"):
+        brain.tell(link, Kind.HUB, name="c", flags=OPEN, value=links)
+    assert "c" not in brain.directory.hubs
+    brain.tell(link, Kind.HUB, name="c", flags=OPEN, value=63)
+    brain.tell(link, Kind.SYNCED)
+    x = brain.session("x")
+    brain.tell(x, Kind.SAY, to=brain.join(x, "r"), id=1, value=1000)
+    assert brain.directory.height == 64
+
+
+def a_hello(**fields) -> Frame:
+    data = encode_hello(Hello("x", "run", **fields))[4:]
+    return Frame(Kind.HELLO, data=data[20:])
+
+
+@pytest.mark.parametrize(
+    "fields", [{"datacenter": "d\n"}, {"datacenter": "d" * 256}, {"role": "king"}]
+)
+def test_a_hello_that_others_could_not_pass_on_is_a_breach(fields):
+    with pytest.raises(ProtocolError):
+        parse_hello(a_hello(**fields))
+    assert parse_hello(a_hello(role="hub")).datacenter == ""
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"hub": "h\n"},
+        {"datacenter": "d\n"},
+        {"hubs": {"\0": True}},
+        {"name": "a\nb"},
+        {"heartbeat_s": 0.0},
+        {"heartbeat_s": float("nan")},
+    ],
+)
+def test_a_welcome_with_what_may_not_be_is_a_breach(fields):
+    data = encode_welcome(Welcome(**{"hub": "h", "instance": "run"} | fields))[20:]
+    with pytest.raises(ProtocolError):
+        parse_welcome(Frame(Kind.WELCOME, data=data))
+
+
+# Faults of our own
+
+
+async def test_a_fault_costs_the_session_it_met_and_no_other(yard, monkeypatch, caplog):
+    x, y = yard.members(2)
+
+    def fail(*_):
+        raise ZeroDivisionError
+
+    monkeypatch.setitem(yard.hub._relay._of_sessions, Kind.LEAVE, fail)
+    x.tell(Kind.LEAVE)
+    y.tell(Kind.PING)
+    yard.turn()
+    assert (Kind.ERROR, "fault") in [(frame.kind, frame.name) for frame in x.frames()]
+    assert Kind.PONG in [frame.kind for frame in y.frames()]
+    assert "ZeroDivisionError" in caplog.text
+    monkeypatch.setattr(yard.hub._relay, "close", fail)
+    y.sock.sendall(encode_frame(99))
+    yard.turn()
+    assert y.is_cut()
+    assert "the end of the session of m1" in caplog.text
+
+
+async def test_a_fault_in_chat_costs_the_persons_connection_only(cluster, monkeypatch, eventually):
+    hub = await cluster.hub(limits=Limits(silence_s=0.01))
+    reader, writer = await asyncio.open_unix_connection(cluster.url().removeprefix("unix://"))
+    await eventually(lambda: hub.people)
+    monkeypatch.setattr(hub._door._lobby, "receive", lambda *_: 1 / 0)
+    writer.write(b"hi\n")
+    await asyncio.wait_for(reader.read(), 10)
+    assert await cluster.client("x")
+    writer.close()
+    await writer.wait_closed()

@@ -302,8 +302,10 @@ def test_an_acknowledgement_is_a_sign_of_life(yard) -> None:
     assert yard.wire("m0")._quiet == 0
 
 
-def test_an_error_of_ours_leaves_nothing_half_done(yard, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It goes to the loop's handler of exceptions; the next round goes on."""
+def test_an_error_of_ours_leaves_nothing_half_done(
+    yard, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is logged; the next round goes on."""
     speaker, members = yard.join("s", 0), yard.members(3)
     yard.say(speaker)
 
@@ -315,8 +317,8 @@ def test_an_error_of_ours_leaves_nothing_half_done(yard, monkeypatch: pytest.Mon
     members[0].tell(Kind.PING)
     with monkeypatch.context() as patch:
         patch.setattr(Tally, "maybe_end", fail)
-        with pytest.raises(RuntimeError, match="a bug"):
-            yard.turn()
+        yard.turn()
+    assert "a bug" in caplog.text
     yard.say(speaker)
     for member in members:
         copies = [f for f in member.frames() if f.kind == Kind.SAY]

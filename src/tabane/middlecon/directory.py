@@ -42,6 +42,10 @@ RETURN_S = 5.0
 as left: more than twice the longest pause of a client that dials."""
 
 
+MOST_LINKS = 64
+"""To the farthest hub. A tree of data centers is far lower, and what messages count has 6 bits."""
+
+
 class Directory(Rooms):
     """All members and hubs, this hub's own and those behind its links."""
 
@@ -126,6 +130,8 @@ class Directory(Rooms):
         name = frame.name
         if name in (self.hub, link.name):
             return
+        if frame.value >= MOST_LINKS:
+            raise ProtocolError(f"hub {link.name} told of {name} over {frame.value} links")
         datacenter = parse_text(frame.data, "data center") if frame.data else ""
         reach = Reach(bool(frame.flags & OPEN), frame.value + 1, datacenter)
         way = self._ways.get(name)

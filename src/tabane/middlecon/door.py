@@ -133,7 +133,14 @@ def _divert(wire: Wire, receive: Callable[[bytes], None]) -> None:
     """From now on `receive` gets what comes on this connection."""
     transport = wire.transport
     assert isinstance(transport, Transport)
-    transport.data_received = receive
+
+    def receive_or_fail(data: bytes) -> None:
+        try:
+            receive(data)
+        except Exception as error:
+            wire.fail(error)
+
+    transport.data_received = receive_or_fail
 
 
 def _introduce(sock: socket.socket) -> str:

@@ -105,6 +105,8 @@ class Hub:
         self._token = token
         self._instance = uuid.uuid4().hex
         self._listen = list(listen)
+        if datacenter:
+            check_given_name(datacenter, "data center")
         self._directory = Directory(name, self.limits, datacenter)
         self._relay = Relay(self._directory, self._instance)
         self._acknowledge = self._relay.acknowledge
@@ -445,6 +447,7 @@ class Hub:
             self._next_tick = self._loop.call_later(TICK_S, self._tick)
 
     def _check_silence(self) -> None:
+        self._next_check = self._loop.call_later(self.heartbeat_s / 3, self._check_silence)
         self._relay.check(self._loop.time())
         if self._next_tick is None:
             self._tick()
@@ -458,7 +461,6 @@ class Hub:
             guest.checks += 1
             if guest.checks > HELLO_CHECKS:
                 wire.cut(TimedOut("nobody said hello on this connection"))
-        self._next_check = self._loop.call_later(self.heartbeat_s / 3, self._check_silence)
 
 
 def _is_alive(pid: int) -> bool:

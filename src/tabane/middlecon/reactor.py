@@ -91,6 +91,9 @@ class Reactor:
                     ready = self._take_in()
                 else:
                     ready = loops.take_in(self._epoll.fileno(), self._transports, self._accept)
+            except Exception:
+                log.exception("in what came on a connection; what else has come is taken now")
+                ready = 1
             finally:
                 flusher.end()
             if not ready:

@@ -15,11 +15,22 @@ import msgspec
 
 from tabane import errors
 from tabane.errors import ProtocolError, TabaneError
-from tabane.middlecon.frames import DATA_BYTES, MAGIC, Decoder, Frame, Kind, encode_frame
+from tabane.middlecon.frames import (
+    DATA_BYTES,
+    MAGIC,
+    Decoder,
+    Frame,
+    Kind,
+    check_name,
+    encode_frame,
+)
 
 VERSIONS = (1,)
 FEATURES: tuple[str, ...] = ()
 """Optional parts of the protocol that this side can do; both sides use what both name."""
+
+ROLES = ("member", "hub")
+MOST_HEARTBEAT_S = 24 * 3600.0
 
 SKIPPED_TEXT_BYTES = 1 << 20
 """A dialer that finds no magic in so much text is talking to something that is no hub."""
@@ -138,9 +149,13 @@ def encode_error(error: TabaneError) -> bytes:
 def parse_hello(frame: Frame) -> Hello:
     """Raises `ProtocolError`."""
     try:
-        return _parse_hello.decode(frame.data)
+        hello = _parse_hello.decode(frame.data)
     except msgspec.MsgspecError as error:
         raise ProtocolError(f"this HELLO cannot be read: {error}") from None
+    if hello.role not in ROLES:
+        raise ProtocolError(f"nobody here is a {hello.role!r}: a dialer is {' or '.join(ROLES)}")
+    _check_datacenter(hello.datacenter)
+    return hello
 
 
 def parse_welcome(frame: Frame) -> Welcome:
@@ -148,9 +163,23 @@ def parse_welcome(frame: Frame) -> Welcome:
     if frame.kind == Kind.ERROR:
         raise error_of(frame.name, frame.data.decode(errors="replace"))
     try:
-        return _parse_welcome.decode(frame.data)
+        welcome = _parse_welcome.decode(frame.data)
     except msgspec.MsgspecError as error:
         raise ProtocolError(f"this WELCOME cannot be read: {error}") from None
+    check_name(welcome.hub, "hub name")
+    for name in (welcome.name, *welcome.hubs):
+        if name:
+            check_name(name)
+    _check_datacenter(welcome.datacenter)
+    if not 0 < welcome.heartbeat_s <= MOST_HEARTBEAT_S:
+        raise ProtocolError(f"{welcome.heartbeat_s} s is no heartbeat")
+    return welcome
+
+
+def _check_datacenter(name: str) -> None:
+    """It goes on to all hubs, which cut off who tells a name that may not be."""
+    if name:
+        check_name(name, "data center")
 
 
 def agree_version(offered: tuple[int, ...]) -> int:

@@ -10,16 +10,19 @@ has not taken yet. The reading side is not paused: acknowledgements must get thr
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import cast
 from weakref import WeakKeyDictionary
 
-from tabane.errors import Closed, ProtocolError, TabaneError
+from tabane.errors import Closed, ProtocolError, SystemFault, TabaneError
 from tabane.middlecon import native
 from tabane.middlecon.backlog import Backlog
 from tabane.middlecon.frames import HEADER, MAGIC, Frame, Kind, encode_frame
 from tabane.middlecon.rooms import Port
 from tabane.middlecon.session import Mode, Session, encode_error
+
+log = logging.getLogger(__name__)
 
 LINGER_S = 1.0
 """How long a connection that is being closed may take to deliver its last frames."""
@@ -116,6 +119,7 @@ class Wire(asyncio.Protocol):
         "_gone",
         "_greeted",
         "_greeting",
+        "_linger",
         "_on_made",
         "_on_text",
         "_queue_bytes",
@@ -163,6 +167,7 @@ class Wire(asyncio.Protocol):
         self.congested = False
         self._quiet = 0
         self._gone: asyncio.Event | None = None
+        self._linger: asyncio.TimerHandle | None = None
         self._closed = False
 
     def wake(self) -> None:
@@ -183,15 +188,18 @@ class Wire(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._quiet = 0
-        try:
-            if (
-                len(data) == HEADER.size
-                and self.on_ack is not None
-                and data.startswith(PLAIN_ACK)
-                and not self._decoder.rest
-            ):
+        if (
+            len(data) == HEADER.size
+            and self.on_ack is not None
+            and data.startswith(PLAIN_ACK)
+            and not self._decoder.rest
+        ):
+            try:
                 self.on_ack(self.port, int.from_bytes(data[ID]))
-                return
+            except ProtocolError as error:
+                self.cut(error)
+            return
+        try:
             for frame in self.session.receive(data):
                 if not self.open:
                     return
@@ -199,9 +207,18 @@ class Wire(asyncio.Protocol):
                     self.port.send_first(PONG)
                 elif frame.kind != _PONG:
                     self.on_frame(self, frame)
+            self._look_at_mode()
         except ProtocolError as error:
             self.cut(error)
-            return
+        except Exception as error:
+            self.fail(error)
+
+    def fail(self, error: Exception) -> None:
+        """What was received met a fault of this side: it costs this connection, and no other."""
+        log.error("the session of %s is cut off", self.port.name or "nobody yet", exc_info=error)
+        self.cut(SystemFault(f"{type(error).__name__} in what handled this session: see the log"))
+
+    def _look_at_mode(self) -> None:
         mode = self.session.mode
         if self._decoder.broken is not None:
             self.cut(self._decoder.broken)
@@ -290,7 +307,8 @@ class Wire(asyncio.Protocol):
         else:
             self._write_rest()
             if self.transport.get_write_buffer_size():
-                asyncio.get_running_loop().call_later(LINGER_S, self.transport.abort)
+                loop = asyncio.get_running_loop()
+                self._linger = loop.call_later(LINGER_S, self.transport.abort)
             self.transport.close()
         self._end(error)
 
@@ -310,6 +328,8 @@ class Wire(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._closed = True
+        if self._linger is not None:
+            self._linger.cancel()
         if self._gone is not None:
             self._gone.set()
         self._end(Closed(str(exc) if exc else "the other side closed the session"))
@@ -317,4 +337,7 @@ class Wire(asyncio.Protocol):
     def _end(self, error: TabaneError) -> None:
         if self.open:
             self.open = False
-            self.on_lost(self, error)
+            try:
+                self.on_lost(self, error)
+            except Exception:
+                log.exception("the end of the session of %s", self.port.name or "nobody yet")
