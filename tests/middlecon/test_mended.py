@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 
+import msgspec
 import pytest
 
 from tabane.errors import Busy, Closed, Denied, ProtocolError
-from tabane.middlecon.frames import OPEN, Frame, Kind, encode_frame
+from tabane.middlecon.frames import OPEN, Decoder, Frame, JoinFlag, Kind, encode_frame
+from tabane.middlecon.receipts import Cause, Sum, encode_receipt, parse_receipt
 from tabane.middlecon.session import (
     Hello,
     Limits,
@@ -157,3 +159,76 @@ async def test_a_fault_in_chat_costs_the_persons_connection_only(cluster, monkey
     assert await cluster.client("x")
     writer.close()
     await writer.wait_closed()
+
+
+# What is said to those who do not read
+
+
+@pytest.mark.parametrize("over_link", [False, True])
+def test_posts_to_one_that_is_asleep_go_nowhere(brain, take, over_link):
+    y = brain.session("y")
+    brain.directory.set_asleep(y.member, True)
+    if over_link:
+        x = brain.link("b")
+        brain.tell(x, Kind.MEMBER, name="x", to=5)
+        fields = {"to": y.member.number, "name": "x"}
+    else:
+        x, fields = brain.session("x"), {"name": "y"}
+    take(y)
+    brain.tell(x, Kind.POST, data=b"hi", **fields)
+    assert (take(y), y.dropped) == ([], 1)
+    brain.directory.set_asleep(y.member, False)
+    brain.tell(x, Kind.POST, data=b"hi", **fields)
+    assert (len(take(y)), y.dropped) == (1, 1)
+
+
+def test_statistics_fit_into_a_frame(brain):
+    """Names of the greatest length, and numbers, too."""
+    x = brain.session("x")
+    for number in range(1_000):
+        port = brain.session(f"{number:0250}")
+        port.dropped = 1 << 40
+        brain.join(port, f"{number:0255}", JoinFlag.MEMBER)
+        brain.link(f"hub-{number:0250}").backlog = 1 << 40
+    for number in range(3):
+        brain.join(brain.session(f"y{number}"), "largest", JoinFlag.MEMBER)
+    (frame,) = [frame for frame in brain.tell(x, Kind.STATS, id=1) if frame.kind == Kind.ACK]
+    assert len(frame.data) < 512 << 10
+    stats = msgspec.msgpack.decode(frame.data)
+    assert stats["totals"] == {"rooms": 1_001, "links": 1_000, "dropped": 1_000 << 40}
+    assert next(iter(stats["rooms"].items())) == ("largest", 3)
+    assert min(len(stats[what]) for what in ("rooms", "links", "dropped")) > 500
+
+
+def test_answers_for_one_that_does_not_read_are_not_sent(make_brain, take):
+    brain = make_brain(queue_bytes=10)
+    x, y, link = brain.session("x"), brain.session("y"), brain.link("b")
+    number = brain.join(x, "r")
+    brain.join(y, "r", JoinFlag.MEMBER)
+    for name in ("z", "w"):
+        brain.tell(link, Kind.MEMBER, name=name, to=5)
+        brain.tell(link, Kind.PRESENCE, name=name, to=6, data=b"r")
+    for port in (x, y, link):
+        take(port)
+    brain.tell(x, Kind.ASK, to=number, id=1, value=1000)
+    (copy,), (other,) = take(y), take(link)
+    brain.tell(link, Kind.ANSWER, id=other.id, name="w", data=b"heard")
+    x.backlog = 11
+    brain.tell(y, Kind.ACK, id=copy.id, data=b"answer")
+    brain.tell(link, Kind.ANSWER, id=other.id, name="z", data=b"answer")
+    for part in encode_receipt(other.id, Sum(["z", "w"], {}, [], [])):
+        frame = parse_one(part)
+        brain.relay.receive(link, frame, 0.0)
+    frames = take(x)
+    assert [frame.name for frame in frames if frame.kind == Kind.ANSWER] == ["w"]
+    total = parse_receipt(frames[-1])
+    assert total.acknowledged == ["w"]
+    assert {name: why.cause for name, why in total.failed.items()} == {
+        "y": Cause.OVERLOADED,
+        "z": Cause.OVERLOADED,
+    }
+
+
+def parse_one(data: bytes) -> Frame:
+    (frame,) = Decoder().feed(data)
+    return frame

@@ -11,6 +11,7 @@ the sum of all that goes back.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from heapq import nlargest
 
 import msgspec
 
@@ -27,6 +28,24 @@ from tabane.middlecon.tallies import LINK_GRACE_S, Book, Call, Pending, Tally, e
 Handler = Callable[[SessionPort, Frame, float], None]
 LinkHandler = Callable[[LinkPort, Frame, float], None]
 FanOut = Callable[[Iterable[Port], bytes, int], list[Port]]
+
+STATS_NAMES = 1_000
+"""Rooms that are named in statistics at most; links and slow members likewise."""
+STATS_BYTES = 480 << 10
+"""Of all these names and numbers; the frame takes less than 512 KiB."""
+_NUMBER_BYTES = 12
+"""Of a number, and of what begins a name, in msgpack at most."""
+
+
+def _largest(numbers: dict[str, int], limit_bytes: int) -> dict[str, int]:
+    """Those with the largest numbers, as many as have room."""
+    found: dict[str, int] = {}
+    for name in nlargest(STATS_NAMES, numbers, key=numbers.__getitem__):
+        limit_bytes -= len(name.encode()) + _NUMBER_BYTES
+        if limit_bytes < 0:
+            break
+        found[name] = numbers[name]
+    return found
 
 
 class Relay:
@@ -137,19 +156,29 @@ class Relay:
         port.send(encode_frame(Kind.ACK, id=frame.id, data=data))
 
     def stats(self) -> dict[str, object]:
-        """What there is at this hub, and what waits: counts, and bytes."""
+        """What there is at this hub, and what waits: counts, and bytes. Of what may be many those
+        with the largest numbers are named, as many as one frame can carry; `totals` has all."""
         directory = self._directory
         ports = [*directory.sessions, *directory.links.values()]
+        links = {link.name: link.backlog for link in directory.links.values()}
+        rooms = {room.name: room.size for room in directory.rooms.values()}
+        dropped = {port.name: port.dropped for port in ports if port.dropped}
+        named_bytes = min(STATS_BYTES, self._limits.data_bytes // 2) // 3
         return {
             "hub": directory.hub,
             "datacenter": directory.datacenter,
             "sessions": len(directory.sessions),
             "members": len(directory.members),
-            "links": {link.name: link.backlog for link in directory.links.values()},
-            "rooms": {room.name: room.size for room in directory.rooms.values()},
+            "links": _largest(links, named_bytes),
+            "rooms": _largest(rooms, named_bytes),
             "pending": len(self.pending),
             "backlog_bytes": sum(port.backlog for port in ports),
-            "dropped": {port.name: port.dropped for port in ports if port.dropped},
+            "dropped": _largest(dropped, named_bytes),
+            "totals": {
+                "links": len(links),
+                "rooms": len(rooms),
+                "dropped": sum(dropped.values()),
+            },
         }
 
     # Membership and state
@@ -182,6 +211,7 @@ class Relay:
             return port.send(encode_nack(frame.id, Cause.NOT_FOUND, "join the room first"))
         self.flow.speaks(port, room)
         tally = self._count(port, frame, room, port.name, now)
+        tally.queue_bytes = self._limits.queue_bytes
         if room.remote or room.lost:
             self._count_links(tally, port, frame, room, port.name, self._directory.height)
         return tally.maybe_end()
@@ -206,6 +236,7 @@ class Relay:
         else:
             self.flow.speaks(link, room)
             tally = self._count(link, frame, room, frame.name, now)
+            tally.queue_bytes = self._limits.queue_bytes
             self._count_links(tally, link, frame, room, frame.name, frame.flags & ~URGENT)
             tally.maybe_end()
 
@@ -351,16 +382,21 @@ class Relay:
 
     def _on_post(self, port: SessionPort, frame: Frame, now: float) -> None:
         member = self._directory.members.get(frame.name)
-        if member is not None and member.port is not None:
-            flags = frame.flags & URGENT
-            self._send(member.port, self._copy(frame, member.address, 0, port.name, flags))
+        self._post(member, frame, port.name)
 
     def _on_link_post(self, link: LinkPort, frame: Frame, now: float) -> None:
         self._check_sender(link, frame)
         member = self._directory.addressed.get(frame.to)
-        if member is not None and member.port is not None:
-            flags = frame.flags & URGENT
-            self._send(member.port, self._copy(frame, member.address, 0, frame.name, flags))
+        self._post(member, frame, frame.name)
+
+    def _post(self, member: Member | None, frame: Frame, sender: str) -> None:
+        if member is None or member.port is None:
+            return
+        if member.asleep:
+            member.port.dropped += 1
+            return
+        flags = frame.flags & URGENT
+        self._send(member.port, self._copy(frame, member.address, 0, sender, flags))
 
     def _send(self, port: Port, copy: bytes) -> None:
         if copy[FLAGS_AT] & URGENT:

@@ -19,6 +19,9 @@ LINK_GRACE_S = 0.5
 that is behind them: the hubs there count to the same deadline, and their sums then have to travel
 (200 ms one way between far data centers). What they know is better than `unknown`."""
 
+QUEUE_BYTES = 8 << 20
+"""How much may wait for who asked, unless told, before answers are not sent on."""
+
 _CAUSES = frozenset(Cause)
 _ASK = int(Kind.ASK)
 
@@ -114,10 +117,12 @@ class Tally:
         "_reply_to",
         "_room",
         "_total",
+        "_unheard",
         "_waiting",
         "deadline",
         "grace_s",
         "id",
+        "queue_bytes",
     )
 
     def __init__(self, book: Book, id: int, origin: Port, frame: Frame, room: Room) -> None:
@@ -132,6 +137,9 @@ class Tally:
         self._late = False
         self.deadline = 0.0
         self.grace_s = LINK_GRACE_S
+        self._unheard: set[str] = set()
+        """Whose answers were not sent on, as the one who asked does not read."""
+        self.queue_bytes = QUEUE_BYTES
 
     def expect(self, port: Port) -> None:
         self._waiting.add(port)
@@ -176,9 +184,8 @@ class Tally:
             self._on_surprise(port)
             return
         waiting.remove(port)
-        self._total.acknowledged.append(port.name)
-        if self._asking:
-            self.on_answer(port.name, answer)
+        if not self._asking or self.on_answer(port.name, answer):
+            self._total.acknowledged.append(port.name)
         if not waiting:
             self.maybe_end()
 
@@ -190,14 +197,23 @@ class Tally:
         self._total.failed[port.name] = parse_reason(frame)
         self.maybe_end()
 
-    def on_answer(self, name: str, data: bytes) -> None:
+    def on_answer(self, name: str, data: bytes) -> bool:
+        """Send it on, unless too much waits for who asked: then the member has failed."""
+        if self._origin.backlog > self.queue_bytes:
+            self._unheard.add(name)
+            self.fail(name, Cause.OVERLOADED, f"its answer: too much waits for {self._origin.name}")
+            return False
         self._origin.send(encode_frame(Kind.ANSWER, id=self._reply_to, name=name, data=data))
+        return True
 
     def on_receipt(self, link: LinkPort, frame: Frame) -> None:
         """A part of the sum of all that is behind a link."""
         if link not in self._waiting:
             raise ProtocolError(f"hub {link.name} summed up a message that was not for it")
-        self._total.add(parse_receipt(frame))
+        part = parse_receipt(frame)
+        if self._unheard:
+            part.acknowledged = [n for n in part.acknowledged if n not in self._unheard]
+        self._total.add(part)
         if not frame.flags & MORE:
             self._waiting.remove(link)
             self.maybe_end()
