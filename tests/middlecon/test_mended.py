@@ -200,6 +200,75 @@ def test_statistics_fit_into_a_frame(brain):
     assert min(len(stats[what]) for what in ("rooms", "links", "dropped")) > 500
 
 
+def publish(yard, count: int, of_each: int) -> None:
+    """Members with so many values of 64 KiB each."""
+    for member in yard.members(count):
+        for key in range(of_each):
+            member.tell(Kind.STATE, id=1, value=2, data=b"%02d" % key + bytes(65_536))
+            yard.turn()
+        member.read()
+
+
+def read_all(yard, raw) -> list[Frame]:
+    frames = raw.frames()
+    while not any(frame.kind == Kind.SYNCED for frame in frames):
+        yard.turn()
+        frames += raw.frames()
+    return frames
+
+
+async def test_a_snapshot_over_the_limit_of_a_queue_cuts_nobody_off(yard):
+    publish(yard, 6, 50)
+    joiner, speaker = yard.dial(), yard.join("s", 0)
+    joiner.open("joiner")
+    joiner.tell(Kind.JOIN, flags=JoinFlag.MEMBER | JoinFlag.WATCH, id=1, name="room")
+    yard.turn()
+    yard.turn()
+    wire = yard.wire("joiner")
+    assert wire.port.backlog > 2 * yard.hub.limits.queue_bytes
+    speaker.tell(Kind.POST, name="joiner", data=b"hi")
+    joiner.tell(Kind.JOIN, flags=JoinFlag.WATCH, id=2, name="other")
+    yard.turn()
+    for _ in range(3):
+        wire.check()
+    frames = read_all(yard, joiner)
+    yard.turn()
+    frames += joiner.frames()
+    kinds = [frame.kind for frame in frames]
+    assert (kinds.count(Kind.STATE), kinds.count(Kind.POST)) == (300, 1)
+    assert [frame.name for frame in frames if frame.kind == Kind.NACK] == ["busy"]
+    assert (wire.open, wire.congested, wire.port.allowed) == (True, False, 0)
+
+
+async def test_who_pings_and_never_reads_is_cut_off(yard):
+    deaf, speaker = yard.join("deaf"), yard.join("s", 0)
+    for _ in range(100):
+        speaker.tell(Kind.POST, name="deaf", data=bytes(100_000))
+        yard.turn()
+    wire = yard.wire("deaf")
+    for _ in range(3):
+        wire.check()
+        deaf.tell(Kind.PING)
+        yard.turn()
+    assert wire.open
+    wire.check()
+    assert not wire.open
+    assert "deaf" not in yard.hub.members
+
+
+async def test_who_reads_slowly_and_sends_nothing_is_kept(yard):
+    slow, speaker = yard.join("slow"), yard.join("s", 0)
+    for _ in range(100):
+        speaker.tell(Kind.POST, name="slow", data=bytes(100_000))
+        yard.turn()
+    wire = yard.wire("slow")
+    for _ in range(20):
+        wire.check()
+        slow.sock.recv(200_000)
+        yard.turn()
+    assert wire.open
+
+
 def test_answers_for_one_that_does_not_read_are_not_sent(make_brain, take):
     brain = make_brain(queue_bytes=10)
     x, y, link = brain.session("x"), brain.session("y"), brain.link("b")

@@ -86,19 +86,19 @@ class Directory(Rooms):
     def _tell_all(self, link: LinkPort) -> None:
         for name, way in self._ways.items():
             if passes(way, link):
-                link.send(_hub_frame(name, way.hubs[name]._replace(open=self.hubs[name])))
+                link.tell(_hub_frame(name, way.hubs[name]._replace(open=self.hubs[name])))
         for member in self.members.values():
             if member.via is not link and passes(member.via, link):
                 self._tell_of_member(link, member)
         link.send(encode_frame(Kind.SYNCED))
 
     def _tell_of_member(self, link: LinkPort, member: Member) -> None:
-        link.send(self._member_frame(member))
+        link.tell(self._member_frame(member))
         for frame in member.state.values():
-            link.send(frame)
+            link.tell(frame)
         for room in member.rooms:
             change = Change.UNKNOWN if member.name in room.lost else Change.JOINED
-            link.send(self._presence_for_links(room, member, change))
+            link.tell(self._presence_for_links(room, member, change))
 
     def close_link(self, link: LinkPort) -> None:
         """A link died: what is behind it becomes unknown."""

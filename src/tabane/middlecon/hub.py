@@ -274,6 +274,7 @@ class Hub:
             self._on_first_frame,
             self._on_lost,
             queue_bytes=self.limits.queue_bytes,
+            hold_bytes=self.limits.hold_bytes,
             on_made=self._on_accept if place is None else partial(self._on_accept, place=place),
             on_text=self._door.on_text if place is None else None,
         )

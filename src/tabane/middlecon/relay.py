@@ -20,7 +20,16 @@ from tabane.middlecon.agree import Agreements, make_ids
 from tabane.middlecon.chat import LOBBY, Crowd
 from tabane.middlecon.directory import Directory
 from tabane.middlecon.flow import Flow
-from tabane.middlecon.frames import FLAGS_AT, GONE, MAX_U32, URGENT, Frame, Kind, encode_frame
+from tabane.middlecon.frames import (
+    FLAGS_AT,
+    GONE,
+    MAX_U32,
+    URGENT,
+    Frame,
+    JoinFlag,
+    Kind,
+    encode_frame,
+)
 from tabane.middlecon.receipts import Cause, Sum, encode_receipt
 from tabane.middlecon.rooms import LinkPort, Member, Port, Room, SessionPort, fan_out, passes
 from tabane.middlecon.tallies import LINK_GRACE_S, Book, Call, Pending, Tally, encode_nack
@@ -185,6 +194,8 @@ class Relay:
 
     def _on_join(self, port: SessionPort, frame: Frame, now: float) -> None:
         try:
+            if frame.flags & JoinFlag.WATCH and port.backlog > 2 * self._limits.queue_bytes:
+                raise Busy(f"{port.backlog} bytes wait for {port.name}: read them before you join")
             self._directory.join(port, frame.name, frame.flags, frame.id)
         except Busy as error:
             port.send(encode_nack(frame.id, Cause.OVERLOADED, error.message))

@@ -37,10 +37,11 @@ class Port:
 
     `wake` is called when the empty outbox gets its first frame. `backlog` is what the shell could
     not write yet, in bytes; it lies in `queue`, as far as the shell did not hand it on. `dropped`
-    counts casts that were given up because of it.
+    counts casts that were given up because of it. `allowed` is how much of it the hub has to say
+    whatever waits, which nobody is cut off for.
     """
 
-    __slots__ = ("backlog", "dropped", "name", "out", "queue", "urgent", "wake")
+    __slots__ = ("allowed", "backlog", "dropped", "name", "out", "queue", "urgent", "wake")
 
     def __init__(self, name: str, wake: Callable[[], None]) -> None:
         self.name = name
@@ -49,6 +50,7 @@ class Port:
         self.urgent: list[bytes] = []
         """Leaves before what is in `out`."""
         self.backlog = 0
+        self.allowed = 0
         self.queue: Backlog | None = None
         self.dropped = 0
 
@@ -56,6 +58,11 @@ class Port:
         if not self.out:
             self.wake()
         self.out.append(frame)
+
+    def tell(self, frame: bytes) -> None:
+        """Send a part of what it must know at once, however much that is in all."""
+        self.allowed += len(frame)
+        self.send(frame)
 
     def send_first(self, frame: bytes) -> None:
         """Send before all that waits and is not urgent."""
@@ -419,9 +426,9 @@ class Rooms:
 
     def _send_snapshot(self, port: Port, room: Room) -> None:
         for member, change in room.members():
-            port.send(self._presence(room, member, change))
+            port.tell(self._presence(room, member, change))
             for frame in member.state.values():
-                port.send(frame)
+                port.tell(frame)
 
     def _tell_state(self, room: Room, member: Member) -> None:
         for frame in member.state.values():
@@ -456,9 +463,10 @@ class Rooms:
 
     def _tell_links(self, source: LinkPort | None, frame: bytes) -> None:
         """Pass on what came over `source`, or what happened here (None)."""
+        opening = source is not None and not source.synced
         for link in self.links.values():
             if passes(source, link):
-                link.send(frame)
+                (link.tell if opening else link.send)(frame)
 
     def _tell_sessions(self, frame: bytes) -> None:
         for session in self.sessions:

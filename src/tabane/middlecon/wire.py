@@ -35,6 +35,14 @@ QUIET_LOST = 3
 is pinged, after three the connection is lost. So a silence of one heartbeat (to four thirds of it)
 ends it, two thirds of which are left to answer the ping."""
 
+STUCK_LOST = 3
+"""After so many checks in which the other side took nothing of the much that waits for it, the
+connection is lost, however it goes on to ping."""
+HOLD_BYTES = 1 << 20
+"""What is much, unless told."""
+ANY = 1 << 62
+"""More than can be unsent."""
+
 _PING, _PONG = int(Kind.PING), int(Kind.PONG)
 _BINARY = Mode.BINARY
 PING = encode_frame(Kind.PING)
@@ -119,11 +127,14 @@ class Wire(asyncio.Protocol):
         "_gone",
         "_greeted",
         "_greeting",
+        "_hold_bytes",
         "_linger",
         "_on_made",
         "_on_text",
         "_queue_bytes",
         "_quiet",
+        "_stuck",
+        "_unsent",
         "congested",
         "on_ack",
         "on_drained",
@@ -144,6 +155,7 @@ class Wire(asyncio.Protocol):
         on_lost: OnLost,
         *,
         queue_bytes: int,
+        hold_bytes: int = HOLD_BYTES,
         greeting: bytes = b"",
         on_made: Callable[[Wire], None] | None = None,
         on_text: Callable[[Wire], None] | None = None,
@@ -166,6 +178,11 @@ class Wire(asyncio.Protocol):
         self._greeted = bool(greeting)
         self.congested = False
         self._quiet = 0
+        self._hold_bytes = hold_bytes
+        self._stuck = 0
+        """Checks in a row in which nothing of the much that waits was taken."""
+        self._unsent = ANY
+        """What the transport had not written at the last check."""
         self._gone: asyncio.Event | None = None
         self._linger: asyncio.TimerHandle | None = None
         self._closed = False
@@ -238,7 +255,7 @@ class Wire(asyncio.Protocol):
             else:
                 queue.put(frame)
         port.backlog = queue.bytes + self.transport.get_write_buffer_size()
-        if port.backlog > 2 * self._queue_bytes:
+        if port.backlog - port.allowed > 2 * self._queue_bytes:
             self.lose(Closed(f"{port.name} does not read: {port.backlog} bytes wait for it"))
 
     def pause_writing(self) -> None:
@@ -248,6 +265,7 @@ class Wire(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self.congested = False
+        self._unsent = ANY
         port = self.port
         while port.queue is not None and not self.congested:
             self.transport.write(port.queue.take(HIGH_WATER_BYTES))
@@ -256,21 +274,42 @@ class Wire(asyncio.Protocol):
         if self.congested:
             self.pause_writing()
             return
-        port.backlog = 0
+        port.backlog = port.allowed = 0
         if self.on_drained is not None:
             self.on_drained(port)
 
     def check(self) -> None:
-        """A third of a heartbeat has passed: ping a quiet peer, lose a silent one."""
+        """A third of a heartbeat has passed: ping a quiet peer, lose one that is silent, or does
+        not read."""
         self._quiet += 1
+        if self._is_stuck():
+            port = self.port
+            self.lose(Closed(f"{port.name} does not read: {port.backlog} bytes wait for it"))
+            return
         if self._quiet > QUIET_LOST:
             self.lose(Closed(f"{self.port.name or 'the other side'} has been silent too long"))
         elif self._quiet > QUIET_PINGED:
             self.port.send_first(PING)
 
     def forgive(self) -> None:
-        """Forget how long the other side has been silent."""
-        self._quiet = 0
+        """Forget how long the other side has been silent, and has read nothing."""
+        self._quiet = self._stuck = 0
+        self._unsent = ANY
+
+    def _is_stuck(self) -> bool:
+        """Whether much waits, and for three checks the kernel took nothing of it. What the
+        transport has only gets less while the rest waits in the queue."""
+        if not self.congested:
+            self.port.allowed = self._stuck = 0
+            return False
+        before, self._unsent = self._unsent, self.transport.get_write_buffer_size()
+        if self._unsent < before:
+            self._quiet = self._stuck = 0  # it reads, and our ping waits behind what it reads
+        elif self.port.backlog <= self._hold_bytes:
+            self._stuck = 0
+        else:
+            self._stuck += 1
+        return self._stuck >= STUCK_LOST
 
     def refuse_text(self) -> None:
         """Whoever is there speaks HTTP, or text where there is no chat."""
