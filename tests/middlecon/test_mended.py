@@ -9,16 +9,20 @@ import msgspec
 import pytest
 
 from tabane.errors import Busy, Closed, Denied, ProtocolError
-from tabane.middlecon.frames import OPEN, Decoder, Frame, JoinFlag, Kind, encode_frame
+from tabane.middlecon.frames import MAGIC, OPEN, Decoder, Frame, JoinFlag, Kind, encode_frame
 from tabane.middlecon.receipts import Cause, Sum, encode_receipt, parse_receipt
 from tabane.middlecon.session import (
     Hello,
     Limits,
+    Mode,
+    Session,
+    Side,
     Welcome,
     encode_hello,
     encode_welcome,
     parse_hello,
     parse_welcome,
+    sniff,
 )
 
 WEB = "default/web-0123456789ab"
@@ -124,6 +128,55 @@ def test_a_welcome_with_what_may_not_be_is_a_breach(fields):
     data = encode_welcome(Welcome(**{"hub": "h", "instance": "run"} | fields))[20:]
     with pytest.raises(ProtocolError):
         parse_welcome(Frame(Kind.WELCOME, data=data))
+
+
+@pytest.mark.parametrize(
+    ("first", "mode"),
+    [
+        (b"PROPFIND / HTTP/1.1\r\n", Mode.HTTP),
+        (b"BREW /pot HTTP/1.0\n", Mode.HTTP),
+        (b"\r\n\r\nGET / HTTP/1.1\r\n", Mode.HTTP),
+        (b"\nBREW / HTTP/1.1\r\nHost: x\r\n", Mode.HTTP),
+        (b"\r\n", Mode.TEXT),
+        (b"I speak HTTP/1.1 well\n", Mode.TEXT),
+        (b"hello\nGET / HTTP/1.1\n", Mode.TEXT),
+    ],
+)
+def test_what_is_http(first, mode):
+    assert sniff(first) is mode
+
+
+async def test_empty_lines_do_not_hide_http_from_the_lobby(cluster):
+    await cluster.hub()
+    reader, writer = await asyncio.open_unix_connection(cluster.url().removeprefix("unix://"))
+    for part in (b"\r\n", b"\n", b"BREW / HT", b"TP/1.1\r\nHost: x\r\n\r\n"):
+        writer.write(part)
+        await writer.drain()
+    assert (await asyncio.wait_for(reader.read(), 10)).startswith(b"HTTP/1.1 400 ")
+    writer.close()
+    await writer.wait_closed()
+
+
+def test_before_hello_only_little_is_taken():
+    session = Session(Side.HUB)
+    session.receive(MAGIC + encode_frame(Kind.HELLO, data=bytes((64 << 10) + 1))[:20])
+    assert session.broken is not None
+    session = Session(Side.HUB)
+    assert session.receive(encode_hello(Hello("x", "run")))
+    assert session.receive(encode_frame(Kind.POST, data=bytes(1 << 20)))
+
+
+async def test_a_session_that_closed_in_time_leaves_no_timer(yard):
+    x = yard.join("x")
+    yard.wire("x").transport.write(bytes(1 << 20))
+    wire = yard.wire("x")
+    wire.close()
+    assert not wire._linger.cancelled()
+    while not wire._closed:
+        x.sock.recv(1 << 20)
+        yard.turn()
+        await asyncio.sleep(0)
+    assert wire._linger.cancelled()
 
 
 # Faults of our own

@@ -83,7 +83,7 @@ class Person(Port):
         super().__init__(name, wake)
         self.lines: Lines | None = None
         self.spoke = False
-        """Whether its first line was whole, and no HTTP."""
+        """Whether its first line that is not empty was whole, and no HTTP."""
         self.stuck = 0
         """For how many checks in a row too much has waited for it."""
 
@@ -175,9 +175,11 @@ class Lobby:
     def _hear(self, person: Person, lines: list[bytes]) -> bool:
         if not lines:
             return True
-        if not person.spoke and sniff(lines[0] + b"\n") is Mode.HTTP:
-            return False
-        person.spoke = True
+        if not person.spoke:
+            first = next((line for line in lines if line.strip(b"\r")), None)
+            if first is not None and sniff(first + b"\n") is Mode.HTTP:
+                return False
+            person.spoke = first is not None
         told: list[bytes] = []
         for line in lines:
             text = self._check(person, line)

@@ -9,6 +9,7 @@ hub's magic, which a hub in chat mode may have sent to what it took for a person
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 
 import msgspec
@@ -29,6 +30,8 @@ VERSIONS = (1,)
 FEATURES: tuple[str, ...] = ()
 """Optional parts of the protocol that this side can do; both sides use what both name."""
 
+HELLO_BYTES = 64 << 10
+"""The largest data of a frame that a hub takes before it knows who is there."""
 ROLES = ("member", "hub")
 MOST_HEARTBEAT_S = 24 * 3600.0
 
@@ -54,15 +57,21 @@ _HTTP_METHODS = (
     b"OPTIONS ",
     b"TRACE ",
     b"CONNECT ",
+    b"PROPFIND ",
+    b"PROPPATCH ",
+    b"MKCOL ",
     b"PRI ",
 )
+_HTTP_LINE = re.compile(rb"(\r?\n)*[^\r\n]* HTTP/1\.[0-9]\r?\n")
+"""A request's first line whatever its method is, after empty lines, which servers skip."""
 
 
 def sniff(first: bytes) -> Mode:
     """The mode that a connection's first bytes ask for. `first` is not empty."""
     if first[0] == MAGIC[0]:
         return Mode.BINARY
-    return Mode.HTTP if first.startswith(_HTTP_METHODS) else Mode.TEXT
+    is_http = first.lstrip(b"\r\n").startswith(_HTTP_METHODS) or _HTTP_LINE.match(first)
+    return Mode.HTTP if is_http else Mode.TEXT
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -228,13 +237,24 @@ class Session:
     (a session that is not binary gives no frames; its first bytes are in `text`, for chat).
     """
 
-    __slots__ = ("_first", "_openers", "_started", "_waiting", "decoder", "mode", "side", "text")
+    __slots__ = (
+        "_data_bytes",
+        "_first",
+        "_openers",
+        "_started",
+        "_waiting",
+        "decoder",
+        "mode",
+        "side",
+        "text",
+    )
 
     def __init__(self, side: Side, data_bytes: int = DATA_BYTES) -> None:
         self.side = side
         self.mode: Mode | None = None
         self.text = b""
-        self.decoder = Decoder(data_bytes)
+        self._data_bytes = data_bytes
+        self.decoder = Decoder(data_bytes if side is Side.DIALER else min(data_bytes, HELLO_BYTES))
         self._openers = _OPENERS[side]
         self._first = bytearray()
         self._started = False
@@ -299,4 +319,5 @@ class Session:
             )
             return []
         self._waiting = False
+        self.decoder.limit_bytes = self._data_bytes
         return frames
