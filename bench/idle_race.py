@@ -27,7 +27,7 @@ from tabane.tools.client import Cluster
 ROUNDS = int(os.environ.get("ROUNDS", "1000"))
 STOP_AFTER_S = 0.1
 """It is stopped up to 0.1 s later: gateways are not asked more often than that."""
-JITTER = (0.9, 2.9)
+JITTER = (0.9, 3.3)
 LEAST_STOPPED_SHARE = 0.5
 """Of the rounds: with fewer stops nothing was raced for."""
 APP = """\
