@@ -57,7 +57,14 @@ def orphaned(make_cluster: Factory) -> Iterator[LocalCluster]:
         os.kill(cluster.holder(CONTROL), signal.SIGKILL)
         wait_for(lambda: not cluster.answers(CONTROL), "its end")
     assert seen.failures() == []
+    wait_for(lambda: linked(cluster) == set(OTHERS), "the others' way to each other")
     yield cluster
+
+
+def linked(cluster: LocalCluster) -> set[str]:
+    """The nodes that one of the others can reach, itself among them."""
+    rows = cluster.api.get("/api/v1/members")["members"]
+    return {row["node"] for row in rows if row["linked"]}
 
 
 def test_the_others_go_on_serving_and_waking(orphaned: LocalCluster) -> None:

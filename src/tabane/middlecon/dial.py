@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Callable, Iterator
 
@@ -51,9 +52,19 @@ class _Opening:
 
 
 async def dial(
-    address: Address, hello: Hello, adopt: Adopt, flusher: Flusher, *, queue_bytes: int
+    address: Address,
+    hello: Hello,
+    adopt: Adopt,
+    flusher: Flusher,
+    *,
+    queue_bytes: int,
+    turn: asyncio.Lock | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> Wire:
     """Open a session. `adopt(wire, welcome)` sets the wire's handlers; it may raise to refuse.
+
+    Those with the same `turn` say hello one after the other, and each only if `check` does not
+    raise then; they connect, which may take long, at the same time.
 
     Raises `Unreachable`, `TimedOut`, `Closed`, or what the hub refused with. A failed or cancelled
     attempt leaves nothing open.
@@ -67,20 +78,23 @@ async def dial(
             opening.on_frame,
             opening.on_lost,
             queue_bytes=queue_bytes,
-            greeting=encode_hello(hello),
         )
 
     wire: Wire | None = None
     try:
         async with asyncio.timeout(DIAL_TIMEOUT_S):
             wire = await _connect(address, make_wire)
-            await opening.answer
+            async with turn or contextlib.nullcontext():
+                check()
+                wire.begin(encode_hello(hello))
+                await opening.answer
     except TimeoutError:
         _drop(wire)
         raise TimedOut(f"no hub answers at {address}") from None
     except OSError as error:
         raise Unreachable(f"no hub at {address}: {error.strerror or error}") from None
     except BaseException:
+        opening.answer.cancel()  # nobody waits for it any more
         _drop(wire)
         raise
     return wire

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from tabane.errors import TabaneError
+from tabane.errors import Conflict, TabaneError
 from tabane.middlecon.addresses import Address
 from tabane.middlecon.dial import Adopt, dial, pauses
 from tabane.middlecon.session import Hello
@@ -21,7 +21,7 @@ class Link:
     """Dials `peer` whenever there is no link to it, whoever opened the last one.
 
     `linked()` says whether there is one; `down` is set by the hub when it is lost. `trouble` says
-    why the last attempt failed. Those with the same `turn` dial one at a time.
+    why the last attempt failed. Those with the same `turn` say hello one at a time.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Link:
         while True:
             for pause_s in pauses():
                 if not self._linked():
-                    await self._attempt_in_turn()
+                    await self._attempt()
                 if self._linked():
                     break
                 await asyncio.sleep(pause_s)
@@ -61,14 +61,6 @@ class Link:
             if self._linked():
                 await self.down.wait()
             await asyncio.sleep(next(pauses()))
-
-    async def _attempt_in_turn(self) -> None:
-        if self._turn is None:
-            await self._attempt()
-            return
-        async with self._turn:
-            if not self._linked():
-                await self._attempt()
 
     async def _attempt(self) -> None:
         self.dialing = True
@@ -79,9 +71,15 @@ class Link:
                 self._adopt,
                 self._flusher,
                 queue_bytes=self._queue_bytes,
+                turn=self._turn,
+                check=self._check,
             )
             self.trouble = ""
         except TabaneError as error:
             self.trouble = error.message
         finally:
             self.dialing = False
+
+    def _check(self) -> None:
+        if self._linked():
+            raise Conflict(f"hub {self.peer} is linked, or reached in another way, by now")

@@ -126,7 +126,6 @@ class Wire(asyncio.Protocol):
         "_flusher",
         "_gone",
         "_greeted",
-        "_greeting",
         "_hold_bytes",
         "_linger",
         "_on_made",
@@ -156,7 +155,6 @@ class Wire(asyncio.Protocol):
         *,
         queue_bytes: int,
         hold_bytes: int = HOLD_BYTES,
-        greeting: bytes = b"",
         on_made: Callable[[Wire], None] | None = None,
         on_text: Callable[[Wire], None] | None = None,
     ) -> None:
@@ -174,8 +172,7 @@ class Wire(asyncio.Protocol):
         self._on_made = on_made
         self._on_text = on_text
         self._queue_bytes = queue_bytes
-        self._greeting = greeting
-        self._greeted = bool(greeting)
+        self._greeted = False
         self.congested = False
         self._quiet = 0
         self._hold_bytes = hold_bytes
@@ -198,8 +195,6 @@ class Wire(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)
         self.open = True
         self.transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
-        if self._greeting:
-            self.transport.write(self._greeting)
         if self._on_made is not None:
             self._on_made(self)
 
@@ -322,6 +317,11 @@ class Wire(asyncio.Protocol):
         """Tell the other side what it did wrong, and close."""
         self.greet(encode_error(error))
         self.lose(error, linger=True)
+
+    def begin(self, hello: bytes) -> None:
+        """Say hello, on a connection that this side made."""
+        self._greeted = True
+        self.port.send(hello)
 
     def greet(self, frame: bytes) -> None:
         """Send a frame, after the magic if this side has not sent it yet."""
