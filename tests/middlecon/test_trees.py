@@ -206,6 +206,15 @@ def test_a_way_of_its_own_is_not_given_up_for_one_through_others(make_brain, tak
     assert brain.directory.hubs["c1"] is True
 
 
+def test_members_behind_a_second_way_are_not_believed_before_it_is_open(make_brain):
+    brain = make_brain("a1", datacenter="a")
+    brain.link("b2", datacenter="b")
+    other = brain.link("b1", datacenter="b")
+    brain.tell(other, Kind.HUB, name="b2", value=1, data=b"b")
+    brain.tell(other, Kind.MEMBER, to=1, name="x", data=b"b2")
+    assert brain.directory.members == {}
+
+
 def test_who_is_asked_tells_all_again(brain, take):
     link = brain.link("a")
     brain.session("x")

@@ -136,6 +136,7 @@ class Directory(Rooms):
         reach = Reach(bool(frame.flags & OPEN), frame.value + 1, datacenter)
         way = self._ways.get(name)
         if way not in (None, link) and (name in self.links or self.hubs.get(name)):
+            link.shadowed.add(name)
             if reach.open:
                 self._on_second_way(way, link, name)
             return
@@ -157,7 +158,6 @@ class Directory(Rooms):
     def _on_second_way(self, way: LinkPort | None, link: LinkPort, name: str) -> None:
         """`link` leads to a hub that `way` leads to."""
         assert way is not None
-        link.shadowed.add(name)
         far, near = (link, way) if link.datacenter != self.datacenter else (way, link)
         if far.datacenter == self.datacenter or near.datacenter != self.datacenter:
             return  # what is told of an old way, or those who have the two ways see to it
