@@ -56,6 +56,18 @@ def test_it_says_what_ps_says(start: Start, setup: str) -> None:
         str(process.vsz_kib),
         process.name,
     ]
+    columns = ("pgid", "sid", "tpgid", "gid", "group", "ruid", "s", "opri", "cls")
+    assert ps(child.pid, *columns) == [
+        str(process.pgrp),
+        str(process.session),
+        str(process.tpgid),
+        str(process.gid),
+        process.group,
+        str(process.ruid),
+        process.state,
+        str(process.priority + 60),
+        {0: "TS", 5: "IDL"}[process.policy],
+    ]
     rss, memory, elapsed = ps(child.pid, "rss", "pmem", "etimes")
     assert process.rss_kib == pytest.approx(int(rss), abs=1024)
     assert process.memory_percent == pytest.approx(float(memory), abs=0.2)
@@ -137,8 +149,8 @@ class FakeProc:
         self.root = root
         self.clock = VirtualClock()
         self.files: dict[str, bytes] = {
-            "stat": b"7 (httpd) S 1 7 7 0 -1 0" + b" 0" * 13 + b" 100" + b" 0" * 30,
-            "status": b"Tgid:\t7\nUid:\t0\t100007\t0\t0\n",
+            "stat": b"7 (httpd) S 1 7 7 0 -1 0" + b" 0" * 12 + b" 100" + b" 0" * 31,
+            "status": b"Tgid:\t7\nUid:\t7\t100007\t0\t0\nGid:\t8\t100008\t0\t0\n",
             "cmdline": b"httpd\0-f\0",
             "cgroup": b"5:pids:/other\n4:cpu:/tabane/c1/tokyo-1/abc123/inner\n0::/\n",
         }
@@ -159,7 +171,7 @@ def fake(tmp_path: Path) -> FakeProc:
 
 @pytest.fixture
 def table(fake: FakeProc) -> Iterator[ProcessTable]:
-    table = ProcessTable("tokyo/tokyo-1", procfs=Procfs(fake.root), clock=fake.clock)
+    table = ProcessTable("tokyo/tokyo-1", "inc-1", procfs=Procfs(fake.root), clock=fake.clock)
     yield table
     table.close()
 
@@ -182,11 +194,42 @@ def row(table: ProcessTable, *instances: Instance) -> dict[str, Any]:
 
 
 def test_a_process_belongs_to_its_instance(fake: FakeProc, table: ProcessTable) -> None:
+    place = ("dc", "node", "incarnation", "namespace", "app", "instance", "class", "inside")
     found = row(table, instance("other"), instance("abc123"))
-    place = [found[key] for key in ("dc", "node", "app", "instance", "class", "user")]
-    assert place == ["tokyo", "tokyo-1", "default/hello", "abc123", "sandbox", "100007"]
+    assert [found[key] for key in place] == [
+        *("tokyo", "tokyo-1", "inc-1", "default", "default/hello", "abc123", "sandbox", ""),
+    ]
     found = row(table)
-    assert [found[key] for key in ("app", "instance", "class")] == ["", "abc123", ""]
+    assert [found[key] for key in place] == ["tokyo", "tokyo-1", "inc-1", "", "", "abc123", "", ""]
+
+
+def test_owners_and_start(fake: FakeProc, table: ProcessTable) -> None:
+    found = row(table)
+    owners = [found[key] for key in ("uid", "user", "gid", "group", "ruid")]
+    assert owners == [100007, "100007", 100008, "100008", 7]
+    assert found["started_at"] == fake.clock.wall() - 11 + 1
+    assert (found["start_ticks"], found["elapsed_s"]) == (100, 10)
+
+
+def test_recent_use_is_that_since_another_snapshot(fake: FakeProc, table: ProcessTable) -> None:
+    def use(ticks: int, start: int = 100) -> float | None:
+        numbers = [0] * 48
+        numbers[0:5], numbers[10], numbers[18] = [1, 7, 7, 0, -1], ticks, start
+        fake.write(stat=b"7 (httpd) R " + b" ".join(b"%d" % number for number in numbers))
+        percent: float | None = row(table)["recent_cpu_percent"]
+        return percent
+
+    assert use(100) is None
+    fake.clock.advance(0.4)
+    assert use(120) is None
+    fake.clock.advance(0.6)
+    assert use(150) == 50
+    fake.clock.advance(0.4)
+    assert use(150) == 50
+    fake.clock.advance(0.1)
+    assert use(150) == 0
+    fake.clock.advance(1)
+    assert use(7, start=500) is None
 
 
 def test_other_cgroups_are_no_instances(fake: FakeProc, table: ProcessTable) -> None:

@@ -250,7 +250,7 @@ def test_it_takes_the_rows_of_a_real_table() -> None:
     )
     rows = json.loads(table.render([mine]))
     table.close()
-    assert set(ROW) == set(rows[0])
+    assert set(ROW) <= set(rows[0])
     own = ps.select([row for row in rows if row["pid"] == os.getpid()])
     for columns in (ps.SHORT, ps.USER, ps.FULL):
         assert sys.executable in lines(*own, columns=columns)[1] or "pytest" in lines(*own)[1]

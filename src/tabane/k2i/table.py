@@ -31,6 +31,8 @@ from tabane.k2i.v1 import Record, read_record
 from tabane.model import Instance
 
 REFRESH_S = 1.0
+RECENT_S = 0.5
+"""Over no less the recent use of a CPU is reckoned: it is counted in ticks of 10 ms."""
 LONGEST_COMMAND = 1 << 15
 """Of a command line in a record; `/v1` has all of it."""
 
@@ -39,33 +41,60 @@ _INSTANCE = re.compile(r":/tabane/[^/]+/[^/]+/([^/]+)")
 
 class Process(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """A process as `ps` shows it, and its place in the cluster. `stat` and percentages are as ps
-    reckons them; `instance`, `app` and `class` are empty outside of instances."""
+    reckons them; `namespace`, `app`, `instance` and `class` are empty outside of instances.
+    `inside` is empty for a process of the node's own table, else what looked inside and found it:
+    `sandbox`, `guest` or `wasm`."""
 
     dc: str
     node: str
+    incarnation: str
+    namespace: str
     app: str
+    """As `NAMESPACE/NAME`."""
     instance: str
     isolation: str = msgspec.field(name="class")
+    inside: str = ""
     pid: int
     ppid: int
+    pgrp: int
+    session: int
+    tpgid: int
+    """The foreground process group of its terminal, -1 for none."""
     uid: int
+    """The effective one, as `user`, `gid` and `group`."""
     user: str
+    gid: int
+    group: str
+    ruid: int
+    start_ticks: int
+    """When it was started, in ticks since its machine was: with the pid, which process it is."""
+    started_at: float
+    """Seconds since the epoch, by its own node's clock."""
+    name: str
+    command: str
+    tty: str
+    state: str
+    """One letter."""
+    stat: str
+    flags: int
+    processor: int
+    nice: int
+    priority: int
+    policy: int
+    rt_priority: int
+    threads: int
     cpu_percent: float
     """Of one CPU, over the process's whole life."""
+    recent_cpu_percent: float | None
+    """Of one CPU, since an earlier snapshot at least `RECENT_S` ago; None without one."""
+    cpu_s: float
     memory_percent: float
     vsz_kib: int
     rss_kib: int
-    tty: str
-    stat: str
+    minor_faults: int
+    major_faults: int
     elapsed_s: float
     """Since it was started, by its own machine's clock."""
-    cpu_s: float
-    nice: int
-    threads: int
-    start_ticks: int
-    """When it was started, in ticks since its machine was: with the pid, which process it is."""
-    name: str
-    command: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,17 +105,30 @@ class _Facts:
     startstack: int
     read_at: float
     uid: int
+    ruid: int
+    gid: int
     locked: bool
     command: str
     instance: str
 
 
 @dataclass(frozen=True, slots=True)
+class _Use:
+    """CPU ticks that a process had used at a moment, and what it then had used recently."""
+
+    at: float
+    start_ticks: int
+    ticks: int
+    percent: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class _Snapshot:
-    """What a snapshot has in common."""
+    """What a snapshot has in common. `booted_at` is in seconds since the epoch."""
 
     at: float
     uptime_s: float
+    booted_at: float
     memory_kib: int
     names: Names
     instances: dict[str, Instance]
@@ -96,13 +138,20 @@ class ProcessTable:
     """The processes of one node. For any thread, one at a time."""
 
     def __init__(
-        self, node: str = "", *, procfs: Procfs | None = None, clock: Clock = SYSTEM
+        self,
+        node: str = "",
+        incarnation: str = "",
+        *,
+        procfs: Procfs | None = None,
+        clock: Clock = SYSTEM,
     ) -> None:
-        """`node` is `DATACENTER/NODE`, or empty outside of a cluster."""
+        """`node` is `DATACENTER/NODE`, or empty outside of a cluster, as its incarnation is."""
         self._dc, _, self._node = node.rpartition("/")
+        self._incarnation = incarnation
         self._procfs = procfs or Procfs()
         self._clock = clock
         self._facts: dict[int, _Facts] = {}
+        self._uses: dict[int, _Use] = {}
         self._lock = threading.Lock()
 
     def processes(self, instances: Iterable[Instance] = ()) -> list[Process]:
@@ -114,8 +163,9 @@ class ProcessTable:
             for pid in pids:
                 with suppress(*GONE):
                     found.append(self._read(pid, snapshot))
-            for pid in self._facts.keys() - pids:
-                del self._facts[pid]
+            for known in (self._facts, self._uses):
+                for pid in known.keys() - pids:
+                    del known[pid]
             return found
 
     def render(self, instances: Iterable[Instance] = ()) -> bytes:
@@ -145,9 +195,11 @@ class ProcessTable:
             self._procfs.close()
 
     def _begin(self, instances: Iterable[Instance]) -> _Snapshot:
+        uptime_s = self._procfs.uptime_s()
         return _Snapshot(
             self._clock.now(),
-            self._procfs.uptime_s(),
+            uptime_s,
+            self._clock.wall() - uptime_s,
             self._procfs.memory_kib(),
             Names(),
             {instance.id: instance for instance in instances},
@@ -165,39 +217,71 @@ class ProcessTable:
         return Process(
             dc=self._dc,
             node=self._node,
+            incarnation=self._incarnation,
+            namespace=instance.app.partition("/")[0] if instance else "",
             app=instance.app if instance else "",
             instance=facts.instance,
             isolation=instance.isolation if instance else "",
             pid=pid,
             ppid=stat.ppid,
+            pgrp=stat.pgrp,
+            session=stat.session,
+            tpgid=stat.tpgid,
             uid=facts.uid,
             user=snapshot.names.user(facts.uid),
+            gid=facts.gid,
+            group=snapshot.names.group(facts.gid),
+            ruid=facts.ruid,
+            start_ticks=stat.starttime,
+            started_at=round(snapshot.booted_at + stat.starttime / TICKS_PER_S, 2),
+            name=stat.comm,
+            command=_describe_command(stat, facts.command),
+            tty=terminal(stat.tty_nr),
+            state=stat.state,
+            stat=_describe_state(stat, facts.locked),
+            flags=stat.flags,
+            processor=stat.processor,
+            nice=stat.nice,
+            priority=stat.priority,
+            policy=stat.policy,
+            rt_priority=stat.rt_priority,
+            threads=stat.num_threads,
             cpu_percent=round(100 * cpu_s / elapsed_s, 1) if elapsed_s else 0.0,
+            recent_cpu_percent=self._recent_use(stat, snapshot.at),
+            cpu_s=cpu_s,
             memory_percent=rss_kib * 1000 // (snapshot.memory_kib or 1) / 10,
             vsz_kib=stat.vsize >> 10,
             rss_kib=rss_kib,
-            tty=terminal(stat.tty_nr),
-            stat=_describe_state(stat, facts.locked),
+            minor_faults=stat.minflt,
+            major_faults=stat.majflt,
             elapsed_s=round(elapsed_s, 2),
-            cpu_s=cpu_s,
-            nice=stat.nice,
-            threads=stat.num_threads,
-            start_ticks=stat.starttime,
-            name=stat.comm,
-            command=_describe_command(stat, facts.command),
         )
+
+    def _recent_use(self, stat: Stat, now: float) -> float | None:
+        ticks, percent = stat.utime + stat.stime, None
+        use = self._uses.get(stat.pid)
+        if use is not None and use.start_ticks == stat.starttime:
+            passed_s = now - use.at
+            if passed_s < RECENT_S:
+                return use.percent
+            percent = round(100 * max(0, ticks - use.ticks) / TICKS_PER_S / passed_s, 1)
+        self._uses[stat.pid] = _Use(now, stat.starttime, ticks, percent)
+        return percent
 
     def _read_facts(self, stat: Stat, now: float) -> _Facts:
         status = parse_status(self._procfs.read(stat.pid, "status"))
         words = parse_words(self._procfs.read(stat.pid, "cmdline"))
         cgroup = parse_cgroup(self._procfs.read(stat.pid, "cgroup"))
         self._procfs.stat_again(stat)
+        uids = list(map(int, status[b"Uid"].split()))
         found = next(filter(None, map(_INSTANCE.search, cgroup)), None)
         return _Facts(
             comm=stat.comm,
             startstack=stat.startstack,
             read_at=now,
-            uid=int(status[b"Uid"].split()[1]),
+            uid=uids[1],
+            ruid=uids[0],
+            gid=int(status[b"Gid"].split()[1]),
             locked=status.get(b"VmLck", b"0 kB") != b"0 kB",
             command=" ".join(words)[:LONGEST_COMMAND],
             instance=found[1] if found else "",

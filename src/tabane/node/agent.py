@@ -116,7 +116,7 @@ class Agent:
         self.leases: NodeLeases | None = None
         self.members = Nodes(self)
         self.publisher: Publisher | None = None
-        self.table = ProcessTable(config.key)
+        self.table = ProcessTable(config.key, config.incarnation, clock=clock)
         self.answers = Answering(self)
         self.later = Later()
         self._followers: set[Callable[[bytes], None]] = set()
