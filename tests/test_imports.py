@@ -60,6 +60,7 @@ SANS_IO = (
     "tabane.middlecon.session",
     "tabane.middlecon.rooms",
     "tabane.middlecon.chat",
+    "tabane.k2i.orders",
     "tabane.gateway.activation",
     "tabane.gateway.grants",
     "tabane.scheduler.placement",

@@ -1,0 +1,143 @@
+"""What may be asked of processes: values only, for those who send orders and those who obey them.
+
+A process is named by its `Gpid`. The kernel gives a pid away again once its process is gone, so the
+pid alone names nobody: the incarnation of its node and its start time belong to it, and whoever
+obeys an order checks all three.
+"""
+
+from __future__ import annotations
+
+import re
+
+from tabane.errors import UsageError
+from tabane.model import NodeName, Value
+from tabane.units import shorten
+
+MAX_PID = 1 << 22
+"""The largest a 64-bit kernel gives (PID_MAX_LIMIT)."""
+MAX_TARGETS = 4096
+"""Of one order: whoever has more sends several."""
+MAX_KEY = 128
+"""Characters of an idempotency key."""
+
+_NAME = r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?"
+_GPID = re.compile(rf"(?:({_NAME})/({_NAME}):)?([0-9]{{1,10}})")
+
+
+class Gpid(Value, frozen=True):
+    """One process of the cluster, for ever. Outside of a cluster `dc` and `node` are empty."""
+
+    dc: str
+    node: str
+    incarnation: str
+    """Of its node: which start of the host OS. Empty when it is yet to be looked up."""
+    pid: int
+    start_ticks: int
+    """When it was started, in clock ticks since its machine was; 0 when it is yet to be looked
+    up."""
+
+    @property
+    def place(self) -> NodeName:
+        """`dc/node`, or empty outside of a cluster."""
+        return NodeName(f"{self.dc}/{self.node}" if self.node else "")
+
+    @property
+    def is_safe(self) -> bool:
+        """Whether it says which process, not only which number."""
+        return bool(self.incarnation and self.start_ticks)
+
+    def __str__(self) -> str:
+        """`tokyo/tokyo-1:4242`, which `parse_gpid` reads; outside of a cluster `4242`."""
+        return f"{self.place}:{self.pid}" if self.node else str(self.pid)
+
+
+def parse_gpid(text: str) -> Gpid:
+    """The process that people write as `dc/node:pid` or `pid`: where to look, not `is_safe` yet.
+    Raises `UsageError`."""
+    found = _GPID.fullmatch(text)
+    if not found or not 0 < int(found[3]) <= MAX_PID:
+        problem = f"{shorten(text)} is no process: write DATACENTER/NODE:PID, or PID"
+        raise UsageError(f"{problem} (1 to {MAX_PID})")
+    return Gpid(found[1] or "", found[2] or "", "", int(found[3]), 0)
+
+
+class Signal(Value, frozen=True, tag="signal"):
+    """Send a signal. 0 sends none: it only asks whether one could be sent."""
+
+    number: int
+
+
+class Nice(Value, frozen=True, tag="nice"):
+    """Set the nice value of all threads, -20 to 19; `relative`: add to what each has."""
+
+    value: int
+    relative: bool = False
+
+
+class Affinity(Value, frozen=True, tag="affinity"):
+    """Let all threads run on these CPUs only."""
+
+    cpus: tuple[int, ...]
+
+
+class Limit(Value, frozen=True):
+    """Of one resource; None is unlimited."""
+
+    soft: int | None
+    hard: int | None
+
+
+class Limits(Value, frozen=True, tag="limits"):
+    """Set resource limits, by name as in `prlimit`: `nofile`, `core`, `as`, ..."""
+
+    limits: dict[str, Limit]
+
+
+class Pause(Value, frozen=True, tag="pause"):
+    """Stop it (SIGSTOP) until `Resume`."""
+
+
+class Resume(Value, frozen=True, tag="resume"):
+    """Let it go on (SIGCONT)."""
+
+
+Action = Signal | Nice | Affinity | Limits | Pause | Resume
+
+
+def name_of(action: Action) -> str:
+    """`signal`, `nice`, `affinity`, `limits`, `pause` or `resume`."""
+    return str(action.__struct_config__.tag)
+
+
+class Order(Value, frozen=True):
+    """One action on some processes, on whichever nodes they are.
+
+    `dry_run`: check all, do nothing. `force`: also what is protected, for root. With a `key`, the
+    same order again has the first one's answer instead of a second effect.
+    """
+
+    targets: tuple[Gpid, ...]
+    action: Action
+    dry_run: bool = False
+    force: bool = False
+    key: str = ""
+
+
+Found = int | list[int] | dict[str, Limit] | None
+"""A nice value, CPUs, limits; None where there is nothing to tell."""
+
+
+class Outcome(Value, frozen=True):
+    """What became of one target. `error` is the code of an error in `tabane.errors`, empty when it
+    was done (or, in a dry run, would be); `message` its sentence. `before` and `after`: what the
+    action changed, of the process's first thread."""
+
+    target: Gpid
+    error: str = ""
+    message: str = ""
+    before: Found = None
+    after: Found = None
+
+    @property
+    def ok(self) -> bool:
+        return not self.error
