@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tabane.errors import UsageError
 from tabane.k2i import orders
-from tabane.k2i.orders import Gpid, Limit, Order, name_of, parse_gpid
+from tabane.k2i.orders import Gpid, Limit, Order, name_of, parse_gpid, parse_signal
 
 NAMES = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?", fullmatch=True)
 PIDS = st.integers(1, orders.MAX_PID)
@@ -65,3 +65,23 @@ def test_orders_survive_the_wire(action: orders.Action) -> None:
 def test_actions_have_names() -> None:
     names = ["signal", "nice", "affinity", "limits", "pause", "resume"]
     assert [name_of(action) for action in ACTIONS] == names
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        *(("TERM", 15), ("SIGTERM", 15), ("term", 15), ("15", 15), ("0", 0), ("9", 9)),
+        *(("RTMIN", 34), ("RTMIN+3", 37), ("SIGRTMAX-1", 63), ("rtmax", 64)),
+    ],
+)
+def test_signals_have_names_and_numbers(text: str, number: int) -> None:
+    assert parse_signal(text) == number
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "SIG", "TERMINATE", "-1", "65", "RTMIN-3", "RTMIN+99", "TERM+1", "1.5", "٣", "9" * 5000],
+)
+def test_other_words_are_no_signals(text: str) -> None:
+    with pytest.raises(UsageError, match="is no signal: write its name or number"):
+        parse_signal(text)

@@ -8,6 +8,7 @@ obeys an order checks all three.
 from __future__ import annotations
 
 import re
+import signal
 
 from tabane.errors import UsageError
 from tabane.model import NodeName, Value
@@ -15,11 +16,13 @@ from tabane.units import shorten
 
 MAX_PID = 1 << 22
 """The largest a 64-bit kernel gives (PID_MAX_LIMIT)."""
-MAX_TARGETS = 4096
-"""Of one order: whoever has more sends several."""
+MAX_TARGETS = 1024
+"""Of one order, so that it and its answer fit into a message each: whoever has more sends several."""
+UNLIMITED = -1
 MAX_KEY = 128
 """Characters of an idempotency key."""
 
+_REAL_TIME = re.compile(r"(RTMIN(?=\+)|RTMAX(?=-))([+-][0-9]{1,2})")
 _NAME = r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?"
 _GPID = re.compile(rf"(?:({_NAME})/({_NAME}):)?([0-9]{{1,10}})")
 
@@ -61,6 +64,23 @@ def parse_gpid(text: str) -> Gpid:
     return Gpid(found[1] or "", found[2] or "", "", int(found[3]), 0)
 
 
+def parse_signal(text: str) -> int:
+    """The number of a signal: `TERM`, `SIGTERM`, `15`, `RTMIN+3`, `0`. Raises `UsageError`."""
+    name = text.upper().removeprefix("SIG")
+    number = int(name) if re.fullmatch("[0-9]{1,3}", name) else _signal_named(name)
+    if number != 0 and number not in signal.valid_signals():
+        raise UsageError(f"{shorten(text)} is no signal: write its name or number, as TERM or 15")
+    return number
+
+
+def _signal_named(name: str) -> int:
+    """-1 when there is none."""
+    found = _REAL_TIME.fullmatch(name)
+    base = signal.Signals.__members__.get(f"SIG{found[1] if found else name}", -1)
+    number = int(base) + int(found[2] if found else 0)
+    return number if number > 0 else -1
+
+
 class Signal(Value, frozen=True, tag="signal"):
     """Send a signal. 0 sends none: it only asks whether one could be sent."""
 
@@ -81,10 +101,10 @@ class Affinity(Value, frozen=True, tag="affinity"):
 
 
 class Limit(Value, frozen=True):
-    """Of one resource; None is unlimited."""
+    """Of one resource; `UNLIMITED` is -1. None leaves that limit as it is."""
 
-    soft: int | None
-    hard: int | None
+    soft: int | None = None
+    hard: int | None = None
 
 
 class Limits(Value, frozen=True, tag="limits"):
