@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tabane.api.app import build_app
-from tabane.k2i import ProcessTable
+from tabane.k2i import K2i, ProcessTable
 from tabane.model import NodeName
 
 TOKEN = "secret"
@@ -29,10 +29,12 @@ class Answered(NamedTuple):
 class Api:
     """`agent` has what every route needs, and what a test gives it."""
 
-    def __init__(self, table: ProcessTable) -> None:
+    def __init__(self, table: ProcessTable, cluster_k2i: Any = None) -> None:
         self.agent: Any = SimpleNamespace(
             token=TOKEN,
             table=table,
+            k2i=K2i(table, node="tokyo/tokyo-1", incarnation="first"),
+            cluster_k2i=cluster_k2i,
             config=SimpleNamespace(
                 key=NodeName("tokyo/tokyo-1"),
                 node=SimpleNamespace(address="10.0.0.1"),
@@ -87,5 +89,7 @@ class Api:
 @pytest.fixture
 def api() -> Any:
     table = ProcessTable(NodeName("tokyo/tokyo-1"))
-    yield Api(table)
+    api = Api(table)
+    yield api
+    api.agent.k2i.close()
     table.close()

@@ -1,7 +1,33 @@
-"""k2i: which processes run, and which instance and app each belongs to."""
+"""k2i: which processes run, and which instance and app each belongs to.
 
-from tabane.k2i.api import build_router
-from tabane.k2i.table import Process, ProcessTable
-from tabane.k2i.v1 import Record
+Names are loaded when they are first used: those who only ask a k2i need no web server.
+"""
 
-__all__ = ["Process", "ProcessTable", "Record", "build_router"]
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tabane.k2i.api import build_router
+    from tabane.k2i.service import K2i, Part, Question
+    from tabane.k2i.table import Process, ProcessTable
+    from tabane.k2i.v1 import Record
+
+__all__ = ["K2i", "Part", "Process", "ProcessTable", "Question", "Record", "build_router"]
+
+_HOMES = {
+    "K2i": "service",
+    "Part": "service",
+    "Process": "table",
+    "ProcessTable": "table",
+    "Question": "service",
+    "Record": "v1",
+    "build_router": "api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"tabane.k2i has no {name}")
+    return getattr(import_module(f"tabane.k2i.{_HOMES[name]}"), name)

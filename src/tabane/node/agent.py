@@ -31,7 +31,7 @@ from tabane.gateway.messages import (
     StillUsed,
     ToGateway,
 )
-from tabane.k2i import ProcessTable
+from tabane.k2i import K2i, ProcessTable
 from tabane.middlecon import Change, Client, Message, Room, connect
 from tabane.model import App, AppName, Instance, InstanceId, NodeName, State, WakeRecord
 from tabane.network import NetworkPool, prepare_node
@@ -46,6 +46,7 @@ from tabane.node.home import Home
 from tabane.node.images import NodeImages
 from tabane.node.instances import Executor, Transition
 from tabane.node.journal import Journal
+from tabane.node.k2i import ClusterK2i
 from tabane.node.lag import Lag
 from tabane.node.leases import NodeLeases, Nodes, keep_lease
 from tabane.node.membership import Membership, Terms
@@ -117,6 +118,14 @@ class Agent:
         self.members = Nodes(self)
         self.publisher: Publisher | None = None
         self.table = ProcessTable(config.key, config.incarnation, clock=clock)
+        self.k2i = K2i(
+            self.table,
+            node=config.key,
+            incarnation=config.incarnation,
+            instances=self.executor.instances,
+            clock=clock,
+        )
+        self.cluster_k2i = ClusterK2i(self)
         self.answers = Answering(self)
         self.later = Later()
         self._followers: set[Callable[[bytes], None]] = set()
@@ -180,6 +189,7 @@ class Agent:
         await self.replica.aclose()
         if self.config.is_control:
             await self.store.aclose()
+        self.k2i.close()
         self.table.close()
         self.spawner.close()
         self.events.close()

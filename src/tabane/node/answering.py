@@ -49,6 +49,8 @@ class Answering:
             say.KeepNode: self._keep,
             say.AskKnown: self._known,
             say.AskProcesses: self._processes,
+            say.AskK2i: self._k2i,
+            say.MoreOfK2i: self._more_of_k2i,
             say.AskRecords: self._records,
             say.AskApp: self._app,
         }
@@ -120,6 +122,12 @@ class Answering:
 
     async def _processes(self, sender: str, body: say.AskProcesses) -> bytes:
         return await self._agent.processes()
+
+    async def _k2i(self, sender: str, body: say.AskK2i) -> bytes:
+        return await self._agent.cluster_k2i.answer(body)
+
+    async def _more_of_k2i(self, sender: str, body: say.MoreOfK2i) -> bytes:
+        return self._agent.cluster_k2i.pieces.piece(body.number, body.offset)
 
     async def _records(self, sender: str, body: say.AskRecords) -> bytes:
         journal = self._agent.wakes if body.kind == "wakes" else self._agent.events

@@ -12,6 +12,7 @@ import msgspec
 from tabane import errors
 from tabane.gateway.activation import InstanceEnded, StopAsked
 from tabane.gateway.messages import ToGateway, ToHome
+from tabane.k2i.service import Part, Question
 from tabane.model import (
     App,
     AppName,
@@ -23,6 +24,7 @@ from tabane.model import (
     WakeRecord,
 )
 from tabane.node.config import KeptNode
+from tabane.security.identity import Principal
 from tabane.store.api import Change, Entry
 
 NODES = "nodes"
@@ -125,6 +127,31 @@ class AskProcesses(Value, frozen=True, tag="ask_processes"):
     """To all agents: your process table, as JSON rows of k2i."""
 
 
+class AskK2i(Value, frozen=True, tag="ask_k2i"):
+    """To agents: what your k2i says to this, asked by `who`. Answered with `K2iPart`."""
+
+    question: Question
+    who: Principal
+
+
+class K2iPart(Value, frozen=True, tag="k2i_part"):
+    """A node's answer. `packed`: its rows are compressed with zlib; of `size` bytes in all when
+    there is `more`, the number to ask for the rest by."""
+
+    part: Part
+    packed: bool = False
+    more: int = 0
+    size: int = 0
+
+
+class MoreOfK2i(Value, frozen=True, tag="more_of_k2i"):
+    """To the agent that answered with `more`: what follows from `offset`, as bytes. May be
+    repeated, for some seconds."""
+
+    number: int
+    offset: int
+
+
 class AskRecords(Value, frozen=True, tag="ask_records"):
     """To all agents: your latest `events` or `wakes`, as JSON lines."""
 
@@ -218,6 +245,9 @@ Message = (
     | Instances
     | AskKnown
     | AskProcesses
+    | AskK2i
+    | K2iPart
+    | MoreOfK2i
     | AskRecords
     | AskApp
     | StoreFollow

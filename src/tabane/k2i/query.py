@@ -1,0 +1,275 @@
+"""Which rows an answer has, which of their fields, in which order: what may be asked of any list.
+
+Plain functions over msgspec structs. `PARAMETERS` is the one place that says what each parameter
+means: requests are read by it, the published description of the API is made from it, and what it
+does not know is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
+from operator import attrgetter, itemgetter
+from typing import Any, NamedTuple
+
+import msgspec
+
+from tabane.errors import UsageError
+from tabane.units import shorten
+
+Row = dict[str, Any]
+MOST_ROWS = 1_000_000
+MOST_VALUES = 1000
+"""Of one parameter."""
+
+_WORD = re.compile(r"-?[a-z][a-z0-9_]*")
+_NUMBER = re.compile(r"[0-9]{1,10}")
+
+
+class Parameter(NamedTuple):
+    """`schema` is JSON Schema's, of the text; `parse` raises `UsageError`."""
+
+    schema: dict[str, Any]
+    meaning: str
+    parse: Callable[[str], Any]
+
+
+class Query(NamedTuple):
+    """What was asked, understood. `filters` by field: a row has one of the values in each."""
+
+    filters: tuple[tuple[str, frozenset[Any]], ...] = ()
+    fields: tuple[str, ...] = ()
+    group: tuple[str, ...] = ()
+    sums: tuple[str, ...] = ()
+    sort: tuple[tuple[str, bool], ...] = ()
+    """Fields, and whether the largest come first."""
+    limit: int | None = None
+
+    @property
+    def is_merged(self) -> bool:
+        """Whether rows of several nodes cannot just stand one after the other."""
+        return bool(self.group or self.sort) or self.limit is not None
+
+
+def _split(text: str) -> tuple[str, ...]:
+    values = tuple(text.split(","))
+    if not all(values):
+        raise UsageError("a value between two commas is empty")
+    if len(values) > MOST_VALUES:
+        raise UsageError(f"more than {MOST_VALUES} values")
+    return values
+
+
+def _words(text: str) -> tuple[str, ...]:
+    values = _split(text)
+    for value in values:
+        if not _WORD.fullmatch(value):
+            raise UsageError(f"{shorten(value)} is no field's name")
+    if len(set(values)) < len(values):
+        raise UsageError("a field is named twice")
+    return values
+
+
+def _number(text: str) -> int:
+    if not _NUMBER.fullmatch(text):
+        raise UsageError(f"{shorten(text)} is no whole number")
+    return int(text)
+
+
+def _limit(text: str) -> int:
+    number = _number(text)
+    if not 1 <= number <= MOST_ROWS:
+        raise UsageError(f"{number} is not from 1 to {MOST_ROWS}")
+    return number
+
+
+def _any_text(text: str) -> frozenset[str]:
+    return frozenset(_split(text))
+
+
+def _one_text(text: str) -> frozenset[str]:
+    return frozenset([text])
+
+
+def _numbers(text: str) -> frozenset[int]:
+    return frozenset(map(_number, _split(text)))
+
+
+def _apps(text: str) -> frozenset[str]:
+    return frozenset(name if "/" in name else f"default/{name}" for name in _split(text))
+
+
+def _sort(text: str) -> tuple[tuple[str, bool], ...]:
+    return tuple((word.removeprefix("-"), word.startswith("-")) for word in _words(text))
+
+
+_TEXT: dict[str, Any] = {"type": "string", "minLength": 1}
+_LIST: dict[str, Any] = {"type": "string", "pattern": "^[^,]+(,[^,]+)*$"}
+_WORDS: dict[str, Any] = {"type": "string", "pattern": "^[a-z][a-z0-9_]*(,[a-z][a-z0-9_]*)*$"}
+_PIDS: dict[str, Any] = {"type": "string", "pattern": "^[0-9]{1,10}(,[0-9]{1,10})*$"}
+_SORT: dict[str, Any] = {"type": "string", "pattern": "^-?[a-z][a-z0-9_]*(,-?[a-z][a-z0-9_]*)*$"}
+_COUNT: dict[str, Any] = {"type": "integer", "minimum": 1, "maximum": MOST_ROWS}
+
+PLACE: dict[str, Parameter] = {
+    "dc": Parameter(_LIST, "Only of these data centers.", _any_text),
+    "node": Parameter(_LIST, "Only of these nodes: `node` or `dc/node`.", _any_text),
+}
+OWNER: dict[str, Parameter] = {
+    "namespace": Parameter(_LIST, "Only of apps in these namespaces.", _any_text),
+    "app": Parameter(_LIST, "Only of these apps; `hello` means `default/hello`.", _apps),
+    "instance": Parameter(_LIST, "Only of these instances.", _any_text),
+    "class": Parameter(_LIST, "Only of instances of these classes.", _any_text),
+    "user": Parameter(_LIST, "Only of these users, by name or number.", _any_text),
+    "pid": Parameter(_PIDS, "Only of the processes with these numbers.", _numbers),
+    "name": Parameter(_TEXT, "Only of processes with exactly this name.", _one_text),
+}
+SHAPE: dict[str, Parameter] = {
+    "fields": Parameter(_WORDS, "These fields alone.", _words),
+    "sort": Parameter(_SORT, "Order by these fields; `-` before one: largest first.", _sort),
+    "limit": Parameter(_COUNT, "The first so many rows.", _limit),
+}
+GROUPS: dict[str, Parameter] = {
+    "group": Parameter(_WORDS, "A row for each value of these fields, with `count`.", _words),
+    "sum": Parameter(_WORDS, "With `group`: the sums of these fields.", _words),
+}
+SCOPE: dict[str, Any] = {"type": "string", "enum": ["node", "cluster"], "default": "node"}
+
+
+def parse_query(
+    params: Mapping[str, str], known: Mapping[str, Parameter], kind: type[msgspec.Struct]
+) -> Query:
+    """What `params` ask of rows of this kind. Raises `UsageError` for what is not `known`."""
+    values = {name: parse_value(name, text, known) for name, text in params.items()}
+    filters = {**PLACE, **OWNER}
+    query = Query(
+        filters=tuple((name, value) for name, value in values.items() if name in filters),
+        fields=values.get("fields", ()),
+        group=values.get("group", ()),
+        sums=values.get("sum", ()),
+        sort=values.get("sort", ()),
+        limit=values.get("limit"),
+    )
+    _check(query, kind)
+    return query
+
+
+def parse_value(name: str, text: str, known: Mapping[str, Parameter]) -> Any:
+    """One parameter's value. Raises `UsageError`."""
+    if name not in known:
+        there_is = f"there are {', '.join(known)}" if known else "it takes none"
+        raise UsageError(f"there is no parameter {shorten(name)} here: {there_is}")
+    try:
+        return known[name].parse(text)
+    except UsageError as error:
+        raise UsageError(f"{name}: {error.message}") from None
+
+
+def _check(query: Query, kind: type[msgspec.Struct]) -> None:
+    """Raises `UsageError` for fields that are not there, or cannot be summed."""
+    attributes = attributes_of(kind)
+    for name, words in (("fields", query.fields), ("group", query.group), ("sum", query.sums)):
+        if missing := [word for word in words if word not in attributes]:
+            raise UsageError(f"{name}: there is no field {missing[0]}: {', '.join(attributes)}")
+    if texts := [word for word in query.sums if word not in numbers_of(kind)]:
+        raise UsageError(f"sum: {texts[0]} is no number")
+    if query.sums and not query.group:
+        raise UsageError("sum: only with group, as group=node&sum=rss_kib")
+    if query.group and query.fields:
+        raise UsageError("fields: not with group, whose rows have the grouped and summed fields")
+    columns = (*query.group, "count", *query.sums) if query.group else query.fields or attributes
+    if unknown := [word for word, _ in query.sort if word not in columns]:
+        raise UsageError(f"sort: rows have no {unknown[0]}: {', '.join(columns)}")
+
+
+@cache
+def attributes_of(kind: type[msgspec.Struct]) -> dict[str, str]:
+    """The names of the fields in JSON, and in Python."""
+    return {field.encode_name: field.name for field in msgspec.structs.fields(kind)}
+
+
+@cache
+def numbers_of(kind: type[msgspec.Struct]) -> frozenset[str]:
+    """The fields that can be summed, by their names in JSON."""
+    numeric = (int, float, int | None, float | None)
+    fields = msgspec.structs.fields(kind)
+    return frozenset(field.encode_name for field in fields if field.type in numeric)
+
+
+def choose(rows: Iterable[Any], filters: Iterable[tuple[str, frozenset[Any]]]) -> list[Any]:
+    """Those that pass every filter."""
+    chosen = list(rows)
+    for name, values in filters:
+        if name == "node":
+            chosen = [r for r in chosen if r.node in values or f"{r.dc}/{r.node}" in values]
+        elif name == "user":
+            chosen = [r for r in chosen if r.user in values or str(r.uid) in values]
+        else:
+            get = attrgetter("isolation" if name == "class" else name)
+            chosen = [row for row in chosen if get(row) in values]
+    return chosen
+
+
+def arrange(rows: Sequence[Any], query: Query, kind: type[msgspec.Struct]) -> bytes:
+    """One node's chosen rows as a JSON array, in order, cut, and with the fields asked; or all its
+    groups, for one that is small here may be large with those of other nodes."""
+    if query.group:
+        return msgspec.json.encode(_group(rows, query, kind))
+    attributes = attributes_of(kind)
+    rows = list(rows)
+    for name, largest_first in reversed(query.sort):
+        _sort_by(rows, attrgetter(attributes[name]), largest_first)
+    rows = rows[: query.limit]
+    if query.fields:
+        getters = [(name, attrgetter(attributes[name])) for name in query.fields]
+        return msgspec.json.encode([{name: get(row) for name, get in getters} for row in rows])
+    return msgspec.json.encode(rows)
+
+
+def merge(parts: Iterable[bytes], query: Query) -> bytes:
+    """Several nodes' arrays, each made by `arrange`, as one; without decoding them if it can be."""
+    parts = tuple(parts)
+    if not query.is_merged or (len(parts) == 1 and not query.group):
+        return b"[" + b",".join(part[1:-1] for part in parts if len(part) > 2) + b"]"
+    rows: list[Row] = [row for part in parts for row in msgspec.json.decode(part)]
+    if query.group:
+        rows = _add_up(rows, query)
+    return msgspec.json.encode(_finish(rows, query))
+
+
+def _group(rows: Iterable[Any], query: Query, kind: type[msgspec.Struct]) -> list[Row]:
+    attributes = attributes_of(kind)
+    names = (*query.group, *query.sums)
+    getters = [(name, attrgetter(attributes[name])) for name in names]
+    return _add_up(({n: get(row) for n, get in getters} | {"count": 1} for row in rows), query)
+
+
+def _add_up(rows: Iterable[Row], query: Query) -> list[Row]:
+    """One row for each group. What is unknown (null) does not count."""
+    groups: dict[tuple[Any, ...], Row] = {}
+    for row in rows:
+        key = tuple(row[name] for name in query.group)
+        into = groups.get(key)
+        if into is None:
+            into = groups[key] = {name: row[name] for name in query.group}
+            into |= dict.fromkeys(("count", *query.sums), 0)
+        for name in ("count", *query.sums):
+            into[name] += row[name] or 0
+    for row in groups.values():
+        row |= {name: round(row[name], 3) for name in query.sums}
+    return list(groups.values())
+
+
+def _finish(rows: list[Row], query: Query) -> list[Row]:
+    for name, largest_first in reversed(query.sort):
+        _sort_by(rows, itemgetter(name), largest_first)
+    return rows[: query.limit]
+
+
+def _sort_by(rows: list[Any], get: Callable[[Any], Any], largest_first: bool) -> None:
+    """Stable; what is unknown comes last either way."""
+    rows.sort(key=lambda row: _order_of(get(row), largest_first), reverse=largest_first)
+
+
+def _order_of(value: Any, largest_first: bool) -> tuple[bool, Any]:
+    return ((value is not None) == largest_first, 0 if value is None else value)

@@ -1,0 +1,157 @@
+"""k2i of all nodes: one question, asked of every node it is about at once.
+
+An answer may be larger than a message of middlecon. Then it is packed, and if that is not enough
+the rest is kept for a while and asked for, piece by piece, of the node that has it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import zlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from tabane.errors import Closed, NotFound, TabaneError, Unavailable
+from tabane.k2i.service import Part, Question, check
+from tabane.k2i.v2 import Gathered
+from tabane.model import NodeName
+from tabane.node import messages as say
+from tabane.node.config import agent_of
+from tabane.security.identity import Principal
+
+if TYPE_CHECKING:
+    from tabane.node.agent import Agent
+
+log = logging.getLogger(__name__)
+
+ASK_S = 2.0
+"""How long nodes have to answer; one that is dead costs this once."""
+PIECE_BYTES = 900 << 10
+"""Of an answer in one message, which may have 1 MiB."""
+KEPT_S = 10.0
+MOST_KEPT_BYTES = 64 << 20
+FASTEST = 1
+"""zlib's level: process tables shrink to a tenth even so."""
+
+
+class Pieces:
+    """Answers too large for one message, until they are fetched or `KEPT_S` have passed."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self._kept: dict[int, bytes] = {}
+        self._numbers = itertools.count(1)
+
+    def cut(self, part: Part) -> say.K2iPart:
+        """A part, or its beginning. What is older makes room for what is new."""
+        if len(part.rows) <= PIECE_BYTES:
+            return say.K2iPart(part)
+        data = zlib.compress(part.rows, FASTEST)
+        first = replace(part, rows=data[:PIECE_BYTES])
+        if len(data) <= PIECE_BYTES:
+            return say.K2iPart(first, packed=True)
+        number = next(self._numbers)
+        self._kept[number] = data
+        while sum(map(len, self._kept.values())) > MOST_KEPT_BYTES and len(self._kept) > 1:
+            del self._kept[min(self._kept)]
+        self._agent.later.call(f"k2i {number}", KEPT_S, lambda: self._forget(number))
+        return say.K2iPart(first, packed=True, more=number, size=len(data))
+
+    def piece(self, number: int, offset: int) -> bytes:
+        """Raises `NotFound` when it is not kept any more."""
+        data = self._kept.get(number)
+        if data is None:
+            node = self._agent.config.key
+            raise NotFound(f"{node} does not keep that answer any more: ask again")
+        return data[offset : offset + PIECE_BYTES]
+
+    def _forget(self, number: int) -> None:
+        self._kept.pop(number, None)
+
+
+class ClusterK2i:
+    """See the module's text."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self.pieces = Pieces(agent)
+
+    async def answer(self, body: say.AskK2i) -> bytes:
+        """This node's part, for another."""
+        part = await self._agent.k2i.part(body.question, body.who)
+        return say.encode(self.pieces.cut(part))
+
+    async def ask(self, question: Question, who: Principal) -> Gathered:
+        """The parts of all nodes that the question is about, in the cluster's order."""
+        began = self._agent.clock.now()
+        wanted = about(question, [peer.key for peer in self._agent.config.cluster.nodes])
+        mine = self._agent.config.key
+        others = [node for node in wanted if node != mine]
+        asked = self._ask_others(others, say.encode(say.AskK2i(question, who)))
+        found: dict[NodeName, Part] = {}
+        if mine in wanted:
+            found[mine], answers = await asyncio.gather(self._agent.k2i.part(question, who), asked)
+        else:
+            answers = await asked
+        parts = [self._join(node, data, began) for node, data in answers.items()]
+        for part in await asyncio.gather(*parts):
+            if part is not None:
+                found[NodeName(part.node)] = part
+        return Gathered(
+            [found[node] for node in wanted if node in found],
+            [node for node in wanted if node not in found],
+        )
+
+    async def _ask_others(self, nodes: Sequence[NodeName], data: bytes) -> dict[NodeName, bytes]:
+        """All other nodes together, as the room that they are; fewer one by one."""
+        by_agent = {agent_of(node): node for node in nodes}
+        if len(nodes) == len(self._agent.config.cluster.nodes) - 1:
+            try:
+                replies = await self._agent.room.ask(data, timeout_s=ASK_S)
+            except (Closed, Unavailable) as error:
+                log.info("no other node could be asked for k2i: %s", error)
+                return {}
+            answers = replies.answers.items()
+            return {by_agent[name]: answer for name, answer in answers if name in by_agent}
+        given = await asyncio.gather(*(self._call(node, data) for node in nodes))
+        return {node: data for node, data in zip(nodes, given, strict=True) if data is not None}
+
+    async def _call(self, node: NodeName, data: bytes) -> bytes | None:
+        """Its answer; None when there is none."""
+        try:
+            return await self._agent.me.call(agent_of(node), data, timeout_s=ASK_S)
+        except TabaneError as error:
+            log.info("%s did not answer for k2i: %s", node, error)
+            return None
+
+    async def _join(self, node: NodeName, data: bytes, began: float) -> Part | None:
+        """A node's whole part; None when it failed, or went away in between."""
+        answer = say.parse(data) if data else None
+        if not isinstance(answer, say.K2iPart):
+            return None
+        part = answer.part
+        if answer.packed:
+            packed = part.rows
+            while len(packed) < answer.size:
+                more = say.encode(say.MoreOfK2i(answer.more, len(packed)))
+                if not (piece := await self._call(node, more)):
+                    return None
+                packed += piece
+            part = replace(part, rows=zlib.decompress(packed))
+        age_s = part.age_s + self._agent.clock.now() - began
+        return replace(part, node=node, age_s=round(age_s, 3))
+
+
+def about(question: Question, nodes: Sequence[NodeName]) -> list[NodeName]:
+    """Those of the nodes that the question's `dc` and `node` leave. Raises as `check` does."""
+    filters = dict(check(question).filters)
+    return [
+        node
+        for node in nodes
+        if ("dc" not in filters or node.partition("/")[0] in filters["dc"])
+        and ("node" not in filters or filters["node"] & {node, node.partition("/")[2]})
+    ]
