@@ -13,8 +13,8 @@ _TTY_MAJOR = 4
 
 
 class Names:
-    """Of users and groups. To be made anew for each snapshot: names change, and a snapshot asks
-    for the same few again and again."""
+    """Of users and groups. They are looked up once, since the same few are asked for again and
+    again, until `refresh`: names change."""
 
     def __init__(self) -> None:
         self._users: dict[int, str] = {}
@@ -22,20 +22,38 @@ class Names:
 
     def user(self, uid: int) -> str:
         """The uid itself when nobody has it."""
-        if uid not in self._users:
-            try:
-                self._users[uid] = pwd.getpwuid(uid).pw_name
-            except KeyError:
-                self._users[uid] = str(uid)
-        return self._users[uid]
+        name = self._users.get(uid)
+        if name is None:
+            name = self._users[uid] = _look_up_user(uid)
+        return name
 
     def group(self, gid: int) -> str:
-        if gid not in self._groups:
-            try:
-                self._groups[gid] = grp.getgrgid(gid).gr_name
-            except KeyError:
-                self._groups[gid] = str(gid)
-        return self._groups[gid]
+        name = self._groups.get(gid)
+        if name is None:
+            name = self._groups[gid] = _look_up_group(gid)
+        return name
+
+    def refresh(self) -> bool:
+        """Look all up again; whether any name changed."""
+        users = {uid: _look_up_user(uid) for uid in self._users}
+        groups = {gid: _look_up_group(gid) for gid in self._groups}
+        changed = users != self._users or groups != self._groups
+        self._users, self._groups = users, groups
+        return changed
+
+
+def _look_up_user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _look_up_group(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
 
 
 @cache

@@ -3,6 +3,9 @@
 Descriptors of what is read again and again are kept open between reads (`pread` from the start
 makes the kernel write the file anew), which halves the cost. A kept descriptor belongs to one
 process for ever: when that process is gone it says so, even if its pid was given to another.
+When there is no room for more, those that were not used for a whole round (from one listing of
+pids to the next) are closed, the least recently used first. Those of the present round are not:
+where more is read in turn than can be kept, that would close each just before it is used again.
 
 A process may end between any two reads; everything here that reads one raises one of `GONE` then,
 and also when the kernel hides it (hidepid).
@@ -24,6 +27,8 @@ GONE = (FileNotFoundError, ProcessLookupError, PermissionError, NotADirectoryErr
 PAGE_BYTES = resource.getpagesize()
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 CHUNK_BYTES = 1 << 14
+MOST_FILES = 1 << 20
+"""Where there is no limit: fs.nr_open, unless somebody changed it."""
 
 
 class Stat(NamedTuple):
@@ -101,6 +106,18 @@ def parse_status(data: bytes) -> dict[bytes, bytes]:
     return dict(_STATUS_LINE.findall(data))
 
 
+def parse_owners(data: bytes) -> tuple[int, int, int, bool]:
+    """Of /proc/PID/status: effective and real user, effective group, and whether it keeps memory
+    from being swapped out."""
+    start = data.index(b"\nUid:\t")
+    uids = data[start + 6 : data.index(b"\n", start + 6)].split()
+    start = data.index(b"\nGid:\t", start)
+    gids = data[start + 6 : data.index(b"\n", start + 6)].split()
+    start = data.find(b"\nVmLck:", start)
+    locked = start >= 0 and data[start + 7 : data.index(b"\n", start + 7)].strip() != b"0 kB"
+    return int(uids[1]), int(uids[0]), int(gids[1]), locked
+
+
 def parse_words(data: bytes) -> list[str]:
     """The words of a command line, without empty ones."""
     return [decode(word) for word in data.split(b"\0") if word]
@@ -111,69 +128,90 @@ def parse_cgroup(data: bytes) -> list[str]:
     return decode(data).splitlines()
 
 
+def parse_hides(mountinfo: bytes, root: bytes) -> bool:
+    """Whether the last procfs mounted on `root` hides processes: of /proc/PID/mountinfo."""
+    options = b""
+    for line in mountinfo.splitlines():
+        before, _, after = line.partition(b" - ")
+        if before.split()[4] == root and after.startswith(b"proc "):
+            options = after.split()[2]
+    found = re.search(rb"hidepid=(\w+)", options)
+    return found is not None and found[1] not in (b"0", b"off")
+
+
 class Procfs:
     """A mounted procfs. Not for several threads at once."""
 
     def __init__(self, root: Path = Path("/proc"), *, keep: int | None = None) -> None:
-        """Keeps at most `keep` descriptors open: unless told, half of what the process may have."""
+        """Keeps at most `keep` descriptors open: unless told, half of what the process may have at
+        most; for that it raises its limit once it has kept half of what it may have now."""
         self._root = str(root)
-        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
-        self._room = limit if keep is None else keep
-        self._kept: dict[int, dict[str, int]] = {}
+        soft, hard = _limits()
+        self._room = soft // 2 if keep is None else keep
+        self._most = hard // 2 if keep is None else keep
+        self._count = 0
+        self._kept: dict[str, dict[int, list[int]]] = {}
+        self._round = self._swept = 0
+        self.opened = 0
+        """How many files were opened so far."""
 
     def pids(self) -> list[int]:
         """Of all processes to be seen, ascending. Descriptors of those that ended are closed."""
         pids = sorted(int(name) for name in os.listdir(self._root) if name.isdigit())  # noqa: PTH208
         self._close_all_but(set(pids))
+        self._round += 1
         return pids
 
     def stat(self, pid: int) -> Stat:
         """Raises one of `GONE`."""
-        try:
-            return parse_stat(self.read_again(pid, "stat"))
-        except ProcessLookupError:
-            if not self.forget(pid):
-                raise
         return parse_stat(self.read_again(pid, "stat"))
 
     def stat_again(self, before: Stat) -> Stat:
         """Of the same process, which shows that what was read of its pid since was its own and not
         that of another that got its number. Raises one of `GONE`."""
-        stat = parse_stat(self.read_again(before.pid, "stat"))
+        kept = self._files("stat").get(before.pid)
+        data = _read_all(kept[0]) if kept else self.read(before.pid, "stat")
+        stat = parse_stat(data)
         if stat.starttime != before.starttime:
             raise ProcessLookupError(f"process {before.pid} has ended, another has its pid")
         return stat
 
     def read(self, pid: int, name: str) -> bytes:
         """The whole file. Raises one of `GONE`."""
-        fd = os.open(f"{self._root}/{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+        fd = self._open(pid, name)
         try:
             return _read_all(fd)
         finally:
             os.close(fd)
 
     def read_again(self, pid: int, name: str) -> bytes:
-        """As `read`, of a file worth keeping open."""
-        files = self._kept.get(pid)
-        if files and name in files:
-            return _read_all(files[name])
-        fd = os.open(f"{self._root}/{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC)
-        if self._room:
-            self._room -= 1
-            self._kept.setdefault(pid, {})[name] = fd
-            return _read_all(fd)
+        """As `read`, of a file worth keeping open. When the process whose file was kept is gone,
+        it is that of the one that has its pid now."""
+        kept = self._files(name).get(pid)
+        if kept is not None:
+            kept[1] = self._round
+            try:
+                return _read_all(kept[0])
+            except ProcessLookupError:
+                self.forget(pid)
+        fd = self._open(pid, name)
         try:
-            return _read_all(fd)
-        finally:
+            data = _read_all(fd)
+        except BaseException:
             os.close(fd)
+            raise
+        if self._has_room():
+            self._count += 1
+            self._files(name)[pid] = [fd, self._round]
+        else:
+            os.close(fd)
+        return data
 
-    def forget(self, pid: int) -> bool:
-        """Close what is kept of `pid`; whether there was anything."""
-        files = self._kept.pop(pid, {})
-        for fd in files.values():
-            os.close(fd)
-        self._room += len(files)
-        return bool(files)
+    def forget(self, pid: int) -> None:
+        """Close what is kept of `pid`."""
+        for files in self._kept.values():
+            if pid in files:
+                self._close(files, pid)
 
     def uptime_s(self) -> float:
         """Seconds since the machine was started, sleep included, as in processes' start times."""
@@ -185,13 +223,50 @@ class Procfs:
                 return int(line.split()[1])
         return 0
 
+    def hides(self) -> bool:
+        """Whether it is mounted so that processes are shown only to who owns them (hidepid)."""
+        mounted = Path(f"{self._root}/self/mountinfo").read_bytes()
+        return parse_hides(mounted, self._root.encode())
+
     def close(self) -> None:
         """Close all that is kept. Idempotent."""
         self._close_all_but(())
 
+    def _open(self, pid: int, name: str) -> int:
+        self.opened += 1
+        return os.open(f"{self._root}/{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+
+    def _files(self, name: str) -> dict[int, list[int]]:
+        """Of each pid the descriptor of this file, and the round in which it was used last."""
+        return self._kept.setdefault(name, {})
+
+    def _has_room(self) -> bool:
+        if self._count >= self._room < self._most:
+            self._room = max(self._room, min(self._most, _raise_limit() // 2))
+        if self._count >= self._room and self._swept != self._round:
+            self._swept = self._round
+            self._close_unused()
+        return self._count < self._room
+
+    def _close_unused(self) -> None:
+        """An eighth of all, of what was not used in this round nor in the one before."""
+        unused = sorted(
+            (used, name, pid)
+            for name, files in self._kept.items()
+            for pid, (_, used) in files.items()
+            if used < self._round - 1
+        )
+        for _, name, pid in unused[: max(1, self._room // 8)]:
+            self._close(self._kept[name], pid)
+
+    def _close(self, files: dict[int, list[int]], pid: int) -> None:
+        os.close(files.pop(pid)[0])
+        self._count -= 1
+
     def _close_all_but(self, pids: Collection[int]) -> None:
-        for pid in [pid for pid in self._kept if pid not in pids]:
-            self.forget(pid)
+        for files in self._kept.values():
+            for pid in [pid for pid in files if pid not in pids]:
+                self._close(files, pid)
 
 
 def _read_all(fd: int) -> bytes:
@@ -204,3 +279,17 @@ def _read_all(fd: int) -> bytes:
         chunks.append(chunk)
         offset += len(chunk)
     return b"".join(chunks)
+
+
+def _limits() -> tuple[int, int]:
+    """How many files may be open, and how many the process may allow itself."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MOST_FILES if hard == resource.RLIM_INFINITY else hard
+    return (most if soft == resource.RLIM_INFINITY else soft), most
+
+
+def _raise_limit() -> int:
+    """Allow as many open files as may be; returns how many."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return _limits()[0]

@@ -1,8 +1,16 @@
 """The process table: all processes as compact records, each with the instance it belongs to.
 
-What can be seen to change (times, memory, state) is read for every snapshot. What rarely changes
-(command line, user, cgroup) is read again when the process has another name or another stack than
-before, as after an exec, and at the latest after `REFRESH_S`: a snapshot is never staler than that.
+`stat` is read for every snapshot. While its bytes are those of the last time, so is the record,
+but for its age. What rarely changes (command line, users, cgroup) is read again
+
+- at once after an exec, which gives the process another stack, and when `touch` says so;
+- after `REFRESH_S` when the process may have changed it itself, for which it has to run: the
+  kernel counts that in `schedstat` (of the first thread, so others count as having run);
+- after `MOVED_S` in any case: others may have moved it to another cgroup. That happens to young
+  processes most, which are read anew every `REFRESH_S`.
+
+So a command line or an owner in a snapshot is never staler than `REFRESH_S`, an instance than
+`MOVED_S`.
 """
 
 from __future__ import annotations
@@ -16,122 +24,52 @@ from dataclasses import dataclass
 import msgspec
 
 from tabane.clock import SYSTEM, Clock
-from tabane.k2i.names import Names, terminal
+from tabane.k2i.names import Names
+from tabane.k2i.process import Facts, Moment, Process, belongs, describe, renew
 from tabane.k2i.procfs import (
     GONE,
-    PAGE_BYTES,
     TICKS_PER_S,
     Procfs,
     Stat,
     parse_cgroup,
-    parse_status,
+    parse_owners,
+    parse_stat,
     parse_words,
 )
-from tabane.k2i.v1 import Record, read_record
+from tabane.k2i.v1 import Record, Records
 from tabane.model import Instance
 
+__all__ = ["Process", "ProcessTable", "instance_of"]
+
 REFRESH_S = 1.0
+MOVED_S = 5.0
 RECENT_S = 0.5
 """Over no less the recent use of a CPU is reckoned: it is counted in ticks of 10 ms."""
+CLOCK_STEP_S = 0.1
+"""By so much the machine's wall clock must have been set for start times to follow."""
 LONGEST_COMMAND = 1 << 15
 """Of a command line in a record; `/v1` has all of it."""
+KERNEL_THREAD = 0x00200000
+"""PF_KTHREAD of the flags in stat."""
 
 _INSTANCE = re.compile(r":/tabane/[^/]+/[^/]+/([^/]+)")
 
 
-class Process(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """A process as `ps` shows it, and its place in the cluster. `stat` and percentages are as ps
-    reckons them; `namespace`, `app`, `instance` and `class` are empty outside of instances.
-    `inside` is empty for a process of the node's own table, else what looked inside and found it:
-    `sandbox`, `guest` or `wasm`."""
+@dataclass(slots=True)
+class _Known:
+    """What is known of a process. Its facts were read at `read_at`, when its `schedstat` was
+    `ran`; nothing of it can have changed them before `due`."""
 
-    dc: str
-    node: str
-    incarnation: str
-    namespace: str
-    app: str
-    """As `NAMESPACE/NAME`."""
-    instance: str
-    isolation: str = msgspec.field(name="class")
-    inside: str = ""
-    pid: int
-    ppid: int
-    pgrp: int
-    session: int
-    tpgid: int
-    """The foreground process group of its terminal, -1 for none."""
-    uid: int
-    """The effective one, as `user`, `gid` and `group`."""
-    user: str
-    gid: int
-    group: str
-    ruid: int
-    start_ticks: int
-    """When it was started, in ticks since its machine was: with the pid, which process it is."""
-    started_at: float
-    """Seconds since the epoch, by its own node's clock."""
-    name: str
-    command: str
-    tty: str
-    state: str
-    """One letter."""
-    stat: str
-    flags: int
-    processor: int
-    nice: int
-    priority: int
-    policy: int
-    rt_priority: int
-    threads: int
-    cpu_percent: float
-    """Of one CPU, over the process's whole life."""
-    recent_cpu_percent: float | None
-    """Of one CPU, since an earlier snapshot at least `RECENT_S` ago; None without one."""
-    cpu_s: float
-    memory_percent: float
-    vsz_kib: int
-    rss_kib: int
-    minor_faults: int
-    major_faults: int
-    elapsed_s: float
-    """Since it was started, by its own machine's clock."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Facts:
-    """What rarely changes. `instance` is the id that the cgroup's path names."""
-
-    comm: str
-    startstack: int
+    data: bytes
+    stat: Stat
+    facts: Facts
+    ran: bytes
     read_at: float
-    uid: int
-    ruid: int
-    gid: int
-    locked: bool
-    command: str
-    instance: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Use:
-    """CPU ticks that a process had used at a moment, and what it then had used recently."""
-
-    at: float
-    start_ticks: int
-    ticks: int
-    percent: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Snapshot:
-    """What a snapshot has in common. `booted_at` is in seconds since the epoch."""
-
-    at: float
-    uptime_s: float
-    booted_at: float
-    memory_kib: int
-    names: Names
-    instances: dict[str, Instance]
+    due: float
+    counted_at: float
+    counted_ticks: int
+    recent: float | None = None
+    process: Process | None = None
 
 
 class ProcessTable:
@@ -150,162 +88,182 @@ class ProcessTable:
         self._incarnation = incarnation
         self._procfs = procfs or Procfs()
         self._clock = clock
-        self._facts: dict[int, _Facts] = {}
-        self._uses: dict[int, _Use] = {}
+        self._known: dict[int, _Known] = {}
+        self._touched: set[int] = set()
+        self._names = Names()
+        self._names_at = clock.now()
+        self._booted_at = 0.0
+        self._records = Records(self._procfs, self._names)
         self._lock = threading.Lock()
 
     def processes(self, instances: Iterable[Instance] = ()) -> list[Process]:
         """All that are to be seen, by pid; `instances` say which app and class an instance has."""
         with self._lock:
-            snapshot = self._begin(instances)
+            moment = self._begin(instances)
             found: list[Process] = []
             pids = self._procfs.pids()
+            self._take_touched(moment.at)
             for pid in pids:
-                with suppress(*GONE):
-                    found.append(self._read(pid, snapshot))
-            for known in (self._facts, self._uses):
-                for pid in known.keys() - pids:
-                    del known[pid]
+                try:
+                    found.append(self._read(pid, moment))
+                except GONE:
+                    self._known.pop(pid, None)
+            for pid in self._known.keys() - pids:
+                del self._known[pid]
             return found
 
     def render(self, instances: Iterable[Instance] = ()) -> bytes:
         """`processes` as a JSON array."""
         return msgspec.json.encode(self.processes(instances))
 
+    def touch(self, pid: int) -> None:
+        """Tell that a process has changed (an exec, another user), so that nothing that is
+        remembered of it is taken for the next snapshot. From any thread; does not block."""
+        self._touched.add(pid)
+
     def records(self) -> list[Record]:
         """Every process in full, as `/v1` has it."""
         with self._lock:
-            names = Names()
-            found: list[Record] = []
-            for pid in self._procfs.pids():
-                with suppress(*GONE):
-                    found.append(read_record(self._procfs, pid, names))
-            return found
+            self._refresh_names()
+            return list(self._records.read_all())
+
+    def render_records(self, name: str = "", *, redacted: bool = False) -> bytes:
+        """Every process whose name has `name` in it, in full, as a JSON array; without its
+        arguments where `redacted`."""
+        with self._lock:
+            self._refresh_names()
+            return self._records.render_all(name, redacted=redacted)
 
     def record(self, pid: int) -> Record | None:
         """One process in full; None when there is no such process (a thread is none)."""
         with self._lock, suppress(*GONE):
-            record = read_record(self._procfs, pid, Names())
-            return record if record.tgid == pid else None
+            self._refresh_names()
+            return self._records.read(pid)
         return None
+
+    def hides(self) -> bool:
+        """Whether the kernel shows processes only to who owns them (hidepid)."""
+        with self._lock:
+            return self._procfs.hides()
 
     def close(self) -> None:
         """Close all descriptors. Idempotent."""
         with self._lock:
             self._procfs.close()
 
-    def _begin(self, instances: Iterable[Instance]) -> _Snapshot:
+    def _begin(self, instances: Iterable[Instance]) -> Moment:
         uptime_s = self._procfs.uptime_s()
-        return _Snapshot(
+        booted_at = self._clock.wall() - uptime_s
+        if self._refresh_names() or abs(booted_at - self._booted_at) > CLOCK_STEP_S:
+            self._booted_at = booted_at
+            for known in self._known.values():
+                known.process = None
+        return Moment(
+            self._dc,
+            self._node,
+            self._incarnation,
             self._clock.now(),
             uptime_s,
-            self._clock.wall() - uptime_s,
+            self._booted_at,
             self._procfs.memory_kib(),
-            Names(),
+            self._names,
             {instance.id: instance for instance in instances},
         )
 
-    def _read(self, pid: int, snapshot: _Snapshot) -> Process:
-        stat = self._procfs.stat(pid)
-        facts = self._facts.get(pid)
-        if facts is None or not _holds(facts, stat, snapshot.at):
-            facts = self._facts[pid] = self._read_facts(stat, snapshot.at)
-        instance = snapshot.instances.get(facts.instance)
-        elapsed_s = max(0.0, snapshot.uptime_s - stat.starttime / TICKS_PER_S)
-        cpu_s = (stat.utime + stat.stime) / TICKS_PER_S
-        rss_kib = stat.rss * PAGE_BYTES >> 10
-        return Process(
-            dc=self._dc,
-            node=self._node,
-            incarnation=self._incarnation,
-            namespace=instance.app.partition("/")[0] if instance else "",
-            app=instance.app if instance else "",
-            instance=facts.instance,
-            isolation=instance.isolation if instance else "",
-            pid=pid,
-            ppid=stat.ppid,
-            pgrp=stat.pgrp,
-            session=stat.session,
-            tpgid=stat.tpgid,
-            uid=facts.uid,
-            user=snapshot.names.user(facts.uid),
-            gid=facts.gid,
-            group=snapshot.names.group(facts.gid),
-            ruid=facts.ruid,
-            start_ticks=stat.starttime,
-            started_at=round(snapshot.booted_at + stat.starttime / TICKS_PER_S, 2),
-            name=stat.comm,
-            command=_describe_command(stat, facts.command),
-            tty=terminal(stat.tty_nr),
-            state=stat.state,
-            stat=_describe_state(stat, facts.locked),
-            flags=stat.flags,
-            processor=stat.processor,
-            nice=stat.nice,
-            priority=stat.priority,
-            policy=stat.policy,
-            rt_priority=stat.rt_priority,
-            threads=stat.num_threads,
-            cpu_percent=round(100 * cpu_s / elapsed_s, 1) if elapsed_s else 0.0,
-            recent_cpu_percent=self._recent_use(stat, snapshot.at),
-            cpu_s=cpu_s,
-            memory_percent=rss_kib * 1000 // (snapshot.memory_kib or 1) / 10,
-            vsz_kib=stat.vsize >> 10,
-            rss_kib=rss_kib,
-            minor_faults=stat.minflt,
-            major_faults=stat.majflt,
-            elapsed_s=round(elapsed_s, 2),
-        )
+    def _refresh_names(self) -> bool:
+        """Whether names have changed."""
+        now = self._clock.now()
+        if now - self._names_at < MOVED_S:
+            return False
+        self._names_at = now
+        changed = self._names.refresh()
+        if changed:
+            self._records.clear()
+        return changed
 
-    def _recent_use(self, stat: Stat, now: float) -> float | None:
-        ticks, percent = stat.utime + stat.stime, None
-        use = self._uses.get(stat.pid)
-        if use is not None and use.start_ticks == stat.starttime:
-            passed_s = now - use.at
-            if passed_s < RECENT_S:
-                return use.percent
-            percent = round(100 * max(0, ticks - use.ticks) / TICKS_PER_S / passed_s, 1)
-        self._uses[stat.pid] = _Use(now, stat.starttime, ticks, percent)
-        return percent
+    def _take_touched(self, now: float) -> None:
+        while self._touched:
+            known = self._known.get(self._touched.pop())
+            if known is not None:
+                known.read_at = known.due = now - MOVED_S
 
-    def _read_facts(self, stat: Stat, now: float) -> _Facts:
-        status = parse_status(self._procfs.read(stat.pid, "status"))
-        words = parse_words(self._procfs.read(stat.pid, "cmdline"))
-        cgroup = parse_cgroup(self._procfs.read(stat.pid, "cgroup"))
+    def _read(self, pid: int, moment: Moment) -> Process:
+        data = self._procfs.read_again(pid, "stat")
+        known = self._known.get(pid)
+        if known is None or known.data != data:
+            known = self._learn(parse_stat(data), data, known, moment)
+        elif moment.at >= known.due and not self._still_holds(known, moment):
+            self._read_facts(known, moment)
+        recent = _recent_use(known, moment.at)
+        process = known.process
+        if process is None or not belongs(process, moment):
+            process = describe(known.stat, known.facts, moment, recent)
+        else:
+            process = renew(process, moment, recent)
+        known.process = process
+        return process
+
+    def _learn(self, stat: Stat, data: bytes, known: _Known | None, moment: Moment) -> _Known:
+        """A process with another `stat` than before."""
+        if known is None or known.stat.starttime != stat.starttime:
+            ticks = stat.utime + stat.stime
+            nothing = Facts(0, 0, 0, False, "", "")
+            known = _Known(data, stat, nothing, b"", 0.0, 0.0, moment.at, ticks)
+            self._read_facts(known, moment)
+            self._known[stat.pid] = known
+            return known
+        before, known.data, known.stat, known.process = known.stat, data, stat, None
+        same = before.comm == stat.comm and before.startstack == stat.startstack
+        if not same or (moment.at >= known.due and not self._still_holds(known, moment)):
+            self._read_facts(known, moment)
+        return known
+
+    def _still_holds(self, known: _Known, moment: Moment) -> bool:
+        """Whether a process cannot have changed its facts since they were read, nor others."""
+        stat = known.stat
+        if stat.flags & KERNEL_THREAD:
+            return True
+        young = moment.uptime_s - stat.starttime / TICKS_PER_S < MOVED_S
+        if young or moment.at - known.read_at >= MOVED_S or stat.num_threads > 1:
+            return False
+        if known.ran == b"" or self._time_run(stat.pid) != known.ran:
+            return False
+        known.due = moment.at + REFRESH_S
+        return True
+
+    def _time_run(self, pid: int) -> bytes:
+        """How long and how often it has run; empty where the kernel does not say."""
+        with suppress(FileNotFoundError):
+            data = self._procfs.read_again(pid, "schedstat")
+            return b"" if data.startswith(b"0 ") else data
+        return b""
+
+    def _read_facts(self, known: _Known, moment: Moment) -> None:
+        stat = known.stat
+        known.ran = self._time_run(stat.pid)
+        uid, ruid, gid, locked = parse_owners(self._procfs.read_again(stat.pid, "status"))
+        words = parse_words(self._procfs.read_again(stat.pid, "cmdline"))
+        cgroup = parse_cgroup(self._procfs.read_again(stat.pid, "cgroup"))
         self._procfs.stat_again(stat)
-        uids = list(map(int, status[b"Uid"].split()))
-        found = next(filter(None, map(_INSTANCE.search, cgroup)), None)
-        return _Facts(
-            comm=stat.comm,
-            startstack=stat.startstack,
-            read_at=now,
-            uid=uids[1],
-            ruid=uids[0],
-            gid=int(status[b"Gid"].split()[1]),
-            locked=status.get(b"VmLck", b"0 kB") != b"0 kB",
-            command=" ".join(words)[:LONGEST_COMMAND],
-            instance=found[1] if found else "",
-        )
+        command = " ".join(words)[:LONGEST_COMMAND]
+        facts = Facts(uid, ruid, gid, locked, command, instance_of(cgroup))
+        if facts != known.facts:
+            known.facts, known.process = facts, None
+        known.read_at, known.due = moment.at, moment.at + REFRESH_S
 
 
-def _holds(facts: _Facts, stat: Stat, now: float) -> bool:
-    same = facts.comm == stat.comm and facts.startstack == stat.startstack
-    return same and now - facts.read_at < REFRESH_S
+def _recent_use(known: _Known, now: float) -> float | None:
+    """Percent of a CPU since the last moment at which it was reckoned, or of then."""
+    passed_s = now - known.counted_at
+    if passed_s >= RECENT_S:
+        ticks = known.stat.utime + known.stat.stime
+        used = max(0, ticks - known.counted_ticks)
+        known.recent = round(100 * used / TICKS_PER_S / passed_s, 1)
+        known.counted_at, known.counted_ticks = now, ticks
+    return known.recent
 
 
-def _describe_state(stat: Stat, locked: bool) -> str:
-    """ps's STAT: the state, and what else is to know in its letters."""
-    return (
-        stat.state
-        + ("<" if stat.nice < 0 else "N" if stat.nice > 0 else "")
-        + ("L" if locked else "")
-        + ("s" if stat.session == stat.pid else "")
-        + ("l" if stat.num_threads > 1 else "")
-        + ("+" if stat.tpgid == stat.pgrp else "")
-    )
-
-
-def _describe_command(stat: Stat, command: str) -> str:
-    """A process without a command line shows its name, as kernel threads and zombies do."""
-    shown = command or f"[{stat.comm}]"
-    return f"{shown} <defunct>" if stat.state == "Z" else shown
+def instance_of(cgroup: Iterable[str]) -> str:
+    """The instance that the lines of a process's cgroup file name; empty outside of instances."""
+    found = next(filter(None, map(_INSTANCE.search, cgroup)), None)
+    return found[1] if found else ""

@@ -8,15 +8,26 @@ procps fills between two readings, and `ns` stay empty, as they were.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any, NamedTuple
 
 import msgspec
 
 from tabane.k2i.names import Names
-from tabane.k2i.procfs import Procfs, parse_cgroup, parse_status, parse_words
+from tabane.k2i.procfs import (
+    GONE,
+    Procfs,
+    decode,
+    parse_cgroup,
+    parse_stat,
+    parse_status,
+    parse_words,
+)
 
 NO_SIGNALS = b"0" * 16
+
+_encode = msgspec.json.Encoder().encode
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):
@@ -108,28 +119,111 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     ns: list[int]
 
 
-def read_record(procfs: Procfs, pid: int, names: Names) -> Record:
-    """All of one process. Raises one of `procfs.GONE`."""
-    before = procfs.stat(pid)
-    status = parse_status(procfs.read_again(pid, "status"))
-    statm = procfs.read_again(pid, "statm").split()
-    cmdline = parse_words(procfs.read(pid, "cmdline"))
-    cgroup = parse_cgroup(procfs.read(pid, "cgroup"))
-    stat = procfs.stat_again(before)
+MOST_ROWS = 5000
+"""So many are kept encoded: about 5 KB each."""
+
+
+class Files(NamedTuple):
+    """The contents of what a record is made of."""
+
+    stat: bytes
+    status: bytes
+    statm: bytes
+    cmdline: bytes
+    cgroup: bytes
+
+
+class Records:
+    """Reads records. Keeps a process's row as JSON, to be sent again while its files say the
+    same. Not for several threads at once."""
+
+    def __init__(self, procfs: Procfs, names: Names) -> None:
+        self._procfs = procfs
+        self._names = names
+        self._rows: dict[int, tuple[Files, bytes]] = {}
+
+    def clear(self) -> None:
+        """Forget all rows: names have changed."""
+        self._rows.clear()
+
+    def read(self, pid: int) -> Record:
+        """All of one process. Raises one of `procfs.GONE`, also for a thread."""
+        record = build_record(self._read_files(pid), self._names)
+        if record.tgid != pid:
+            raise ProcessLookupError(f"{pid} is a thread")
+        return record
+
+    def read_all(self) -> Iterator[Record]:
+        """Of all processes to be seen, by pid."""
+        for pid in self._procfs.pids():
+            with suppress(*GONE):
+                yield build_record(self._read_files(pid), self._names)
+
+    def render_all(self, name: str = "", *, redacted: bool = False) -> bytes:
+        """As a JSON array, those with `name` in their names; without arguments if `redacted`."""
+        rows: list[bytes] = []
+        pids = self._procfs.pids()
+        for pid in pids:
+            try:
+                files = self._read_files(pid)
+            except GONE:
+                continue
+            if not name or name in comm_of(files.stat):
+                rows.append(self._render(pid, files, redacted))
+        for pid in self._rows.keys() - pids:
+            del self._rows[pid]
+        return b"[%b]" % b",".join(rows)
+
+    def _render(self, pid: int, files: Files, redacted: bool) -> bytes:
+        if redacted:
+            return _encode(build_record(files._replace(cmdline=b""), self._names))
+        known = self._rows.get(pid)
+        if known is not None and known[0] == files:
+            return known[1]
+        row = _encode(build_record(files, self._names))
+        if known is not None or len(self._rows) < MOST_ROWS:
+            self._rows[pid] = files, row
+        return row
+
+    def _read_files(self, pid: int) -> Files:
+        """Of one and the same process: if any had to be opened, the pid may have been given to
+        another meanwhile. Raises one of `procfs.GONE`."""
+        read, opened = self._procfs.read_again, self._procfs.opened
+        files = Files(
+            read(pid, "stat"),
+            read(pid, "status"),
+            read(pid, "statm"),
+            read(pid, "cmdline"),
+            read(pid, "cgroup"),
+        )
+        if self._procfs.opened != opened:
+            self._procfs.stat_again(parse_stat(files.stat))
+        return files
+
+
+def comm_of(stat: bytes) -> str:
+    """The name in /proc/PID/stat."""
+    return decode(stat[stat.index(b"(") + 1 : stat.rindex(b")")])
+
+
+def build_record(files: Files, names: Names) -> Record:
+    """A record from what its process's files say."""
+    stat = parse_stat(files.stat)
+    status = parse_status(files.status)
     values: dict[str, Any] = {
         **_EMPTY,
         **{key: getattr(stat, name) for key, name in _FROM_STAT.items()},
         **{key: _signals(status, name) for key, name in _SIGNAL_SETS.items()},
         **{key: _kib(status, name) for key, name in _MEMORY.items()},
-        **dict(zip(_STATM, map(int, statm), strict=True)),
+        **dict(zip(_STATM, map(int, files.statm.split()), strict=True)),
         **_owners(status, names),
     }
     return Record(
-        tid=pid,
+        tid=stat.pid,
         tgid=int(status[b"Tgid"]),
         state=ord(stat.state),
-        cmdline=cmdline,
-        cgroup=cgroup,
+        cmdline=parse_words(files.cmdline),
+        cgroup=parse_cgroup(files.cgroup),
         **values,
     )
 
