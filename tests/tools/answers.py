@@ -66,7 +66,7 @@ ANSWERS: dict[str, Any] = {
     "GET /api/v1/doctor": {"node": EVIL, "drivers": [DRIVER]},
     "POST /api/v1/instances/abc123/exec": {"code": 7, "stdout": "G1syShs=", "stderr": "/w=="},
     "GET /api/v1/instances/abc123/log": b"2026-01-31T23:59:59.1Z stdout F \x1b[2J\xff\n",
-    "GET /api/v1/ps": {"processes": [], "silent": []},
+    "GET /v2/processes": {"processes": [], "nodes": [], "silent": []},
 }
 
 

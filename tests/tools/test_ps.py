@@ -1,3 +1,7 @@
+"""tabane ps: what a command line asks for, and the lines it gets."""
+
+from __future__ import annotations
+
 import json
 import os
 import subprocess
@@ -9,40 +13,18 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.tools.conftest import Pretended, Run, check_refusal, reply
+from tests.tools.rows import HOST, ROW
 
-from tabane.errors import NotFound, UsageError
+from tabane.errors import UsageError
 from tabane.k2i import ProcessTable
 from tabane.model import AppName, Class, Generation, Instance, InstanceId, NodeName, State
-from tabane.tools import client
 from tabane.tools.cli import ps
 from tabane.tools.cli.common import cells_of
+from tabane.tools.cli.letters import take_letters
+from tabane.tools.cli.screen import clip
 
 NOW = 1_700_000_000.0
-ROW: dict[str, Any] = {
-    "dc": "tokyo",
-    "node": "tokyo-1",
-    "app": "default/hello",
-    "instance": "abc123",
-    "class": "container",
-    "pid": 42,
-    "ppid": 1,
-    "uid": 33,
-    "user": "www-data",
-    "cpu_percent": 1.5,
-    "memory_percent": 0.2,
-    "vsz_kib": 4096,
-    "rss_kib": 812,
-    "tty": "?",
-    "stat": "Ss",
-    "elapsed_s": 3600.0,
-    "cpu_s": 3725.4,
-    "nice": 0,
-    "threads": 1,
-    "start_ticks": 100,
-    "name": "httpd",
-    "command": "httpd -f -p 8000",
-}
-HOST = ROW | {"dc": "osaka", "node": "osaka-1", "app": "", "class": "", "pid": 7, "user": "root"}
 
 
 @pytest.fixture(autouse=True)
@@ -54,191 +36,321 @@ def utc() -> Iterator[None]:
     time.tzset()
 
 
-def lines(*rows: dict[str, Any], columns: Any = ps.SHORT, width: int | None = None) -> list[str]:
-    return ps.render(rows, columns, NOW, width)
+def plan(*argv: str) -> ps.Plan:
+    letters, rest = take_letters(list(argv))
+    return ps.plan(ps._parser().parse_args(rest), letters)
 
 
-def test_short() -> None:
-    assert lines(ROW, HOST | {"command": "sh"}) == [
+def lines(*argv: str, rows: Any = (ROW, HOST)) -> list[str]:
+    wanted = plan(*argv)
+    return ps.render(ps.choose(rows, wanted), wanted, NOW)
+
+
+def words(*argv: str, rows: Any = (ROW,)) -> list[str]:
+    """Of the one line."""
+    return lines(*argv, rows=rows)[1].split()
+
+
+def pids(*argv: str, rows: Any) -> list[int]:
+    return [row["pid"] for row in ps.choose(rows, plan(*argv))]
+
+
+def test_the_usual_columns() -> None:
+    assert lines(rows=[ROW, HOST | {"command": "sh"}]) == [
         "DC    NODE    APP   CLASS     PID USER     %CPU RSS STAT  TIME COMMAND",
         "tokyo tokyo-1 hello container  42 www-data  1.5 812 Ss   62:05 httpd -f -p 8000",
         "osaka osaka-1 -     -           7 root      1.5 812 Ss   62:05 sh",
     ]
 
 
-def test_aux() -> None:
-    heading, line = (" ".join(text.split()[4:]) for text in lines(ROW, columns=ps.USER))
-    assert heading == "USER PID %CPU %MEM VSZ RSS TTY STAT START TIME COMMAND"
-    assert line == "www-data 42 1.5 0.2 4096 812 ? Ss 21:13 62:05 httpd -f -p 8000"
+FORMATS = [
+    ("", "PID USER %CPU RSS STAT TIME COMMAND"),
+    ("-e", "PID USER %CPU RSS STAT TIME COMMAND"),
+    ("ax", "PID USER %CPU RSS STAT TIME COMMAND"),
+    ("fax", "PID USER %CPU RSS STAT TIME COMMAND"),
+    ("aux", "USER PID %CPU %MEM VSZ RSS TTY STAT START TIME COMMAND"),
+    ("-aux", "USER PID %CPU %MEM VSZ RSS TTY STAT START TIME COMMAND"),
+    ("-auxww", "USER PID %CPU %MEM VSZ RSS TTY STAT START TIME COMMAND"),
+    ("aux ww", "USER PID %CPU %MEM VSZ RSS TTY STAT START TIME COMMAND"),
+    ("faux", "USER PID %CPU %MEM VSZ RSS TTY STAT START TIME COMMAND"),
+    ("-ef", "UID PID PPID C STIME TTY TIME CMD"),
+    ("-e -f", "UID PID PPID C STIME TTY TIME CMD"),
+    ("-fC httpd", "UID PID PPID C STIME TTY TIME CMD"),
+    ("-eo pid,args", "PID COMMAND"),
+    ("-eopid,args", "PID COMMAND"),
+    ("axo pid,cmd", "PID CMD"),
+    ("axopid,cmd", "PID CMD"),
+    ("-o pid,user:20=WHO", "PID WHO"),
+    ("-o pid= -o comm=NAME", " NAME"),
+]
 
 
-def test_ef() -> None:
-    row = ROW | {"cpu_percent": 250.0}
-    heading, line = (" ".join(text.split()[4:]) for text in lines(row, columns=ps.FULL))
-    assert heading == "UID PID PPID C STIME TTY TIME CMD"
-    assert line == "www-data 42 1 99 21:13 ? 01:02:05 httpd -f -p 8000"
+@pytest.mark.parametrize(("argv", "heading"), FORMATS)
+def test_formats(argv: str, heading: str) -> None:
+    place = "" if "o" in argv else "DC NODE APP CLASS "
+    shown = [column.heading for column in plan(*argv.split()).columns]
+    assert " ".join(shown) == place + heading
+
+
+def test_values_in_the_full_formats() -> None:
+    shown = "www-data 42 1.5 0.2 4096 812 ? Ss 21:13 62:05 httpd -f -p 8000"
+    assert words("aux")[4:] == shown.split()
+    busy = ROW | {"cpu_percent": 250.0}
+    shown = "www-data 42 1 99 21:13 ? 01:02:05 httpd"
+    assert words("-ef", rows=[busy])[4:12] == shown.split()
+    assert words("-o", "pcpu,cp", rows=[busy]) == ["250", "999"]
+    assert words("-p", "42", "-o", "gpid,instance,incarnation") == [
+        "tokyo/tokyo-1:42",
+        "abc123",
+        "i-1",
+    ]
 
 
 @pytest.mark.parametrize(
     ("elapsed_s", "shown"),
-    [(0.0, "22:13"), (86399.0, "22:13"), (86400.0, "Nov13"), (400 * 86400.0, "2022")],
+    [(0.0, "22:13"), (22 * 3600.0, "00:13"), (86399.0, "Nov13"), (400 * 86400.0, "2022")],
 )
 def test_starts(elapsed_s: float, shown: str) -> None:
-    assert lines(ROW | {"elapsed_s": elapsed_s}, columns=ps.FULL)[1].split()[8] == shown
+    assert words("-o", "stime", rows=[ROW | {"elapsed_s": elapsed_s}]) == [shown]
 
 
-def test_long_cpu_times() -> None:
-    row = ROW | {"cpu_s": 2 * 86400 + 3 * 3600 + 61.9}
-    assert "2-03:01:01" in lines(row, columns=ps.FULL)[1]
-    assert "3061:01" in lines(row, columns=ps.USER)[1]
+def test_long_times() -> None:
+    long = ROW | {"cpu_s": 2 * 86400 + 3 * 3600 + 61.9, "elapsed_s": 125.0}
+    assert words("-o", "time,bsdtime,times,etime,etimes", rows=[long]) == [
+        "2-03:01:01",
+        "3061:01",
+        "183661",
+        "02:05",
+        "125",
+    ]
 
 
 def test_namespaces_other_than_the_default_are_shown() -> None:
-    assert lines(ROW | {"app": "shop/hello"})[1].split()[2] == "shop/hello"
+    assert words(rows=[ROW | {"app": "shop/hello"}])[2] == "shop/hello"
+
+
+def test_headings() -> None:
+    assert lines("-o", "pid=", "-o", "comm=", rows=[ROW]) == ["42 httpd"]
+    for argv in (["--no-headers"], ["h"], ["--no-heading"]):
+        assert lines(*argv, "-o", "pid", rows=[ROW]) == [" 42"]
+    assert lines("-o", "comm:3,user:12,pid", rows=[ROW]) == [
+        "COMMAND USER         PID",
+        "htt     www-data      42",
+    ]
+
+
+def test_a_command_without_its_path() -> None:
+    assert words("axc")[-1] == "httpd"
+    assert words("-o", "comm", rows=[ROW | {"state": "Z"}]) == ["httpd", "<defunct>"]
+
+
+ROOT = ROW | {"uid": 0, "user": "root"}
+OTHERS = [
+    ROW | {"pid": 1, "ppid": 0, "name": "init", "rss_kib": 5, "tty": "tty1", "session": 1},
+    ROW | {"pid": 2, "ppid": 1, "name": "sh", "rss_kib": 50, "tty": "pts/0", "session": 1},
+    ROW
+    | {"pid": 3, "ppid": 2, "name": "cat", "rss_kib": 20, "uid": 0, "user": "root", "state": "R"},
+    ROW | {"pid": 4, "ppid": 2, "name": "dog", "rss_kib": 20, "ruid": 0, "gid": 5, "group": "tty"},
+]
+
+
+@pytest.mark.parametrize(
+    ("argv", "found"),
+    [
+        ("-e", [1, 2, 3, 4]),
+        ("ax", [1, 2, 3, 4]),
+        ("a", [1, 2]),
+        ("-a", [2]),
+        ("-d", [2, 3, 4]),
+        ("-ad", [2]),
+        ("r", [3]),
+        ("axr", [3]),
+        ("-p 1,3", [1, 3]),
+        ("-p 1 -p 3", [1, 3]),
+        ("p 2", [2]),
+        ("1 3", [1, 3]),
+        ("1,3", [1, 3]),
+        ("-p tokyo/tokyo-1:3", [3]),
+        ("tokyo/tokyo-1:3", [3]),
+        ("-p osaka/osaka-1:3", []),
+        ("--ppid 2", [3, 4]),
+        ("-u root", [3]),
+        ("-u 0,nobody", [3]),
+        ("-U root", [4]),
+        ("-U 0", [4]),
+        ("U root", [3]),
+        ("-C sh,cat", [2, 3]),
+        ("-C sh -u root", [2, 3]),
+        ("-C sh -N", [1, 3, 4]),
+        ("-N -C sh", [1, 3, 4]),
+        ("-t pts/0", [2]),
+        ("t 1", [1]),
+        ("-t /dev/pts/0", [2]),
+        ("-s 1", [1, 2]),
+        ("-g 1", [1, 2]),
+        ("-g tty", [4]),
+        ("--group 5", [4]),
+        ("--sort=-rss,pid", [2, 3, 4, 1]),
+        ("--sort -rss,-pid", [2, 4, 3, 1]),
+        ("k comm", [3, 4, 1, 2]),
+        ("--sort comm", [3, 4, 1, 2]),
+        ("-e -o pid,args --sort=-rss", [2, 3, 4, 1]),
+    ],
+)  # fmt: skip
+def test_which_are_chosen(argv: str, found: list[int]) -> None:
+    rows = [row | {"session": row["session"] if row["pid"] < 3 else 9} for row in OTHERS]
+    assert pids(*argv.split(), rows=rows) == found
+
+
+def test_one_s_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    assert pids("x", rows=OTHERS) == pids("ux", rows=OTHERS) == [3]
+
+
+def test_a_forest() -> None:
+    expected = ["CMD", "init", r" \_ sh", r"     \_ cat", r"     \_ dog", "far"]
+    far = HOST | {"pid": 2, "ppid": 1, "name": "far"}
+    drawn = lines("-eo", "ucmd", "--forest", rows=[*OTHERS, far])
+    assert drawn == expected
+    assert lines("axfo", "ucmd", rows=[*OTHERS, far]) == expected
+    assert lines("-eHo", "ucmd", rows=OTHERS) == ["CMD", "init", "  sh", "    cat", "    dog"]
+    siblings = [row | {"ppid": min(row["ppid"], 1)} for row in OTHERS]
+    assert lines("-eo", "ucmd", "--forest", "--sort=-pid", rows=siblings)[2:4] == [
+        r" \_ dog",
+        r" \_ cat",
+    ]
 
 
 @pytest.mark.parametrize(
     "command", ["a\nb", "\x1b[2J", "\x9b31m", "\u202egnp", "\r", "\udcff", "\x07"]
 )
 def test_nothing_moves_the_cursor(command: str) -> None:
-    heading, line = lines(ROW | {"command": command, "user": command})
-    assert line.isprintable() and heading.isprintable()
-    line.encode()
+    odd = ROW | {"command": command, "user": command, "name": command, "tty": command}
+    for argv in ([], ["aux"], ["-ef", "--forest"], ["-o", "comm,user,tty"]):
+        for line in lines(*argv, rows=[odd, odd | {"pid": 43}]):
+            assert line.isprintable()
+            line.encode()
 
 
 @given(st.text(), st.integers(1, 200))
 def test_any_command_stays_on_its_line_and_in_the_width(command: str, width: int) -> None:
-    for line in lines(ROW | {"command": command}, width=width):
+    for line in lines(rows=[ROW | {"command": command}]):
         assert line.isprintable()
-        assert cells_of(line) <= width
+        assert cells_of(clip(line, width)) <= width
 
 
 def test_it_is_cut_to_a_width() -> None:
-    whole = lines(ROW | {"command": "束ね束ね"})
-    assert [len(line) for line in lines(ROW, width=20)] == [20, 20]
-    start = len(whole[1]) - 4
-    assert lines(ROW | {"command": "束ね束ね"}, width=start + 5)[1] == whole[1][: start + 2]
-    assert cells_of(whole[1]) == start + 8
+    wide = lines(rows=[ROW | {"command": "束ね束ね"}])[1]
+    start = len(wide) - 4
+    assert cells_of(wide) == start + 8
+    assert clip(wide, start + 5) == wide[: start + 2]
+    assert clip("ab", 1) == "a" and clip("ab", 2) == clip("ab", None) == "ab"
 
 
 def test_wide_names_keep_the_columns() -> None:
-    first, second = lines(ROW | {"user": "束ね"}, HOST)[1:]
+    first, second = lines(rows=[ROW | {"user": "束ね"}, HOST])[1:]
     assert cells_of(first.partition(" 1.5 ")[0]) == cells_of(second.partition(" 1.5 ")[0])
 
 
-def test_selection() -> None:
-    rows = [ROW, HOST, ROW | {"pid": 9}]
-    pids = [(row["dc"], row["pid"]) for row in ps.select(rows)]
-    assert pids == [("osaka", 7), ("tokyo", 9), ("tokyo", 42)]
-    assert ps.select(rows, dc="osaka") == ps.select(rows, node="osaka-1") == [HOST]
-    assert ps.select(rows, node="osaka/osaka-1") == [HOST]
-    assert ps.select(rows, node="tokyo/osaka-1") == []
-    assert (
-        ps.select(rows, app="hello")
-        == ps.select(rows, app="default/hello")
-        == ps.select(rows, dc="tokyo")
-    )
-    assert ps.select(rows, app="nothing") == []
-
-
-class Answer:
-    """A cluster that answers this."""
-
-    nodes = ("tokyo/tokyo-1", "osaka/osaka-1")
-
-    def __init__(self, *rows: dict[str, Any], silent: tuple[str, ...] = ()) -> None:
-        self.answer = {"processes": list(rows), "silent": list(silent)}
-
-    def __call__(self, root: object) -> "Answer":
-        return self
-
-    def get(self, path: str) -> Any:
-        if path == "/api/v1/apps":
-            return {"apps": [{"namespace": "default", "name": "hello"}]}
-        assert path == "/api/v1/ps"
-        return self.answer
-
-
-def run(monkeypatch: pytest.MonkeyPatch, answer: Answer, *argv: str) -> int:
-    monkeypatch.setattr(client, "Cluster", answer)
-    return ps.ps(list(argv))
+@pytest.mark.parametrize(
+    ("argv", "width"),
+    [("", None), ("-w", 132), ("w", 132), ("-ww", ps.UNLIMITED), ("-w w", ps.UNLIMITED),
+     ("auxww", ps.UNLIMITED), ("--cols 40", 40), ("--width=40", 40)],
+)  # fmt: skip
+def test_widths(argv: str, width: int | None) -> None:
+    assert plan(*argv.split()).width == width
 
 
 @pytest.mark.parametrize(
-    ("argv", "heading"),
+    ("argv", "said"),
     [
-        ((), "RSS STAT TIME COMMAND"),
-        (("-e",), "RSS STAT TIME COMMAND"),
-        (("ax",), "RSS STAT TIME COMMAND"),
-        (("aux",), "STAT START TIME COMMAND"),
-        (("-ef",), "STIME TTY TIME CMD"),
-        (("-e", "-f"), "STIME TTY TIME CMD"),
-        (("-l",), "STIME TTY TIME CMD"),
-        (("-aef",), "STIME TTY TIME CMD"),
-        (("-aux",), "STAT START TIME COMMAND"),
-        (("fax",), "RSS STAT TIME COMMAND"),
-        (("auxww",), "STAT START TIME COMMAND"),
-        (("faux",), "STAT START TIME COMMAND"),
-        (("aux", "ww"), "STAT START TIME COMMAND"),
+        ("auxw!", "'auxw!' is not understood"),
+        ("aux ay", "'ay' is not understood"),
+        ("-z", "unrecognized arguments: -z"),
+        ("axe", "'e' of 'axe': nodes do not tell environments"),
+        ("-o nope", "there is no column 'nope': `tabane ps L` lists them"),
+        ("-o user:0", "'user:0': a width is a number from 1 to 1000"),
+        ("--sort=-nope", "there is no column 'nope' to sort by"),
+        ("-p x", "-p: 'x' is no number"),
+        ("-p ,", "-p: name processes"),
+        ("axo", "'o' of 'axo' needs a value"),
+        ("-o", "argument -o/--format: expected one argument"),
     ],
 )
-def test_styles(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    argv: tuple[str, ...],
-    heading: str,
-) -> None:
-    assert run(monkeypatch, Answer(ROW, HOST), *argv) == 0
-    out = capsys.readouterr().out.splitlines()
-    assert len(out) == 3
-    assert out[0].split()[-4:] == heading.split()
-    assert out[2].endswith("httpd -f -p 8000")
+def test_what_is_not_understood(argv: str, said: str) -> None:
+    with pytest.raises(UsageError, match=r"^ps: ") as caught:
+        lines(*argv.split())
+    assert said in caught.value.message
 
 
-def test_json_is_the_rows(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_empty_list_of_columns() -> None:
+    with pytest.raises(UsageError, match="name columns"):
+        plan("-o", "")
+
+
+def test_every_column_is_listed(tabane: Run) -> None:
+    ended = tabane("ps", "L")
+    assert (ended.code, ended.err) == (0, "")
+    names = [line.split()[0] for line in ended.out.splitlines()]
+    assert {"pid", "%cpu", "cmd", "gpid"} <= set(names)
+    assert len(lines("-o", ",".join(names), rows=[ROW])) == 2
+
+
+def answer(*rows: Any, silent: tuple[str, ...] = (), age_s: float = 0.01) -> bytes:
+    nodes = [{"node": "tokyo/tokyo-1", "incarnation": "i-1", "age_s": age_s}]
+    return reply({"processes": rows, "nodes": nodes, "silent": silent, "at": 0.0})
+
+
+def test_json_is_the_rows(tabane: Run, pretended: Pretended) -> None:
     odd = ROW | {"command": "\x9b2J束"}
-    answer = Answer(odd, HOST, silent=("ishikari/ishikari-1",))
-    assert run(monkeypatch, answer, "--json", "--app", "hello") == 1
-    out, err = capsys.readouterr()
-    assert json.loads(out) == {"processes": [odd], "silent": ["ishikari/ishikari-1"]}
-    assert out.replace("\n", "").isprintable()
-    assert err == "tabane: no answer from ishikari/ishikari-1\n"
-
-
-def test_nothing_found_is_told_by_the_exit_code(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for line in (("--dc", "osaka"), ("--node", "osaka-1"), ("--app", "hello", "--dc", "osaka")):
-        assert run(monkeypatch, Answer(ROW), *line) == 1
-        assert capsys.readouterr().out.startswith("DC NODE APP")
+    pretended.begin(tokyo=answer(odd, silent=("ishikari/ishikari-1",)))
+    ended = tabane("ps", "--json", "--app", "hello")
+    assert json.loads(ended.out) == {"processes": [odd], "silent": ["ishikari/ishikari-1"]}
+    assert ended.out.isascii()
+    assert (ended.code, ended.err) == (1, "tabane: no answer from ishikari/ishikari-1\n")
 
 
 @pytest.mark.parametrize(
-    ("argv", "words"),
+    ("argv", "asked"),
     [
-        (("--dc", "nara"), "there is no data center nara, only tokyo, osaka"),
-        (("--node", "nara"), "there is no node 'nara', only tokyo/tokyo-1, osaka/osaka-1"),
-        (("--app", "nope"), "there is no app default/nope, only default/hello"),
-        (("--dc", "fax"), "there is no data center fax"),
+        ("", ""),
+        ("--dc osaka", "&dc=osaka"),
+        ("--node tokyo/tokyo-1 --app hello", "&node=tokyo/tokyo-1&app=default/hello"),
+        ("--user root,0", "&user=root,0"),
+        ("--user a&b=c", "&user=a%26b%3Dc"),
     ],
 )
-def test_what_is_not_there(
-    monkeypatch: pytest.MonkeyPatch, argv: tuple[str, ...], words: str
+def test_one_question_with_the_filters(
+    argv: str, asked: str, tabane: Run, pretended: Pretended
 ) -> None:
-    with pytest.raises(NotFound, match=words):
-        run(monkeypatch, Answer(ROW), *argv)
+    pretended.begin(tokyo=answer(ROW), osaka=answer())
+    assert tabane("ps", *argv.split(), "-o", "pid=") == (0, "42\n", "")
+    assert pretended.nodes["tokyo"].asked == [(f"GET /v2/processes?scope=cluster{asked}", b"")]
 
 
-@pytest.mark.parametrize("argv", [("auxw!",), ("-z",), ("--dc",), ("aux", "ay")])
-def test_wrong_arguments(monkeypatch: pytest.MonkeyPatch, argv: tuple[str, ...]) -> None:
-    with pytest.raises(UsageError, match=r"^ps: "):
-        run(monkeypatch, Answer(), *argv)
+def test_what_is_old_is_said_to_be(tabane: Run, pretended: Pretended) -> None:
+    pretended.begin(tokyo=answer(ROW, age_s=2.04))
+    old = "tabane: what is shown is up to 2.0 s old\n"
+    assert tabane("ps", "-o", "pid=") == (0, "42\n", old)
+
+
+def test_nothing_found_is_told_by_the_exit_code(tabane: Run, pretended: Pretended) -> None:
+    known = {"apps": [{"namespace": "default", "name": "hello"}]}
+    pretended.begin(
+        tokyo=lambda line, _: reply(known) if "/apps" in line else answer(), osaka=answer()
+    )
+    for argv in ("--dc osaka", "--node osaka-1", "--app hello --dc osaka", "-p 7"):
+        ended = tabane("ps", *argv.split())
+        assert (ended.code, ended.err) == (1, "")
+        assert ended.out.startswith("DC NODE APP")
+    said = "there is no app default/nope, only default/hello"
+    check_refusal(tabane("ps", "--app", "nope"), 2, said)
+    check_refusal(tabane("ps", "--dc", "fax"), 2, "there is no data center fax, only tokyo, osaka")
+    check_refusal(tabane("ps", "--node", "nara"), 2, "no node 'nara', only tokyo/tokyo-1, osaka/")
 
 
 def test_it_takes_the_rows_of_a_real_table() -> None:
-    table = ProcessTable("tokyo/tokyo-1")
+    table = ProcessTable("tokyo/tokyo-1", "i-1")
     mine = Instance(
         InstanceId("x"),
         AppName("default/hello"),
@@ -250,17 +362,19 @@ def test_it_takes_the_rows_of_a_real_table() -> None:
     )
     rows = json.loads(table.render([mine]))
     table.close()
-    assert set(ROW) <= set(rows[0])
-    own = ps.select([row for row in rows if row["pid"] == os.getpid()])
-    for columns in (ps.SHORT, ps.USER, ps.FULL):
-        assert sys.executable in lines(*own, columns=columns)[1] or "pytest" in lines(*own)[1]
+    assert set(ROW) == set(rows[0])
+    for argv in ([], ["aux"], ["-ef"]):
+        assert "python" in lines(*argv, "-p", str(os.getpid()), rows=rows)[1]
 
 
 def test_it_starts_light() -> None:
-    heavy = ("asyncio", "msgspec", "pydantic", "rich", "fastapi")
+    heavy = ("asyncio", "msgspec", "pydantic", "rich", "fastapi", "http.client", "subprocess")
     program = (
-        "import sys\nfrom tabane.tools.cli import ps\n"
-        f"ps.render([{ROW!r}], ps.USER, 0.0, 80); ps.render([], ps.FULL, 0.0, None)\n"
+        "import sys\nfrom tabane.tools.cli import ps\nfrom tabane.tools import client\n"
+        "from tabane.tools.cli.letters import take_letters\n"
+        "letters, rest = take_letters(['aux'])\n"
+        "wanted = ps.plan(ps._parser().parse_args(rest), letters)\n"
+        f"ps.render(ps.choose([{ROW!r}], wanted), wanted, 0.0)\n"
         f"from tabane.clock import SYSTEM\nprint([name for name in {heavy} if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

@@ -1,255 +1,235 @@
 """`tabane ps`: the processes of all data centers, in the columns of ps.
 
-`render` is a plain function from the nodes' rows to lines, with nothing in them that could move a
-terminal's cursor. It imports little, for the command must be there at once.
+`plan` is a plain function from words to what is wanted, `render` one from the nodes' rows to lines,
+with nothing in them that could move a terminal's cursor. It imports little, for the command must be
+there at once.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
-import sys
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-from tabane.errors import NotFound, UsageError
-from tabane.tools.cli.common import (
-    Parser,
-    app_key,
-    cells_of,
-    cells_of_char,
-    pad,
-    printable,
-    say_silent,
+from tabane.tools.cli.asking import Filters, add_filters, ask_processes, filters_of, say_partial
+from tabane.tools.cli.columns import COLUMNS, Column, Row
+from tabane.tools.cli.common import Parser, print_json, whole
+from tabane.tools.cli.formats import (
+    list_columns,
+    named_format,
+    parse_columns,
+    parse_order,
+    with_inserted,
 )
+from tabane.tools.cli.letters import Letters, has, take_letters, values_of
+from tabane.tools.cli.screen import Place, layout, show
+from tabane.tools.cli.selection import Lists, Test, tests_of
+from tabane.tools.cli.trees import flatten, forest_prefix, grow, indent_prefix
 
-Row = dict[str, Any]
-DAY_S = 86400
-LETTERS = frozenset("aAefluwx")
-VALUED = ("--root", "--dc", "--node", "--app")
-"""Options whose value is the next word."""
-MOST_NAMED = 20
+ONE_W_CELLS = 132
+"""How wide a single `-w` lets lines be, as in ps; a second one lets them be as long as they are."""
+UNLIMITED = 1 << 30
 
 
-class Column(NamedTuple):
-    """`show` makes the text of a row, given the present moment (seconds since the epoch)."""
+class Plan(NamedTuple):
+    """What a command line asks for."""
 
-    heading: str
-    show: Callable[[Row, float], str]
-    right: bool = False
+    columns: Sequence[Column]
+    lists: Lists
+    tests: Sequence[Test]
+    """Those of flags (`-a`, `r`): all must hold."""
+    negated: bool
+    order: Sequence[tuple[Column, bool]]
+    prefix: Callable[[tuple[bool, ...]], str] | None
+    """How a forest is drawn; None: none is."""
+    heading: bool
+    width: int | None
+    """In cells, as asked for; None: the terminal's."""
+    json: bool
+    filters: Filters
 
 
 def ps(argv: list[str]) -> int:
-    args = _parse(argv)
+    letters, rest = take_letters(argv)
+    args = _parser().parse_args(rest)
+    if has(letters)("L"):
+        print("\n".join(list_columns()))
+        return 0
+    wanted = plan(args, letters)
     from tabane.tools.client import Cluster
 
-    cluster = Cluster(args.root)
-    answer = cluster.get("/api/v1/ps")
-    rows = select(answer["processes"], dc=args.dc, node=args.node, app=args.app)
-    if not rows:
-        check_place(cluster.nodes, args.dc, args.node)
-    if args.app is not None and not rows:
-        check_app(app_key(args.app), cluster.get("/api/v1/apps")["apps"])
-    code = say_silent(answer["silent"])
-    if args.json:
-        import json
-
-        print(json.dumps({"processes": rows, "silent": answer["silent"]}, indent=2))
+    answer = ask_processes(Cluster(args.root), wanted.filters)
+    rows = choose(answer.rows, wanted)
+    code = say_partial(answer)
+    if wanted.json:
+        print_json({"processes": rows, "silent": answer.silent})
     else:
         from tabane.clock import SYSTEM
 
-        print("\n".join(render(rows, style_of(args), SYSTEM.wall(), terminal_width())))
+        lines = render(rows, wanted, SYSTEM.wall())
+        show(lines, heading=wanted.heading, width=wanted.width)
     return code or (0 if rows else 1)
 
 
-def _parse(argv: list[str]) -> Any:
+def _parser() -> Parser:
     parser = Parser("ps", "Processes of all nodes, with the app and class each belongs to.")
-    parser.add_argument("-e", "-A", dest="every", action="store_true", help="all, as always here")
-    parser.add_argument("-f", dest="full", action="store_true", help="parent and start too")
-    parser.add_argument("-l", dest="full", action="store_true", help="the same")
-    parser.add_argument("--dc", help="only of this data center")
-    parser.add_argument("--node", help="only of this node")
-    parser.add_argument("--app", help="only of this app's instances")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("letters", nargs="*", default=[], metavar="aux", help="as in `ps aux`")
-    letters, rest = take_letters(argv)
-    args = parser.parse_args(rest)
-    if args.letters:
-        raise UsageError(f"ps: {args.letters[0]!r} is not understood: write aux, -ef, or nothing")
-    args.user_style = "u" in letters
-    args.full = args.full or "-f" in letters or "l" in letters
-    return args
+    parser.usage = "tabane ps [aux | axo COLUMNS | -ef | options]"
+    _add_choices(parser)
+    shown = parser.add_argument_group("what is shown")
+    add = shown.add_argument
+    add("-f", action="store_true", help="parent and start too")
+    add("-F", action="store_true", help="memory and processor as well")
+    add("-l", action="store_true", help="state, priority, nice")
+    add("-y", action="store_true", help="with -l: RSS instead of flags and address")
+    add("-j", action="store_true", help="process group and session")
+    add("-o", "--format", action="append", metavar="COLUMNS", help="as pid,args or user:20,pid=")
+    add("-O", action="append", metavar="COLUMNS", help="the usual ones, and these")
+    add("--sort", action="append", metavar="COLUMNS", help="as -rss,pid: - is from the largest")
+    add("--forest", action="store_true", help="who is whose child (BSD f)")
+    add("-H", dest="hierarchy", action="store_true", help="the same, only indented")
+    add("--no-headers", "--no-heading", "--noheaders", action="store_true", help="rows only")
+    add("--cols", "--columns", "--width", dest="width", type=whole(1), metavar="CELLS")
+    add("-w", action="count", default=0, help="132 cells wide; twice: as long as it is")
+    add("--json", action="store_true", help="all that is known of each")
+    return parser
 
 
-def take_letters(argv: list[str]) -> tuple[set[str], list[str]]:
-    """The letters of ps as people type them (`aux`, `-aux`, `fax`, `-ef`, `-l`, `auxww`), and the
-    rest. `-f`, which means all columns, is told from `f`, which means a forest (not drawn here)."""
-    letters: set[str] = set()
-    rest = []
-    for before, word in zip(["", *argv], argv, strict=False):
-        plain = word.removeprefix("-")
-        if before in VALUED or not plain or not set(plain) <= LETTERS:
-            rest.append(word)
-        elif "f" in plain and plain != word and "u" not in plain:
-            letters |= {*plain, "-f"}
-        else:
-            letters |= {*plain}
-    return letters, rest
+def _add_choices(parser: Parser) -> None:
+    chosen = parser.add_argument_group("which processes (all, unless told)")
+    add = chosen.add_argument
+    add("-e", "-A", dest="every", action="store_true", help="all")
+    add("-a", action="store_true", help="with a terminal, without session leaders")
+    add("-d", action="store_true", help="without session leaders")
+    add("-r", action="store_true", help="running ones")
+    add("-N", "--deselect", dest="negated", action="store_true", help="all but those chosen")
+    add("-p", "-q", "--pid", "--quick-pid", dest="pids", action="append", metavar="PIDS")
+    add("--ppid", action="append", metavar="PIDS", help="their children")
+    add("-u", action="append", metavar="USERS", help="names or uids")
+    add("-U", action="append", metavar="USERS", help="real users")
+    add("-g", "--group", dest="groups", action="append", metavar="GROUPS", help="-g: or sessions")
+    add("-s", "--sid", dest="sessions", action="append", metavar="SESSIONS")
+    add("-t", "--tty", dest="terminals", action="append", metavar="TTYS")
+    add("-C", action="append", metavar="NAMES", help="by command names")
+    add_filters(chosen)
 
 
-def check_place(nodes: Sequence[str], dc: str | None, node: str | None) -> None:
-    """Raises `NotFound` for a data center or a node that the cluster does not have."""
-    datacenters = list(dict.fromkeys(key.partition("/")[0] for key in nodes))
-    if dc is not None and dc not in datacenters:
-        raise NotFound(f"there is no data center {dc}, only {', '.join(datacenters)}")
-    if node is not None and not any(node in (key, key.partition("/")[2]) for key in nodes):
-        raise NotFound(f"there is no node {node!r}, only {', '.join(nodes)}")
-
-
-def check_app(key: str, apps: Iterable[dict[str, Any]]) -> None:
-    """Raises `NotFound` for an app that is not there, rather than at rest."""
-    known = [f"{app['namespace']}/{app['name']}" for app in apps]
-    if key not in known:
-        more = ", ..." if len(known) > MOST_NAMED else ""
-        shown = ", ".join(known[:MOST_NAMED]) + more or "none at all"
-        raise NotFound(f"there is no app {key}, only {shown}")
-
-
-def style_of(args: Any) -> Sequence[Column]:
-    if args.full:
-        return FULL
-    return USER if args.user_style else SHORT
-
-
-def select(
-    rows: Iterable[Row], *, dc: str | None = None, node: str | None = None, app: str | None = None
-) -> list[Row]:
-    """Rows of this data center, node (with its data center or without) and app, in order."""
-    key = None if app is None else app_key(app)
-    chosen = [
-        row
-        for row in rows
-        if dc in (None, row["dc"])
-        and node in (None, row["node"], f"{row['dc']}/{row['node']}")
-        and key in (None, row["app"])
-    ]
-    return sorted(chosen, key=lambda row: (row["dc"], row["node"], row["pid"]))
-
-
-def render(
-    rows: Iterable[Row], columns: Sequence[Column], now: float, width: int | None
-) -> list[str]:
-    """A heading and a line for each row, cut to `width` if given. The last column is not padded."""
-    table = [[column.heading for column in columns]]
-    table += [[printable(column.show(row, now)) for column in columns] for row in rows]
-    widths = [max(map(cells_of, texts)) for texts in zip(*table, strict=True)]
-    lines = (
-        " ".join(
-            pad(text, 0 if column is columns[-1] else size, column.right)
-            for text, column, size in zip(texts, columns, widths, strict=True)
-        )
-        for texts in table
-    )
-    return [clip(line, width) if width else line for line in lines]
-
-
-def clip(text: str, width: int) -> str:
-    """As much of it as fits."""
-    if text.isascii():
-        return text[:width]
-    for end, char in enumerate(text):
-        width -= cells_of_char(char)
-        if width < 0:
-            return text[:end]
-    return text
-
-
-def terminal_width() -> int | None:
-    """Of the terminal that is written to; None when it is none."""
-    try:
-        return os.get_terminal_size(sys.stdout.fileno()).columns or None
-    except (OSError, ValueError):
-        return None
-
-
-def _app(row: Row, now: float) -> str:
-    app: str = row["app"]
-    return app.removeprefix("default/") or "-"
-
-
-def _minutes(row: Row, now: float) -> str:
-    """CPU time as in `ps aux`."""
-    minutes, seconds = divmod(int(row["cpu_s"]), 60)
-    return f"{minutes}:{seconds:02}"
-
-
-def _hours(row: Row, now: float) -> str:
-    """CPU time as in `ps -ef`."""
-    minutes, seconds = divmod(int(row["cpu_s"]), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    return (f"{days}-" if days else "") + f"{hours:02}:{minutes:02}:{seconds:02}"
-
-
-def _start(row: Row, now: float) -> str:
-    """By the reader's clock: nodes tell ages only, since their clocks may be wrong."""
-    from datetime import datetime
-
-    started = datetime.fromtimestamp(now - row["elapsed_s"])
-    if row["elapsed_s"] < DAY_S:
-        return f"{started:%H:%M}"
-    return (
-        f"{started:%b%d}" if started.year == datetime.fromtimestamp(now).year else f"{started:%Y}"
+def plan(args: argparse.Namespace, letters: Letters) -> Plan:
+    """Raises `UsageError`."""
+    flag = has(letters)
+    prefix = forest_prefix if args.forest or flag("f") else None
+    if args.hierarchy and not prefix:
+        prefix = indent_prefix
+    return Plan(
+        columns=_columns(args, letters),
+        lists=_lists(args, letters),
+        tests=_tests(args, letters),
+        negated=args.negated,
+        order=parse_order([*(args.sort or ()), *values_of(letters, "k")]),
+        prefix=prefix,
+        heading=not (args.no_headers or flag("h")),
+        width=_width(args, letters),
+        json=args.json,
+        filters=filters_of(args),
     )
 
 
-def _of(key: str) -> Callable[[Row, float], str]:
-    return lambda row, now: str(row[key]) or "-"
+def _columns(args: argparse.Namespace, letters: Letters) -> list[Column]:
+    flag = has(letters)
+    if written := [*(args.format or ()), *values_of(letters, "o")]:
+        columns = parse_columns(written)
+    elif inserted := [*(args.O or ()), *values_of(letters, "O")]:
+        columns = with_inserted(inserted)
+    else:
+        columns = named_format(_format_name(args, letters), numeric=flag("n"))
+    if flag("c"):
+        comm = COLUMNS["comm"].show
+        args_show = COLUMNS["args"].show
+        columns = [c._replace(show=comm) if c.show is args_show else c for c in columns]
+    return columns
 
 
-PLACE = (
-    Column("DC", _of("dc")),
-    Column("NODE", _of("node")),
-    Column("APP", _app),
-    Column("CLASS", _of("class")),
-)
-PID = Column("PID", _of("pid"), right=True)
-CPU = Column("%CPU", lambda row, now: f"{row['cpu_percent']:.1f}", right=True)
-RSS = Column("RSS", _of("rss_kib"), right=True)
-TTY = Column("TTY", _of("tty"))
-STAT = Column("STAT", _of("stat"))
+def _format_name(args: argparse.Namespace, letters: Letters) -> str:
+    for letter in "ulj":
+        if has(letters)(letter):
+            return letter
+    if args.F:
+        return "-F"
+    if args.l:
+        return "-lf" if args.f else "-ly" if args.y else "-l"
+    if args.j:
+        return "-jf" if args.f else "-j"
+    return "-f" if args.f else ""
 
-SHORT: Sequence[Column] = (
-    *PLACE,
-    PID,
-    Column("USER", _of("user")),
-    CPU,
-    RSS,
-    STAT,
-    Column("TIME", _minutes, right=True),
-    Column("COMMAND", _of("command")),
-)
-USER: Sequence[Column] = (
-    *PLACE,
-    Column("USER", _of("user")),
-    PID,
-    CPU,
-    Column("%MEM", lambda row, now: f"{row['memory_percent']:.1f}", right=True),
-    Column("VSZ", _of("vsz_kib"), right=True),
-    RSS,
-    TTY,
-    STAT,
-    Column("START", _start, right=True),
-    Column("TIME", _minutes, right=True),
-    Column("COMMAND", _of("command")),
-)
-FULL: Sequence[Column] = (
-    *PLACE,
-    Column("UID", _of("user")),
-    PID,
-    Column("PPID", _of("ppid"), right=True),
-    Column("C", lambda row, now: str(int(min(99, row["cpu_percent"]))), right=True),
-    Column("STIME", _start, right=True),
-    TTY,
-    Column("TIME", _hours, right=True),
-    Column("CMD", _of("command")),
-)
+
+def _lists(args: argparse.Namespace, letters: Letters) -> Lists:
+    groups = args.groups or ()
+    numbers = [text for text in groups if text.replace(",", "").isdigit()]
+    return Lists(
+        pids=[*(args.pids or ()), *values_of(letters, "pq")],
+        ppids=args.ppid or (),
+        sessions=[*(args.sessions or ()), *numbers],
+        users=[*(args.u or ()), *values_of(letters, "U")],
+        real_users=args.U or (),
+        groups=groups,
+        names=args.C or (),
+        terminals=[*(args.terminals or ()), *values_of(letters, "t")],
+    )
+
+
+def _tests(args: argparse.Namespace, letters: Letters) -> list[Test]:
+    """What flags leave out. `a` alone means those with a terminal, `x` alone one's own."""
+    flag = has(letters)
+    tests: list[Test] = []
+    if not args.every and not flag("A"):
+        if args.a or args.d:
+            tests.append(lambda row: row["session"] != row["pid"])
+        if args.a or (flag("a") and not flag("x")):
+            tests.append(lambda row: row["tty"] != "?")
+        if flag("x") and not flag("a"):
+            me = os.geteuid()
+            tests.append(lambda row: row["uid"] == me)
+    if args.r or flag("r"):
+        tests.append(lambda row: row["state"] in "RD")
+    return tests
+
+
+def _width(args: argparse.Namespace, letters: Letters) -> int | None:
+    if args.width is not None:
+        return int(args.width)
+    wide = args.w + sum(letter == "w" for letter, _ in letters)
+    return (None, ONE_W_CELLS, UNLIMITED)[min(wide, 2)]
+
+
+def choose(rows: Sequence[Row], wanted: Plan) -> list[Row]:
+    """Those that are in any list, or all without lists, and pass every test; in order."""
+    lists = tests_of(wanted.lists, rows)
+
+    def is_meant(row: Row) -> bool:
+        listed = not lists or any(test(row) for test in lists)
+        return (listed and all(test(row) for test in wanted.tests)) is not wanted.negated
+
+    found = [row for row in rows if is_meant(row)]
+    for column, from_largest in reversed(wanted.order):
+        found.sort(key=column.key, reverse=from_largest)
+    return found
+
+
+def render(rows: Sequence[Row], wanted: Plan, now: float) -> list[str]:
+    """The lines to be shown: a heading, unless it is empty or not wanted, and one for each row."""
+    columns = wanted.columns
+    drawn = [(row, "") for row in rows]
+    if wanted.prefix:
+        drawn = [(row, wanted.prefix(above)) for row, above in flatten(grow(rows))]
+    cells = [[_cell(column, row, prefix, now) for column in columns] for row, prefix in drawn]
+    places = [Place(column.heading, column.right, column.width) for column in columns]
+    lines = layout(places, cells)
+    return lines if wanted.heading and any(c.heading for c in columns) else lines[1:]
+
+
+COMMANDS = tuple(COLUMNS[name].show for name in ("args", "comm", "fname"))
+
+
+def _cell(column: Column, row: Row, prefix: str, now: float) -> str:
+    text = column.show(row, now)
+    return prefix + text if prefix and column.show in COMMANDS else text

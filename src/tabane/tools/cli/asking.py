@@ -1,0 +1,123 @@
+"""One question to all nodes, by what people narrow it with: `--dc --node --app --user`.
+
+A node that is dead costs its deadline once, for all who are asked, and is named on stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tabane.errors import NotFound
+from tabane.tools.cli.common import app_key, complain, say_silent
+
+if TYPE_CHECKING:
+    from tabane.tools.client import Cluster
+
+Row = dict[str, Any]
+MOST_NAMED = 20
+FRESH_S = 1.0
+"""What is older is said to be."""
+NO_PARAMS: Mapping[str, str] = {}
+PLAIN = re.compile(r"[A-Za-z0-9_./,-]*")
+
+
+class Filters(NamedTuple):
+    """Which nodes', apps' and users' rows; empty: of all."""
+
+    dc: str = ""
+    node: str = ""
+    app: str = ""
+    user: str = ""
+    """Names and numbers, with commas between them."""
+
+
+class Answer(NamedTuple):
+    """`silent` are the nodes that did not answer, `age_s` is how old rows are at most."""
+
+    rows: list[Row]
+    silent: list[str]
+    age_s: float
+
+
+def add_filters(parser: argparse._ActionsContainer, *, owners: bool = True) -> None:
+    """`--dc`, `--node`; and `--app`, `--user` where there are owners."""
+    parser.add_argument("--dc", metavar="DC", help="only of this data center")
+    parser.add_argument("--node", metavar="NODE", help="only of this node")
+    if owners:
+        parser.add_argument("--app", metavar="APP", help="only of this app's instances")
+        parser.add_argument("--user", metavar="USERS", help="only of these users (names, uids)")
+
+
+def filters_of(args: argparse.Namespace) -> Filters:
+    """Raises `UsageError` for what no app can be called."""
+    app, user = getattr(args, "app", None), getattr(args, "user", None)
+    users = ",".join((user or "").replace(",", " ").split())
+    return Filters(args.dc or "", args.node or "", "" if app is None else app_key(app), users)
+
+
+def ask(
+    cluster: Cluster,
+    kind: str,
+    filters: Filters,
+    params: Mapping[str, str] = NO_PARAMS,
+) -> Answer:
+    """The rows of all nodes that the filters leave, by place. Raises `NotFound` for a data center,
+    node or app that is not there."""
+    check_place(cluster.nodes, filters)
+    answer = cluster.get(path_of(kind, filters, params))
+    rows = sorted(answer[kind], key=lambda row: (row["dc"], row["node"]))
+    if filters.app and not rows:
+        check_app(filters.app, cluster.get("/api/v1/apps")["apps"])
+    ages = [node["age_s"] for node in answer["nodes"]]
+    return Answer(rows, answer["silent"], max(ages, default=0.0))
+
+
+def ask_processes(cluster: Cluster, filters: Filters) -> Answer:
+    """All processes, by place and pid."""
+    answer = ask(cluster, "processes", filters)
+    answer.rows.sort(key=lambda row: (row["dc"], row["node"], row["inside"], row["pid"]))
+    return answer
+
+
+def path_of(kind: str, filters: Filters, params: Mapping[str, str]) -> str:
+    asked = {"scope": "cluster", **{k: v for k, v in filters._asdict().items() if v}, **params}
+    return f"/v2/{kind}?" + "&".join(f"{name}={_quote(text)}" for name, text in asked.items())
+
+
+def _quote(text: str) -> str:
+    if PLAIN.fullmatch(text):
+        return text
+    from urllib.parse import quote
+
+    return quote(text, safe="", errors="surrogateescape")
+
+
+def say_partial(answer: Answer) -> int:
+    """What an answer lacks, on stderr: 1 when a node is missing, else 0. Rows that took their time
+    are said to be old."""
+    code = say_silent(answer.silent)
+    if answer.age_s > FRESH_S and answer.rows:
+        complain(f"what is shown is up to {answer.age_s:.1f} s old")
+    return code
+
+
+def check_place(nodes: Sequence[str], filters: Filters) -> None:
+    """Raises `NotFound` for a data center or a node that the cluster does not have."""
+    dc, node = filters.dc, filters.node
+    datacenters = list(dict.fromkeys(key.partition("/")[0] for key in nodes))
+    if dc and dc not in datacenters:
+        raise NotFound(f"there is no data center {dc}, only {', '.join(datacenters)}")
+    if node and not any(node in (key, key.partition("/")[2]) for key in nodes):
+        raise NotFound(f"there is no node {node!r}, only {', '.join(nodes)}")
+
+
+def check_app(key: str, apps: Iterable[dict[str, Any]]) -> None:
+    """Raises `NotFound` for an app that is not there, rather than at rest."""
+    known = [f"{app['namespace']}/{app['name']}" for app in apps]
+    if key not in known:
+        more = ", ..." if len(known) > MOST_NAMED else ""
+        shown = ", ".join(known[:MOST_NAMED]) + more or "none at all"
+        raise NotFound(f"there is no app {key}, only {shown}")
