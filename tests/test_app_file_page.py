@@ -9,7 +9,7 @@ import pytest
 
 from tabane.model import App
 from tabane.spec import parse_app, render_app
-from tabane.spec_fields import FIELDS, Section
+from tabane.spec_fields import FIELDS, Section, Tables
 
 PAGE = (Path(__file__).parent.parent / "docs" / "app-file.md").read_text()
 SMALL = ("network", "placement", "security", "services")
@@ -23,6 +23,8 @@ def paths() -> list[tuple[str, str]]:
         if isinstance(field, Section):
             prefix = f"{name}." if name in SMALL else ""
             found += [(name, prefix + inner) for inner in field.fields]
+        elif isinstance(field, Tables):
+            found += [(f"[{name}]", f"{name}.{inner}") for inner in field.fields]
         else:
             found.append(("", "[env]" if name == "env" else name))
     return found

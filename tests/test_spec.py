@@ -12,6 +12,7 @@ from tabane.errors import SpecError
 from tabane.model import (
     App,
     Class,
+    Collect,
     NetworkPolicy,
     Placement,
     Reactive,
@@ -66,6 +67,18 @@ capabilities = ["CAP_NET_RAW"]
 
 [services]
 middlecon = ["deploys", "chat.*"]
+k2i = true
+
+[[collect]]
+kind = "nginx"
+url = "http://127.0.0.1:8000/status"
+
+[[collect]]
+kind = "command"
+name = "queue"
+command = ["queue-length", "--json"]
+interval = "1m"
+deadline = "5s"
 """
 
 LEAST = 'name = "a"\nimage = "host"\ncommand = ["true"]\n'
@@ -95,7 +108,13 @@ def test_every_field() -> None:
         network=NetworkPolicy(egress=False),
         placement=Placement(("tokyo", "osaka")),
         security=SecurityPolicy(("CAP_NET_RAW",)),
-        services=Services(("deploys", "chat.*")),
+        services=Services(("deploys", "chat.*"), k2i=True),
+        collect=(
+            Collect("nginx", url="http://127.0.0.1:8000/status"),
+            Collect(
+                "command", "queue", command=("queue-length", "--json"), interval_s=60, deadline_s=5
+            ),
+        ),
     )
 
 
@@ -113,6 +132,43 @@ def test_without_a_port_it_is_ready_when_it_runs() -> None:
     assert parse_app(LEAST).reactive.ready == "started"
     assert parse_app(LEAST + "port = 1").reactive.ready == "listen"
     assert parse_app(LEAST + 'port = 1\n[reactive]\nready = "started"').reactive.ready == "started"
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "problem"),
+    [
+        ('kind = "weather"', "kind", "'weather' is none of command, nginx, redis"),
+        ('kind = "ngin"', "kind", "did you mean nginx?"),
+        ('url = "http://127.0.0.1/"', "kind", "is missing"),
+        ('kind = "nginx"', "url", "is missing: nginx is asked there"),
+        (
+            'kind = "nginx"\nurl = "http://10.0.0.1/"',
+            "url",
+            "its own instance: the host is 127.0.0.1",
+        ),
+        ('kind = "nginx"\nurl = "http://hello.tabane/"', "url", "the host is 127.0.0.1"),
+        ('kind = "nginx"\nurl = "http://0.0.0.0/"', "url", "the host is 127.0.0.1"),
+        ('kind = "redis"\nurl = "unix:///run/redis.sock"', "url", "the host is 127.0.0.1"),
+        (
+            'kind = "redis"\nurl = "redis://127.0.0.1"\npassword_file = "/x"',
+            "password_file",
+            "no such",
+        ),
+        ('kind = "command"\ncommand = []', "command", "is not a list of at least one"),
+    ],
+)
+def test_a_mistake_in_a_collector_is_named(text: str, field: str, problem: str) -> None:
+    before = '[[collect]]\nkind = "command"\nname = "a"\ncommand = ["b"]\n'
+    error = refusal(f"{LEAST}{before}[[collect]]\n{text}\n")
+    assert error.field == f"collect[2].{field}"
+    assert problem in error.problem
+    assert error.line >= 8
+
+
+def test_more_collectors_than_there_may_be() -> None:
+    each = '[[collect]]\nname = "c%d"\nkind = "command"\ncommand = ["b"]\n'
+    text = LEAST + "".join(each % number for number in range(9))
+    assert refusal(text).problem == "there are 9, 8 are the most"
 
 
 @pytest.mark.parametrize(
@@ -180,7 +236,8 @@ def test_without_a_port_it_is_ready_when_it_runs() -> None:
         ('services.middlecon = ["nodes"]', "services.middlecon", "the cluster's own processes"),
         ('services.middlecon = ["no*"]', "services.middlecon", "only rooms of the app's own"),
         ('services.middlecon = ["*"]', "services.middlecon", "'*' takes in 'nodes'"),
-        ("services.k2i = true", "services.k2i", "(allowed here: middlecon)"),
+        ("services.k2i = 1", "services.k2i", "1 is neither true nor false"),
+        ("services.k2 = true", "services.k2", "did you mean k2i? (allowed here: middlecon, k2i)"),
         ("prot = 80", "prot", "did you mean port? (allowed here: name, namespace, image"),
         ("reactive.stopafter = 1", "reactive.stopafter", "did you mean stop_after? (allowed here:"),
         ("resources.xyzzy = 1", "resources.xyzzy", "(allowed here: cpu, memory, pids, disk)"),
@@ -315,7 +372,12 @@ def apps(draw: st.DrawFn) -> App:
         network=NetworkPolicy(draw(st.booleans())),
         placement=Placement(draw(st.just(("*",)) | st.tuples(LABELS))),
         security=SecurityPolicy(draw(st.sampled_from([(), ("CAP_NET_RAW", "CAP_CHOWN")]))),
-        services=Services(draw(st.sampled_from([(), ("deploys", "chat.*", "束")]))),
+        services=Services(
+            draw(st.sampled_from([(), ("deploys", "chat.*", "束")])), draw(st.booleans())
+        ),
+        collect=draw(
+            st.sampled_from([(), (Collect("redis", "r", "redis://localhost", interval_s=2.5),)])
+        ),
     )
 
 

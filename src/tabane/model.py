@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import uuid
 from enum import StrEnum
-from typing import NewType
+from typing import Any, NewType
 
 import msgspec
 
@@ -95,6 +95,29 @@ class Services(Value, frozen=True, omit_defaults=True):
 
     middlecon: tuple[str, ...] = ()
     """Rooms, by name; a `*` at the end of one stands for any end."""
+    k2i: bool = False
+    """What of the app runs on the node, to be read."""
+
+    @property
+    def needs_directory(self) -> bool:
+        """Whether its instances are shown a directory with sockets."""
+        return bool(self.middlecon) or self.k2i
+
+
+class Collect(Value, frozen=True, omit_defaults=True):
+    """Facts to be collected, as an app file or a node's file asks for it (see
+    `tabane.k2i.collectors`). `name` is the kind unless told."""
+
+    kind: str
+    name: str = ""
+    url: str = ""
+    command: tuple[str, ...] = ()
+    interval_s: float = 10.0
+    deadline_s: float = 2.0
+    username: str = ""
+    password_file: str = ""
+    settings: dict[str, Any] = {}
+    """Of a kind that is not one of ours: what its maker wants."""
 
 
 class App(Value, frozen=True, omit_defaults=True):
@@ -122,6 +145,7 @@ class App(Value, frozen=True, omit_defaults=True):
     placement: Placement = Placement()
     security: SecurityPolicy = SecurityPolicy()
     services: Services = Services()
+    collect: tuple[Collect, ...] = ()
     id_base: int = 0
     """First host uid and gid of the app's own 65,536; given once, kept by all revisions."""
     owner: int = 0

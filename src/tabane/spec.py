@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,15 @@ import msgspec
 
 from tabane.errors import SpecError, UsageError
 from tabane.model import App
-from tabane.spec_fields import FIELDS, REQUIRED, Field, Mistake, Section, did_you_mean
+from tabane.spec_fields import (
+    FIELDS,
+    REQUIRED,
+    AnyField,
+    Mistake,
+    Section,
+    Tables,
+    did_you_mean,
+)
 from tabane.units import shorten
 
 LONGEST_FILE = 1 << 20
@@ -74,20 +83,21 @@ def render_app(app: App) -> dict[str, Any]:
     return _show_fields(app, FIELDS)
 
 
-def _show_fields(value: Any, fields: Mapping[str, Field | Section]) -> dict[str, Any]:
+def _show_fields(value: Any, fields: Mapping[str, AnyField]) -> dict[str, Any]:
     shown: dict[str, Any] = {}
     for name, field in fields.items():
         content = getattr(value, field.attribute)
         if isinstance(field, Section):
             shown[name] = _show_fields(content, field.fields)
+        elif isinstance(field, Tables):
+            if content:
+                shown[name] = [_show_fields(each, field.fields) for each in content]
         elif content not in (None, "", ()):
             shown[name] = field.show(content)
     return shown
 
 
-def _read_fields(
-    document: Any, fields: Mapping[str, Field | Section], prefix: str = ""
-) -> dict[str, Any]:
+def read_fields(document: Any, fields: Mapping[str, AnyField], prefix: str = "") -> dict[str, Any]:
     """The model's attributes of a table, in the order of the file."""
     if not isinstance(document, Mapping):
         table = prefix.rstrip(".")
@@ -96,7 +106,7 @@ def _read_fields(
 
 
 def _read_field(
-    name: str, value: Any, fields: Mapping[str, Field | Section], prefix: str
+    name: str, value: Any, fields: Mapping[str, AnyField], prefix: str
 ) -> tuple[str, Any]:
     field = fields.get(name)
     path = prefix + (name if name and name.isprintable() else shorten(name))
@@ -104,7 +114,9 @@ def _read_field(
         hint = did_you_mean(name, fields)
         raise Mistake(path, f"there is no such field{hint} (allowed here: {', '.join(fields)})")
     if isinstance(field, Section):
-        return field.attribute, field.model(**_read_fields(value, field.fields, f"{name}."))
+        return field.attribute, field.model(**read_fields(value, field.fields, f"{name}."))
+    if isinstance(field, Tables):
+        return field.attribute, _read_tables(value, field, path)
     try:
         return field.attribute, field.read(value)
     except Mistake:
@@ -113,8 +125,32 @@ def _read_field(
         raise Mistake(path, error.message) from None
 
 
+def _read_tables(value: Any, tables: Tables, path: str) -> tuple[Any, ...]:
+    """Models with names of their own."""
+    if not isinstance(value, list):
+        raise Mistake(path, f"{shorten(value)} is no array of tables: write [[{path}]]")
+    if len(value) > tables.most:
+        raise Mistake(path, f"there are {len(value)}, {tables.most} are the most")
+    found: dict[str, Any] = {}
+    for number, document in enumerate(value, 1):
+        place = f"{path}[{number}]"
+        said = read_fields(document, tables.fields, f"{place}.")
+        for name in tables.required:
+            if name not in said:
+                raise Mistake(f"{place}.{name}", "is missing")
+        model = tables.model(**said)
+        try:
+            tables.check(model)
+        except Mistake as mistake:
+            raise Mistake(f"{place}.{mistake.field}", mistake.message) from None
+        if found.setdefault(model.name or model.kind, model) is not model:
+            same = shorten(model.name or model.kind)
+            raise Mistake(f"{place}.name", f"another one is called {same}: give each a name")
+    return tuple(found.values())
+
+
 def _build_app(document: Mapping[str, Any]) -> App:
-    said = _read_fields(document, FIELDS)
+    said = read_fields(document, FIELDS)
     for name in REQUIRED:
         if name not in said:
             raise Mistake(name, "is missing: every app has one")
@@ -150,9 +186,13 @@ def _find_line(text: str, field: str) -> int:
     looks like them can mislead it.
     """
     table, nearest = "", 0
+    counts: Counter[str] = Counter()
     for number, line in enumerate(text.split("\n"), 1):
         if header := _HEADER.match(line):
             path = table = _normal(header[1])
+            if line.lstrip().startswith("[["):
+                counts[path] += 1
+                path = table = f"{path}[{counts[path]}]"
         elif key := _KEY.match(line):
             path = ".".join(filter(None, (table, _normal(key[1]))))
         else:

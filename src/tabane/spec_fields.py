@@ -9,10 +9,12 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import SplitResult, urlsplit
 
 from tabane.errors import UsageError
 from tabane.model import (
     Class,
+    Collect,
     NetworkPolicy,
     Placement,
     Reactive,
@@ -71,6 +73,19 @@ class Section:
     attribute: str
     model: Callable[..., Any]
     fields: Mapping[str, Field]
+
+
+@dataclass(frozen=True)
+class Tables:
+    """`attribute` of the model is a tuple, with a `model` of these fields for each table of an
+    array. `check` raises `Mistake` with the name of a field."""
+
+    attribute: str
+    model: Callable[..., Any]
+    fields: Mapping[str, Field]
+    required: tuple[str, ...]
+    check: Callable[[Any], None]
+    most: int
 
 
 def _text(value: Any) -> str:
@@ -247,6 +262,97 @@ def did_you_mean(given: str, allowed: Iterable[str]) -> str:
     return f": did you mean {close[0]}?" if close else ""
 
 
+def _interval(value: Any) -> float:
+    seconds = _duration(value)
+    if not 1 <= seconds <= 86400:
+        raise UsageError(f"{shorten(value)} is not from 1s to 1d")
+    return seconds
+
+
+def _url(value: Any) -> str:
+    try:
+        url = urlsplit(_text(value))
+        known = _is_url(url)
+    except ValueError:
+        known = False
+    if not known or not (str(value).isascii() and str(value).isprintable()):
+        raise UsageError(
+            f'{shorten(value)} is none of "http://HOST:PORT/PATH", "redis://HOST:PORT", '
+            '"unix:///PATH", without user and password'
+        )
+    return str(value)
+
+
+def _is_url(url: SplitResult) -> bool:
+    if url.scheme == "unix":
+        return not url.netloc and len(url.path) > 1 and not url.query
+    path_fits = url.scheme == "http" or not (url.path or url.query)
+    fits = url.scheme in ("http", "redis") and path_fits and url.port != 0
+    return fits and bool(url.hostname) and "@" not in url.netloc and not url.fragment
+
+
+def _settings(value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise UsageError(f"{shorten(value)} is not a table: write [collect.settings]")
+    return dict(value)
+
+
+COLLECTED_BY = {"command": "command", "nginx": "url", "redis": "url"}
+"""The kinds of collectors that are ours, and the field that says whom they ask."""
+_SCHEMES = {"nginx": ("http",), "redis": ("redis", "unix")}
+_INSIDE_HOSTS = ("127.0.0.1", "localhost")
+
+
+def _own_kind(value: Any) -> str:
+    if _text(value) not in COLLECTED_BY:
+        hint = did_you_mean(value, COLLECTED_BY)
+        raise UsageError(f"{shorten(value)} is none of {', '.join(COLLECTED_BY)}{hint}")
+    return str(value)
+
+
+def check_collect(collect: Collect) -> None:
+    """The rules between the fields of one collector. Raises `Mistake`."""
+    if collect.deadline_s > collect.interval_s:
+        raise Mistake("deadline", "is longer than the interval: readings would overtake each other")
+    asked = COLLECTED_BY.get(collect.kind)
+    if asked is None:
+        return
+    if not getattr(collect, asked):
+        raise Mistake(asked, f"is missing: {collect.kind} is asked there")
+    others = set(COLLECTED_BY.values()) - {asked}
+    others |= set() if collect.kind == "redis" else {"username", "password_file"}
+    for other in sorted(others | {"settings"}):
+        if getattr(collect, other):
+            raise Mistake(other, f"has no meaning for {collect.kind}: leave it out")
+    scheme = collect.url.partition(":")[0]
+    if collect.url and scheme not in _SCHEMES[collect.kind]:
+        schemes = " or ".join(f"{s}://" for s in _SCHEMES[collect.kind])
+        raise Mistake("url", f"{collect.kind} is asked at {schemes}, not at {scheme}://")
+
+
+def _check_inside(collect: Collect) -> None:
+    """An app's collectors see what its own instance does, and nothing else."""
+    check_collect(collect)
+    if collect.url and urlsplit(collect.url).hostname not in _INSIDE_HOSTS:
+        raise Mistake("url", "an app's collector asks its own instance: the host is 127.0.0.1")
+
+
+_COLLECT = {
+    "kind": Field("kind", _own_kind),
+    "name": Field("name", _label),
+    "url": Field("url", _url),
+    "command": Field("command", _command),
+    "interval": Field("interval_s", _interval, format_duration),
+    "deadline": Field("deadline_s", _positive_duration, format_duration),
+}
+NODE_COLLECT = _COLLECT | {
+    "kind": Field("kind", _label),
+    "username": Field("username", _text),
+    "password_file": Field("password_file", _workdir),
+    "settings": Field("settings", _settings),
+}
+"""Of a node's own collectors, which may be of other kinds and ask any server."""
+
 _RESOURCES = {
     "cpu": Field("cpu", _cpu),
     "memory": Field("memory_bytes", _size, format_size),
@@ -266,7 +372,9 @@ _REACTIVE = {
     "queue": Field("queue", _whole(0)),
 }
 
-FIELDS: dict[str, Field | Section] = {
+AnyField = Field | Section | Tables
+
+FIELDS: dict[str, AnyField] = {
     "name": Field("name", _label),
     "namespace": Field("namespace", _label),
     "image": Field("image", _image),
@@ -289,8 +397,14 @@ FIELDS: dict[str, Field | Section] = {
         "security", SecurityPolicy, {"capabilities": Field("capabilities", _set(_capability))}
     ),
     "services": Section(
-        "services", Services, {"middlecon": Field("middlecon", _set(_room, empty=False))}
+        "services",
+        Services,
+        {
+            "middlecon": Field("middlecon", _set(_room, empty=False)),
+            "k2i": Field("k2i", _flag),
+        },
     ),
+    "collect": Tables("collect", Collect, _COLLECT, ("kind",), _check_inside, most=8),
 }
 """All an app file may say, in the order it is written."""
 

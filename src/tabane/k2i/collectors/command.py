@@ -1,0 +1,92 @@
+"""Facts that a command prints: see `tabane.k2i.collectors.parse.parse_output`.
+
+It runs in a session of its own with nothing to read and little of an environment. When its time is
+up, or it writes too much, all of its process group is killed; `timeout` stands above it for the
+case that its collector is killed first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from contextlib import suppress
+
+from tabane.errors import EngineError, NotFound, ProtocolError
+from tabane.k2i.collectors.api import MAX_ANSWER_BYTES, Reading, Setting
+from tabane.k2i.collectors.parse import parse_output
+
+ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C"}
+READ_BYTES = 16 << 10
+MAX_WORDS_BYTES = 1024
+"""Kept of what it writes to stderr: an error shows its end."""
+
+
+class Command:
+    """See the module's text."""
+
+    def __init__(self, setting: Setting) -> None:
+        self._setting = setting
+
+    async def collect(self) -> list[Reading]:
+        collect = self._setting.collect
+        try:
+            return parse_output(await self._setting.run(collect.command, collect.deadline_s))
+        except ProtocolError as error:
+            raise ProtocolError(f"{collect.command[0]}: {error}") from None
+
+    async def aclose(self) -> None:
+        """It keeps nothing."""
+
+
+async def run_here(argv: tuple[str, ...], timeout_s: float) -> bytes:
+    """Its stdout. Raises `EngineError` when it fails, `NotFound` when it cannot be run, and
+    `ProtocolError` when it writes too much. Cancelling kills it."""
+    pipe = asyncio.subprocess.PIPE
+    try:
+        program = await asyncio.create_subprocess_exec(
+            *("timeout", "--signal=KILL", f"{timeout_s + 1:g}", *argv),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=pipe,
+            stderr=pipe,
+            env=ENVIRONMENT,
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise NotFound(f"{argv[0]} cannot be run: {error.strerror}") from None
+    assert program.stdout is not None
+    assert program.stderr is not None
+    try:
+        output, words = await asyncio.gather(_take(program.stdout), _last_words(program.stderr))
+        status = await program.wait()
+    except BaseException:
+        with suppress(ProcessLookupError):
+            os.killpg(program.pid, signal.SIGKILL)
+        program._transport.close()  # type: ignore[attr-defined]  # what it left may hold the pipes
+        await program.wait()
+        raise
+    if status:
+        said = f": {words}" if words else ""
+        raise EngineError(f"{argv[0]} ended with {status}{said}", argv=argv, status=status)
+    return output
+
+
+async def _take(stream: asyncio.StreamReader) -> bytes:
+    taken = b""
+    while block := await stream.read(READ_BYTES):
+        taken += block
+        if len(taken) > MAX_ANSWER_BYTES:
+            raise ProtocolError(f"it prints more than {MAX_ANSWER_BYTES >> 10} KiB")
+    return taken
+
+
+async def _last_words(stream: asyncio.StreamReader) -> str:
+    taken = b""
+    while block := await stream.read(READ_BYTES):
+        taken = (taken + block)[-MAX_WORDS_BYTES:]
+    lines = taken.decode("utf-8", "backslashreplace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def make(setting: Setting) -> Command:
+    return Command(setting)

@@ -1,0 +1,85 @@
+"""Commands that print, fail, hang and talk too much."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from tabane.errors import EngineError, NotFound, ProtocolError, TabaneError
+from tabane.k2i.collectors import command
+from tabane.k2i.collectors.api import Reading, Setting
+from tabane.k2i.collectors.command import run_here
+from tabane.k2i.collectors.dial import NodeDial
+from tabane.model import Collect
+
+
+async def collect(*argv: str) -> list[Reading]:
+    return await command.make(
+        Setting(Collect("command", command=argv), NodeDial(), run_here)
+    ).collect()
+
+
+def shell(script: str) -> tuple[str, ...]:
+    return ("sh", "-c", script)
+
+
+def runs(word: str) -> list[str]:
+    """The processes with a word in their command line."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if word.encode() in path.read_bytes():
+                found.append(path.parent.name)
+        except OSError:
+            continue
+    return found
+
+
+async def test_what_it_prints() -> None:
+    assert await collect("printf", "%s\\n", "temperature 51.5") == [Reading({"temperature": 51.5})]
+
+
+async def test_little_is_in_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET", "token")
+    (reading,) = await collect(*shell("env; cat; echo stdin: empty"))
+    assert reading.facts.keys() <= {"PATH", "LANG", "PWD", "SHLVL", "_", "OLDPWD", "stdin"}
+
+
+@pytest.mark.parametrize(
+    ("script", "kind", "sentence"),
+    [
+        ("echo went wrong >&2; exit 3", EngineError, "sh ended with 3: went wrong"),
+        ("exit 4", EngineError, "sh ended with 4"),
+        ("echo nonsense", ProtocolError, "sh: it prints 'nonsense'"),
+        ("yes", ProtocolError, "sh: it prints more than 256 KiB"),
+        (
+            "head -c 9000000 /dev/zero | tr '\\0' y >&2; exit 5",
+            EngineError,
+            "sh ended with 5: yyy",
+        ),
+    ],
+)
+async def test_what_goes_wrong(script: str, kind: type[TabaneError], sentence: str) -> None:
+    with pytest.raises(kind) as caught:
+        await collect(*shell(script))
+    assert sentence in caught.value.message
+
+
+async def test_no_such_program() -> None:
+    with pytest.raises((NotFound, EngineError), match=r"/no/such/program"):
+        await collect("/no/such/program")
+
+
+async def test_at_its_deadline_it_and_its_children_are_killed(tmp_path: Path) -> None:
+    fifo = tmp_path / "begun"
+    script = f"sleep 987654 & echo $! > {fifo}; wait"
+    taking = asyncio.ensure_future(run_here(shell(script), 60))
+    while not (fifo.exists() and fifo.read_text()):  # noqa: ASYNC110 - a file has no event
+        await asyncio.sleep(0.01)
+    taking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await taking
+    while runs("987654"):  # noqa: ASYNC110 - killed, and on its way out
+        await asyncio.sleep(0.01)
