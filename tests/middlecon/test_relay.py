@@ -7,7 +7,7 @@ import pytest
 from tabane.errors import ProtocolError
 from tabane.middlecon.frames import MORE, RAISED, Decoder, Frame, JoinFlag, Kind
 from tabane.middlecon.receipts import Cause, Reason, Sum, encode_receipt, parse_receipt
-from tabane.middlecon.tallies import LINK_GRACE_S
+from tabane.middlecon.tallies import LINK_GRACE_S, Call, Tally
 
 
 @pytest.fixture
@@ -154,6 +154,73 @@ def test_what_a_session_was_waiting_for_ends_with_it(brain, take, trio):
     brain.tell(x, Kind.SAY, to=number, id=6, value=1000)
     brain.relay.close(x)
     assert brain.relay.pending == {}
+
+
+def test_who_has_left_the_room_and_then_closes_has_failed(brain, take, trio):
+    x, y, z, number = trio
+    say(brain, take, x, number, y, z)
+    brain.tell(z, Kind.LEAVE, to=number)
+    brain.join(z, "r", JoinFlag.MEMBER)
+    brain.tell(y, Kind.LEAVE, to=number)
+    assert take(x) == []
+    brain.relay.close(y)
+    brain.relay.close(z)
+    assert receipt_of(take(x)).failed == dict.fromkeys("yz", Reason(Cause.CLOSED))
+    assert brain.relay.pending == {}
+
+
+def test_a_sender_that_has_left_the_room_and_then_closes_is_told_nothing(brain, take, trio):
+    x, y, z, number = trio
+    say(brain, take, x, number, y, z)
+    brain.tell(x, Kind.LEAVE, to=number)
+    brain.relay.close(x)
+    assert brain.relay.pending == {} and take(x) == []
+    brain.relay.close(y)
+
+
+def test_one_that_calls_itself_and_closes_leaves_nothing(brain, take, trio):
+    x, y, *_ = trio
+    brain.tell(x, Kind.CALL, name="x", id=1, value=1000)
+    brain.tell(y, Kind.CALL, name="x", id=1, value=1000)
+    brain.relay.close(x)
+    assert brain.relay.pending == y.calls == {}
+    assert [(frame.kind, frame.name) for frame in take(y)] == [(Kind.NACK, Cause.CLOSED)]
+
+
+def test_a_session_that_ends_asks_nothing_of_what_is_not_its_own(brain, take, trio, monkeypatch):
+    x, y, z, number = trio
+    say(brain, take, x, number, y, z)
+    brain.tell(x, Kind.CALL, name="y", id=2, value=1000)
+    other = brain.session("other")
+    brain.join(other, "elsewhere")
+    monkeypatch.setattr(Tally, "on_closed", lambda *_: pytest.fail("it has to do with it"))
+    monkeypatch.setattr(Call, "on_closed", lambda *_: pytest.fail("it has to do with it"))
+    brain.relay.close(other)
+    assert len(brain.relay.pending) == 2
+
+
+def test_what_is_remembered_of_rooms_that_were_left_goes_with_their_messages(brain, take, trio):
+    x, y, z, number = trio
+    id = say(brain, take, x, number, y, z)
+    brain.tell(y, Kind.LEAVE, to=number)
+    assert [room.name for room in y.left] == ["r"]
+    for port in (y, z):
+        brain.tell(port, Kind.ACK, id=id)
+    assert receipt_of(take(x)).acknowledged == ["y", "z"]
+    number = brain.join(x, "s", JoinFlag.MEMBER)
+    brain.join(y, "s", JoinFlag.MEMBER)
+    say(brain, take, x, number, y)
+    brain.tell(y, Kind.LEAVE, to=number)
+    assert [room.name for room in y.left] == ["s"]
+
+
+def test_statistics_count_what_is_said_in_each_room(brain, take, trio):
+    x, y, z, number = trio
+    say(brain, take, x, number, y, z)
+    brain.tell(y, Kind.CAST, to=number)
+    brain.tell(y, Kind.CALL, name="x", id=1, value=1000)
+    brain.join(x, "quiet")
+    assert brain.relay.stats()["messages"] == {"r": 2, "quiet": 0}
 
 
 def test_ids_wrap_around(brain, take, trio):

@@ -11,7 +11,7 @@ import pytest
 from tabane.middlecon.frames import URGENT, Decoder, Kind, encode_frame
 from tabane.middlecon.receipts import Cause
 from tabane.middlecon.tallies import Tally
-from tabane.middlecon.wire import Wire
+from tabane.middlecon.wire import PING, Wire
 
 MANY = 60
 
@@ -302,30 +302,57 @@ def test_an_acknowledgement_is_a_sign_of_life(yard) -> None:
     assert yard.wire("m0")._quiet == 0
 
 
-def test_an_error_of_ours_leaves_nothing_half_done(
-    yard, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("times", [1, 2])
+async def test_a_fault_of_ours_costs_who_met_it_and_at_most_one_receipt(
+    yard, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, times: int
 ) -> None:
-    """It is logged; the next round goes on."""
+    """An acknowledgement meets it, and, the second time, the end of that session."""
     speaker, members = yard.join("s", 0), yard.members(3)
     yard.say(speaker)
+    maybe_end, faults = Tally.maybe_end, [RuntimeError("a bug")] * times
 
     def fail(tally: Tally) -> None:
-        raise RuntimeError("a bug")
+        if faults:
+            raise faults.pop()
+        maybe_end(tally)
 
+    monkeypatch.setattr(Tally, "maybe_end", fail)
     for member in members:
         member.tell(Kind.ACK, id=member.copy().id)
-    members[0].tell(Kind.PING)
-    with monkeypatch.context() as patch:
-        patch.setattr(Tally, "maybe_end", fail)
-        yard.turn()
-    assert "a bug" in caplog.text
-    yard.say(speaker)
-    for member in members:
-        copies = [f for f in member.frames() if f.kind == Kind.SAY]
-        assert len(copies) == 1
-        member.tell(Kind.ACK, id=copies[0].id)
     yard.turn()
-    assert len(speaker.receipts()[0].acknowledged) == 3
+    assert faults == [] and "a bug" in caplog.text
+    frames = [member.frames() for member in members]
+    cut = [n for n in range(3) if (Kind.ERROR, "fault") in [(f.kind, f.name) for f in frames[n]]]
+    assert len(cut) == 1 and yard.hub._relay.pending == {}
+    names = [sorted(receipt.acknowledged) for receipt in speaker.receipts()]
+    assert names == ([["m0", "m1", "m2"]] if times == 1 else [])
+    yard.say(speaker)
+    others = [member for n, member in enumerate(members) if n not in cut]
+    for member in others:
+        member.tell(Kind.ACK, id=member.copy().id)
+    yard.turn()
+    assert len(speaker.receipts()[0].acknowledged) == 2
+
+
+async def test_a_fault_in_what_is_sent_costs_one_session_only(
+    yard, caplog: pytest.LogCaptureFixture
+) -> None:
+    speaker, members = yard.join("s", 0), yard.members(3)
+    yard.say(speaker)
+    ids = [member.copy().id for member in members]
+    for name in ("m0", "m1", "m2"):
+        yard.wire(name).port.send(PING)
+    yard.wire("m1").port.out.append(None)
+    yard.hub._flusher.flush()
+    assert "the session of m1 is cut off" in caplog.text
+    for number in (0, 2):
+        assert Kind.PING in [frame.kind for frame in members[number].frames()]
+        members[number].tell(Kind.ACK, id=ids[number])
+    yard.turn()
+    (receipt,) = speaker.receipts()
+    assert sorted(receipt.acknowledged) == ["m0", "m2"] and list(receipt.failed) == ["m1"]
+    members[1].frames()
+    assert members[1].sock.recv(1) == b""
 
 
 async def test_wires_on_other_transports_are_left_to_python(yard) -> None:

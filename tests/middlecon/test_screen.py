@@ -59,21 +59,26 @@ def test_a_receipt_names_everybody_who_was_not_reached():
     }
 
 
-def make_view(at: float, heard: dict[str, int] | None, **options) -> View:
+def make_view(at: float, heard: dict[str, int] | None, said: int | None = None, **options) -> View:
     members = {"x": MemberInfo("x", "a"), "y": MemberInfo("y", "b", known=False)}
+    if said is not None:
+        options["stats"] = HubStats(rooms={"r": 2, "s": 1}, messages={"r": said, "s": 3 * said})
     room = RoomView(members, {"x": {"k": b"v"}}, heard)
     return View(at, "a", rooms={"r": room}, **options)
 
 
 def test_rates_are_differences_between_two_views():
-    before, after = make_view(10.0, {"x": 5, "z": 1}), make_view(12.0, {"x": 8, "y": 1, "z": 1})
+    before = make_view(10.0, {"x": 5, "z": 1}, 100)
+    after = make_view(12.0, {"x": 8, "y": 1, "z": 1}, 104)
     rows = [line.split() for line in view_lines(after, before, "12:00:00")]
     assert ["r", "2", "2.0"] in rows
+    assert ["s", "1", "6.0"] in rows, "it is not followed"
     assert ["x", "r", "a", "1.5", "k=v"] in rows
     assert ["y", "r", "b", "(unknown)", "0.5"] in rows
     room = view_json(after, before)["rooms"]["r"]
     assert room["messages_per_s"] == 2.0 and room["members"]["y"]["known"] is False
-    for earlier in (None, make_view(12.0, None), View(10.0, "a"), after):
+    anew = make_view(10.0, None, 105)
+    for earlier in (None, make_view(10.0, None), View(10.0, "a"), anew, after):
         assert view_json(after, earlier)["rooms"]["r"]["messages_per_s"] is None
 
 

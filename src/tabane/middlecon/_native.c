@@ -86,14 +86,15 @@ static const struct { PyObject **class; const char *name; PyObject **function; }
 
 static PyObject *zero, *no_bytes;
 static int prepared;
-static PyObject *str_acknowledged, *str_end, *str_join, *str_maybe_end, *str_on_writable,
+static PyObject *str_acknowledged, *str_end, *str_fail, *str_join, *str_maybe_end, *str_on_writable,
     *str_pending, *str_plan, *str_write;
 
 static const struct { const char *text; PyObject **name; } NAMES[] = {
     {"acknowledged", &str_acknowledged}, {"end", &str_end},
-    {"join", &str_join},                 {"maybe_end", &str_maybe_end},
-    {"on_writable", &str_on_writable},   {"pending", &str_pending},
-    {"plan", &str_plan},                 {"write", &str_write},
+    {"fail", &str_fail},                 {"join", &str_join},
+    {"maybe_end", &str_maybe_end},       {"on_writable", &str_on_writable},
+    {"pending", &str_pending},           {"plan", &str_plan},
+    {"write", &str_write},
 };
 
 #define LENGTH(table) (sizeof(table) / sizeof *(table))
@@ -148,6 +149,23 @@ static int done(PyObject *result)
 {
     Py_XDECREF(result);
     return result == NULL ? -1 : 0;
+}
+
+/* The exception that is set is a fault of ours that a wire met: it costs that wire, as in Python. */
+static int fail(PyObject *wire)
+{
+    PyObject *type, *error, *trace;
+    if (!PyErr_ExceptionMatches(PyExc_Exception)) return -1;
+    PyErr_Fetch(&type, &error, &trace);
+    PyErr_NormalizeException(&type, &error, &trace);
+    if (trace != NULL) PyException_SetTraceback(error, trace);
+    Py_INCREF(wire);
+    int failed = done(PyObject_CallMethodOneArg(wire, str_fail, error));
+    Py_DECREF(wire);
+    Py_XDECREF(type);
+    Py_XDECREF(error);
+    Py_XDECREF(trace);
+    return failed;
 }
 
 /* Thousands of members are more than a processor's caches hold, and each has its objects all over the
@@ -236,6 +254,7 @@ static PyObject *flush(PyObject *module, PyObject *wires)
         PyObject *wire = PyList_GET_ITEM(wires, i);
         if (prepared) fetch_wire(wires, i + 1);
         int result = prepared ? flush_wire(wire) : 0;
+        if (result < 0) result = fail(wire) ? -1 : 1;
         if (result < 0 || (result == 0 && PyList_Append(left, wire))) Py_CLEAR(left);
     }
     return left;
@@ -352,7 +371,7 @@ static int take_chunk(PyObject *transport)
     if (size < 0) return errno == EAGAIN || errno == EINTR ? 0 : end(transport, errno);
     if (size == 0) return end(transport, 0);
     int taken = take_ack(transport, size);
-    if (taken) return taken < 0 ? -1 : 0;
+    if (taken) return taken < 0 ? fail(SLOT(transport, at.transport_protocol)) : 0;
     PyObject *data_received = SLOT(transport, at.transport_data_received);
     PyObject *data = PyBytes_FromStringAndSize(chunk, size);
     if (data == NULL) return -1;

@@ -217,7 +217,7 @@ class Agreement:
 
     def on_closed(self, port: Port) -> None:
         """Without its proposer, what is not decided is not to be."""
-        if port is self._port:
+        if port is self._port and not self._gone:
             self._gone = True
             if self._verdict is None and self._tally is not None:
                 self._tally.give_up()
@@ -251,7 +251,7 @@ class Agreement:
     def _end(self) -> None:
         """OUTCOME's sum is complete."""
         assert self._verdict is not None
-        del self._home.relay.pending[self._book_id]
+        self.forget()
         fates = self._fates
         self._asked |= dict.fromkeys([*_names(fates), *_names(self._told)])
         told = set(self._told.acknowledged)
@@ -269,6 +269,9 @@ class Agreement:
         if not self._gone:
             for part in encode_agreed(self._reply_to, agreed):
                 self._port.send(part)
+
+    def forget(self) -> None:
+        del self._home.relay.pending[self._book_id], self._room.pending[self._book_id]
 
     def _note_members(self) -> None:
         for member, _ in self._room.members():
@@ -326,7 +329,7 @@ class Agreements:
             port.send(encode_nack(frame.id, Cause.REFUSED, text))
         else:
             agreement = Agreement(self, port, frame, room, self._ids())
-            book_id = self.relay.add_pending(agreement)
+            book_id = self.relay.add_pending(agreement, room)
             timeout_s = min(frame.value / 1000, self._limits.timeout_s)
             agreement.begin(book_id, frame, now, timeout_s)
 

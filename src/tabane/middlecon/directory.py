@@ -23,6 +23,7 @@ from tabane.middlecon.frames import (
     Change,
     Frame,
     Kind,
+    check_name,
     encode_frame,
 )
 from tabane.middlecon.rooms import (
@@ -32,7 +33,6 @@ from tabane.middlecon.rooms import (
     Reach,
     Room,
     Rooms,
-    parse_text,
     passes,
 )
 from tabane.middlecon.session import Limits
@@ -319,3 +319,11 @@ def _hub_frame(name: str, reach: Reach) -> bytes:
         name=name,
         data=reach.datacenter.encode(),
     )
+
+
+def parse_text(data: bytes, what: str) -> str:
+    """A name in a frame's data. Raises `ProtocolError`."""
+    try:
+        return check_name(data.decode(), what)
+    except UnicodeDecodeError:
+        raise ProtocolError(f"a {what} is not UTF-8") from None

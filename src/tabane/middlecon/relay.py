@@ -10,7 +10,9 @@ the sum of all that goes back.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from heapq import nlargest
 
 import msgspec
@@ -33,6 +35,8 @@ from tabane.middlecon.frames import (
 from tabane.middlecon.receipts import Cause, Sum, encode_receipt
 from tabane.middlecon.rooms import LinkPort, Member, Port, Room, SessionPort, fan_out, passes
 from tabane.middlecon.tallies import LINK_GRACE_S, Book, Call, Pending, Tally, encode_nack
+
+log = logging.getLogger(__name__)
 
 Handler = Callable[[SessionPort, Frame, float], None]
 LinkHandler = Callable[[LinkPort, Frame, float], None]
@@ -133,11 +137,15 @@ class Relay:
 
     def close(self, port: SessionPort | LinkPort) -> None:
         """A session or link is over: settle what waited for it, then take it off the directory."""
-        settled: set[Pending] = set()
-        while new := [p for p in self.pending.values() if p not in settled]:
-            settled.update(new)
-            for pending in new:
-                pending.on_closed(port)
+        last_id = -1
+        while last_id != self._last_id:  # again, if what was settled had something to say
+            last_id = self._last_id
+            for id in self._concerned(port):
+                if (pending := self.pending.get(id)) is not None:
+                    try:
+                        pending.on_closed(port)
+                    except Exception:
+                        self._give_up(pending)
         self.flow.closed(port)
         if isinstance(port, SessionPort):
             self._directory.close_session(port)
@@ -147,17 +155,35 @@ class Relay:
     def expire(self, now: float) -> None:
         """Settle what has passed its deadline: to be called often while `pending` is not empty."""
         for pending in [p for p in self.pending.values() if p.deadline <= now]:
-            pending.on_deadline(now)
+            try:
+                pending.on_deadline(now)
+            except Exception:
+                self._give_up(pending)
+
+    def _concerned(self, port: SessionPort | LinkPort) -> list[int]:
+        """What may wait for a port, or be from it, by its ids."""
+        if isinstance(port, LinkPort):
+            return list(self.pending)
+        found = list(port.calls)
+        for room in {*port.rooms.values(), *port.left}:
+            found += room.pending
+        return found
+
+    def _give_up(self, pending: Pending) -> None:
+        """A fault of ours costs that message only: who sent it hears nothing more."""
+        log.exception("the fate of a message cannot be told")
+        with suppress(KeyError):
+            pending.forget()
 
     def check(self, now: float) -> None:
         """Forget what is too old, tell what could not be told: to be called every second or so."""
         self._directory.expire(now)
         self.agreements.expire(now)
 
-    def add_pending(self, pending: Pending) -> int:
-        """Put it into the book, and return its id there."""
+    def add_pending(self, pending: Pending, room: Room) -> int:
+        """Put it into the books of the hub and a room, and return its id there."""
         id = self._next_id()
-        self.pending[id] = pending
+        self.pending[id] = room.pending[id] = pending
         return id
 
     def _on_stats(self, port: SessionPort, frame: Frame, now: float) -> None:
@@ -170,22 +196,24 @@ class Relay:
         directory = self._directory
         ports = [*directory.sessions, *directory.links.values()]
         links = {link.name: link.backlog for link in directory.links.values()}
-        rooms = {room.name: room.size for room in directory.rooms.values()}
+        sizes = {room.name: room.size for room in directory.rooms.values()}
         dropped = {port.name: port.dropped for port in ports if port.dropped}
-        named_bytes = min(STATS_BYTES, self._limits.data_bytes // 2) // 3
+        named_bytes = min(STATS_BYTES, self._limits.data_bytes // 2) // 4
+        rooms = _largest(sizes, named_bytes)
         return {
             "hub": directory.hub,
             "datacenter": directory.datacenter,
             "sessions": len(directory.sessions),
             "members": len(directory.members),
             "links": _largest(links, named_bytes),
-            "rooms": _largest(rooms, named_bytes),
+            "rooms": rooms,
+            "messages": {name: directory.rooms[name].messages for name in rooms},
             "pending": len(self.pending),
             "backlog_bytes": sum(port.backlog for port in ports),
             "dropped": _largest(dropped, named_bytes),
             "totals": {
                 "links": len(links),
-                "rooms": len(rooms),
+                "rooms": len(sizes),
                 "dropped": sum(dropped.values()),
             },
         }
@@ -282,7 +310,9 @@ class Relay:
     def _count(self, origin: Port, frame: Frame, room: Room, sender: str, now: float) -> Tally:
         """Send the copies to this hub's own members; who is waited for is in the tally."""
         id = self._next_id()
-        tally = self.pending[id] = Tally(self.pending, id, origin, frame, room)
+        tally = Tally(self.pending, id, origin, frame, room)
+        self.pending[id] = room.pending[id] = tally
+        room.messages += 1
         tally.deadline = now + self._timeout_s(frame)
         copy = self._copy(frame, room.number, id, sender, frame.flags & URGENT)
         told = set(room.local)
@@ -316,6 +346,7 @@ class Relay:
 
     def _cast(self, origin: Port, room: Room, frame: Frame, sender: str) -> None:
         self.flow.speaks(origin, room)
+        room.messages += 1
         flags = frame.flags & URGENT
         copy = self._copy(frame, room.number, 0, sender, flags)
         for port in room.local:
@@ -386,7 +417,8 @@ class Relay:
             text = f"too much waits for {member.name}"
             return origin.send(encode_nack(frame.id, Cause.OVERLOADED, text))
         id = self._next_id()
-        call = self.pending[id] = Call(self.pending, id, origin, frame, target, member)
+        call = Call(self.pending, id, origin, frame, target, member)
+        self.pending[id] = origin.calls[id] = target.calls[id] = call
         call.deadline = now + self._timeout_s(frame)
         self._send(target, self._copy(frame, member.address, id, sender, frame.flags & URGENT))
         return None

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from itertools import count
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from tabane.errors import Busy, ProtocolError
+from tabane.errors import Busy
 from tabane.middlecon.backlog import Backlog
 from tabane.middlecon.frames import (
     CHANGES,
@@ -31,6 +31,9 @@ from tabane.middlecon.frames import (
 )
 from tabane.middlecon.session import Limits
 
+if TYPE_CHECKING:
+    from tabane.middlecon.tallies import Book
+
 
 class Port:
     """One session or link as the decisions see it: a name and an outbox.
@@ -41,7 +44,7 @@ class Port:
     whatever waits, which nobody is cut off for.
     """
 
-    __slots__ = ("allowed", "backlog", "dropped", "name", "out", "queue", "urgent", "wake")
+    __slots__ = ("allowed", "backlog", "calls", "dropped", "name", "out", "queue", "urgent", "wake")
 
     def __init__(self, name: str, wake: Callable[[], None]) -> None:
         self.name = name
@@ -49,6 +52,8 @@ class Port:
         self.out: list[bytes] = []
         self.urgent: list[bytes] = []
         """Leaves before what is in `out`."""
+        self.calls: Book = {}
+        """Pending messages to one member that it is the origin or the target of."""
         self.backlog = 0
         self.allowed = 0
         self.queue: Backlog | None = None
@@ -86,14 +91,16 @@ def fan_out(ports: Iterable[Port], frame: bytes, limit: int) -> list[Port]:
 
 
 class SessionPort(Port):
-    """A member's session. `rooms` are those it joined, as member or not, by number."""
+    """A member's session. `rooms` are those it joined, as member or not, by number; `left` those it
+    left while messages there were pending."""
 
-    __slots__ = ("member", "rooms")
+    __slots__ = ("left", "member", "rooms")
     member: Member
 
     def __init__(self, name: str, wake: Callable[[], None]) -> None:
         super().__init__(name, wake)
         self.rooms: dict[int, Room] = {}
+        self.left: dict[Room, None] = {}
 
 
 class LinkPort(Port):
@@ -170,8 +177,10 @@ class Room:
         "epoch",
         "local",
         "lost",
+        "messages",
         "name",
         "number",
+        "pending",
         "remote",
         "sessions",
         "slow",
@@ -184,6 +193,10 @@ class Room:
         self.name = name
         self.number = number
         self.epoch = 0
+        self.messages = 0
+        """How many were said here, as far as this hub was told."""
+        self.pending: Book = {}
+        """Those whose fate is not known yet."""
         self.sessions: dict[Port, None] = {}
         self.watchers: dict[Port, None] = {}
         self.local: dict[Port, Member] = {}
@@ -357,6 +370,8 @@ class Rooms:
         if port in room.local:
             self._leave_as_member(port, room)
         del room.sessions[port], port.rooms[room.number]
+        if room.pending:
+            port.left = {**{other: None for other in port.left if other.pending}, room: None}
         self._maybe_end(room)
 
     def _leave_as_member(self, port: SessionPort, room: Room) -> None:
@@ -478,11 +493,3 @@ def passes(source: Port | None, link: LinkPort) -> bool:
     from. Hubs of one data center are all linked to each other, and the links between data centers
     are a tree, so everything reaches every hub once."""
     return not isinstance(source, LinkPort) or source.datacenter != link.datacenter
-
-
-def parse_text(data: bytes, what: str) -> str:
-    """A name in a frame's data. Raises `ProtocolError`."""
-    try:
-        return check_name(data.decode(), what)
-    except UnicodeDecodeError:
-        raise ProtocolError(f"a {what} is not UTF-8") from None

@@ -100,10 +100,6 @@ class RoomView:
     state: dict[str, dict[str, bytes]]
     heard: dict[str, int] | None = None
 
-    @property
-    def total(self) -> int | None:
-        return None if self.heard is None else sum(self.heard.values())
-
 
 class HubStats(msgspec.Struct):
     """What a hub tells of itself (`Client.hub_stats`), as far as it is shown."""
@@ -118,6 +114,8 @@ class HubStats(msgspec.Struct):
     backlog_bytes: int = 0
     dropped: dict[str, int] = {}
     """Casts that went nowhere, by the session or link that was too slow."""
+    messages: dict[str, int] = {}
+    """Said in each room so far, as far as it reached the hub."""
 
 
 @dataclass
@@ -152,10 +150,14 @@ def look(
 
 
 def rate(now: int | None, before: int | None, elapsed_s: float) -> float | None:
-    """Per second; None when it is not known, or not yet."""
-    if now is None or before is None or elapsed_s <= 0:
+    """Per second; None when it is not known, not yet, or counted anew."""
+    if now is None or before is None or now < before or elapsed_s <= 0:
         return None
     return (now - before) / elapsed_s
+
+
+def _said(view: View | None, room: str) -> int | None:
+    return None if view is None or view.stats is None else view.stats.messages.get(room)
 
 
 def _shown_rate(value: float | None) -> str:
@@ -171,9 +173,7 @@ class Rates:
         self._elapsed_s = view.at - before.at if before is not None else 0.0
 
     def of_room(self, room: str) -> float | None:
-        before = self._before.rooms.get(room) if self._before else None
-        total = before.total if before else None
-        return rate(self._view.rooms[room].total, total, self._elapsed_s)
+        return rate(_said(self._view, room), _said(self._before, room), self._elapsed_s)
 
     def of_member(self, room: str, member: str) -> float | None:
         heard = self._view.rooms[room].heard
@@ -238,8 +238,10 @@ def _room_row(view: View, rates: Rates, name: str) -> Row:
     room = view.rooms.get(name)
     if room is None:
         assert view.stats is not None
-        return name, str(view.stats.rooms[name]), "-"
-    return name, str(len(room.members)), _shown_rate(rates.of_room(name))
+        size = view.stats.rooms[name]
+    else:
+        size = len(room.members)
+    return name, str(size), _shown_rate(rates.of_room(name))
 
 
 def _header(view: View, clock: str) -> str:

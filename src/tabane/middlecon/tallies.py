@@ -38,6 +38,8 @@ class Pending(Protocol):
     def on_nack(self, port: Port, frame: Frame) -> None: ...
     def on_closed(self, port: Port) -> None: ...
     def on_deadline(self, now: float) -> None: ...
+    def forget(self) -> None:
+        """It is over: take it out of the hub's book, and its room's or ports'."""
 
 
 Book = dict[int, Pending]
@@ -85,7 +87,7 @@ class Call:
 
     def on_closed(self, port: Port) -> None:
         if port is self._origin:
-            del self._book[self._id]
+            self.forget()
         elif port is self._target and isinstance(port, LinkPort):
             text = f"the link to hub {port.name} died: {self._member.name} may have got it or not"
             self._end(encode_nack(self._reply_to, Cause.UNREACHABLE, text))
@@ -101,8 +103,13 @@ class Call:
         if port is not self._target:
             raise ProtocolError(f"{port.name} answered a message that was not for it")
 
-    def _end(self, frame: bytes) -> None:
+    def forget(self) -> None:
         del self._book[self._id]
+        for port in {self._origin, self._target}:
+            del port.calls[self._id]
+
+    def _end(self, frame: bytes) -> None:
+        self.forget()
         self._origin.send_first(frame)
 
 
@@ -220,13 +227,15 @@ class Tally:
 
     def on_closed(self, port: Port) -> None:
         if port is self._origin:
-            del self._book[self.id]
+            self.forget()
         elif port in self._waiting:
             self._waiting.remove(port)
             if isinstance(port, LinkPort):
                 self._lose(port)
             else:
                 self.fail(port.name, Cause.CLOSED)
+            self.maybe_end()
+        elif not self._waiting:  # a fault kept it from ending
             self.maybe_end()
 
     def on_deadline(self, now: float) -> None:
@@ -245,10 +254,14 @@ class Tally:
     def maybe_end(self) -> None:
         """The receipt, when nobody is waited for any more."""
         if not self._waiting:
-            del self._book[self.id]
             self._total.settle()
-            for part in encode_receipt(self._reply_to, self._total):
+            parts = encode_receipt(self._reply_to, self._total)
+            self.forget()
+            for part in parts:
                 self._origin.send(part)
+
+    def forget(self) -> None:
+        del self._book[self.id], self._room.pending[self.id]
 
     def _on_surprise(self, port: Port) -> None:
         """An answer from one that is not waited for. A late one changes nothing."""

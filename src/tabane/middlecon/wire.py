@@ -90,20 +90,23 @@ class Flusher:
         if native.loops is not None:
             wires = native.loops.flush(wires)
         for wire in wires:
-            port = wire.port
-            out, port.out = port.out, []
-            if port.urgent:
-                urgent, port.urgent = port.urgent, []
+            try:
+                port = wire.port
+                out, port.out = port.out, []
+                if port.urgent:
+                    urgent, port.urgent = port.urgent, []
+                    if wire.congested:
+                        wire.keep(urgent, urgent=True)
+                    else:
+                        out = urgent + out
+                if not (out and wire.open):
+                    continue
                 if wire.congested:
-                    wire.keep(urgent, urgent=True)
+                    wire.keep(out)
                 else:
-                    out = urgent + out
-            if not (out and wire.open):
-                continue
-            if wire.congested:
-                wire.keep(out)
-            else:
-                wire.transport.write(out[0] if len(out) == 1 else b"".join(out))
+                    wire.transport.write(out[0] if len(out) == 1 else b"".join(out))
+            except Exception as error:
+                wire.fail(error)
 
 
 _FLUSHERS: WeakKeyDictionary[asyncio.AbstractEventLoop, Flusher] = WeakKeyDictionary()
@@ -210,6 +213,8 @@ class Wire(asyncio.Protocol):
                 self.on_ack(self.port, int.from_bytes(data[ID]))
             except ProtocolError as error:
                 self.cut(error)
+            except Exception as error:
+                self.fail(error)
             return
         try:
             for frame in self.session.receive(data):
@@ -226,9 +231,14 @@ class Wire(asyncio.Protocol):
             self.fail(error)
 
     def fail(self, error: Exception) -> None:
-        """What was received met a fault of this side: it costs this connection, and no other."""
+        """What is received or sent met a fault of this side: it costs this connection, no other."""
         log.error("the session of %s is cut off", self.port.name or "nobody yet", exc_info=error)
-        self.cut(SystemFault(f"{type(error).__name__} in what handled this session: see the log"))
+        fault = SystemFault(f"{type(error).__name__} in what handled this session: see the log")
+        try:
+            self.cut(fault)
+        except Exception:
+            log.exception("it cannot be told why")
+            self.lose(fault)
 
     def _look_at_mode(self) -> None:
         mode = self.session.mode
