@@ -8,6 +8,7 @@ obeys an order checks all three.
 from __future__ import annotations
 
 import re
+import resource
 import signal
 
 from tabane.errors import UsageError
@@ -17,8 +18,14 @@ from tabane.units import shorten
 MAX_PID = 1 << 22
 """The largest a 64-bit kernel gives (PID_MAX_LIMIT)."""
 MAX_TARGETS = 1024
-"""Of one order, so that it and its answer fit into a message each: whoever has more sends several."""
+"""Of one order, so that it and its answer fit into a message each. Who has more sends several."""
 UNLIMITED = -1
+RESOURCES = {
+    name.removeprefix("RLIMIT_").lower(): number
+    for name, number in vars(resource).items()
+    if name.startswith("RLIMIT_") and name != "RLIMIT_OFILE"
+}
+"""What can be limited, and the kernel's number of it."""
 MAX_KEY = 128
 """Characters of an idempotency key."""
 
@@ -88,7 +95,8 @@ class Signal(Value, frozen=True, tag="signal"):
 
 
 class Nice(Value, frozen=True, tag="nice"):
-    """Set the nice value of all threads, -20 to 19; `relative`: add to what each has."""
+    """Set the nice value of all threads, -20 to 19. `relative`: to so much more than the first
+    thread has."""
 
     value: int
     relative: bool = False
@@ -127,6 +135,26 @@ Action = Signal | Nice | Affinity | Limits | Pause | Resume
 def name_of(action: Action) -> str:
     """`signal`, `nice`, `affinity`, `limits`, `pause` or `resume`."""
     return str(action.__struct_config__.tag)
+
+
+def describe(action: Action) -> str:
+    """As people read it in the audit log: `signal 15`, `nice +5`, `limits nofile=10:20`."""
+    name = name_of(action)
+    match action:
+        case Signal(number):
+            return f"{name} {number}"
+        case Nice(value, relative):
+            return f"{name} {value:+d}" if relative else f"{name} {value}"
+        case Affinity(cpus):
+            return f"{name} {','.join(map(str, cpus))}"
+        case Limits(limits):
+            pairs = (f"{key}={_word(it.soft)}:{_word(it.hard)}" for key, it in limits.items())
+            return f"{name} {' '.join(pairs)}"
+    return name
+
+
+def _word(limit: int | None) -> str:
+    return "" if limit is None else "unlimited" if limit == UNLIMITED else str(limit)
 
 
 class Order(Value, frozen=True):

@@ -1,0 +1,178 @@
+"""Who may do what to which process: decided on values, without looking at anything.
+
+The rules are the kernel's own, for the user who asks: kill(2), setpriority(2),
+sched_setaffinity(2), prlimit(2). Root may do everything to everybody, and the owner of an app what
+its processes' users may. Besides, as in no kernel, what a node cannot do without is protected from
+a slip of the hand: only root touches it, and only with `force`.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from tabane.errors import Denied, NotFound, Stale, UsageError
+from tabane.k2i.orders import (
+    MAX_KEY,
+    MAX_TARGETS,
+    RESOURCES,
+    UNLIMITED,
+    Action,
+    Affinity,
+    Gpid,
+    Limit,
+    Limits,
+    Nice,
+    Order,
+    Signal,
+)
+from tabane.model import NodeName
+from tabane.security.identity import Principal
+from tabane.units import shorten
+
+KINDS = ("peer", "token", "member")
+"""Of principals who said who they are."""
+BEST_NICE, WORST_NICE = -20, 19
+MAX_STEP = WORST_NICE - BEST_NICE
+MAX_LIMIT = (1 << 63) - 1
+Pair = tuple[int, int]
+"""A soft and a hard limit."""
+
+
+class Here(NamedTuple):
+    """The node that obeys. `place` is empty outside of a cluster."""
+
+    place: NodeName
+    incarnation: str
+
+
+class Seen(NamedTuple):
+    """A process, as it was just now. Ids are real, effective, saved."""
+
+    pid: int
+    start_ticks: int
+    name: str
+    state: str
+    ppid: int
+    nice: int
+    uids: tuple[int, int, int]
+    gids: tuple[int, int, int]
+    owner: int = -1
+    """uid of who deployed the app whose instance it belongs to; -1 outside of instances."""
+    protected: str = ""
+    """What it is, when the node cannot do without it: `a kernel thread`."""
+
+
+def check_order(order: Order, who: Principal) -> None:
+    """Whether it makes sense, whatever its targets are. Raises `UsageError`, `Denied`."""
+    if who.kind not in KINDS:
+        raise Denied("processes are controlled only over a unix socket, or with a cluster's token")
+    if order.force and not who.is_root:
+        raise Denied("force is for root")
+    if not 0 < len(order.targets) <= MAX_TARGETS:
+        raise UsageError(f"targets: {len(order.targets)} is not from 1 to {MAX_TARGETS}")
+    if len(order.key) > MAX_KEY:
+        raise UsageError(f"idempotency_key: it has more than {MAX_KEY} characters")
+    check_action(order.action)
+
+
+def check_action(action: Action) -> None:
+    """Whether the kernel knows such a thing. Raises `UsageError`."""
+    match action:
+        case Signal(number) if number != 0 and number not in signal.valid_signals():
+            raise UsageError(f"signal: there is no signal {number}")
+        case Nice(value, relative=False) if not BEST_NICE <= value <= WORST_NICE:
+            raise UsageError(f"nice: {value} is not from {BEST_NICE} to {WORST_NICE}")
+        case Nice(value) if abs(value) > MAX_STEP:
+            raise UsageError(f"nice: {value:+d} is more than there is room for ({MAX_STEP})")
+        case Limits(limits) if not limits or not limits.keys() <= RESOURCES.keys():
+            strange = min(limits.keys() - RESOURCES.keys(), default="")
+            raise UsageError(f"limits: {shorten(strange)} is no resource ({', '.join(RESOURCES)})")
+        case Limits(limits):
+            for name, limit in limits.items():
+                _check_limit(name, limit)
+
+
+def _check_limit(name: str, limit: Limit) -> None:
+    for value in (limit.soft, limit.hard):
+        if value is not None and not UNLIMITED <= value <= MAX_LIMIT:
+            raise UsageError(f"limits: {name}: {value} is not from {UNLIMITED} to {MAX_LIMIT}")
+
+
+def check_address(target: Gpid, here: Here) -> None:
+    """Whether it is for this node, as it was started last. Raises `UsageError`, `NotFound`,
+    `Stale`."""
+    if not target.is_safe:
+        raise UsageError(f"{target}: say also its node's incarnation and its start_ticks")
+    if target.place != here.place:
+        raise NotFound(f"{target} is not here: this is {here.place or 'outside of a cluster'}")
+    if target.incarnation != here.incarnation:
+        where = here.place or "this machine"
+        raise Stale(f"{target} is gone: {where} was started anew since, and all its processes")
+
+
+def check_identity(target: Gpid, seen: Seen) -> None:
+    """Whether it is the very process that is meant, and lives. Raises `Stale`, `NotFound`."""
+    if seen.start_ticks != target.start_ticks:
+        raise Stale(f"{target} is gone: its pid was given to another process, {seen.name!r}")
+    if seen.state in "ZX":
+        who = f"{target} ({seen.name!r})"
+        raise NotFound(f"{who} has ended, and only waits for its parent {seen.ppid} to notice")
+
+
+def check_permission(order: Order, target: Gpid, seen: Seen, who: Principal) -> None:
+    """Raises `Denied`."""
+    asks_only = order.action == Signal(0)
+    if seen.protected and not asks_only and not (order.force and who.is_root):
+        hint = "say force if you mean it" if who.is_root else "only root may touch it"
+        raise Denied(f"{target} ({seen.name!r}) is {seen.protected}: {hint}")
+    if not who.is_root and not _is_own(order.action, seen, who):
+        raise Denied(f"{target} ({seen.name!r}) is another user's process (uid {seen.uids[0]})")
+
+
+def _is_own(action: Action, seen: Seen, who: Principal) -> bool:
+    real, effective, saved = seen.uids
+    if who.uid < 0:
+        return False
+    if who.uid == seen.owner:
+        return True
+    if isinstance(action, Nice | Affinity):
+        return who.uid in (real, effective)
+    if isinstance(action, Limits):
+        return set(seen.uids) == {who.uid} and set(seen.gids) == {who.gid}
+    return who.uid in (real, saved)
+
+
+def new_nice(action: Nice, nice: int, who: Principal) -> int:
+    """The nice value of a thread that has `nice` now. Raises `Denied`."""
+    wanted = min(max(action.value + nice * action.relative, BEST_NICE), WORST_NICE)
+    if wanted < nice and not who.is_root:
+        raise Denied(f"only root may lower a nice value ({nice} to {wanted})")
+    return wanted
+
+
+def new_limit(name: str, wanted: Limit, now: Pair, who: Principal) -> Pair:
+    """The soft and hard limit of one that has `now`. Raises `UsageError`, `Denied`."""
+    soft = now[0] if wanted.soft is None else wanted.soft
+    hard = now[1] if wanted.hard is None else wanted.hard
+    if is_above(soft, hard):
+        raise UsageError(f"{name}: its soft limit {soft} would be above its hard limit {hard}")
+    if is_above(hard, now[1]) and not who.is_root:
+        raise Denied(f"{name}: only root may raise a hard limit ({now[1]} to {hard})")
+    return soft, hard
+
+
+def is_above(limit: int, other: int) -> bool:
+    """Of resource limits, where `UNLIMITED` is more than any number."""
+    return other != UNLIMITED and (limit == UNLIMITED or limit > other)
+
+
+def check_cpus(action: Affinity, online: Iterable[int]) -> frozenset[int]:
+    """Raises `UsageError` for none, and for one that the node has not."""
+    there, wanted = frozenset(online), frozenset(action.cpus)
+    if not wanted or not wanted <= there:
+        strange = ", ".join(map(str, sorted(wanted - there))) or "none"
+        known = ", ".join(map(str, sorted(there)))
+        raise UsageError(f"CPUs: {strange} cannot be used here (there are {known})")
+    return wanted
