@@ -45,6 +45,8 @@ class Query(NamedTuple):
     sort: tuple[tuple[str, bool], ...] = ()
     """Fields, and whether the largest come first."""
     limit: int | None = None
+    options: Mapping[str, Any] = {}
+    """What else its kind of question knows, by parameter."""
 
     @property
     def is_merged(self) -> bool:
@@ -84,15 +86,21 @@ def _limit(text: str) -> int:
     return number
 
 
-def _any_text(text: str) -> frozenset[str]:
+def any_text(text: str) -> frozenset[str]:
     return frozenset(_split(text))
 
 
-def _one_text(text: str) -> frozenset[str]:
+def one_text(text: str) -> frozenset[str]:
     return frozenset([text])
 
 
-def _numbers(text: str) -> frozenset[int]:
+def flag(text: str) -> bool:
+    if text not in ("yes", "no"):
+        raise UsageError(f"{shorten(text)} is neither yes nor no")
+    return text == "yes"
+
+
+def numbers(text: str) -> frozenset[int]:
     return frozenset(map(_number, _split(text)))
 
 
@@ -104,25 +112,26 @@ def _sort(text: str) -> tuple[tuple[str, bool], ...]:
     return tuple((word.removeprefix("-"), word.startswith("-")) for word in _words(text))
 
 
-_TEXT: dict[str, Any] = {"type": "string", "minLength": 1}
-_LIST: dict[str, Any] = {"type": "string", "pattern": "^[^,]+(,[^,]+)*$"}
+TEXT: dict[str, Any] = {"type": "string", "minLength": 1}
+LIST: dict[str, Any] = {"type": "string", "pattern": "^[^,]+(,[^,]+)*$"}
 _WORDS: dict[str, Any] = {"type": "string", "pattern": "^[a-z][a-z0-9_]*(,[a-z][a-z0-9_]*)*$"}
-_PIDS: dict[str, Any] = {"type": "string", "pattern": "^[0-9]{1,10}(,[0-9]{1,10})*$"}
+PIDS: dict[str, Any] = {"type": "string", "pattern": "^[0-9]{1,10}(,[0-9]{1,10})*$"}
 _SORT: dict[str, Any] = {"type": "string", "pattern": "^-?[a-z][a-z0-9_]*(,-?[a-z][a-z0-9_]*)*$"}
+FLAG: dict[str, Any] = {"type": "string", "enum": ["yes", "no"], "default": "no"}
 _COUNT: dict[str, Any] = {"type": "integer", "minimum": 1, "maximum": MOST_ROWS}
 
 PLACE: dict[str, Parameter] = {
-    "dc": Parameter(_LIST, "Only of these data centers.", _any_text),
-    "node": Parameter(_LIST, "Only of these nodes: `node` or `dc/node`.", _any_text),
+    "dc": Parameter(LIST, "Only of these data centers.", any_text),
+    "node": Parameter(LIST, "Only of these nodes: `node` or `dc/node`.", any_text),
 }
 OWNER: dict[str, Parameter] = {
-    "namespace": Parameter(_LIST, "Only of apps in these namespaces.", _any_text),
-    "app": Parameter(_LIST, "Only of these apps; `hello` means `default/hello`.", _apps),
-    "instance": Parameter(_LIST, "Only of these instances.", _any_text),
-    "class": Parameter(_LIST, "Only of instances of these classes.", _any_text),
-    "user": Parameter(_LIST, "Only of these users, by name or number.", _any_text),
-    "pid": Parameter(_PIDS, "Only of the processes with these numbers.", _numbers),
-    "name": Parameter(_TEXT, "Only of processes with exactly this name.", _one_text),
+    "namespace": Parameter(LIST, "Only of apps in these namespaces.", any_text),
+    "app": Parameter(LIST, "Only of these apps; `hello` means `default/hello`.", _apps),
+    "instance": Parameter(LIST, "Only of these instances.", any_text),
+    "class": Parameter(LIST, "Only of instances of these classes.", any_text),
+    "user": Parameter(LIST, "Only of these users, by name or number.", any_text),
+    "pid": Parameter(PIDS, "Only of the processes with these numbers.", numbers),
+    "name": Parameter(TEXT, "Only of processes with exactly this name.", one_text),
 }
 SHAPE: dict[str, Parameter] = {
     "fields": Parameter(_WORDS, "These fields alone.", _words),
@@ -142,6 +151,7 @@ def parse_query(
     """What `params` ask of rows of this kind. Raises `UsageError` for what is not `known`."""
     values = {name: parse_value(name, text, known) for name, text in params.items()}
     filters = {**PLACE, **OWNER}
+    common = {*filters, *SHAPE, *GROUPS}
     query = Query(
         filters=tuple((name, value) for name, value in values.items() if name in filters),
         fields=values.get("fields", ()),
@@ -149,6 +159,7 @@ def parse_query(
         sums=values.get("sum", ()),
         sort=values.get("sort", ()),
         limit=values.get("limit"),
+        options={name: value for name, value in values.items() if name not in common},
     )
     _check(query, kind)
     return query

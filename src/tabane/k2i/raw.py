@@ -2,21 +2,24 @@
 /proc here.
 
 msgpack, since the bytes are any: `{"host": {NAME: bytes}, "files": [NAME, ...], "processes":
-[[pid, start_ticks, uid, gid, namespace/app, instance, class, [bytes or nil, ...]], ...]}`, the last
-in the order of `files`; nil where a file cannot be read. Times in the files are ticks and seconds of
-their own machine.
+[[pid, start_ticks, uid, gid, app, instance, class, [bytes or nil, ...]], ...]}`, the last in the
+order of `files`; nil where a file cannot be read. Times in the files are ticks and seconds of their
+own machine, which says how long both are, and sizes its pages: `ticks_per_s`, `page_bytes`.
+`boot_id` tells its kernel from others; `users` and `groups` name the ids that have names there.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from tabane.k2i.host import read_files
-from tabane.k2i.procfs import GONE
+from tabane.k2i.names import Names
+from tabane.k2i.procfs import GONE, PAGE_BYTES, TICKS_PER_S
 from tabane.k2i.table import Process
 from tabane.security.identity import Principal
 
@@ -30,12 +33,14 @@ FILES = (
 )
 MORE_FILES = ("io", "limits", "sessionid", "schedstat")
 """Read only when they are asked for."""
+ADDRESSES = (*range(23, 28), 32, *range(42, 49))
+"""Of `stat`'s words after the name: of code, stack, registers, wchan, data and arguments."""
 MOST_BYTES = 1 << 17
 """Of one file: command lines may be longer."""
 
 
 def read_raw(
-    root: Path, processes: Iterable[Process], files: Sequence[str], who: Principal
+    root: Path, processes: Collection[Process], files: Sequence[str], who: Principal
 ) -> bytes:
     """See the module's text. `processes`: those to tell of, if they are still there."""
     found = []
@@ -47,8 +52,24 @@ def read_raw(
         place = (process.app, process.instance, process.isolation)
         ids = (process.pid, process.start_ticks, process.uid, process.gid)
         found.append((*ids, *place, contents))
-    host = read_files(root, HOST_FILES)
-    return msgspec.msgpack.encode({"host": host, "files": files, "processes": found})
+    answer = {"host": read_files(root, HOST_FILES), "files": files, "processes": found}
+    return msgspec.msgpack.encode(answer | _describe_machine(root, processes))
+
+
+def _describe_machine(root: Path, processes: Iterable[Process]) -> dict[str, Any]:
+    """What the files do not say of how they are to be read."""
+    names = Names()
+    uids = {uid for process in processes for uid in (process.uid, process.ruid)}
+    users = {uid: name for uid in uids if (name := names.user(uid)) != str(uid)}
+    gids = {process.gid for process in processes}
+    groups = {gid: name for gid in gids if (name := names.group(gid)) != str(gid)}
+    return {
+        "boot_id": (root / "sys/kernel/random/boot_id").read_text().strip(),
+        "ticks_per_s": TICKS_PER_S,
+        "page_bytes": PAGE_BYTES,
+        "users": users,
+        "groups": groups,
+    }
 
 
 def _read_process(
@@ -77,9 +98,20 @@ def _read_or_none(directory: int, name: str, process: Process, *, is_open: bool)
     if name in ("io", "wchan") and not is_open:
         return None
     try:
-        return _read(directory, name)
+        data = _read(directory, name)
     except (PermissionError, FileNotFoundError):
         return None
+    return hide_addresses(data) if name == "stat" and not is_open else data
+
+
+def hide_addresses(stat: bytes) -> bytes:
+    """As the kernel shows `stat` to those who may not trace the process."""
+    head, closing, rest = stat.rpartition(b")")
+    words = rest.split()
+    for index in ADDRESSES:
+        if index < len(words):
+            words[index] = b"0"
+    return b"%b%b %b\n" % (head, closing, b" ".join(words))
 
 
 def _read(directory: int, name: str) -> bytes:

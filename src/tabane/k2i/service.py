@@ -11,21 +11,26 @@ passes it on adds the time that it took; no two machines' clocks are ever compar
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import msgspec
-from msgspec.structs import replace
 
 from tabane.clock import SYSTEM, Clock
-from tabane.errors import NotFound, UsageError
+from tabane.errors import TimedOut, UsageError
 from tabane.k2i import query as ask
+from tabane.k2i.host import HostReader, Place
+from tabane.k2i.kinds import KINDS, MSGPACK, Look, Sources, check
+from tabane.k2i.mounts import MountReader
 from tabane.k2i.table import Process, ProcessTable
 from tabane.model import Instance, Value
 from tabane.security.identity import Principal
 
 THREADS = 4
+DEADLINE_S = 10.0
+PROCFS = Path("/proc")
 
 
 class Question(Value, frozen=True):
@@ -34,26 +39,19 @@ class Question(Value, frozen=True):
     kind: str
     params: dict[str, str] = msgspec.field(default_factory=dict)
 
+    def check(self) -> ask.Query:
+        """What it asks, understood. Raises `NotFound`, `UsageError`."""
+        return check(self.kind, self.params)
+
 
 class Part(Value, frozen=True):
-    """One node's answer. `rows` is a JSON array; what it says was so `age_s` ago, or later."""
+    """One node's answer. `rows` are encoded as its kind says; what they say was so at most `age_s`
+    ago."""
 
     node: str
     incarnation: str
     age_s: float
     rows: bytes
-
-
-class Kind(NamedTuple):
-    """A kind of question: the parameters it knows, the rows it is answered with."""
-
-    parameters: Mapping[str, ask.Parameter]
-    row: type[msgspec.Struct]
-
-
-KINDS: dict[str, Kind] = {
-    "processes": Kind({**ask.PLACE, **ask.OWNER, **ask.SHAPE, **ask.GROUPS}, Process),
-}
 
 
 class K2i:
@@ -66,63 +64,64 @@ class K2i:
         node: str = "",
         incarnation: str = "",
         instances: Callable[[], Iterable[Instance]] = tuple,
+        inside: Callable[[], Iterable[Process]] = tuple,
         clock: Clock = SYSTEM,
+        root: Path = PROCFS,
     ) -> None:
         """`node` is `DATACENTER/NODE`, or empty outside of a cluster; `instances` are those that
-        run here."""
+        run here; `inside`: processes that `table` has not, as those in a virtual machine."""
+        dc, _, name = node.rpartition("/")
+        place = Place(dc, name, incarnation)
         self.table = table
         self.node = node
         self.incarnation = incarnation
         self._instances = instances
         self._clock = clock
+        host = HostReader(place, root=root, clock=clock)
+        mounts = MountReader(place, root=root)
+        self._sources = Sources(place, root, table, host, mounts, clock, inside)
         self._threads = ThreadPoolExecutor(THREADS, "k2i")
+        self._blocking = ThreadPoolExecutor(THREADS, "k2i-blocking")
 
     async def part(self, question: Question, who: Principal) -> Part:
         """This node's part of an answer. Raises `UsageError` and `NotFound` for what cannot be
-        asked."""
-        wanted = check(question)
+        asked, `TimedOut` when the machine does not answer."""
+        look = Look(self._sources, question.check(), who, tuple(self._instances()))
+        kind = KINDS[question.kind]
+        threads = self._blocking if kind.may_block else self._threads
         began = self._clock.now()
-        loop = asyncio.get_running_loop()
-        instances = tuple(self._instances())
-        rows = await loop.run_in_executor(self._threads, self._read, wanted, who, instances)
+        reading = asyncio.get_running_loop().run_in_executor(threads, kind.read, look)
+        try:
+            async with asyncio.timeout(DEADLINE_S):
+                rows = await reading
+        except TimeoutError:
+            raise TimedOut(f"{question.kind} could not be read within {DEADLINE_S:g} s") from None
         return Part(self.node, self.incarnation, round(self._clock.now() - began, 3), rows)
 
     async def answer(self, question: Question, who: Principal) -> bytes:
-        """This node's answer as JSON: `{KIND: [rows], "nodes": [...], "silent": [], "at": ...}`."""
+        """This node's whole answer: see `render`."""
         return render(question, [await self.part(question, who)], (), self._clock.wall())
 
-    def _read(self, wanted: ask.Query, who: Principal, instances: Sequence[Instance]) -> bytes:
-        rows = ask.choose(self.table.processes(instances), wanted.filters)
-        return ask.arrange([redact(row, who) for row in rows], wanted, Process)
-
     def close(self) -> None:
-        """Idempotent."""
+        """Idempotent. Waits for what is being read, but not for what may never be."""
+        self._blocking.shutdown(wait=False, cancel_futures=True)
         self._threads.shutdown(cancel_futures=True)
 
 
-def check(question: Question) -> ask.Query:
-    """Raises `NotFound` for a kind that is not there, `UsageError` for parameters that are not."""
-    kind = KINDS.get(question.kind)
-    if kind is None:
-        raise NotFound(f"k2i knows no {question.kind!r}, only {', '.join(KINDS)}")
-    return ask.parse_query(question.params, kind.parameters, kind.row)
-
-
-def redact(process: Process, who: Principal) -> Process:
-    """Its arguments are for root and for its own user; others see its name."""
-    if who.is_root or who.uid == process.uid:
-        return process
-    return replace(process, command=f"[{process.name}]")
-
-
 def render(question: Question, parts: Sequence[Part], silent: Sequence[str], at: float) -> bytes:
-    """An answer as JSON. `nodes` says of each node that answered how old what it says is at most;
-    `silent` are those that did not; `at` is the answering node's clock on the wall, for people."""
-    rows = ask.merge([part.rows for part in parts], check(question))
+    """An answer as JSON: `{KIND: [rows], "nodes": [...], "silent": [...], "at": ...}`. `nodes` says
+    of each node that answered how old what it says is at most; `silent` are those that did not;
+    `at` is the answering node's clock on the wall, for people. Where rows are msgpack the whole is,
+    and each node has its own `rows`, as bytes."""
     nodes = [
         {"node": part.node, "incarnation": part.incarnation, "age_s": part.age_s} for part in parts
     ]
     rest: dict[str, Any] = {"nodes": nodes, "silent": silent, "at": at}
+    if KINDS[question.kind].media == MSGPACK:
+        for node, part in zip(nodes, parts, strict=True):
+            node["rows"] = part.rows
+        return msgspec.msgpack.encode(rest)
+    rows = ask.merge([part.rows for part in parts], question.check())
     return b'{"%b":%b,%b' % (question.kind.encode(), rows, msgspec.json.encode(rest)[1:])
 
 

@@ -14,7 +14,8 @@ from fastapi import APIRouter, Request, Response
 from tabane.clock import SYSTEM
 from tabane.errors import UsageError
 from tabane.k2i.api import Who
-from tabane.k2i.service import K2i, Part, Question, check, parse_params, render
+from tabane.k2i.kinds import KINDS, Kind
+from tabane.k2i.service import K2i, Part, Question, parse_params, render
 from tabane.security.identity import Principal
 from tabane.units import shorten
 
@@ -36,23 +37,21 @@ class Cluster(Protocol):
 def build_v2(k2i: K2i, cluster: Cluster | None = None) -> APIRouter:
     """The routes over a node's k2i, and the cluster it belongs to if there is one."""
     router = APIRouter(prefix="/v2", tags=["k2i"])
-
-    @router.get("/processes")
-    async def processes(request: Request, who: Who) -> Response:
-        """Processes, each with its place: node, app, instance, class."""
-        return await _answer(request, who, "processes", k2i, cluster)
-
+    for name, kind in KINDS.items():
+        _add_kind(router, name, kind, k2i, cluster)
     return router
 
 
-async def _answer(
-    request: Request, who: Principal, kind: str, k2i: K2i, cluster: Cluster | None
-) -> Response:
-    params = parse_params(request.query_params.multi_items())
-    scope = params.pop("scope", "node")
-    question = Question(kind, params)
-    check(question)
-    return Response(await _ask(question, who, scope, k2i, cluster), media_type="application/json")
+def _add_kind(router: APIRouter, name: str, kind: Kind, k2i: K2i, cluster: Cluster | None) -> None:
+    async def answer(request: Request, who: Who) -> Response:
+        params = parse_params(request.query_params.multi_items())
+        scope = params.pop("scope", "node")
+        question = Question(name, params)
+        question.check()
+        body = await _ask(question, who, scope, k2i, cluster)
+        return Response(body, media_type=kind.media)
+
+    router.add_api_route(f"/{name}", answer, description=kind.meaning, name=name)
 
 
 async def _ask(

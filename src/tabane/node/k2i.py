@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from tabane.errors import Closed, NotFound, TabaneError, Unavailable
-from tabane.k2i.service import Part, Question, check
+from tabane.k2i.service import Part, Question
 from tabane.k2i.v2 import Gathered
 from tabane.model import NodeName
 from tabane.node import messages as say
@@ -147,8 +147,8 @@ class ClusterK2i:
 
 
 def about(question: Question, nodes: Sequence[NodeName]) -> list[NodeName]:
-    """Those of the nodes that the question's `dc` and `node` leave. Raises as `check` does."""
-    filters = dict(check(question).filters)
+    """Those of the nodes that the question's `dc` and `node` leave. Raises as its `check` does."""
+    filters = dict(question.check().filters)
     return [
         node
         for node in nodes

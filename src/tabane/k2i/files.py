@@ -1,0 +1,214 @@
+"""The open files and sockets of processes, as lsof(8) shows them.
+
+Only of processes whose files who asks may see: root's own right, and everybody's over their own.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat as modes
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from tabane.k2i.host import Placed
+from tabane.k2i.procfs import GONE, decode, parse_stat
+from tabane.k2i.sockets import Endpoint, Socket, read_sockets
+from tabane.k2i.table import Process
+
+LINKS = {"cwd": "cwd", "root": "rtd", "exe": "txt"}
+"""In /proc/PID, and what lsof calls them."""
+MODES = {os.O_RDONLY: "r", os.O_WRONLY: "w", os.O_RDWR: "u"}
+
+_INODE = re.compile(r"(?:socket|pipe):\[([0-9]+)\]")
+_MAPPED = re.compile(rb"^[0-9a-f]+-[0-9a-f]+ \S+ \S+ \S+ [0-9]+ +(/.*)$", re.MULTILINE)
+_INFO = re.compile(rb"^(?:pos|flags):\t([0-9]+)$", re.MULTILINE)
+
+
+class OpenFile(Placed, frozen=True, kw_only=True):
+    """One row for each descriptor (or working directory, program, mapped file) of a process."""
+
+    namespace: str
+    app: str
+    instance: str
+    isolation: str = msgspec.field(name="class")
+    pid: int
+    start_ticks: int
+    uid: int
+    user: str
+    name: str
+    fd: str
+    """A number, or `cwd`, `rtd`, `txt`, `mem`."""
+    mode: str
+    """`r`, `w`, `u` for both; empty where it is no descriptor."""
+    type: str
+    """`REG`, `DIR`, `CHR`, `BLK`, `FIFO`, `a_inode`, `IPv4`, `IPv6`, `unix`, `netlink`, `packet`,
+    `sock` for one of another kind; `unknown` where it could not be looked at."""
+    device: str
+    """`major,minor`."""
+    size: int | None
+    """Of a file, in bytes."""
+    offset: int | None
+    inode: int | None
+    path: str
+    """Of a file, as its process sees it, or what the kernel calls it; of a unix socket, if bound.
+    ` (deleted)` at the end: it has no name any more."""
+    protocol: str = ""
+    local_address: str = ""
+    local_port: int = 0
+    peer_address: str = ""
+    peer_port: int = 0
+    state: str = ""
+
+
+class _File(NamedTuple):
+    """What `OpenFile` says beside its process."""
+
+    fd: str
+    mode: str
+    target: str
+    status: os.stat_result | None
+    offset: int | None
+
+
+def read_files(root: Path, processes: Iterable[Process], *, mapped: bool) -> list[OpenFile]:
+    """The files of these processes, those that there still are, with the `mapped` ones or without.
+    A process whose files may not be looked at has none."""
+    networks: dict[str, dict[int, Socket]] = {}
+    found: list[OpenFile] = []
+    for process in processes:
+        if process.inside:
+            continue
+        try:
+            found += _read_process(root, process, networks, mapped=mapped)
+        except GONE:
+            continue
+    return found
+
+
+def _read_process(
+    root: Path, process: Process, networks: dict[str, dict[int, Socket]], *, mapped: bool
+) -> list[OpenFile]:
+    """Raises one of `GONE`, also when another process has its pid now."""
+    directory = f"{root}/{process.pid}"
+    network = os.readlink(f"{directory}/ns/net")  # noqa: PTH115
+    if network not in networks:
+        networks[network] = read_sockets(Path(directory, "net"))
+    files = [*_links(directory), *(_mapped(directory) if mapped else ()), *_descriptors(directory)]
+    if parse_stat(_read(f"{directory}/stat")).starttime != process.start_ticks:
+        raise ProcessLookupError(f"process {process.pid} has ended, another has its pid")
+    return [_describe(process, file, networks[network]) for file in files]
+
+
+def _links(directory: str) -> Iterator[_File]:
+    for name, called in LINKS.items():
+        try:
+            path = f"{directory}/{name}"
+            yield _File(called, "", _target(path), os.stat(path), None)  # noqa: PTH116
+        except OSError:  # kernel threads have no program
+            continue
+
+
+def _mapped(directory: str) -> Iterator[_File]:
+    """Each file once, but for the program itself."""
+    try:
+        program = _target(f"{directory}/exe")
+        maps = _read(f"{directory}/maps")
+    except OSError:
+        return
+    for path in dict.fromkeys(_MAPPED.findall(maps)):
+        name = decode(path)
+        if name == program:
+            continue
+        try:
+            status = os.stat(f"{directory}/root{os.fsdecode(path)}")  # noqa: PTH116
+        except OSError:
+            status = None
+        yield _File("mem", "", name, status, None)
+
+
+def _descriptors(directory: str) -> Iterator[_File]:
+    for name in sorted(os.listdir(f"{directory}/fd"), key=int):  # noqa: PTH208
+        path = f"{directory}/fd/{name}"
+        try:
+            target = _target(path)
+            info = _read(f"{directory}/fdinfo/{name}")
+        except OSError:
+            continue  # closed meanwhile
+        offset, flags = _INFO.findall(info)
+        try:
+            status = os.stat(path)  # noqa: PTH116
+        except OSError:
+            status = None
+        yield _File(name, MODES.get(int(flags, 8) & os.O_ACCMODE, ""), target, status, int(offset))
+
+
+def _target(path: str) -> str:
+    return decode(os.fsencode(os.readlink(path)))  # noqa: PTH115
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb", buffering=0) as file:  # noqa: PTH123
+        return file.readall()
+
+
+def _describe(process: Process, file: _File, sockets: dict[int, Socket]) -> OpenFile:
+    status = file.status
+    is_file = status is not None and modes.S_ISREG(status.st_mode) | modes.S_ISDIR(status.st_mode)
+    found = _INODE.fullmatch(file.target)
+    sock = sockets.get(int(found[1])) if found and file.target.startswith("socket") else None
+    local, peer = (sock.local, sock.peer) if sock else (Endpoint(), Endpoint())
+    return OpenFile(
+        dc=process.dc,
+        node=process.node,
+        incarnation=process.incarnation,
+        namespace=process.namespace,
+        app=process.app,
+        instance=process.instance,
+        isolation=process.isolation,
+        pid=process.pid,
+        start_ticks=process.start_ticks,
+        uid=process.uid,
+        user=process.user,
+        name=process.name,
+        fd=file.fd,
+        mode=file.mode,
+        type=sock.family if sock else _type_of(status),
+        device=_device_of(status) if status and not sock else "",
+        size=status.st_size if status and is_file else None,
+        offset=file.offset,
+        inode=status.st_ino if status else None,
+        path=sock.path if sock else file.target,
+        protocol=sock.protocol if sock else "",
+        local_address=local.address,
+        local_port=local.port,
+        peer_address=peer.address,
+        peer_port=peer.port,
+        state=sock.state if sock else "",
+    )
+
+
+_TYPES = {
+    modes.S_IFREG: "REG",
+    modes.S_IFDIR: "DIR",
+    modes.S_IFCHR: "CHR",
+    modes.S_IFBLK: "BLK",
+    modes.S_IFIFO: "FIFO",
+    modes.S_IFSOCK: "sock",
+}
+
+
+def _type_of(status: os.stat_result | None) -> str:
+    """The kernel's nameless files (eventfd, epoll, ...) have no type at all in their mode."""
+    if status is None:
+        return "unknown"
+    return _TYPES.get(modes.S_IFMT(status.st_mode), "a_inode")
+
+
+def _device_of(status: os.stat_result) -> str:
+    is_device = modes.S_ISCHR(status.st_mode) or modes.S_ISBLK(status.st_mode)
+    device = status.st_rdev if is_device else status.st_dev
+    return f"{os.major(device)},{os.minor(device)}"

@@ -1,0 +1,211 @@
+"""The kinds of questions that a node's k2i answers, each with its parameters and its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+from msgspec.structs import replace
+
+from tabane.clock import Clock
+from tabane.errors import NotFound, Unauthenticated, UsageError
+from tabane.k2i import query as ask
+from tabane.k2i.files import OpenFile, read_files
+from tabane.k2i.host import Host, HostReader, Place
+from tabane.k2i.logins import Login, describe_logins, read_sessions
+from tabane.k2i.mounts import Mount, MountReader
+from tabane.k2i.query import Parameter, Query
+from tabane.k2i.raw import FILES, MORE_FILES, read_raw
+from tabane.k2i.table import Process, ProcessTable
+from tabane.k2i.threads import Thread, read_threads
+from tabane.k2i.tree import Branch, grow
+from tabane.model import Instance
+from tabane.security.identity import Principal
+from tabane.units import shorten
+
+JSON = "application/json"
+MSGPACK = "application/msgpack"
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where a node's answers come from. `inside`: processes that the node's own table has not."""
+
+    place: Place
+    root: Path
+    table: ProcessTable
+    host: HostReader
+    mounts: MountReader
+    clock: Clock
+    inside: Callable[[], Iterable[Process]]
+
+
+class Look(NamedTuple):
+    """One reading: what is asked, by whom, and the instances that run."""
+
+    sources: Sources
+    query: Query
+    who: Principal
+    instances: Sequence[Instance]
+
+    def processes(self) -> list[Process]:
+        """Those that the question is about, as who asks may see them."""
+        found = self.sources.table.processes(self.instances)
+        found += self.sources.inside()
+        return [redact(row, self.who) for row in ask.choose(found, self.query.filters)]
+
+
+class Kind(NamedTuple):
+    """`read` makes the rows, in the encoding that `media` names. `row` is what one is like."""
+
+    meaning: str
+    parameters: Mapping[str, Parameter]
+    row: type[msgspec.Struct]
+    read: Callable[[Look], bytes]
+    media: str = JSON
+    may_block: bool = False
+    """Reading may wait for another machine, and so for ever."""
+
+
+def redact(process: Process, who: Principal) -> Process:
+    """Its arguments are for root and for its own user; others see its name."""
+    if who.is_root or who.uid == process.uid:
+        return process
+    return replace(process, command=f"[{process.name}]")
+
+
+def _rows(row: type[msgspec.Struct], read: Callable[[Look], list[Any]]) -> Callable[[Look], bytes]:
+    return lambda look: ask.arrange(read(look), look.query, row)
+
+
+def _host(look: Look) -> list[Host]:
+    return ask.choose([look.sources.host.read()], look.query.filters)
+
+
+def _mounts(look: Look) -> list[Mount]:
+    return ask.choose(look.sources.mounts.read(), look.query.filters)
+
+
+def _logins(look: Look) -> list[Login]:
+    sources = look.sources
+    processes = [redact(row, look.who) for row in sources.table.processes(look.instances)]
+    now = sources.clock.wall()
+    found = describe_logins(read_sessions(), processes, sources.place, now)
+    return ask.choose(found, look.query.filters)
+
+
+def _threads(look: Look) -> list[Thread]:
+    sources = look.sources
+    return read_threads(sources.root, look.processes(), sources.host.uptime_s())
+
+
+def _tree(look: Look) -> list[Branch]:
+    return grow(look.processes())
+
+
+def _files(look: Look) -> list[OpenFile]:
+    if look.who.kind == "anybody":
+        problem = "open files are shown only to those who say who they are: ask at a unix socket"
+        raise Unauthenticated(problem)
+    mine = [row for row in look.processes() if look.who.is_root or look.who.uid == row.uid]
+    options = look.query.options
+    found = read_files(look.sources.root, mine, mapped=options.get("mapped", False))
+    for name in ("path", "type"):
+        if name in options:
+            found = [row for row in found if getattr(row, name) in options[name]]
+    if "port" in options:
+        ports = options["port"]
+        found = [row for row in found if row.local_port in ports or row.peer_port in ports]
+    return found
+
+
+def _raw(look: Look) -> bytes:
+    files = look.query.options.get("files", FILES)
+    return read_raw(look.sources.root, look.processes(), files, look.who)
+
+
+def _parse_files(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    known = (*FILES, *MORE_FILES)
+    for name in names:
+        if name not in known:
+            raise UsageError(f"{shorten(name)} is none of {', '.join(known)}")
+    return names
+
+
+RAW_FILES = Parameter(
+    {"type": "string", "pattern": "^[a-z_]+(,[a-z_]+)*$"},
+    f"Which files of each process: of {', '.join((*FILES, *MORE_FILES))}.",
+    _parse_files,
+)
+OF_FILES: dict[str, Parameter] = {
+    "path": Parameter(ask.TEXT, "Only this file.", ask.one_text),
+    "type": Parameter(ask.LIST, "Only files of these types, as `REG` or `IPv4`.", ask.any_text),
+    "port": Parameter(ask.PIDS, "Only sockets at these ports, here or there.", ask.numbers),
+    "mapped": Parameter(ask.FLAG, "Also the files that processes have mapped.", ask.flag),
+}
+
+KINDS: dict[str, Kind] = {
+    "processes": Kind(
+        "Processes, each with its place: node, app, instance, class.",
+        {**ask.PLACE, **ask.OWNER, **ask.SHAPE, **ask.GROUPS},
+        Process,
+        _rows(Process, Look.processes),
+    ),
+    "threads": Kind(
+        "The threads of the processes that the parameters choose.",
+        {**ask.PLACE, **ask.OWNER, **ask.SHAPE, **ask.GROUPS},
+        Thread,
+        _rows(Thread, _threads),
+    ),
+    "tree": Kind(
+        "Processes as a tree: parents before their children, with `depth`.",
+        {**ask.PLACE, **ask.OWNER, "fields": ask.SHAPE["fields"]},
+        Branch,
+        _rows(Branch, _tree),
+    ),
+    "files": Kind(
+        "Open files and sockets of processes; of one's own, unless one is root.",
+        {**ask.PLACE, **ask.OWNER, **OF_FILES, **ask.SHAPE, **ask.GROUPS},
+        OpenFile,
+        _rows(OpenFile, _files),
+        may_block=True,
+    ),
+    "host": Kind(
+        "The figures of a machine: CPUs, memory, load, pressure, disks, network.",
+        {**ask.PLACE, "fields": ask.SHAPE["fields"]},
+        Host,
+        _rows(Host, _host),
+    ),
+    "mounts": Kind(
+        "Mounted file systems, and how full they are.",
+        {**ask.PLACE, **ask.SHAPE, **ask.GROUPS},
+        Mount,
+        _rows(Mount, _mounts),
+        may_block=True,
+    ),
+    "logins": Kind(
+        "Who is logged in, since when, idle for how long, and what they do.",
+        {**ask.PLACE, "user": ask.OWNER["user"], **ask.SHAPE},
+        Login,
+        _rows(Login, _logins),
+    ),
+    "raw": Kind(
+        "The files of each process in /proc, and the machine's own, as bytes.",
+        {**ask.PLACE, **ask.OWNER, "files": RAW_FILES},
+        Process,
+        _raw,
+        media=MSGPACK,
+    ),
+}
+
+
+def check(kind: str, params: Mapping[str, str]) -> Query:
+    """What is asked, understood. Raises `NotFound` for a kind that is not there, `UsageError` for
+    parameters that are not."""
+    if kind not in KINDS:
+        raise NotFound(f"k2i knows no {shorten(kind)}, only {', '.join(KINDS)}")
+    return ask.parse_query(params, KINDS[kind].parameters, KINDS[kind].row)

@@ -1,0 +1,148 @@
+"""Mounted file systems and how full they are, as df(1) shows them.
+
+To ask a file system for its size may block for ever when it is another machine's or a user's
+program. Such ones are asked on a thread each, with a deadline; one that is late is not asked again
+before that thread has come back.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from tabane.k2i.host import NOWHERE, Place, Placed
+
+DEADLINE_S = 1.0
+BLOCKING = ("nfs", "cifs", "smb", "fuse", "ceph", "9p", "glusterfs", "lustre", "afs", "ocfs2")
+"""What the names of such file systems' types begin with."""
+UNASKED = ("autofs",)
+"""To look at one would mount it."""
+NO_ANSWER = "it does not answer"
+
+_ESCAPE = re.compile(r"\\([0-7]{3})")
+
+
+class Mount(Placed, frozen=True, kw_only=True):
+    """A mount of the node's own mount namespace. Sizes are null, and `problem` says why, where
+    there was no answer."""
+
+    device: str
+    type: str
+    mount_point: str
+    root: str
+    """Which directory of the file system is mounted there."""
+    device_id: str
+    """`major:minor`: equal for mounts of one file system."""
+    options: str
+    read_only: bool
+    size_kib: int | None = None
+    used_kib: int | None = None
+    available_kib: int | None = None
+    """To users other than root."""
+    used_percent: int | None = None
+    """As df reckons: of what users may have, rounded up."""
+    inodes: int | None = None
+    inodes_used: int | None = None
+    inodes_free: int | None = None
+    problem: str = ""
+
+
+def parse_mount(line: str, place: Place = NOWHERE) -> Mount:
+    """A line of /proc/PID/mountinfo, proc_pid_mountinfo(5)."""
+    before, _, after = line.partition(" - ")
+    _, _, device_id, root, mount_point, options, *_ = before.split(" ")
+    kind, device, _ = after.split(" ", 2)
+    return Mount(
+        **place._asdict(),
+        device=_unescape(device),
+        type=_unescape(kind),
+        mount_point=_unescape(mount_point),
+        root=_unescape(root),
+        device_id=device_id,
+        options=options,
+        read_only="ro" in options.split(","),
+    )
+
+
+def _unescape(text: str) -> str:
+    """Blanks, tabs, newlines and backslashes stand there as octal numbers."""
+    return _ESCAPE.sub(lambda found: chr(int(found[1], 8)), text)
+
+
+def sizes(stat: os.statvfs_result) -> dict[str, int]:
+    """What `Mount` says of how full it is."""
+
+    def kib(blocks: int) -> int:
+        return blocks * stat.f_frsize >> 10
+
+    used = stat.f_blocks - stat.f_bfree
+    usable = used + stat.f_bavail
+    return {
+        "size_kib": kib(stat.f_blocks),
+        "used_kib": kib(used),
+        "available_kib": kib(stat.f_bavail),
+        "used_percent": -(-100 * used // usable) if usable else 0,
+        "inodes": stat.f_files,
+        "inodes_used": stat.f_files - stat.f_ffree,
+        "inodes_free": stat.f_ffree,
+    }
+
+
+class MountReader:
+    """Reads the mounts of the process it is in. For any thread."""
+
+    def __init__(self, place: Place = NOWHERE, *, root: Path = Path("/proc")) -> None:
+        self._place = place
+        self._file = root / "self" / "mountinfo"
+        self._late: dict[str, threading.Thread] = {}
+
+    def read(self) -> list[Mount]:
+        text = self._file.read_bytes().decode("utf-8", "surrogateescape")
+        return [self._measure(parse_mount(line, self._place)) for line in text.splitlines()]
+
+    def _measure(self, mount: Mount) -> Mount:
+        found: dict[str, int] | str = {}
+        if mount.type.startswith(BLOCKING):
+            found = self._ask_with_deadline(mount.mount_point)
+        elif mount.type not in UNASKED:
+            found = _ask(mount.mount_point)
+        if isinstance(found, str):
+            return replace(_printable(mount), problem=found)
+        return replace(_printable(mount), **found)
+
+    def _ask_with_deadline(self, path: str) -> dict[str, int] | str:
+        late = self._late.get(path)
+        if late is not None and late.is_alive():
+            return NO_ANSWER
+        answers: list[dict[str, int] | str] = []
+        thread = threading.Thread(
+            target=lambda: answers.append(_ask(path)), name=f"statvfs {path}", daemon=True
+        )
+        thread.start()
+        thread.join(DEADLINE_S)
+        if answers:
+            return answers[0]
+        self._late[path] = thread
+        return NO_ANSWER
+
+
+def _ask(path: str) -> dict[str, int] | str:
+    """Its sizes, or why there are none."""
+    try:
+        return sizes(os.statvfs(path))
+    except OSError as error:
+        return os.strerror(error.errno or 0)
+
+
+def _printable(mount: Mount) -> Mount:
+    """Names that are not UTF-8 as `\\xff`."""
+    texts = {
+        name: os.fsencode(text).decode("utf-8", "backslashreplace")
+        for name in ("device", "mount_point", "root")
+        if not (text := getattr(mount, name)).isascii()
+    }
+    return replace(mount, **texts) if texts else mount
