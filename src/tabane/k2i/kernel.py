@@ -230,7 +230,9 @@ def _threads(pid: int) -> list[int]:
 
 def _do_to_thread(held: Held, tid: int, apply: Callable[[int], None]) -> None:
     before = _start_of(held.pid, tid)
-    if not before or held.has_ended:
+    if held.has_ended:
+        raise NotFound(f"process {held.pid} ended meanwhile")
+    if not before:
         return
     try:
         with translated(held.pid):
