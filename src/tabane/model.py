@@ -216,6 +216,33 @@ class Instance(Value, frozen=True, omit_defaults=True):
     """Why it is in its state, when that needs saying; the exit reason at the end."""
 
 
+class GuestProcess(Value, frozen=True, omit_defaults=True):
+    """A process that the node's kernel does not know, as who runs it tells: a sandbox's kernel in
+    user space, the agent in a virtual machine, a WebAssembly host. Its numbers, users and clock are
+    those of in there."""
+
+    inside: str
+    """`sandbox`, `guest` or `wasm`."""
+    pid: int
+    name: str
+    ppid: int = 0
+    command: str = ""
+    uid: int = 0
+    gid: int = 0
+    user: str = ""
+    group: str = ""
+    state: str = "?"
+    tty: str = "?"
+    threads: int = 1
+    nice: int = 0
+    cpu_s: float = 0.0
+    vsz_kib: int = 0
+    rss_kib: int = 0
+    elapsed_s: float = 0.0
+    start_ticks: int = 0
+    """0: not known."""
+
+
 class ExitStatus(Value, frozen=True, omit_defaults=True):
     """How a process ended: `code` 0-255, or `signal` when a signal ended it."""
 

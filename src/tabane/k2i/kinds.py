@@ -13,6 +13,8 @@ from msgspec.structs import replace
 from tabane.clock import Clock
 from tabane.errors import NotFound, Unauthenticated, UsageError
 from tabane.k2i import query as ask
+from tabane.k2i.collectors.runner import FactRow
+from tabane.k2i.facts import ProcessWithFacts, add_facts
 from tabane.k2i.files import OpenFile, read_files
 from tabane.k2i.host import Host, HostReader, Place
 from tabane.k2i.logins import Login, describe_logins, read_sessions
@@ -32,7 +34,8 @@ MSGPACK = "application/msgpack"
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Where a node's answers come from. `inside`: processes that the node's own table has not."""
+    """Where a node's answers come from. `inside`: processes that the node's own table has not;
+    `facts`: what collectors told."""
 
     place: Place
     root: Path
@@ -41,6 +44,7 @@ class Sources:
     mounts: MountReader
     clock: Clock
     inside: Callable[[], Iterable[Process]]
+    facts: Callable[[], list[FactRow]]
 
 
 class Look(NamedTuple):
@@ -71,8 +75,9 @@ class Kind(NamedTuple):
 
 
 def redact(process: Process, who: Principal) -> Process:
-    """Its arguments are for root and for its own user; others see its name."""
-    if who.is_root or who.uid == process.uid:
+    """Its arguments are for root and for its own user; others see its name. A user inside of
+    something is none of the node's."""
+    if who.is_root or (who.uid == process.uid and not process.inside):
         return process
     return replace(process, command=f"[{process.name}]")
 
@@ -95,6 +100,18 @@ def _logins(look: Look) -> list[Login]:
     now = sources.clock.wall()
     found = describe_logins(read_sessions(), processes, sources.place, now)
     return ask.choose(found, look.query.filters)
+
+
+def _processes(look: Look) -> bytes:
+    found = look.processes()
+    if not look.query.options.get("facts"):
+        return ask.arrange(found, look.query, Process)
+    rows = add_facts(found, look.sources.facts(), look.instances)
+    return ask.arrange(rows, look.query, ProcessWithFacts)
+
+
+def _facts(look: Look) -> list[FactRow]:
+    return ask.choose(look.sources.facts(), look.query.filters)
 
 
 def _threads(look: Look) -> list[Thread]:
@@ -124,7 +141,8 @@ def _files(look: Look) -> list[OpenFile]:
 
 def _raw(look: Look) -> bytes:
     files = look.query.options.get("files", FILES)
-    return read_raw(look.sources.root, look.processes(), files, look.who)
+    mine = [row for row in look.processes() if not row.inside]
+    return read_raw(look.sources.root, mine, files, look.who)
 
 
 def _parse_files(text: str) -> tuple[str, ...]:
@@ -148,12 +166,23 @@ OF_FILES: dict[str, Parameter] = {
     "mapped": Parameter(ask.FLAG, "Also the files that processes have mapped.", ask.flag),
 }
 
+WITH_FACTS = {
+    "facts": Parameter(ask.FLAG, "Also what collectors told, by collector.", ask.flag),
+}
+OF_FACTS = {name: ask.OWNER[name] for name in ("namespace", "app", "instance", "pid")}
+
 KINDS: dict[str, Kind] = {
     "processes": Kind(
         "Processes, each with its place: node, app, instance, class.",
-        {**ask.PLACE, **ask.OWNER, **ask.SHAPE, **ask.GROUPS},
+        {**ask.PLACE, **ask.OWNER, **ask.INSIDE, **WITH_FACTS, **ask.SHAPE, **ask.GROUPS},
         Process,
-        _rows(Process, Look.processes),
+        _processes,
+    ),
+    "facts": Kind(
+        "What collectors told of processes, instances and nodes, each with its age.",
+        {**ask.PLACE, **OF_FACTS, **ask.COLLECTED, **ask.SHAPE, **ask.GROUPS},
+        FactRow,
+        _rows(FactRow, _facts),
     ),
     "threads": Kind(
         "The threads of the processes that the parameters choose.",
@@ -163,7 +192,7 @@ KINDS: dict[str, Kind] = {
     ),
     "tree": Kind(
         "Processes as a tree: parents before their children, with `depth`.",
-        {**ask.PLACE, **ask.OWNER, "fields": ask.SHAPE["fields"]},
+        {**ask.PLACE, **ask.OWNER, **ask.INSIDE, "fields": ask.SHAPE["fields"]},
         Branch,
         _rows(Branch, _tree),
     ),
@@ -208,4 +237,5 @@ def check(kind: str, params: Mapping[str, str]) -> Query:
     parameters that are not."""
     if kind not in KINDS:
         raise NotFound(f"k2i knows no {shorten(kind)}, only {', '.join(KINDS)}")
-    return ask.parse_query(params, KINDS[kind].parameters, KINDS[kind].row)
+    row = ProcessWithFacts if params.get("facts") == "yes" else KINDS[kind].row
+    return ask.parse_query(params, KINDS[kind].parameters, row)

@@ -133,6 +133,18 @@ OWNER: dict[str, Parameter] = {
     "pid": Parameter(PIDS, "Only of the processes with these numbers.", numbers),
     "name": Parameter(TEXT, "Only of processes with exactly this name.", one_text),
 }
+INSIDE: dict[str, Parameter] = {
+    "inside": Parameter(
+        LIST,
+        "Only processes that were found by these, `sandbox`, `guest` or `wasm`; `none`: those of "
+        "the node itself.",
+        lambda text: frozenset("" if word == "none" else word for word in _split(text)),
+    ),
+}
+COLLECTED: dict[str, Parameter] = {
+    "collector": Parameter(LIST, "Only what the collectors of these names tell.", any_text),
+    "kind": Parameter(LIST, "Only what collectors of these kinds tell.", any_text),
+}
 SHAPE: dict[str, Parameter] = {
     "fields": Parameter(_WORDS, "These fields alone.", _words),
     "sort": Parameter(_SORT, "Order by these fields; `-` before one: largest first.", _sort),
@@ -150,7 +162,7 @@ def parse_query(
 ) -> Query:
     """What `params` ask of rows of this kind. Raises `UsageError` for what is not `known`."""
     values = {name: parse_value(name, text, known) for name, text in params.items()}
-    filters = {**PLACE, **OWNER}
+    filters = {**PLACE, **OWNER, **INSIDE, **COLLECTED}
     common = {*filters, *SHAPE, *GROUPS}
     query = Query(
         filters=tuple((name, value) for name, value in values.items() if name in filters),

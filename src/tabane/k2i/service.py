@@ -21,6 +21,7 @@ import msgspec
 from tabane.clock import SYSTEM, Clock
 from tabane.errors import TimedOut, UsageError
 from tabane.k2i import query as ask
+from tabane.k2i.collectors.runner import FactRow
 from tabane.k2i.host import HostReader, Place
 from tabane.k2i.kinds import KINDS, MSGPACK, Look, Sources, check
 from tabane.k2i.mounts import MountReader
@@ -65,21 +66,25 @@ class K2i:
         incarnation: str = "",
         instances: Callable[[], Iterable[Instance]] = tuple,
         inside: Callable[[], Iterable[Process]] = tuple,
+        inside_age_s: Callable[[], float] = float,
+        facts: Callable[[], list[FactRow]] = list,
         clock: Clock = SYSTEM,
         root: Path = PROCFS,
     ) -> None:
         """`node` is `DATACENTER/NODE`, or empty outside of a cluster; `instances` are those that
-        run here; `inside`: processes that `table` has not, as those in a virtual machine."""
+        run here; `inside`: processes that `table` has not, as those in a virtual machine, and how
+        old the oldest of these is; `facts`: what collectors told, each with its age."""
         dc, _, name = node.rpartition("/")
         place = Place(dc, name, incarnation)
         self.table = table
         self.node = node
         self.incarnation = incarnation
         self._instances = instances
+        self._inside_age_s = inside_age_s
         self._clock = clock
         host = HostReader(place, root=root, clock=clock)
         mounts = MountReader(place, root=root)
-        self._sources = Sources(place, root, table, host, mounts, clock, inside)
+        self._sources = Sources(place, root, table, host, mounts, clock, inside, facts)
         self._threads = ThreadPoolExecutor(THREADS, "k2i")
         self._blocking = ThreadPoolExecutor(THREADS, "k2i-blocking")
 
@@ -96,7 +101,8 @@ class K2i:
                 rows = await reading
         except TimeoutError:
             raise TimedOut(f"{question.kind} could not be read within {DEADLINE_S:g} s") from None
-        return Part(self.node, self.incarnation, round(self._clock.now() - began, 3), rows)
+        age_s = self._clock.now() - began + self._inside_age_s()
+        return Part(self.node, self.incarnation, round(age_s, 3), rows)
 
     async def answer(self, question: Question, who: Principal) -> bytes:
         """This node's whole answer: see `render`."""

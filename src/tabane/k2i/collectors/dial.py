@@ -56,7 +56,7 @@ class NodeDial:
     def _find(self, host: str, port: int) -> int:
         inode = find_inode(self._procfs, host, port)
         pid, ticks = self._owner
-        if inode != self._inode or (pid and self._ticks(pid) != ticks):
+        if inode != self._inode or (pid and start_ticks(pid, self._procfs) != ticks):
             self._inode = inode
             self._owner = self._oldest(inode) if inode else (0, 0)
         return self._owner[0]
@@ -67,15 +67,17 @@ class NodeDial:
             (ticks, pid)
             for pid in map(int, filter(str.isdigit, os.listdir(self._procfs)))  # noqa: PTH208
             if has_open(self._procfs / str(pid), f"socket:[{inode}]")
-            and (ticks := self._ticks(pid))
+            and (ticks := start_ticks(pid, self._procfs))
         ]
         ticks, pid = min(holders, default=(0, 0))
         return pid, ticks
 
-    def _ticks(self, pid: int) -> int:
-        with suppress(*GONE):
-            return parse_stat((self._procfs / str(pid) / "stat").read_bytes()).starttime
-        return 0
+
+def start_ticks(pid: int, procfs: Path = Path("/proc")) -> int:
+    """When a process was started, in ticks since its machine was; 0 when there is none."""
+    with suppress(*GONE):
+        return parse_stat((procfs / str(pid) / "stat").read_bytes()).starttime
+    return 0
 
 
 def has_open(process: Path, target: str) -> bool:

@@ -7,6 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from tabane.errors import SpecError
+from tabane.k2i.collectors import registry
+from tabane.k2i.collectors.api import Setting
+from tabane.k2i.collectors.command import run_here
+from tabane.k2i.collectors.dial import NodeDial
+from tabane.k2i.collectors.runner import Job
 from tabane.model import Collect
 from tabane.spec import error_of, read_fields, read_text
 from tabane.spec_fields import NODE_COLLECT, Mistake, Tables, check_collect
@@ -27,3 +32,12 @@ def load_collects(path: Path) -> tuple[Collect, ...]:
     except ValueError as error:
         raise SpecError(file, 0, "", f"this is not TOML: {error}") from None
     return read.get("collect", ())
+
+
+def load_jobs(path: Path) -> list[Job]:
+    """What it asks for, to be run from this machine. Raises `SpecError`."""
+    return [_job(collect) for collect in load_collects(path)]
+
+
+def _job(collect: Collect) -> Job:
+    return Job(collect, lambda: registry.make(Setting(collect, NodeDial(), run_here)))
