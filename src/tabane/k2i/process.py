@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 
 import msgspec
 
 from tabane.k2i.names import Names, terminal
 from tabane.k2i.procfs import PAGE_BYTES, TICKS_PER_S, Stat
-from tabane.model import Instance
 
 
 class Process(msgspec.Struct, frozen=True, gc=False, kw_only=True):
@@ -81,9 +81,13 @@ class Facts:
     instance: str
 
 
+NO_FACTS = Facts(0, 0, 0, False, "", "")
+
+
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """What a snapshot has in common. `at` is monotonic, `booted_at` in seconds since the epoch."""
+    """What a snapshot has in common. `at` is monotonic, `booted_at` in seconds since the epoch;
+    `places` has the app and the class of each instance."""
 
     dc: str
     node: str
@@ -93,12 +97,12 @@ class Moment:
     booted_at: float
     memory_kib: int
     names: Names
-    instances: dict[str, Instance]
+    places: dict[str, tuple[str, str]]
 
 
 def describe(stat: Stat, facts: Facts, moment: Moment, recent: float | None) -> Process:
     """A process as it is at the moment; it used `recent` percent of a CPU of late."""
-    instance = moment.instances.get(facts.instance)
+    app, isolation = moment.places.get(facts.instance, ("", ""))
     elapsed_s = max(0.0, moment.uptime_s - stat.starttime / TICKS_PER_S)
     cpu_s = (stat.utime + stat.stime) / TICKS_PER_S
     rss_kib = stat.rss * PAGE_BYTES >> 10
@@ -106,10 +110,10 @@ def describe(stat: Stat, facts: Facts, moment: Moment, recent: float | None) -> 
         dc=moment.dc,
         node=moment.node,
         incarnation=moment.incarnation,
-        namespace=instance.app.partition("/")[0] if instance else "",
-        app=instance.app if instance else "",
+        namespace=app.partition("/")[0],
+        app=app,
         instance=facts.instance,
-        isolation=instance.isolation if instance else "",
+        isolation=isolation,
         pid=stat.pid,
         ppid=stat.ppid,
         pgrp=stat.pgrp,
@@ -147,26 +151,19 @@ def describe(stat: Stat, facts: Facts, moment: Moment, recent: float | None) -> 
 
 
 def renew(before: Process, moment: Moment, recent: float | None) -> Process:
-    """The record of a process of which nothing changed but its age: a fifth of the work."""
+    """The record of a process of which nothing changed but its age: a tenth of the work."""
     elapsed_s = max(0.0, moment.uptime_s - before.start_ticks / TICKS_PER_S)
-    process = before.__copy__()
+    process = copy(before)
     _set(process, "elapsed_s", round(elapsed_s, 2))
-    _set(process, "cpu_percent", _percent(before.cpu_s, elapsed_s))
-    _set(process, "recent_cpu_percent", recent)
+    if before.cpu_s:
+        _set(process, "cpu_percent", _percent(before.cpu_s, elapsed_s))
+    if recent != before.recent_cpu_percent:
+        _set(process, "recent_cpu_percent", recent)
     return process
 
 
 _set = msgspec.structs.force_setattr
 """Of a copy that nobody else has yet."""
-
-
-def belongs(process: Process, moment: Moment) -> bool:
-    """Whether it says of its instance what is known of it at the moment."""
-    if not process.instance:
-        return True
-    instance = moment.instances.get(process.instance)
-    known = (instance.app, instance.isolation) if instance else ("", "")
-    return (process.app, process.isolation) == known
 
 
 def _percent(cpu_s: float, elapsed_s: float) -> float:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import re
 import resource
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -150,16 +150,17 @@ class Procfs:
         self._room = soft // 2 if keep is None else keep
         self._most = hard // 2 if keep is None else keep
         self._count = 0
-        self._kept: dict[str, dict[int, list[int]]] = {}
+        self._kept: dict[str, _Files] = {}
         self._round = self._swept = 0
-        self.opened = 0
-        """How many files were opened so far."""
+        self.opened: set[int] = set()
+        """Processes of which files were opened in this round: perhaps of two with the same pid."""
 
     def pids(self) -> list[int]:
         """Of all processes to be seen, ascending. Descriptors of those that ended are closed."""
         pids = sorted(int(name) for name in os.listdir(self._root) if name.isdigit())  # noqa: PTH208
         self._close_all_but(set(pids))
         self._round += 1
+        self.opened.clear()
         return pids
 
     def stat(self, pid: int) -> Stat:
@@ -169,9 +170,8 @@ class Procfs:
     def stat_again(self, before: Stat) -> Stat:
         """Of the same process, which shows that what was read of its pid since was its own and not
         that of another that got its number. Raises one of `GONE`."""
-        kept = self._files("stat").get(before.pid)
-        data = _read_all(kept[0]) if kept else self.read(before.pid, "stat")
-        stat = parse_stat(data)
+        fd = self._files("stat").fds.get(before.pid)
+        stat = parse_stat(self.read(before.pid, "stat") if fd is None else _read_all(fd))
         if stat.starttime != before.starttime:
             raise ProcessLookupError(f"process {before.pid} has ended, another has its pid")
         return stat
@@ -187,11 +187,11 @@ class Procfs:
     def read_again(self, pid: int, name: str) -> bytes:
         """As `read`, of a file worth keeping open. When the process whose file was kept is gone,
         it is that of the one that has its pid now."""
-        kept = self._files(name).get(pid)
-        if kept is not None:
-            kept[1] = self._round
+        files = self._files(name)
+        if pid in files.fds:
+            files.used[pid] = self._round
             try:
-                return _read_all(kept[0])
+                return _read_all(files.fds[pid])
             except ProcessLookupError:
                 self.forget(pid)
         fd = self._open(pid, name)
@@ -202,16 +202,35 @@ class Procfs:
             raise
         if self._has_room():
             self._count += 1
-            self._files(name)[pid] = [fd, self._round]
+            files.fds[pid], files.used[pid] = fd, self._round
         else:
             os.close(fd)
         return data
 
+    def read_each(self, pids: Iterable[int], name: str) -> list[bytes | None]:
+        """As `read_again` of one after another; None for what is gone."""
+        kept, found = self._files(name).fds.get, []
+        for pid in pids:
+            fd = kept(pid)
+            data = None
+            if fd is not None:
+                try:
+                    data = os.pread(fd, CHUNK_BYTES, 0)
+                except ProcessLookupError:
+                    self.forget(pid)
+            if data is None or len(data) == CHUNK_BYTES:
+                try:
+                    data = self.read_again(pid, name)
+                except GONE:
+                    data = None
+            found.append(data)
+        self._files(name).touch(self._round)
+        return found
+
     def forget(self, pid: int) -> None:
         """Close what is kept of `pid`."""
         for files in self._kept.values():
-            if pid in files:
-                self._close(files, pid)
+            self._count -= files.close(pid)
 
     def uptime_s(self) -> float:
         """Seconds since the machine was started, sleep included, as in processes' start times."""
@@ -233,12 +252,11 @@ class Procfs:
         self._close_all_but(())
 
     def _open(self, pid: int, name: str) -> int:
-        self.opened += 1
+        self.opened.add(pid)
         return os.open(f"{self._root}/{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC)
 
-    def _files(self, name: str) -> dict[int, list[int]]:
-        """Of each pid the descriptor of this file, and the round in which it was used last."""
-        return self._kept.setdefault(name, {})
+    def _files(self, name: str) -> _Files:
+        return self._kept.setdefault(name, _Files())
 
     def _has_room(self) -> bool:
         if self._count >= self._room < self._most:
@@ -253,20 +271,39 @@ class Procfs:
         unused = sorted(
             (used, name, pid)
             for name, files in self._kept.items()
-            for pid, (_, used) in files.items()
+            for pid, used in files.used.items()
             if used < self._round - 1
         )
         for _, name, pid in unused[: max(1, self._room // 8)]:
-            self._close(self._kept[name], pid)
-
-    def _close(self, files: dict[int, list[int]], pid: int) -> None:
-        os.close(files.pop(pid)[0])
-        self._count -= 1
+            self._count -= self._kept[name].close(pid)
 
     def _close_all_but(self, pids: Collection[int]) -> None:
         for files in self._kept.values():
-            for pid in [pid for pid in files if pid not in pids]:
-                self._close(files, pid)
+            for pid in [pid for pid in files.fds if pid not in pids]:
+                self._count -= files.close(pid)
+
+
+class _Files:
+    """Kept descriptors of one kind of file by pid, and the round in which each was used last."""
+
+    __slots__ = ("fds", "used")
+
+    def __init__(self) -> None:
+        self.fds: dict[int, int] = {}
+        self.used: dict[int, int] = {}
+
+    def touch(self, now: int) -> None:
+        """All were used."""
+        self.used = dict.fromkeys(self.fds, now)
+
+    def close(self, pid: int) -> int:
+        """How many it closed: 1, or 0 when none was kept."""
+        fd = self.fds.pop(pid, None)
+        if fd is None:
+            return 0
+        del self.used[pid]
+        os.close(fd)
+        return 1
 
 
 def _read_all(fd: int) -> bytes:

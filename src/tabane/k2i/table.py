@@ -5,12 +5,12 @@ but for its age. What rarely changes (command line, users, cgroup) is read again
 
 - at once after an exec, which gives the process another stack, and when `touch` says so;
 - after `REFRESH_S` when the process may have changed it itself, for which it has to run: the
-  kernel counts that in `schedstat` (of the first thread, so others count as having run);
-- after `MOVED_S` in any case: others may have moved it to another cgroup. That happens to young
-  processes most, which are read anew every `REFRESH_S`.
+  kernel counts that in `schedstat` (of the first thread, so one with others counts as having run);
+- after `MOVED_S` when it is in another cgroup, which others may have moved it to; while it is
+  young, when that happens most, after `REFRESH_S`.
 
 So a command line or an owner in a snapshot is never staler than `REFRESH_S`, an instance than
-`MOVED_S`.
+`MOVED_S`. A row of 600 idle processes costs what their `stat` costs the kernel, and half of that.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import msgspec
 
 from tabane.clock import SYSTEM, Clock
 from tabane.k2i.names import Names
-from tabane.k2i.process import Facts, Moment, Process, belongs, describe, renew
+from tabane.k2i.process import NO_FACTS, Facts, Moment, Process, describe, renew
 from tabane.k2i.procfs import (
     GONE,
     TICKS_PER_S,
@@ -57,17 +57,17 @@ _INSTANCE = re.compile(r":/tabane/[^/]+/[^/]+/([^/]+)")
 
 @dataclass(slots=True)
 class _Known:
-    """What is known of a process. Its facts were read at `read_at`, when its `schedstat` was
-    `ran`; nothing of it can have changed them before `due`."""
+    """What is known of a process. Its facts are `stale` when they may have changed since they were
+    read, which was when its `schedstat` and `cgroup` were `ran` and `cgroup`."""
 
     data: bytes
     stat: Stat
-    facts: Facts
-    ran: bytes
-    read_at: float
-    due: float
     counted_at: float
     counted_ticks: int
+    facts: Facts = NO_FACTS
+    ran: bytes = b""
+    cgroup: bytes = b""
+    stale: bool = True
     recent: float | None = None
     process: Process | None = None
 
@@ -90,9 +90,11 @@ class ProcessTable:
         self._clock = clock
         self._known: dict[int, _Known] = {}
         self._touched: set[int] = set()
+        self._looked_at = self._looked_for_moved_at = -MOVED_S
         self._names = Names()
         self._names_at = clock.now()
         self._booted_at = 0.0
+        self._places: dict[str, tuple[str, str]] = {}
         self._records = Records(self._procfs, self._names)
         self._lock = threading.Lock()
 
@@ -100,16 +102,17 @@ class ProcessTable:
         """All that are to be seen, by pid; `instances` say which app and class an instance has."""
         with self._lock:
             moment = self._begin(instances)
-            found: list[Process] = []
             pids = self._procfs.pids()
-            self._take_touched(moment.at)
-            for pid in pids:
-                try:
-                    found.append(self._read(pid, moment))
-                except GONE:
-                    self._known.pop(pid, None)
             for pid in self._known.keys() - pids:
                 del self._known[pid]
+            self._find_stale(moment)
+            found: list[Process] = []
+            for pid, data in zip(pids, self._procfs.read_each(pids, "stat"), strict=True):
+                known = self._known.get(pid)
+                if data is None or known is None or known.data != data or known.stale:
+                    known = self._learn(pid, data, moment)
+                if known is not None:
+                    found.append(_show(known, moment))
             return found
 
     def render(self, instances: Iterable[Instance] = ()) -> bytes:
@@ -154,8 +157,11 @@ class ProcessTable:
     def _begin(self, instances: Iterable[Instance]) -> Moment:
         uptime_s = self._procfs.uptime_s()
         booted_at = self._clock.wall() - uptime_s
-        if self._refresh_names() or abs(booted_at - self._booted_at) > CLOCK_STEP_S:
-            self._booted_at = booted_at
+        places = {str(one.id): (str(one.app), str(one.isolation)) for one in instances}
+        same_clock = abs(booted_at - self._booted_at) <= CLOCK_STEP_S
+        if self._refresh_names() or not same_clock or places != self._places:
+            self._places = places
+            self._booted_at = self._booted_at if same_clock else booted_at
             for known in self._known.values():
                 known.process = None
         return Moment(
@@ -167,7 +173,7 @@ class ProcessTable:
             self._booted_at,
             self._procfs.memory_kib(),
             self._names,
-            {instance.id: instance for instance in instances},
+            self._places,
         )
 
     def _refresh_names(self) -> bool:
@@ -181,86 +187,90 @@ class ProcessTable:
             self._records.clear()
         return changed
 
-    def _take_touched(self, now: float) -> None:
+    def _find_stale(self, moment: Moment) -> None:
+        """Mark the processes whose facts may have changed."""
         while self._touched:
-            known = self._known.get(self._touched.pop())
-            if known is not None:
-                known.read_at = known.due = now - MOVED_S
-
-    def _read(self, pid: int, moment: Moment) -> Process:
-        data = self._procfs.read_again(pid, "stat")
-        known = self._known.get(pid)
-        if known is None or known.data != data:
-            known = self._learn(parse_stat(data), data, known, moment)
-        elif moment.at >= known.due and not self._still_holds(known, moment):
-            self._read_facts(known, moment)
-        recent = _recent_use(known, moment.at)
-        process = known.process
-        if process is None or not belongs(process, moment):
-            process = describe(known.stat, known.facts, moment, recent)
+            self._mark(self._touched.pop())
+        if moment.at - self._looked_at < REFRESH_S:
+            return
+        self._looked_at = moment.at
+        pids = [pid for pid, known in self._known.items() if not known.stat.flags & KERNEL_THREAD]
+        for pid, ran in zip(pids, self._procfs.read_each(pids, "schedstat"), strict=True):
+            known = self._known[pid]
+            if ran != known.ran or known.stat.num_threads > 1 or not _counts(ran):
+                known.stale = True
+        if moment.at - self._looked_for_moved_at >= MOVED_S:
+            self._looked_for_moved_at = moment.at
         else:
-            process = renew(process, moment, recent)
-        known.process = process
-        return process
+            young = (moment.uptime_s - MOVED_S) * TICKS_PER_S
+            pids = [pid for pid in pids if self._known[pid].stat.starttime > young]
+        for pid, cgroup in zip(pids, self._procfs.read_each(pids, "cgroup"), strict=True):
+            if cgroup != self._known[pid].cgroup:
+                self._known[pid].stale = True
 
-    def _learn(self, stat: Stat, data: bytes, known: _Known | None, moment: Moment) -> _Known:
-        """A process with another `stat` than before."""
-        if known is None or known.stat.starttime != stat.starttime:
-            ticks = stat.utime + stat.stime
-            nothing = Facts(0, 0, 0, False, "", "")
-            known = _Known(data, stat, nothing, b"", 0.0, 0.0, moment.at, ticks)
-            self._read_facts(known, moment)
-            self._known[stat.pid] = known
-            return known
-        before, known.data, known.stat, known.process = known.stat, data, stat, None
-        same = before.comm == stat.comm and before.startstack == stat.startstack
-        if not same or (moment.at >= known.due and not self._still_holds(known, moment)):
-            self._read_facts(known, moment)
+    def _mark(self, pid: int) -> None:
+        if pid in self._known:
+            self._known[pid].stale = True
+
+    def _learn(self, pid: int, data: bytes | None, moment: Moment) -> _Known | None:
+        """What is known of a process with another `stat`, or whose facts may have changed; None
+        when it is gone."""
+        known = self._known.pop(pid, None)
+        if data is None:
+            return None
+        if known is None or known.data != data:
+            known = _follow(known, parse_stat(data), data, moment)
+        try:
+            if known.stale:
+                self._read_facts(known)
+        except GONE:
+            return None
+        self._known[pid] = known
         return known
 
-    def _still_holds(self, known: _Known, moment: Moment) -> bool:
-        """Whether a process cannot have changed its facts since they were read, nor others."""
-        stat = known.stat
-        if stat.flags & KERNEL_THREAD:
-            return True
-        young = moment.uptime_s - stat.starttime / TICKS_PER_S < MOVED_S
-        if young or moment.at - known.read_at >= MOVED_S or stat.num_threads > 1:
-            return False
-        if known.ran == b"" or self._time_run(stat.pid) != known.ran:
-            return False
-        known.due = moment.at + REFRESH_S
-        return True
-
-    def _time_run(self, pid: int) -> bytes:
-        """How long and how often it has run; empty where the kernel does not say."""
+    def _read_facts(self, known: _Known) -> None:
+        procfs, pid = self._procfs, known.stat.pid
         with suppress(FileNotFoundError):
-            data = self._procfs.read_again(pid, "schedstat")
-            return b"" if data.startswith(b"0 ") else data
-        return b""
-
-    def _read_facts(self, known: _Known, moment: Moment) -> None:
-        stat = known.stat
-        known.ran = self._time_run(stat.pid)
-        uid, ruid, gid, locked = parse_owners(self._procfs.read_again(stat.pid, "status"))
-        words = parse_words(self._procfs.read_again(stat.pid, "cmdline"))
-        cgroup = parse_cgroup(self._procfs.read_again(stat.pid, "cgroup"))
-        self._procfs.stat_again(stat)
-        command = " ".join(words)[:LONGEST_COMMAND]
-        facts = Facts(uid, ruid, gid, locked, command, instance_of(cgroup))
+            known.ran = procfs.read_again(pid, "schedstat")
+        status = procfs.read_again(pid, "status")
+        cmdline = procfs.read_again(pid, "cmdline")
+        known.cgroup = procfs.read_again(pid, "cgroup")
+        if pid in procfs.opened:
+            procfs.stat_again(known.stat)
+        command = " ".join(parse_words(cmdline))[:LONGEST_COMMAND]
+        facts = Facts(*parse_owners(status), command, instance_of(parse_cgroup(known.cgroup)))
         if facts != known.facts:
             known.facts, known.process = facts, None
-        known.read_at, known.due = moment.at, moment.at + REFRESH_S
+        known.stale = False
 
 
-def _recent_use(known: _Known, now: float) -> float | None:
-    """Percent of a CPU since the last moment at which it was reckoned, or of then."""
-    passed_s = now - known.counted_at
+def _counts(ran: bytes | None) -> bool:
+    """Whether the kernel counts how long a process has run."""
+    return ran is not None and not ran.startswith(b"0 ")
+
+
+def _follow(known: _Known | None, stat: Stat, data: bytes, moment: Moment) -> _Known:
+    """What is known of a process whose `stat` is another now."""
+    if known is None or known.stat.starttime != stat.starttime:
+        return _Known(data, stat, moment.at, stat.utime + stat.stime)
+    if (known.stat.comm, known.stat.startstack) != (stat.comm, stat.startstack):
+        known.stale = True
+    known.data, known.stat, known.process = data, stat, None
+    return known
+
+
+def _show(known: _Known, moment: Moment) -> Process:
+    passed_s = moment.at - known.counted_at
     if passed_s >= RECENT_S:
         ticks = known.stat.utime + known.stat.stime
         used = max(0, ticks - known.counted_ticks)
-        known.recent = round(100 * used / TICKS_PER_S / passed_s, 1)
-        known.counted_at, known.counted_ticks = now, ticks
-    return known.recent
+        known.recent = round(100 * used / TICKS_PER_S / passed_s, 1) if used else 0.0
+        known.counted_at, known.counted_ticks = moment.at, ticks
+    if known.process is None:
+        known.process = describe(known.stat, known.facts, moment, known.recent)
+    else:
+        known.process = renew(known.process, moment, known.recent)
+    return known.process
 
 
 def instance_of(cgroup: Iterable[str]) -> str:

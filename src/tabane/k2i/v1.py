@@ -155,23 +155,16 @@ class Records:
 
     def read_all(self) -> Iterator[Record]:
         """Of all processes to be seen, by pid."""
-        for pid in self._procfs.pids():
-            with suppress(*GONE):
-                yield build_record(self._read_files(pid), self._names)
+        for _, files in self._read_all_files():
+            yield build_record(files, self._names)
 
     def render_all(self, name: str = "", *, redacted: bool = False) -> bytes:
         """As a JSON array, those with `name` in their names; without arguments if `redacted`."""
-        rows: list[bytes] = []
-        pids = self._procfs.pids()
-        for pid in pids:
-            try:
-                files = self._read_files(pid)
-            except GONE:
-                continue
-            if not name or name in comm_of(files.stat):
-                rows.append(self._render(pid, files, redacted))
-        for pid in self._rows.keys() - pids:
-            del self._rows[pid]
+        rows = [
+            self._render(pid, files, redacted)
+            for pid, files in self._read_all_files()
+            if not name or name in comm_of(files.stat)
+        ]
         return b"[%b]" % b",".join(rows)
 
     def _render(self, pid: int, files: Files, redacted: bool) -> bytes:
@@ -185,18 +178,25 @@ class Records:
             self._rows[pid] = files, row
         return row
 
+    def _read_all_files(self) -> Iterator[tuple[int, Files]]:
+        """Of each process that is to be seen."""
+        pids = self._procfs.pids()
+        for pid in self._rows.keys() - pids:
+            del self._rows[pid]
+        contents = [self._procfs.read_each(pids, name) for name in Files._fields]
+        opened = frozenset(self._procfs.opened)
+        for pid, *files in zip(pids, *contents, strict=True):
+            if pid in opened:
+                with suppress(*GONE):
+                    yield pid, self._read_files(pid)
+            elif None not in files:
+                yield pid, Files._make(files)
+
     def _read_files(self, pid: int) -> Files:
         """Of one and the same process: if any had to be opened, the pid may have been given to
         another meanwhile. Raises one of `procfs.GONE`."""
-        read, opened = self._procfs.read_again, self._procfs.opened
-        files = Files(
-            read(pid, "stat"),
-            read(pid, "status"),
-            read(pid, "statm"),
-            read(pid, "cmdline"),
-            read(pid, "cgroup"),
-        )
-        if self._procfs.opened != opened:
+        files = Files._make([self._procfs.read_again(pid, name) for name in Files._fields])
+        if pid in self._procfs.opened:
             self._procfs.stat_again(parse_stat(files.stat))
         return files
 
