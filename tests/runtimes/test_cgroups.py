@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tabane.errors import TimedOut
+from tabane.errors import Conflict, NotFound, TimedOut
 from tabane.runtimes import cgroups
 from tabane.runtimes.api import Stats
 from tabane.runtimes.cgroups import Cgroup, parse_hierarchies
@@ -75,6 +75,58 @@ def test_reading(version: str, request: pytest.FixtureRequest) -> None:
     assert cgroup.stats() == Stats(cpu_us=1500, memory_bytes=6000, pids=2, oom_kills=1)
     assert cgroup.pids() == [12, 13]
     assert cgroup.oom_kills() == 1
+
+
+LIMITS = {"cpu": 1.5, "memory_bytes": 1 << 20, "pids": 10}
+
+
+def test_limits_v2(v2: Cgroup, tmp_path: Path) -> None:
+    files = tmp_path / "t/i"
+    write(files, cpu__max="max 100000\n", memory__max="max\n", pids__max="max\n")
+    assert v2.limits() == {}
+    v2.limit({"pids": 20})
+    assert v2.limits() == {"pids": 20}
+    v2.limit(LIMITS)
+    assert v2.limits() == LIMITS
+    assert (files / "cpu.max").read_text() == "150000 100000"
+    v2.limit({"cpu": 0.001})
+    assert v2.limits()["cpu"] == 0.01
+
+
+def test_limits_v1(v1: Cgroup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sum with swap is never below the limit of memory alone, on the way neither."""
+    write(tmp_path / "cpu/t/i", cpu__cfs_quota_us="-1\n", cpu__cfs_period_us="50000\n")
+    unlimited = "9223372036854771712\n"
+    memory = {"memory__limit_in_bytes": unlimited, "memory__memsw__limit_in_bytes": unlimited}
+    write(tmp_path / "memory/t/i", **memory)
+    write(tmp_path / "pids/t/i", pids__max="max\n")
+    assert v1.limits() == {}
+    v1.limit(LIMITS)
+    assert v1.limits() == LIMITS
+
+    written: list[str] = []
+    monkeypatch.setattr(cgroups, "_write", lambda path, text: written.append(path.name))
+    v1.limit({"memory_bytes": 1 << 19})
+    assert written == ["memory.limit_in_bytes", "memory.memsw.limit_in_bytes"]
+    v1.limit({"memory_bytes": 1 << 21})
+    assert written[2:] == ["memory.memsw.limit_in_bytes", "memory.limit_in_bytes"]
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_a_limit_below_what_is_used_kills_nobody(
+    version: str, request: pytest.FixtureRequest
+) -> None:
+    cgroup: Cgroup = request.getfixturevalue(version)
+    with pytest.raises(Conflict, match="uses 6000 bytes now"):
+        cgroup.limit({"memory_bytes": 5999, "pids": 1})
+
+
+def test_limits_of_one_that_is_gone(tmp_path: Path) -> None:
+    for roots in ({"": tmp_path}, dict.fromkeys(("cpu", "cpuacct", "memory", "pids"), tmp_path)):
+        cgroup = Cgroup("/gone", roots)
+        assert cgroup.limits() == {}
+        with pytest.raises(NotFound, match="there is no cgroup /gone any more"):
+            cgroup.limit({"pids": 1})
 
 
 async def test_freezing_v2(v2: Cgroup, tmp_path: Path) -> None:

@@ -15,12 +15,16 @@ import signal
 from functools import cache
 from pathlib import Path
 
-from tabane.errors import Busy, TimedOut
+from tabane.errors import Busy, Conflict, NotFound, TimedOut
 from tabane.runtimes.api import Stats
 
 ROOT = Path("/sys/fs/cgroup")
 V1_CONTROLLERS = {"cpu", "cpuacct", "freezer", "memory", "pids"}
 V2_CONTROLLERS = {"cpu", "memory", "pids"}
+CPU_PERIOD_US = 100_000
+LEAST_QUOTA_US = 1000
+UNLIMITED = 1 << 62
+"""Version 1 says 2**63 less a page."""
 POLL_S = 0.0005
 """A v1 freezer needs about 3 ms; it has no way to tell but asking."""
 FREEZE_TIMEOUT_S = 5.0
@@ -64,6 +68,68 @@ class Cgroup:
         memory_bytes = max(0, _number(self._file("memory", used)) - cache_bytes)
         pids = _number(self._file("pids", "pids.current"))
         return Stats(cpu_us, memory_bytes, pids, self.oom_kills())
+
+    def limits(self) -> dict[str, float]:
+        """`cpu` in whole CPUs, `memory_bytes`, `pids`; what is unlimited, or gone, is left out."""
+        if self._unified:
+            quota, period = (*_read(self._file("", "cpu.max")).split(), "max", "1")[:2]
+            memory = "memory.max"
+        else:
+            quota = _read(self._file("cpu", "cpu.cfs_quota_us")).strip()
+            period = _read(self._file("cpu", "cpu.cfs_period_us")).strip()
+            memory = "memory.limit_in_bytes"
+        found = {
+            "cpu": int(quota) / int(period) if quota.isdecimal() else None,
+            "memory_bytes": _limit(self._file("memory", memory)),
+            "pids": _limit(self._file("pids", "pids.max")),
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
+    def limit(self, limits: dict[str, float]) -> None:
+        """Set those named as in `limits()`. Memory comes first: only it can fail (`Conflict`, when
+        so much is in use). Raises `NotFound` when the cgroup is gone."""
+        setters = {
+            "memory_bytes": self._limit_memory,
+            "pids": lambda pids: _write(self._file("pids", "pids.max"), str(int(pids))),
+            "cpu": self._limit_cpu,
+        }
+        try:
+            for name, set_limit in setters.items():
+                if name in limits:
+                    set_limit(limits[name])
+        except FileNotFoundError:
+            raise NotFound(f"there is no cgroup {self.path} any more") from None
+
+    def _limit_memory(self, size: float) -> None:
+        """Swap counts too, where the kernel counts it: version 1 wants the sum never below."""
+        used_bytes, text = self.stats().memory_bytes, str(int(size))
+        if size < used_bytes:
+            raise Conflict(f"{self.path} uses {used_bytes} bytes now: the kernel would kill for it")
+        if self._unified:
+            _write(self._file("", "memory.max"), text)
+            return
+        files = [
+            self._file("memory", f"memory.{name}_in_bytes") for name in ("limit", "memsw.limit")
+        ]
+        if not files[1].exists():
+            del files[1]
+        if size > _number(files[0]):
+            files.reverse()
+        try:
+            for file in files:
+                _write(file, text)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            raise Conflict(f"{self.path} uses more than {text} bytes, which it needs") from None
+
+    def _limit_cpu(self, cpus: float) -> None:
+        quota = max(LEAST_QUOTA_US, round(cpus * CPU_PERIOD_US))
+        if self._unified:
+            _write(self._file("", "cpu.max"), f"{quota} {CPU_PERIOD_US}")
+        else:
+            _write(self._file("cpu", "cpu.cfs_period_us"), str(CPU_PERIOD_US))
+            _write(self._file("cpu", "cpu.cfs_quota_us"), str(quota))
 
     async def freeze(self) -> None:
         """Return when every process has stopped; on a time-out it is thawed again (`TimedOut`)."""
@@ -192,12 +258,18 @@ def _read(path: Path) -> str:
 
 def _write(path: Path, text: str) -> None:
     """Write to a file that exists: the kernel's are not to be made."""
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CLOEXEC), "w") as file:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC), "w") as file:
         file.write(text)
 
 
 def _number(path: Path) -> int:
     return int(_read(path) or 0)
+
+
+def _limit(path: Path) -> int | None:
+    """None for `max`, for a number that means it (version 1), and when the cgroup is gone."""
+    text = _read(path).strip()
+    return int(text) if text.isdecimal() and int(text) < UNLIMITED else None
 
 
 def _field(path: Path, name: str) -> int:
