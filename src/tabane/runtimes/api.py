@@ -12,17 +12,20 @@ capabilities; `tabane.testing.check_driver` holds every driver, the fake include
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from tabane.model import App, Class, ExitStatus, InstanceId, Value
+from tabane.model import App, Class, ExitStatus, GuestProcess, InstanceId, Value
 
 SERVICES = "/run/tabane"
 HUB_SOCKET = "hub.sock"
 """There: of the node's hub."""
 HUB_VARIABLE = "TABANE_HUB"
 """Its URL, in the program's environment."""
+K2I_SOCKET = "k2i.sock"
+"""There: of the node's k2i, to be read."""
+K2I_VARIABLE = "TABANE_K2I"
 
 
 class Capabilities(Value, frozen=True):
@@ -35,6 +38,7 @@ class Capabilities(Value, frozen=True):
     exec: bool = False
     stats: bool = False
     guest_processes: bool = False
+    """Tells the processes that the node's own table cannot have: `Driver.guest_processes`."""
     network: bool = False
     services: bool = False
     """Shows a directory of the node, with sockets, to the instance (`InstanceSpec.services`)."""
@@ -256,6 +260,10 @@ class Driver(Protocol):
 
     async def processes(self, handle: Handle) -> list[int]:
         """Pids of its processes as seen by the node."""
+
+    async def guest_processes(self, handle: Handle) -> Sequence[GuestProcess]:
+        """Its processes as they are inside, where a kernel of its own runs them. May take long:
+        k2i asks now and then, and gives it up after some seconds."""
 
     async def recover(self, spec: InstanceSpec, handle: Handle) -> Handle | None:
         """After a restart of the agent: the handle of what still runs, None when it has ended."""

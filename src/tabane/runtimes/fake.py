@@ -12,6 +12,9 @@ Nothing is started. What an instance does is its app's `Script`:
     Script(answers=b"...")          what that server says; `{id}` is the instance's
     Script(prints=b"...")           what it writes to its log
     Script(works=False)             `probe` says no
+    Script(guests=(GuestProcess(...), ...))  what runs within it (unless told: one, `init`)
+    Script(look_takes=0.3)          telling these takes 0.3 s
+    Script(fail_look=2)             the first two times they are asked for fail with EngineError
 
 Scripts go by app (`driver.scripts[app.key]`); others get the driver's own. The server listens on
 the link's address (127.0.0.1 without a link) and the app's port, when the app has one. Instances
@@ -26,14 +29,14 @@ import itertools
 import signal
 import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
 from tabane.errors import EngineError, NotFound, Unsupported
-from tabane.model import AppName, Class, ExitStatus, InstanceId, Value
+from tabane.model import AppName, Class, ExitStatus, GuestProcess, InstanceId, Value
 from tabane.runtimes.api import (
     Capabilities,
     Enforcement,
@@ -66,6 +69,9 @@ class Script(Value, frozen=True):
     answers: bytes = b"hello from {id}\n"
     prints: bytes = b""
     works: bool = True
+    guests: tuple[GuestProcess, ...] = (GuestProcess("sandbox", 1, "init"),)
+    look_takes: float = 0.0
+    fail_look: int = 0
 
 
 @dataclass
@@ -75,6 +81,7 @@ class Life:
     spec: InstanceSpec
     script: Script
     pid: int = 0
+    looks: int = 0
     ended: asyncio.Future[ExitStatus] = field(default_factory=asyncio.Future)
     frozen: bool = False
     listener: socket.socket | None = None
@@ -155,7 +162,13 @@ class FakeDriver:
     name = "fake"
     isolation = Class.CONTAINER
     capabilities = Capabilities(
-        freeze=True, exec=True, stats=True, network=True, services=True, works_emulated=True
+        freeze=True,
+        exec=True,
+        stats=True,
+        guest_processes=True,
+        network=True,
+        services=True,
+        works_emulated=True,
     )
 
     def __init__(self, script: Script | None = None, world: World | None = None) -> None:
@@ -259,6 +272,15 @@ class FakeDriver:
     async def processes(self, handle: Handle) -> list[int]:
         life = self.world.lives.get(handle.id)
         return [life.pid] if life is not None and life.pid and not life.ended.done() else []
+
+    async def guest_processes(self, handle: Handle) -> Sequence[GuestProcess]:
+        life = self._running(handle)
+        life.looks += 1
+        await asyncio.sleep(life.script.look_takes)
+        if life.looks <= life.script.fail_look:
+            words = f"told to fail look {life.looks} of {life.script.fail_look}"
+            raise EngineError(f"fake cannot tell what runs in {handle.id}: {words}")
+        return life.script.guests
 
     async def recover(self, spec: InstanceSpec, handle: Handle) -> Handle | None:
         life = self.world.lives.get(handle.id)

@@ -15,7 +15,7 @@ import os
 import resource
 import shutil
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from typing import Any
 import msgspec
 
 from tabane.errors import EngineError, NotFound, Unsupported
-from tabane.model import AppName, Class, ExitStatus, Value
+from tabane.model import AppName, Class, ExitStatus, GuestProcess, Value
 from tabane.runtimes import bundle, inside, process, rootfs
 from tabane.runtimes.api import (
     Capabilities,
@@ -303,6 +303,9 @@ class OciDriver:
 
     async def processes(self, handle: Handle) -> list[int]:
         return _cgroup(handle).pids()
+
+    async def guest_processes(self, handle: Handle) -> Sequence[GuestProcess]:
+        raise Unsupported("its processes are the node's own: the node's table has them")
 
 
 def crun(spawner: Spawner, directory: Path) -> OciDriver:

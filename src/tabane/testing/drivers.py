@@ -261,6 +261,20 @@ async def check_stats(bench: DriverBench) -> None:
         assert stats.oom_kills == 0
 
 
+async def check_guest_processes(bench: DriverBench) -> None:
+    """What runs inside, where the node cannot see it."""
+    driver = bench.driver
+    async with started(bench, Behaviour.WAITS) as (_, handle):
+        if not driver.capabilities.guest_processes:
+            await refused(driver.guest_processes(handle))
+            return
+        found = await driver.guest_processes(handle)
+        assert found
+        pids = [process.pid for process in found]
+        assert all(pid > 0 for pid in pids) and len(set(pids)) == len(pids)
+        assert all(process.inside in ("sandbox", "guest", "wasm") for process in found)
+
+
 async def check_ended(bench: DriverBench) -> None:
     """What has ended can be neither frozen, measured nor entered."""
     driver = bench.driver
@@ -349,6 +363,7 @@ DRIVER_CHECKS: tuple[Check, ...] = (
     check_freeze,
     check_exec,
     check_stats,
+    check_guest_processes,
     check_ended,
     check_unsupported,
     check_recover,
