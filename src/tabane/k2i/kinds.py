@@ -16,12 +16,14 @@ from tabane.k2i import query as ask
 from tabane.k2i.collectors.runner import FactRow
 from tabane.k2i.facts import ProcessWithFacts, add_facts
 from tabane.k2i.files import OpenFile, read_files
+from tabane.k2i.history import KEEP_S, AppPoint, History, HostPoint, ProcessPoint
 from tabane.k2i.host import Host, HostReader, Place
 from tabane.k2i.logins import Login, describe_logins, read_sessions
 from tabane.k2i.mounts import Mount, MountReader
+from tabane.k2i.process import Process
 from tabane.k2i.query import Parameter, Query
 from tabane.k2i.raw import FILES, MORE_FILES, read_raw
-from tabane.k2i.table import Process, ProcessTable
+from tabane.k2i.table import ProcessTable
 from tabane.k2i.threads import Thread, read_threads
 from tabane.k2i.tree import Branch, grow
 from tabane.model import Instance
@@ -43,6 +45,7 @@ class Sources:
     host: HostReader
     mounts: MountReader
     clock: Clock
+    history: History
     inside: Callable[[], Iterable[Process]]
     facts: Callable[[], list[FactRow]]
 
@@ -57,9 +60,15 @@ class Look(NamedTuple):
 
     def processes(self) -> list[Process]:
         """Those that the question is about, as who asks may see them."""
-        found = self.sources.table.processes(self.instances)
-        found += self.sources.inside()
-        return [redact(row, self.who) for row in ask.choose(found, self.query.filters)]
+        own = self.sources.table.processes(self.instances)
+        return self.show([*own, *self.sources.inside()])
+
+    def own_processes(self) -> list[Process]:
+        """Those of them that this kernel runs, which can be looked up in /proc."""
+        return self.show(self.sources.table.processes(self.instances))
+
+    def show(self, processes: Iterable[Process]) -> list[Process]:
+        return [redact(row, self.who) for row in ask.choose(processes, self.query.filters)]
 
 
 class Kind(NamedTuple):
@@ -72,6 +81,8 @@ class Kind(NamedTuple):
     media: str = JSON
     may_block: bool = False
     """Reading may wait for another machine, and so for ever."""
+    looks_inside: bool = False
+    """It tells also of what `Sources.inside` knows, and that is older."""
 
 
 def redact(process: Process, who: Principal) -> Process:
@@ -116,7 +127,7 @@ def _facts(look: Look) -> list[FactRow]:
 
 def _threads(look: Look) -> list[Thread]:
     sources = look.sources
-    return read_threads(sources.root, look.processes(), sources.host.uptime_s())
+    return read_threads(sources.root, look.own_processes(), sources.host.uptime_s())
 
 
 def _tree(look: Look) -> list[Branch]:
@@ -127,7 +138,7 @@ def _files(look: Look) -> list[OpenFile]:
     if look.who.kind == "anybody":
         problem = "open files are shown only to those who say who they are: ask at a unix socket"
         raise Unauthenticated(problem)
-    mine = [row for row in look.processes() if look.who.is_root or look.who.uid == row.uid]
+    mine = [row for row in look.own_processes() if look.who.is_root or look.who.uid == row.uid]
     options = look.query.options
     found = read_files(look.sources.root, mine, mapped=options.get("mapped", False))
     for name in ("path", "type"):
@@ -141,8 +152,45 @@ def _files(look: Look) -> list[OpenFile]:
 
 def _raw(look: Look) -> bytes:
     files = look.query.options.get("files", FILES)
-    mine = [row for row in look.processes() if not row.inside]
+    mine = [row for row in look.own_processes() if not row.inside]
     return read_raw(look.sources.root, mine, files, look.who)
+
+
+def _history(look: Look) -> list[HostPoint]:
+    sources = look.sources
+    found = sources.history.host(sources.clock.now(), look.query.options.get("since_s", KEEP_S))
+    return ask.choose(found, look.query.filters)
+
+
+def _app_history(look: Look) -> list[AppPoint]:
+    sources = look.sources
+    since_s = look.query.options.get("since_s", KEEP_S)
+    return ask.choose(sources.history.apps(sources.clock.now(), since_s), look.query.filters)
+
+
+def _process_history(look: Look) -> list[ProcessPoint]:
+    sources = look.sources
+    filters = dict(look.query.filters)
+    if "pid" not in filters:
+        raise UsageError("pid: say of which processes, as pid=1,2")
+    since_s = look.query.options.get("since_s", KEEP_S)
+    found = sources.history.processes(sources.clock.now(), filters["pid"], since_s)
+    return ask.choose(found, look.query.filters)
+
+
+def _parse_since(text: str) -> int:
+    seconds = ask.number(text)
+    if not 1 <= seconds <= KEEP_S:
+        raise UsageError(f"{seconds} is not from 1 to {KEEP_S:g} seconds")
+    return seconds
+
+
+SINCE = Parameter(
+    {"type": "integer", "minimum": 1, "maximum": int(KEEP_S), "default": int(KEEP_S)},
+    "Of the last so many seconds.",
+    _parse_since,
+)
+OF_HISTORY = {**ask.PLACE, "since_s": SINCE, **ask.SHAPE}
 
 
 def _parse_files(text: str) -> tuple[str, ...]:
@@ -177,6 +225,7 @@ KINDS: dict[str, Kind] = {
         {**ask.PLACE, **ask.OWNER, **ask.INSIDE, **WITH_FACTS, **ask.SHAPE, **ask.GROUPS},
         Process,
         _processes,
+        looks_inside=True,
     ),
     "facts": Kind(
         "What collectors told of processes, instances and nodes, each with its age.",
@@ -195,6 +244,7 @@ KINDS: dict[str, Kind] = {
         {**ask.PLACE, **ask.OWNER, **ask.INSIDE, "fields": ask.SHAPE["fields"]},
         Branch,
         _rows(Branch, _tree),
+        looks_inside=True,
     ),
     "files": Kind(
         "Open files and sockets of processes; of one's own, unless one is root.",
@@ -221,6 +271,24 @@ KINDS: dict[str, Kind] = {
         {**ask.PLACE, "user": ask.OWNER["user"], **ask.SHAPE},
         Login,
         _rows(Login, _logins),
+    ),
+    "history": Kind(
+        "The figures of a machine in the last ten minutes, about once a second.",
+        OF_HISTORY,
+        HostPoint,
+        _rows(HostPoint, _history),
+    ),
+    "history/apps": Kind(
+        "What each app's processes used in the last ten minutes.",
+        {**OF_HISTORY, "app": ask.OWNER["app"]},
+        AppPoint,
+        _rows(AppPoint, _app_history),
+    ),
+    "history/processes": Kind(
+        "What processes used in the last ten minutes; `pid` must say which.",
+        {**OF_HISTORY, "pid": ask.OWNER["pid"]},
+        ProcessPoint,
+        _rows(ProcessPoint, _process_history),
     ),
     "raw": Kind(
         "The files of each process in /proc, and the machine's own, as bytes.",

@@ -73,17 +73,17 @@ def _words(text: str) -> tuple[str, ...]:
     return values
 
 
-def _number(text: str) -> int:
+def number(text: str) -> int:
     if not _NUMBER.fullmatch(text):
         raise UsageError(f"{shorten(text)} is no whole number")
     return int(text)
 
 
 def _limit(text: str) -> int:
-    number = _number(text)
-    if not 1 <= number <= MOST_ROWS:
-        raise UsageError(f"{number} is not from 1 to {MOST_ROWS}")
-    return number
+    count = number(text)
+    if not 1 <= count <= MOST_ROWS:
+        raise UsageError(f"{count} is not from 1 to {MOST_ROWS}")
+    return count
 
 
 def any_text(text: str) -> frozenset[str]:
@@ -101,7 +101,7 @@ def flag(text: str) -> bool:
 
 
 def numbers(text: str) -> frozenset[int]:
-    return frozenset(map(_number, _split(text)))
+    return frozenset(map(number, _split(text)))
 
 
 def _apps(text: str) -> frozenset[str]:

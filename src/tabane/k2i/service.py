@@ -11,7 +11,7 @@ passes it on adds the time that it took; no two machines' clocks are ever compar
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,17 @@ from tabane.clock import SYSTEM, Clock
 from tabane.errors import TimedOut, UsageError
 from tabane.k2i import query as ask
 from tabane.k2i.collectors.runner import FactRow
-from tabane.k2i.host import HostReader, Place
+from tabane.k2i.history import History
+from tabane.k2i.host import Host, HostReader, Place
 from tabane.k2i.kinds import KINDS, MSGPACK, Look, Sources, check
 from tabane.k2i.mounts import MountReader
-from tabane.k2i.table import Process, ProcessTable
+from tabane.k2i.process import Process
+from tabane.k2i.stream import PARAMETERS, Follower
+from tabane.k2i.table import ProcessTable
+from tabane.k2i.watch import Watch
 from tabane.model import Instance, Value
 from tabane.security.identity import Principal
+from tabane.supervise import Supervisor
 
 THREADS = 4
 DEADLINE_S = 10.0
@@ -73,7 +78,8 @@ class K2i:
     ) -> None:
         """`node` is `DATACENTER/NODE`, or empty outside of a cluster; `instances` are those that
         run here; `inside`: processes that `table` has not, as those in a virtual machine, and how
-        old the oldest of these is; `facts`: what collectors told, each with its age."""
+        old the oldest of these is; `facts`: what collectors told, each with its age. There is
+        neither a history nor anything to follow before `start`."""
         dc, _, name = node.rpartition("/")
         place = Place(dc, name, incarnation)
         self.table = table
@@ -84,9 +90,15 @@ class K2i:
         self._clock = clock
         host = HostReader(place, root=root, clock=clock)
         mounts = MountReader(place, root=root)
-        self._sources = Sources(place, root, table, host, mounts, clock, inside, facts)
+        history = History(place)
+        self._sources = Sources(place, root, table, host, mounts, clock, history, inside, facts)
+        self._watch = Watch(self._look, history, self._run, clock)
         self._threads = ThreadPoolExecutor(THREADS, "k2i")
         self._blocking = ThreadPoolExecutor(THREADS, "k2i-blocking")
+
+    def start(self, tasks: Supervisor) -> None:
+        """Watch what runs from now on, until the tasks are ended."""
+        self._watch.start(tasks)
 
     async def part(self, question: Question, who: Principal) -> Part:
         """This node's part of an answer. Raises `UsageError` and `NotFound` for what cannot be
@@ -101,24 +113,48 @@ class K2i:
                 rows = await reading
         except TimeoutError:
             raise TimedOut(f"{question.kind} could not be read within {DEADLINE_S:g} s") from None
-        age_s = self._clock.now() - began + self._inside_age_s()
+        inside_age_s = self._inside_age_s() if kind.looks_inside else 0.0
+        age_s = self._clock.now() - began + inside_age_s
         return Part(self.node, self.incarnation, round(age_s, 3), rows)
 
     async def answer(self, question: Question, who: Principal) -> bytes:
         """This node's whole answer: see `render`."""
         return render(question, [await self.part(question, who)], (), self._clock.wall())
 
+    async def follow(self, question: Question, who: Principal) -> AsyncIterator[bytes]:
+        """What changes here from now on: JSON of `Changes`, the first with all that there is.
+        Ends by raising `Busy` when it is read too slowly, and `Closed`. Raises `UsageError`."""
+        wanted = ask.parse_query(question.params, PARAMETERS, Process)
+        sources = self._sources
+
+        def see(processes: Iterable[Process]) -> list[Process]:
+            return Look(sources, wanted, who, ()).show(processes)
+
+        stream = self._watch.follow(Follower(wanted, sources.place), see)
+        try:
+            async for message in stream:
+                yield message
+        finally:
+            self._watch.let_go(stream)
+
+    def _look(self) -> tuple[Host, list[Process]]:
+        return self._sources.host.read(), self.table.processes(tuple(self._instances()))
+
+    async def _run(self, work: Callable[[], None]) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
     def close(self) -> None:
         """Idempotent. Waits for what is being read, but not for what may never be."""
+        self._watch.close()
         self._blocking.shutdown(wait=False, cancel_futures=True)
         self._threads.shutdown(cancel_futures=True)
 
 
 def render(question: Question, parts: Sequence[Part], silent: Sequence[str], at: float) -> bytes:
-    """An answer as JSON: `{KIND: [rows], "nodes": [...], "silent": [...], "at": ...}`. `nodes` says
-    of each node that answered how old what it says is at most; `silent` are those that did not;
-    `at` is the answering node's clock on the wall, for people. Where rows are msgpack the whole is,
-    and each node has its own `rows`, as bytes."""
+    """An answer as JSON: `{KIND: [rows], "nodes": [...], "silent": [...], "at": ...}`, with KIND up
+    to a slash. `nodes` says of each node that answered how old what it says is at most; `silent`
+    are those that did not; `at` is the answering node's clock on the wall, for people. Where rows
+    are msgpack the whole is, and each node has its own `rows`, as bytes."""
     nodes = [
         {"node": part.node, "incarnation": part.incarnation, "age_s": part.age_s} for part in parts
     ]
@@ -128,7 +164,8 @@ def render(question: Question, parts: Sequence[Part], silent: Sequence[str], at:
             node["rows"] = part.rows
         return msgspec.msgpack.encode(rest)
     rows = ask.merge([part.rows for part in parts], question.check())
-    return b'{"%b":%b,%b' % (question.kind.encode(), rows, msgspec.json.encode(rest)[1:])
+    key = question.kind.partition("/")[0].encode()
+    return b'{"%b":%b,%b' % (key, rows, msgspec.json.encode(rest)[1:])
 
 
 def parse_params(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:

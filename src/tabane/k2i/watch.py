@@ -1,0 +1,167 @@
+"""Looks at a node's processes about once a second: for the history, and for those who follow.
+
+One look serves all. It is made on a thread; when looks take long, because there are very many
+processes, they become rarer, so that together they take at most `SHARE` of one CPU.
+
+A follower's messages wait in a queue of bounded size. Who reads so slowly that it is full is told
+so after what waits there, and gets no more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+
+import msgspec
+
+from tabane.clock import Clock, sleep_until
+from tabane.errors import Busy, Closed
+from tabane.k2i.history import History
+from tabane.k2i.host import Host
+from tabane.k2i.process import Process
+from tabane.k2i.stream import Follower
+from tabane.supervise import Supervisor
+
+PAUSE_S = 1.0
+SHARE = 0.05
+LEAST_PAUSE_S = 0.1
+"""Between two looks, also when somebody new would like one at once."""
+SAMPLE_S = 0.5
+"""Between two samples of the history, at least: CPU time is counted in ticks of 10 ms."""
+WAITING_BYTES = 8 << 20
+MOST_FOLLOWERS = 256
+LOOKS = "looks"
+_AGE = b'{"age_s":0.0'
+
+encode = msgspec.json.Encoder().encode
+Look = Callable[[], tuple[Host, list[Process]]]
+See = Callable[[Iterable[Process]], Iterable[Process]]
+Run = Callable[[Callable[[], None]], Awaitable[None]]
+
+
+class Stream:
+    """The messages for one who follows: `async for message in stream`, as JSON of `Changes`."""
+
+    def __init__(self, follower: Follower, see: See, clock: Clock) -> None:
+        """`see`: what who follows may see of the processes."""
+        self._follower = follower
+        self._see = see
+        self._clock = clock
+        self._waiting: deque[tuple[float, bytes]] = deque()
+        self._size = 0
+        self._news = asyncio.Event()
+        self._end: Exception | None = None
+
+    def step(self, at: float, processes: Iterable[Process], source: str) -> bytes | None:
+        """The next message; for any thread, one at a time."""
+        changes = self._follower.step(at, self._see(processes), source)
+        return None if changes is None else encode(changes)
+
+    def put(self, at: float, message: bytes) -> None:
+        """`at` is when the node was looked at."""
+        if self._end is not None:
+            return
+        if self._waiting and self._size + len(message) > WAITING_BYTES:
+            self.end(Busy(f"more than {WAITING_BYTES} bytes waited to be read: follow anew"))
+            return
+        self._waiting.append((at, message))
+        self._size += len(message)
+        self._news.set()
+
+    def end(self, why: Exception) -> None:
+        """No more messages than those that wait."""
+        self._end = why
+        self._news.set()
+
+    @property
+    def ended(self) -> bool:
+        return self._end is not None
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        """Raises `Busy` when who follows was too slow, `Closed` when the node ends."""
+        while not self._waiting:
+            if self._end is not None:
+                raise self._end
+            self._news.clear()
+            await self._news.wait()
+        at, message = self._waiting.popleft()
+        self._size -= len(message)
+        age = encode(round(self._clock.now() - at, 3))
+        return b'{"age_s":' + age + message[len(_AGE) :]
+
+
+class Watch:
+    """See the module's text. Nothing is looked at before `start`."""
+
+    def __init__(self, look: Look, history: History, run: Run, clock: Clock) -> None:
+        """`run` has a thread do something."""
+        self._look = look
+        self._history = history
+        self._run = run
+        self._clock = clock
+        self._streams: set[Stream] = set()
+        self._wanted = asyncio.Event()
+        self._sampled_at: float | None = None
+
+    def start(self, tasks: Supervisor) -> None:
+        """Look from now on, until the tasks are ended."""
+        tasks.keep("watch", self._watch)
+
+    def follow(self, follower: Follower, see: See) -> Stream:
+        """Have a stream until it is let go of. Raises `Busy` when there are too many."""
+        if len(self._streams) >= MOST_FOLLOWERS:
+            raise Busy(f"{MOST_FOLLOWERS} follow already: end one, or ask again later")
+        stream = Stream(follower, see, self._clock)
+        self._streams.add(stream)
+        self._wanted.set()
+        return stream
+
+    def let_go(self, stream: Stream) -> None:
+        """Idempotent."""
+        self._streams.discard(stream)
+
+    def close(self) -> None:
+        """Idempotent."""
+        for stream in self._streams:
+            stream.end(Closed("this k2i ends: follow anew"))
+        self._streams.clear()
+
+    async def _watch(self) -> None:
+        while True:
+            began = self._clock.now()
+            self._wanted.clear()
+            await self._run_once()
+            took_s = self._clock.now() - began
+            await sleep_until(self._clock, began + took_s + LEAST_PAUSE_S)
+            due = began + max(PAUSE_S, took_s / SHARE)
+            timer = self._clock.call_at(due, self._wanted.set)
+            try:
+                await self._wanted.wait()
+            finally:
+                timer.cancel()
+
+    async def _run_once(self) -> None:
+        streams = tuple(self._streams)
+        made: list[tuple[Stream, float, bytes]] = []
+        await self._run(lambda: made.extend(self._step(streams)))
+        for stream, at, message in made:
+            stream.put(at, message)
+        self._streams = {stream for stream in self._streams if not stream.ended}
+
+    def _step(self, streams: Sequence[Stream]) -> list[tuple[Stream, float, bytes]]:
+        """One look, and what of it is to be told; on a thread."""
+        at = self._clock.now()
+        host, processes = self._look()
+        if self._sampled_at is None or at - self._sampled_at >= SAMPLE_S:
+            self._sampled_at = at
+            self._history.add(at, host, processes)
+        made = []
+        for stream in streams:
+            message = stream.step(at, processes, LOOKS)
+            if message is not None:
+                made.append((stream, at, message))
+        return made

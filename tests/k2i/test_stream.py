@@ -1,0 +1,178 @@
+"""Who follows has the table, whatever happens in it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from tabane.errors import Busy, Closed, UsageError
+from tabane.k2i import K2i, Process, ProcessTable, Question, watch
+from tabane.k2i import query as ask
+from tabane.k2i.host import Place
+from tabane.k2i.stream import PARAMETERS, Changes, Follower
+from tabane.k2i.watch import Stream
+from tabane.security.identity import Principal
+from tabane.supervise import Supervisor
+from tabane.testing.clock import VirtualClock
+
+PLACE = Place("tokyo", "tokyo-1", "life")
+ROOT = Principal("token")
+
+
+@pytest.fixture(scope="module")
+def process() -> Process:
+    table = ProcessTable("tokyo/tokyo-1", "life")
+    try:
+        return next(row for row in table.processes() if row.pid == os.getpid())
+    finally:
+        table.close()
+
+
+def follower(**params: str) -> Follower:
+    return Follower(ask.parse_query(params, PARAMETERS, Process), PLACE)
+
+
+def step(told: Follower, at: float, *rows: Process) -> Changes | None:
+    return told.step(at, rows, "looks")
+
+
+def test_births_deaths_and_updates(process: Process) -> None:
+    told = follower()
+    first = step(told, 0.0, process)
+    assert first is not None
+    assert (first.first, first.number, first.node) == (True, 1, "tokyo/tokyo-1")
+    assert [row["pid"] for row in first.born] == [process.pid]
+    assert step(told, 1.0, replace(process, elapsed_s=99.0, cpu_percent=1.0)) is None
+    other = replace(process, pid=7, start_ticks=70)
+    more = step(told, 2.0, replace(process, rss_kib=1), other)
+    assert more is not None
+    assert [row["pid"] for row in more.born] == [7]
+    assert [(row["pid"], row["rss_kib"]) for row in more.updated] == [(process.pid, 1)]
+    last = step(told, 3.0, replace(process, rss_kib=1))
+    assert last is not None
+    assert [(row["pid"], row["start_ticks"]) for row in last.died] == [(7, 70)]
+    assert (last.number, last.first, last.updated) == (3, False, [])
+
+
+def test_a_reused_pid_is_a_death_and_a_birth(process: Process) -> None:
+    told = follower()
+    step(told, 0.0, process)
+    changes = step(told, 1.0, replace(process, start_ticks=process.start_ticks + 1))
+    assert changes is not None
+    assert [row["start_ticks"] for row in changes.died] == [process.start_ticks]
+    assert [row["start_ticks"] for row in changes.born] == [process.start_ticks + 1]
+
+
+def test_another_program_is_said_at_once_and_a_zombie_is_none(process: Process) -> None:
+    told = follower(interval_s="60")
+    step(told, 0.0, process)
+    changes = step(told, 1.0, replace(process, name="new", command="new x"))
+    assert changes is not None
+    assert [(row["pid"], row["command"]) for row in changes.exec] == [(process.pid, "new x")]
+    zombie = replace(process, name="new", command="new x <defunct>", state="Z")
+    assert step(told, 2.0, zombie) is None
+    due = step(told, 60.0, zombie)
+    assert due is not None
+    assert (due.exec, [row["state"] for row in due.updated]) == ([], ["Z"])
+
+
+def test_updates_come_only_when_they_are_due_and_none_is_lost(process: Process) -> None:
+    told = follower(interval_s="5", fields="rss_kib")
+    step(told, 0.0, process)
+    assert step(told, 1.0, replace(process, rss_kib=1)) is None
+    assert step(told, 4.0, replace(process, rss_kib=2)) is None
+    changes = step(told, 5.0, replace(process, rss_kib=2))
+    assert changes is not None
+    assert list(changes.updated[0]) == ["inside", "instance", "pid", "start_ticks", "rss_kib"]
+    assert changes.updated[0]["rss_kib"] == 2
+    assert step(told, 10.0, replace(process, rss_kib=2, nice=5)) is None  # not asked for
+
+
+def test_only_what_is_asked_for(process: Process) -> None:
+    told = follower(pid=str(process.pid), node="tokyo-1")
+    step(told, 0.0, process)
+    assert step(told, 1.0, process, replace(process, pid=7)) is None
+    nobody = follower(node="osaka-1")
+    first = step(nobody, 0.0, process)
+    assert first is not None
+    assert first.born == []
+
+
+@pytest.mark.parametrize(
+    "params", [{"interval_s": "0"}, {"interval_s": "61"}, {"interval_s": "1.5"}, {"sort": "pid"}]
+)
+def test_what_cannot_be_followed(params: dict[str, str]) -> None:
+    with pytest.raises(UsageError):
+        follower(**params)
+
+
+async def test_who_reads_too_slowly_is_told_so(
+    process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "WAITING_BYTES", 1000)
+    clock = VirtualClock()
+    stream = Stream(follower(), list, clock)
+    message = b'{"age_s":0.0,"x":"' + b"x" * 600 + b'"}'
+    for _ in range(3):
+        stream.put(clock.now(), message)
+    clock.advance(2.5)
+    assert json.loads(await anext(stream))["age_s"] == 2.5
+    with pytest.raises(Busy, match="follow anew"):
+        await anext(stream)
+    assert stream.ended
+
+
+async def test_a_real_process_is_born_and_dies() -> None:
+    table = ProcessTable("tokyo/tokyo-1", "life")
+    k2i = K2i(table, node="tokyo/tokyo-1", incarnation="life")
+    async with Supervisor("test") as tasks:
+        k2i.start(tasks)
+        messages = k2i.follow(Question("changes", {"user": str(os.geteuid())}), ROOT)
+        first = json.loads(await anext(messages))
+        assert first["first"]
+        assert os.getpid() in {row["pid"] for row in first["born"]}
+        child = await asyncio.create_subprocess_exec("cat", stdin=subprocess.PIPE)
+        await until(messages, "born", child.pid)
+        await child.communicate(b"")
+        await until(messages, "died", child.pid)
+        history = json.loads(await k2i.answer(Question("history"), ROOT))["history"]
+        assert history
+        assert history[0]["node"] == "tokyo-1"
+        mine = Question("history/processes", {"pid": str(os.getpid())})
+        points = json.loads(await k2i.answer(mine, ROOT))["history"]
+        assert points
+        assert {point["pid"] for point in points} == {os.getpid()}
+        last = asyncio.ensure_future(until(messages, "died", -1))
+        await asyncio.sleep(0)
+        k2i.close()
+        with pytest.raises(Closed):
+            await last
+    table.close()
+
+
+async def until(messages: Any, kind: str, pid: int) -> None:
+    async for message in messages:
+        if pid in {row["pid"] for row in json.loads(message)[kind]}:
+            return
+
+
+async def test_those_who_may_not_see_arguments_do_not_get_them() -> None:
+    k2i = K2i(ProcessTable())
+    async with Supervisor("test") as tasks:
+        k2i.start(tasks)
+        messages = k2i.follow(
+            Question("changes", {"pid": str(os.getpid()), "fields": "command,name"}),
+            Principal("peer", 12345),
+        )
+        first = json.loads(await anext(messages))
+        (row,) = first["born"]
+        assert row["command"] == f"[{row['name']}]"
+        await messages.aclose()  # type: ignore[attr-defined]
+    k2i.close()
+    k2i.table.close()
