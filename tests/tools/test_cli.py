@@ -16,6 +16,7 @@ from tabane.tools.cli.common import Parser
 
 NO_CLUSTER_NEEDED = {"up", "node", "demo", "doctor"}
 MINIMAL = {"deploy": ["APP_FILE"], "scale": ["x", "--min", "1"], "exec": ["x", "ls"]}
+MINIMAL |= {"pgrep": ["x"], "pkill": ["x"], "kill": ["x"], "renice": ["5", "x"]}
 """The shortest right command line, where it is not `x` for each argument that must be there."""
 
 
@@ -118,7 +119,7 @@ def test_unknown_options(name: str, option: str, tabane: Run, tmp_path: Path) ->
 def test_missing_and_superfluous_arguments(name: str, tabane: Run, tmp_path: Path) -> None:
     if arguments(name):
         check_refusal(tabane(name), 2, f"{name}: ")
-    if all(a.nargs != argparse.REMAINDER for a in parser_of(name)._actions):
+    if all(a.nargs not in (argparse.REMAINDER, "*") for a in parser_of(name)._actions):
         check_refusal(tabane(name, "x", "y", "z"), 2, f"{name}: ")
 
 

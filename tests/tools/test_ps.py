@@ -271,7 +271,7 @@ def test_widths(argv: str, width: int | None) -> None:
         ("-o nope", "there is no column 'nope': `tabane ps L` lists them"),
         ("-o user:0", "'user:0': a width is a number from 1 to 1000"),
         ("--sort=-nope", "there is no column 'nope' to sort by"),
-        ("-p x", "-p: 'x' is no number"),
+        ("-p x", "ps: 'x' is no number"),
         ("-p ,", "-p: name processes"),
         ("axo", "'o' of 'axo' needs a value"),
         ("-o", "argument -o/--format: expected one argument"),

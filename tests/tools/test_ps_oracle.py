@@ -16,7 +16,8 @@ import pytest
 
 from tabane.clock import SYSTEM
 from tabane.k2i import ProcessTable
-from tabane.tools.cli import ps
+from tabane.tools.cli import pgrep, ps, pstree
+from tabane.tools.cli.asking import Answer
 from tabane.tools.cli.letters import take_letters
 
 PLACE_WORDS = 4
@@ -164,3 +165,80 @@ def test_the_same_are_chosen_in_the_same_order(
     shown = [line.strip() for line in ours(rows, *words)]
     assert [pid for pid in shown if pid in mine] == [pid for pid in expected if pid in mine]
     assert "{pids}" not in argv or len(shown) == 5
+
+
+PATTERNS = [
+    "plain", "lai", "^lai", "-x lai", "-x plain", "-x pla..", "-i PLAIN", "PLAIN", "nicer|batch",
+    "idle.one", "-f stdin.read", "-f plain$", "-xf plain", "-n .", "-o .", "-n -i N",
+    "-s {batch}", "-g {batch}", "-u {uid} plain", "-U {uid} plain", "-u 4711", "-r S", "-r R,D",
+    "-O 100000",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("argv", PATTERNS)
+def test_pgrep_finds_the_same(argv: str, rows: Any, children: Any) -> None:
+    """Among this process's own children."""
+    own = [row for row in rows if row["ppid"] == os.getpid()]
+    words = argv.format(batch=children[3].pid, uid=os.getuid()).split(" ")
+    expected = [int(line) for line in real("-P", str(os.getpid()), *words, program="pgrep")]
+    args = pgrep._parser("pgrep", "").parse_args(words)
+    found = pgrep.choose(own, args, pgrep.pattern_test("pgrep", args))
+    assert [row["pid"] for row in found] == expected
+
+
+SCRIPT = """
+cat & cat & (cat; :) & sh -c 'cat; :' & (sh -c "cat & (cat; :) & wait"; :) &
+(sh -c "cat & (cat; :) & wait"; :) & nice cat &
+exec 0<&-; echo; wait
+"""
+
+
+@pytest.fixture(scope="module")
+def family() -> Iterator[int]:
+    """The pid of a shell with children, who end when their input does."""
+    pipe = subprocess.PIPE
+    script = SCRIPT.replace("cat", "cat <&3")
+    with subprocess.Popen(["sh", "-c", f"exec 3<&0; {script}"], stdin=pipe, stdout=pipe) as shell:
+        assert shell.stdout
+        shell.stdout.readline()
+        yield shell.pid
+        assert shell.stdin
+        shell.stdin.close()
+        shell.wait()
+
+
+@pytest.fixture(scope="module")
+def kin(family: int) -> Answer:
+    """The processes below that shell, once all have become what they shall be."""
+    table = ProcessTable("tokyo/tokyo-1", "i-1")
+    while True:
+        rows = json.loads(table.render())
+        below = {family}
+        for row in rows:
+            if row["ppid"] in below:
+                below.add(row["pid"])
+        found = [row for row in rows if row["pid"] in below]
+        if sum(row["name"] == "cat" for row in found) == 9:
+            break
+        os.sched_yield()
+    table.close()
+    return Answer(found, [], 0.0)
+
+
+@pytest.mark.parametrize(
+    "argv", ["", "-p", "-c", "-a", "-ap", "-n", "-np", "-g", "-pg", "-an", "-U", "-u", "-pU"]
+)
+def test_pstree_draws_the_same(argv: str, kin: Answer, family: int) -> None:
+    args = pstree._parser().parse_args(argv.split())
+    roots = pstree.choose(kin, str(family), parents=False)
+    pstree.sort(roots, by_pid=args.numeric_sort)
+    expected = real(*argv.split(), "-T", "-l", str(family), program="pstree")
+    shown = pstree.render(roots, args)
+    if args.arguments:
+        node, *shown = shown
+        shown = [shown[0].removeprefix("  `-"), *(line[4:] for line in shown[1:])]
+    else:
+        node, shown = shown[0][:16], [line[16:] for line in shown]
+    assert node.startswith("tokyo/tokyo-1")
+    expected = [line.replace("-cexec 3<&0;", "-c exec 3<&0;") for line in expected if line]
+    assert [line.split(" -c")[0] for line in shown] == [line.split(" -c")[0] for line in expected]

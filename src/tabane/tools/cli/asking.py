@@ -82,6 +82,17 @@ def ask_processes(cluster: Cluster, filters: Filters) -> Answer:
     return answer
 
 
+def is_self(row: Row) -> bool:
+    """Whether it is the very process that asks; it may be on a node's own machine."""
+    import os
+
+    if row["pid"] != os.getpid():
+        return False
+    with open("/proc/self/stat", "rb") as file:  # noqa: PTH123
+        started = int(file.read().rpartition(b")")[2].split()[19])
+    return bool(started == row["start_ticks"])
+
+
 def path_of(kind: str, filters: Filters, params: Mapping[str, str]) -> str:
     asked = {"scope": "cluster", **{k: v for k, v in filters._asdict().items() if v}, **params}
     return f"/v2/{kind}?" + "&".join(f"{name}={_quote(text)}" for name, text in asked.items())

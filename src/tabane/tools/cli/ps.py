@@ -165,7 +165,7 @@ def _format_name(args: argparse.Namespace, letters: Letters) -> str:
 def _lists(args: argparse.Namespace, letters: Letters) -> Lists:
     groups = args.groups or ()
     numbers = [text for text in groups if text.replace(",", "").isdigit()]
-    return Lists(
+    lists = Lists(
         pids=[*(args.pids or ()), *values_of(letters, "pq")],
         ppids=args.ppid or (),
         sessions=[*(args.sessions or ()), *numbers],
@@ -175,6 +175,8 @@ def _lists(args: argparse.Namespace, letters: Letters) -> Lists:
         names=args.C or (),
         terminals=[*(args.terminals or ()), *values_of(letters, "t")],
     )
+    tests_of(lists, ())  # what is wrong with them is said before anybody is asked
+    return lists
 
 
 def _tests(args: argparse.Namespace, letters: Letters) -> list[Test]:

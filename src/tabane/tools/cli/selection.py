@@ -23,6 +23,8 @@ class Lists(NamedTuple):
     groups: Iterable[str] = ()
     names: Iterable[str] = ()
     terminals: Iterable[str] = ()
+    program: str = "ps"
+    """Who says what is wrong with them."""
 
 
 def split(texts: Iterable[str]) -> list[str]:
@@ -33,9 +35,9 @@ def split(texts: Iterable[str]) -> list[str]:
 def tests_of(lists: Lists, rows: Iterable[Row]) -> list[Test]:
     """A test for each list that names something. Raises `UsageError` for an empty list."""
     return [
-        *_pid_tests(lists.pids),
-        *_number_tests("--ppid", "ppid", lists.ppids),
-        *_number_tests("-s", "session", lists.sessions),
+        *_pid_tests(lists.program, lists.pids),
+        *_number_tests(lists.program, "ppid", lists.ppids),
+        *_number_tests(lists.program, "session", lists.sessions),
         *_owner_tests("uid", "user", lists.users),
         *_real_user_tests(lists.real_users, rows),
         *_owner_tests("gid", "group", lists.groups),
@@ -44,18 +46,18 @@ def tests_of(lists: Lists, rows: Iterable[Row]) -> list[Test]:
     ]
 
 
-def _pid_tests(texts: Iterable[str]) -> list[Test]:
+def _pid_tests(program: str, texts: Iterable[str]) -> list[Test]:
     """By pid on any node, or by `dc/node:pid`."""
     words = split(texts)
     places = {word for word in words if ":" in word}
-    pids = {number("-p", word) for word in words if ":" not in word}
+    pids = {number(program, word) for word in words if ":" not in word}
     if texts and not words:
-        raise UsageError("ps: -p: name processes, as in -p 1,2")
+        raise UsageError(f"{program}: -p: name processes, as in -p 1,2")
     return [lambda row: row["pid"] in pids or gpid(row) in places] if words else []
 
 
-def _number_tests(option: str, field: str, texts: Iterable[str]) -> list[Test]:
-    numbers = {number(option, word) for word in split(texts)}
+def _number_tests(program: str, field: str, texts: Iterable[str]) -> list[Test]:
+    numbers = {number(program, word) for word in split(texts)}
     return [lambda row: row[field] in numbers] if numbers else []
 
 
@@ -85,8 +87,8 @@ def _word_tests(texts: Iterable[str], matches: Callable[[Row, str], bool]) -> li
     return [lambda row: any(matches(row, word) for word in words)] if words else []
 
 
-def number(option: str, word: str) -> int:
+def number(program: str, word: str) -> int:
     """Raises `UsageError` for what is no number."""
     if not (word.isascii() and word.isdigit() and len(word) < 12 and int(word) < LARGEST):
-        raise UsageError(f"ps: {option}: {word!r} is no number")
+        raise UsageError(f"{program}: {word!r} is no number")
     return int(word)

@@ -1,0 +1,136 @@
+"""What kill, pkill and renice share: whom a word means, and sending the order there.
+
+Whoever is meant was seen a moment ago in the cluster's table. The order names the incarnation of
+the node and the start time that were seen, so that the node refuses when another process has got
+the pid meanwhile.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tabane.errors import NotFound, TabaneError, Unreachable, UsageError
+from tabane.tools.cli.asking import Answer
+from tabane.tools.cli.columns import Row, gpid, short_app
+from tabane.tools.cli.common import complain
+from tabane.tools.cli.instances import SHORTEST_ID
+
+if TYPE_CHECKING:
+    from tabane.tools.client import Cluster
+
+SIGNAL = re.compile(r"-(?:[0-9]{1,3}|(?:SIG)?[A-Z][A-Z0-9+-]+)", re.IGNORECASE)
+MOST_CANDIDATES = 8
+MOST_TARGETS = 4096
+"""Of one order."""
+IDENTITY = ("dc", "node", "incarnation", "pid", "start_ticks")
+"""What says which process, once and for all."""
+
+
+def take_signal(argv: Sequence[str]) -> tuple[str, list[str]]:
+    """The first of `-9`, `-TERM`, `-SIGHUP` before `--`, without its dash, and the other words."""
+    from tabane.k2i.orders import parse_signal
+
+    for n, word in enumerate(argv):
+        if word == "--":
+            break
+        if SIGNAL.fullmatch(word) and (n == 0 or argv[n - 1] not in ("-s", "--signal", "-n")):
+            try:
+                parse_signal(word[1:])
+            except UsageError:
+                continue
+            return word[1:], [*argv[:n], *argv[n + 1 :]]
+    return "", list(argv)
+
+
+def find_target(word: str, answer: Answer) -> Row:
+    """The one process that is meant by `dc/node:pid`, a pid, or an instance's id, whose first
+    process it is then. Raises `UsageError` when there are several, `NotFound` when there is none,
+    and `Unreachable` when a node that did not answer may have it."""
+    if re.fullmatch("[0-9]+", word):
+        found = _with_pid(int(word), answer)
+        if found or len(word) < SHORTEST_ID:
+            return _only(word, found, answer)
+    if ":" in word:
+        return _only(word, [row for row in answer.rows if gpid(row) == word], answer, word)
+    return _first_of(word, answer)
+
+
+def _with_pid(pid: int, answer: Answer) -> list[Row]:
+    return [row for row in answer.rows if row["pid"] == pid and not row["inside"]]
+
+
+def _only(word: str, found: Sequence[Row], answer: Answer, place: str = "") -> Row:
+    node = place.partition(":")[0]
+    silent = [name for name in answer.silent if not node or name == node]
+    if len(found) > 1:
+        named = [f"{gpid(row)} ({row['name']})" for row in found[:MOST_CANDIDATES]]
+        more = ", ..." if len(found) > MOST_CANDIDATES else ""
+        raise UsageError(f"{word} is a process of several nodes: choose {', '.join(named)}{more}")
+    if silent:
+        names = ", ".join(silent)
+        if found:
+            hint = f"for this one write {gpid(found[0])} ({found[0]['name']})"
+            raise Unreachable(f"{word} may be on {names} too, who did not answer: {hint}")
+        raise Unreachable(f"{word} is not on the nodes that answered ({names} did not)")
+    if not found:
+        raise NotFound(f"no such process: {word}")
+    return found[0]
+
+
+def _first_of(word: str, answer: Answer) -> Row:
+    """The first process of the instance with this id, or a beginning of it."""
+    ids = {row["instance"] for row in answer.rows if row["instance"]}
+    begun = {one for one in ids if len(word) >= SHORTEST_ID and one.startswith(word)}
+    chosen = {word} & ids or begun
+    if len(chosen) > 1:
+        raise UsageError(f"{word} begins several ids: write more of {', '.join(sorted(chosen))}")
+    if not chosen:
+        raise _nobody(word, answer)
+    rows = [row for row in answer.rows if row["instance"] in chosen and not row["inside"]]
+    pids = {row["pid"] for row in rows}
+    tops = [row for row in rows if row["ppid"] not in pids]
+    return min(tops or rows, key=lambda row: (row["start_ticks"], row["pid"]))
+
+
+def _nobody(word: str, answer: Answer) -> TabaneError:
+    apps = {short_app(row) for row in answer.rows if row["app"]}
+    if word in apps:
+        return UsageError(f"{word} is an app: `tabane stop {word}` stops its instances")
+    if answer.silent:
+        names = ", ".join(answer.silent)
+        return Unreachable(f"{word} is not on the nodes that answered ({names} did not)")
+    return NotFound(f"{word} is no process and no instance: write DC/NODE:PID, PID, or an id")
+
+
+def find_all(
+    words: Sequence[str], find: Callable[[str], Row]
+) -> tuple[list[Row], list[TabaneError]]:
+    """Whom the words mean, each once, and what is wrong with the others."""
+    found: dict[str, Row] = {}
+    problems: list[TabaneError] = []
+    for word in words:
+        try:
+            row = find(word)
+        except TabaneError as error:
+            problems.append(error)
+        else:
+            found[gpid(row)] = row
+    return list(found.values()), problems
+
+
+def send(
+    cluster: Cluster, rows: Sequence[Row], action: str, body: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """The outcome for each row, in their order."""
+    targets = [{key: row[key] for key in IDENTITY} for row in rows]
+    outcomes: list[dict[str, Any]] = []
+    for n in range(0, len(targets), MOST_TARGETS):
+        order = {"targets": targets[n : n + MOST_TARGETS], **body}
+        outcomes += cluster.post(f"/v2/processes/{action}", order)["outcomes"]
+    return outcomes
+
+
+def complain_of(row: Row, outcome: Mapping[str, Any]) -> None:
+    complain(f"{gpid(row)}: {outcome['message']}")

@@ -1,0 +1,194 @@
+"""`tabane pgrep`, `tabane pkill`: processes by name and by what else is known of them.
+
+Exit codes as theirs: 0 something matched (pkill: and was signalled), 1 nothing did, 2 the request
+is wrong, and 3 for what keeps from knowing: a node that did not answer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Sequence
+
+from tabane.errors import UsageError
+from tabane.tools.cli.asking import (
+    Answer,
+    add_filters,
+    ask_processes,
+    filters_of,
+    is_self,
+    say_partial,
+)
+from tabane.tools.cli.columns import Row, gpid
+from tabane.tools.cli.common import Parser, print_json, printable, say
+from tabane.tools.cli.selection import Lists, number, split, tests_of
+
+INCOMPLETE = 3
+LONGEST_NAME = 15
+"""Of a process, in bytes: the kernel cuts the rest off."""
+FILTERS = ("dc", "node", "app", "user")
+CRITERIA = (
+    *("pattern", "groups", "parents", "sessions", "terminals", "euid", "uid", "older", "runstates"),
+    *FILTERS,
+)
+
+
+def pgrep(argv: list[str]) -> int:
+    parser = _parser("pgrep", "Find processes by name or by what else is known of them.")
+    add = parser.add_argument
+    add("-l", "--list-name", action="store_true", help="their names too")
+    add("-a", "--list-full", action="store_true", help="their whole command lines too")
+    add("-d", "--delimiter", default="\n", metavar="TEXT", help="between them; else a newline")
+    add("-c", "--count", action="store_true", help="only how many there are")
+    args = parser.parse_args(argv)
+    found, answer = _find("pgrep", args)
+    partial = say_partial(answer)
+    if args.json:
+        print_json({"processes": found, "silent": answer.silent})
+    elif args.count:
+        say(str(len(found)))
+    elif found:
+        print(args.delimiter.join(_describe(row, args) for row in found))
+    return INCOMPLETE if partial else 0 if found else 1
+
+
+def _describe(row: Row, args: argparse.Namespace) -> str:
+    if args.list_full:
+        return printable(f"{gpid(row)} {row['command']}")
+    return printable(f"{gpid(row)} {row['name']}" if args.list_name else gpid(row))
+
+
+def pkill(argv: list[str]) -> int:
+    from tabane.k2i.orders import parse_signal
+    from tabane.tools.cli.ordering import take_signal
+
+    parser = _parser("pkill", "Signal processes by name or by what else is known of them.")
+    parser.usage = "tabane pkill [-SIGNAL] [options] PATTERN"
+    add = parser.add_argument
+    add("--signal", default="TERM", metavar="SIGNAL", help="by name or number, as -HUP does")
+    add("-e", "--echo", action="store_true", help="say who was signalled")
+    add("-c", "--count", action="store_true", help="say how many matched")
+    add("--force", action="store_true", help="also what a node cannot do without (root)")
+    given, rest = take_signal(argv)
+    args = parser.parse_args(rest)
+    signal = parse_signal(given or args.signal)
+    found, answer = _find("pkill", args)
+    partial = say_partial(answer)
+    done = _signal(args, found, signal)
+    if args.json:
+        print_json({"signal": signal, "processes": done, "silent": answer.silent})
+    elif args.count:
+        say(str(len(found)))
+    return INCOMPLETE if partial else 0 if done else 1
+
+
+def _signal(args: argparse.Namespace, found: Sequence[Row], signal: int) -> list[Row]:
+    """Those that could be signalled; the others are named on stderr."""
+    from tabane.tools.cli.ordering import complain_of, send
+    from tabane.tools.client import Cluster
+
+    body = {"signal": signal, "force": args.force}
+    outcomes = send(Cluster(args.root), found, "signal", body)
+    done = []
+    for row, outcome in zip(found, outcomes, strict=True):
+        if outcome.get("error"):
+            complain_of(row, outcome)
+            continue
+        done.append(row)
+        if args.echo and not args.json:
+            say(f"{row['name']} killed (pid {gpid(row)})")
+    return done
+
+
+def _parser(name: str, about: str) -> Parser:
+    parser = Parser(name, about)
+    add = parser.add_argument
+    add("-f", "--full", action="store_true", help="match whole command lines")
+    add("-i", "--ignore-case", action="store_true")
+    add("-x", "--exact", action="store_true", help="the whole name, not a part of it")
+    add("-v", "--inverse", action="store_true", help="all that do not match")
+    add("-n", "--newest", action="store_true", help="only the one that started last")
+    add("-o", "--oldest", action="store_true", help="only the one that started first")
+    add("-O", "--older", type=_seconds, metavar="SECONDS", help="older than that")
+    add("-g", "--pgroup", dest="groups", metavar="PGIDS", help="process groups")
+    add("-P", "--parent", dest="parents", metavar="PIDS", help="children of these")
+    add("-s", "--session", dest="sessions", metavar="SIDS", help="of these sessions")
+    add("-t", "--terminal", dest="terminals", metavar="TTYS", help="at these terminals")
+    add("-u", "--euid", metavar="USERS", help="of these users (names, uids)")
+    add("-U", "--uid", metavar="USERS", help="of these real users")
+    add("-r", "--runstates", metavar="STATES", help="in these states, as D,Z")
+    add_filters(parser)
+    add("--json", action="store_true", help="all that is known of each")
+    add("pattern", nargs="?", help="a regular expression")
+    return parser
+
+
+def _seconds(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
+    return int(text)
+
+
+def _find(name: str, args: argparse.Namespace) -> tuple[list[Row], Answer]:
+    if all(getattr(args, one) is None for one in CRITERIA):
+        raise UsageError(f"{name}: say which: a pattern, or one of the options")
+    if args.newest and args.oldest:
+        raise UsageError(f"{name}: -n and -o exclude each other")
+    matches = pattern_test(name, args)
+    _list_tests(args, ())  # what is wrong with them is said before anybody is asked
+    from tabane.tools.client import Cluster
+
+    answer = ask_processes(Cluster(args.root), filters_of(args))
+    return choose(answer.rows, args, matches), answer
+
+
+def pattern_test(name: str, args: argparse.Namespace) -> Callable[[Row], bool]:
+    """Whether a row's name, or with -f its command line, matches. Raises `UsageError`."""
+    if args.pattern is None:
+        return lambda row: True
+    try:
+        found = re.compile(args.pattern, re.IGNORECASE if args.ignore_case else 0)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise UsageError(f"{name}: {args.pattern!r} is no regular expression: {error}") from None
+    look = found.fullmatch if args.exact else found.search
+    return lambda row: look(row["command"] if args.full else row["name"]) is not None
+
+
+def choose(
+    rows: Sequence[Row], args: argparse.Namespace, matches: Callable[[Row], bool]
+) -> list[Row]:
+    """Those that pass all tests (with -v: not all), but never who asks; in order of place."""
+    tests = [matches, *_list_tests(args, rows)]
+    found = [
+        row
+        for row in rows
+        if all(test(row) for test in tests) is not args.inverse and not is_self(row)
+    ]
+    if found and args.newest:
+        return [min(found, key=lambda row: (row["elapsed_s"], -row["pid"]))]
+    if found and args.oldest:
+        return [max(found, key=lambda row: (row["elapsed_s"], -row["pid"]))]
+    return found
+
+
+def _list_tests(args: argparse.Namespace, rows: Sequence[Row]) -> list[Callable[[Row], bool]]:
+    def of(text: str | None) -> list[str]:
+        return [] if text is None else [text]
+
+    tests: list[Callable[[Row], bool]] = []
+    for lists in (
+        Lists(ppids=of(args.parents), program="pgrep"),
+        Lists(sessions=of(args.sessions), program="pgrep"),
+        Lists(terminals=of(args.terminals)),
+        Lists(users=of(args.euid)),
+        Lists(real_users=of(args.uid)),
+    ):
+        tests += tests_of(lists, rows)
+    if args.groups is not None:
+        groups = {number("pgrep", word) for word in split([args.groups])}
+        tests.append(lambda row: row["pgrp"] in groups)
+    if args.older is not None:
+        tests.append(lambda row: row["elapsed_s"] > args.older)
+    if args.runstates is not None:
+        tests.append(lambda row: row["state"] in args.runstates)
+    return tests
