@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -36,7 +36,7 @@ from tabane.k2i.procfs import (
     parse_stat,
     parse_words,
 )
-from tabane.k2i.v1 import Record, Records
+from tabane.k2i.v1 import Files, Record, Rows, build_record, read_record
 from tabane.model import Instance
 
 __all__ = ["Process", "ProcessTable", "instance_of"]
@@ -58,7 +58,7 @@ _INSTANCE = re.compile(r":/tabane/[^/]+/[^/]+/([^/]+)")
 @dataclass(slots=True)
 class _Known:
     """What is known of a process. Its facts are `stale` when they may have changed since they were
-    read, which was when its `schedstat` and `cgroup` were `ran` and `cgroup`."""
+    read, which was when its `schedstat` was `ran`, and its other files as they are here."""
 
     data: bytes
     stat: Stat
@@ -66,6 +66,7 @@ class _Known:
     counted_ticks: int
     facts: Facts = NO_FACTS
     ran: bytes = b""
+    cmdline: bytes = b""
     cgroup: bytes = b""
     stale: bool = True
     recent: float | None = None
@@ -95,25 +96,14 @@ class ProcessTable:
         self._names_at = clock.now()
         self._booted_at = 0.0
         self._places: dict[str, tuple[str, str]] = {}
-        self._records = Records(self._procfs, self._names)
+        self._rows = Rows(self._names)
         self._lock = threading.Lock()
 
     def processes(self, instances: Iterable[Instance] = ()) -> list[Process]:
         """All that are to be seen, by pid; `instances` say which app and class an instance has."""
         with self._lock:
             moment = self._begin(instances)
-            pids = self._procfs.pids()
-            for pid in self._known.keys() - pids:
-                del self._known[pid]
-            self._find_stale(moment)
-            found: list[Process] = []
-            for pid, data in zip(pids, self._procfs.read_each(pids, "stat"), strict=True):
-                known = self._known.get(pid)
-                if data is None or known is None or known.data != data or known.stale:
-                    known = self._learn(pid, data, moment)
-                if known is not None:
-                    found.append(_show(known, moment))
-            return found
+            return [_show(known, moment) for known in self._look(moment.at, moment.uptime_s)]
 
     def render(self, instances: Iterable[Instance] = ()) -> bytes:
         """`processes` as a JSON array."""
@@ -128,20 +118,19 @@ class ProcessTable:
         """Every process in full, as `/v1` has it."""
         with self._lock:
             self._refresh_names()
-            return list(self._records.read_all())
+            return [build_record(files, self._names) for _, files in self._read_files()]
 
-    def render_records(self, name: str = "", *, redacted: bool = False) -> bytes:
-        """Every process whose name has `name` in it, in full, as a JSON array; without its
-        arguments where `redacted`."""
+    def render_records(self) -> bytes:
+        """`records` as a JSON array."""
         with self._lock:
             self._refresh_names()
-            return self._records.render_all(name, redacted=redacted)
+            return self._rows.render(self._read_files())
 
     def record(self, pid: int) -> Record | None:
         """One process in full; None when there is no such process (a thread is none)."""
         with self._lock, suppress(*GONE):
             self._refresh_names()
-            return self._records.read(pid)
+            return read_record(self._procfs, pid, self._names)
         return None
 
     def hides(self) -> bool:
@@ -184,25 +173,53 @@ class ProcessTable:
         self._names_at = now
         changed = self._names.refresh()
         if changed:
-            self._records.clear()
+            self._rows.clear()
         return changed
 
-    def _find_stale(self, moment: Moment) -> None:
-        """Mark the processes whose facts may have changed."""
+    def _look(self, now: float, uptime_s: float) -> list[_Known]:
+        """Read all processes; what is known of each that is to be seen, by pid."""
+        pids = self._procfs.pids()
+        for pid in self._known.keys() - pids:
+            del self._known[pid]
         while self._touched:
             self._mark(self._touched.pop())
-        if moment.at - self._looked_at < REFRESH_S:
-            return
-        self._looked_at = moment.at
+        if now - self._looked_at >= REFRESH_S:
+            self._looked_at = now
+            self._find_stale(now, uptime_s)
+        found: list[_Known] = []
+        for pid, data in zip(pids, self._procfs.read_each(pids, "stat"), strict=True):
+            known = self._known.get(pid)
+            if data is None or known is None or known.data != data or known.stale:
+                known = self._learn(pid, data, now)
+            if known is not None:
+                found.append(known)
+        return found
+
+    def _read_files(self) -> Iterator[tuple[int, Files]]:
+        """What the records of all processes are made of."""
+        found = self._look(self._clock.now(), self._procfs.uptime_s())
+        pids = [known.stat.pid for known in found]
+        contents = [self._procfs.read_each(pids, name) for name in ("status", "statm")]
+        for known, status, statm in zip(found, *contents, strict=True):
+            if status is None or statm is None:
+                continue
+            with suppress(*GONE):
+                if known.stat.pid in self._procfs.opened:
+                    self._procfs.stat_again(known.stat)
+                files = Files(known.data, status, statm, known.cmdline, known.cgroup)
+                yield known.stat.pid, files
+
+    def _find_stale(self, now: float, uptime_s: float) -> None:
+        """Mark the processes whose facts may have changed."""
         pids = [pid for pid, known in self._known.items() if not known.stat.flags & KERNEL_THREAD]
         for pid, ran in zip(pids, self._procfs.read_each(pids, "schedstat"), strict=True):
             known = self._known[pid]
             if ran != known.ran or known.stat.num_threads > 1 or not _counts(ran):
                 known.stale = True
-        if moment.at - self._looked_for_moved_at >= MOVED_S:
-            self._looked_for_moved_at = moment.at
+        if now - self._looked_for_moved_at >= MOVED_S:
+            self._looked_for_moved_at = now
         else:
-            young = (moment.uptime_s - MOVED_S) * TICKS_PER_S
+            young = (uptime_s - MOVED_S) * TICKS_PER_S
             pids = [pid for pid in pids if self._known[pid].stat.starttime > young]
         for pid, cgroup in zip(pids, self._procfs.read_each(pids, "cgroup"), strict=True):
             if cgroup != self._known[pid].cgroup:
@@ -212,14 +229,14 @@ class ProcessTable:
         if pid in self._known:
             self._known[pid].stale = True
 
-    def _learn(self, pid: int, data: bytes | None, moment: Moment) -> _Known | None:
+    def _learn(self, pid: int, data: bytes | None, now: float) -> _Known | None:
         """What is known of a process with another `stat`, or whose facts may have changed; None
         when it is gone."""
         known = self._known.pop(pid, None)
         if data is None:
             return None
         if known is None or known.data != data:
-            known = _follow(known, parse_stat(data), data, moment)
+            known = _follow(known, parse_stat(data), data, now)
         try:
             if known.stale:
                 self._read_facts(known)
@@ -233,11 +250,11 @@ class ProcessTable:
         with suppress(FileNotFoundError):
             known.ran = procfs.read_again(pid, "schedstat")
         status = procfs.read_again(pid, "status")
-        cmdline = procfs.read_again(pid, "cmdline")
+        known.cmdline = procfs.read_again(pid, "cmdline")
         known.cgroup = procfs.read_again(pid, "cgroup")
         if pid in procfs.opened:
             procfs.stat_again(known.stat)
-        command = " ".join(parse_words(cmdline))[:LONGEST_COMMAND]
+        command = " ".join(parse_words(known.cmdline))[:LONGEST_COMMAND]
         facts = Facts(*parse_owners(status), command, instance_of(parse_cgroup(known.cgroup)))
         if facts != known.facts:
             known.facts, known.process = facts, None
@@ -249,10 +266,10 @@ def _counts(ran: bytes | None) -> bool:
     return ran is not None and not ran.startswith(b"0 ")
 
 
-def _follow(known: _Known | None, stat: Stat, data: bytes, moment: Moment) -> _Known:
+def _follow(known: _Known | None, stat: Stat, data: bytes, now: float) -> _Known:
     """What is known of a process whose `stat` is another now."""
     if known is None or known.stat.starttime != stat.starttime:
-        return _Known(data, stat, moment.at, stat.utime + stat.stime)
+        return _Known(data, stat, now, stat.utime + stat.stime)
     if (known.stat.comm, known.stat.startstack) != (stat.comm, stat.startstack):
         known.stale = True
     known.data, known.stat, known.process = data, stat, None

@@ -8,17 +8,14 @@ procps fills between two readings, and `ns` stay empty, as they were.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import msgspec
 
 from tabane.k2i.names import Names
 from tabane.k2i.procfs import (
-    GONE,
     Procfs,
-    decode,
     parse_cgroup,
     parse_stat,
     parse_status,
@@ -133,12 +130,20 @@ class Files(NamedTuple):
     cgroup: bytes
 
 
-class Records:
-    """Reads records. Keeps a process's row as JSON, to be sent again while its files say the
-    same. Not for several threads at once."""
+def read_record(procfs: Procfs, pid: int, names: Names) -> Record:
+    """All of one process. Raises one of `procfs.GONE`, also for a thread."""
+    files = Files._make([procfs.read_again(pid, name) for name in Files._fields])
+    procfs.stat_again(parse_stat(files.stat))
+    record = build_record(files, names)
+    if record.tgid != pid:
+        raise ProcessLookupError(f"{pid} is a thread")
+    return record
 
-    def __init__(self, procfs: Procfs, names: Names) -> None:
-        self._procfs = procfs
+
+class Rows:
+    """Records as JSON. Keeps a process's row, to be sent again while its files say the same."""
+
+    def __init__(self, names: Names) -> None:
         self._names = names
         self._rows: dict[int, tuple[Files, bytes]] = {}
 
@@ -146,64 +151,18 @@ class Records:
         """Forget all rows: names have changed."""
         self._rows.clear()
 
-    def read(self, pid: int) -> Record:
-        """All of one process. Raises one of `procfs.GONE`, also for a thread."""
-        record = build_record(self._read_files(pid), self._names)
-        if record.tgid != pid:
-            raise ProcessLookupError(f"{pid} is a thread")
-        return record
-
-    def read_all(self) -> Iterator[Record]:
-        """Of all processes to be seen, by pid."""
-        for _, files in self._read_all_files():
-            yield build_record(files, self._names)
-
-    def render_all(self, name: str = "", *, redacted: bool = False) -> bytes:
-        """As a JSON array, those with `name` in their names; without arguments if `redacted`."""
-        rows = [
-            self._render(pid, files, redacted)
-            for pid, files in self._read_all_files()
-            if not name or name in comm_of(files.stat)
-        ]
+    def render(self, found: Iterable[tuple[int, Files]]) -> bytes:
+        """A JSON array of all processes that are to be seen, given with their pids."""
+        before, self._rows = self._rows, {}
+        rows: list[bytes] = []
+        for pid, files in found:
+            row = before.get(pid)
+            if row is None or row[0] != files:
+                row = files, _encode(build_record(files, self._names))
+            if len(rows) < MOST_ROWS:
+                self._rows[pid] = row
+            rows.append(row[1])
         return b"[%b]" % b",".join(rows)
-
-    def _render(self, pid: int, files: Files, redacted: bool) -> bytes:
-        if redacted:
-            return _encode(build_record(files._replace(cmdline=b""), self._names))
-        known = self._rows.get(pid)
-        if known is not None and known[0] == files:
-            return known[1]
-        row = _encode(build_record(files, self._names))
-        if known is not None or len(self._rows) < MOST_ROWS:
-            self._rows[pid] = files, row
-        return row
-
-    def _read_all_files(self) -> Iterator[tuple[int, Files]]:
-        """Of each process that is to be seen."""
-        pids = self._procfs.pids()
-        for pid in self._rows.keys() - pids:
-            del self._rows[pid]
-        contents = [self._procfs.read_each(pids, name) for name in Files._fields]
-        opened = frozenset(self._procfs.opened)
-        for pid, *files in zip(pids, *contents, strict=True):
-            if pid in opened:
-                with suppress(*GONE):
-                    yield pid, self._read_files(pid)
-            elif None not in files:
-                yield pid, Files._make(files)
-
-    def _read_files(self, pid: int) -> Files:
-        """Of one and the same process: if any had to be opened, the pid may have been given to
-        another meanwhile. Raises one of `procfs.GONE`."""
-        files = Files._make([self._procfs.read_again(pid, name) for name in Files._fields])
-        if pid in self._procfs.opened:
-            self._procfs.stat_again(parse_stat(files.stat))
-        return files
-
-
-def comm_of(stat: bytes) -> str:
-    """The name in /proc/PID/stat."""
-    return decode(stat[stat.index(b"(") + 1 : stat.rindex(b")")])
 
 
 def build_record(files: Files, names: Names) -> Record:
