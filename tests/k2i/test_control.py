@@ -195,7 +195,7 @@ async def test_an_order_that_may_not_be_given_is_written_down(world: World, star
         await world.one(target, TERM, STRANGER, force=True)
     with pytest.raises(Denied, match="only over a unix socket"):
         await world.one(target, TERM, Principal("anybody"))
-    assert [line.target for line in world.lines()] == ["1 processes"] * 2
+    assert [line.target for line in world.lines()] == ["1 targets"] * 2
     assert world.outcomes() == ["refused"] * 2
 
 

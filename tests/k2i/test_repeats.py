@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tabane.errors import Busy, Conflict
+from tabane.errors import Busy, Conflict, Denied
 from tabane.k2i.orders import Gpid, Order, Outcome, Signal
 from tabane.k2i.repeats import Repeats
 from tabane.security.identity import Principal
@@ -120,6 +120,16 @@ async def test_who_has_too_many_waits_and_others_do_not(world: World) -> None:
     assert await world.once(Order((TARGET,), Signal(15), key="a")) == "number 1"
     world.clock.advance(60)
     assert await world.once(more) == "number 5"
+
+
+async def test_what_is_refused_as_a_whole_may_be_tried_again(world: World) -> None:
+    async def refuse() -> tuple[Outcome, ...]:
+        raise Denied("no")
+
+    for _ in range(2):
+        with pytest.raises(Denied, match="no"):
+            await world.repeats.once(ORDER, ALICE, refuse)
+    assert await world.once() == "number 1"
 
 
 async def test_what_failed_as_a_whole_may_be_tried_again(world: World) -> None:

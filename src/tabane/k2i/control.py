@@ -1,52 +1,74 @@
-"""Orders obeyed: each target is found, checked, done, and every step of it is in the audit log."""
+"""Orders obeyed: each target is found, checked, done, and every step of it is in the audit log.
+
+What is known of instances is the node's (`Instances`); how orders are checked, repeated, tried
+without effect and written down is the same for both.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Awaitable
+from typing import NamedTuple, Protocol
 
 from msgspec.structs import replace
 
 from tabane.clock import SYSTEM, Clock
-from tabane.errors import TabaneError
+from tabane.errors import NotFound, TabaneError
 from tabane.k2i.changes import plan
 from tabane.k2i.kernel import Alone, Surroundings, hold, look
-from tabane.k2i.orders import Gpid, Order, Outcome, describe
+from tabane.k2i.ledger import Audit, Ledger
+from tabane.k2i.orders import (
+    Gpid,
+    InstanceAction,
+    InstanceOrder,
+    InstanceOutcome,
+    InstanceTarget,
+    Order,
+    Outcome,
+)
 from tabane.k2i.permission import (
     Here,
     check_address,
+    check_confinement,
     check_identity,
+    check_instance,
+    check_instance_order,
     check_order,
     check_permission,
 )
 from tabane.k2i.repeats import Repeats
-from tabane.model import NodeName
-from tabane.security.audit import Line
+from tabane.model import NodeName, Resources
 from tabane.security.identity import Principal
 from tabane.supervise import Supervisor
 
 NOBODY = NodeName("")
-log = logging.getLogger(__name__)
 
 
-class Audit(Protocol):
-    """As `tabane.security.audit.AuditLog`."""
+class SeenInstance(NamedTuple):
+    """An instance as it is just now. `owner` is the uid of who deployed its app, which `declared`
+    these limits; `now` as in `InstanceOutcome`, for the order's action."""
 
-    def add(self, line: Line) -> None: ...
+    app: str
+    owner: int
+    declared: Resources
+    now: dict[str, float]
 
-    def sync(self) -> None: ...
+
+class Instances(Protocol):
+    """The instances of a node."""
+
+    def look(self, target: InstanceTarget, action: InstanceAction) -> SeenInstance:
+        """Raises `NotFound`, `Stale` for another generation, `Conflict` when it is not in a state
+        for this, and `Unsupported` when its driver cannot."""
+
+    def do(self, target: InstanceTarget, action: InstanceAction) -> Awaitable[None]: ...
 
 
 class Control:
-    """What one node does to its processes. An order that makes no sense or may not be given is
-    refused as a whole; else each target has an `Outcome` of its own, in the order of the targets.
-
-    A full disk does not disarm who wants to end the program that fills it: what the audit log does
-    not take is done all the same, goes to the node's own log, and the outcome says so.
-    """
+    """What one node does to its processes and instances. An order that makes no sense or may not be
+    given is refused as a whole; else each process has an `Outcome` of its own, in the order of the
+    targets. `via`, wherever it stands, is the node that passed the order on."""
 
     def __init__(
         self,
@@ -55,43 +77,49 @@ class Control:
         tasks: Supervisor,
         *,
         surroundings: Surroundings | None = None,
+        instances: Instances | None = None,
         clock: Clock = SYSTEM,
     ) -> None:
         self.here = here
         self._audit = audit
         self._surroundings = surroundings or Alone()
+        self._instances = instances
         self._clock = clock
         self._repeats = Repeats(tasks, clock)
+
+    # Processes
 
     async def obey(
         self, order: Order, who: Principal, *, via: NodeName = NOBODY
     ) -> tuple[Outcome, ...]:
-        """`via` is the node that passed it on. Raises `UsageError`, `Denied`, `Conflict` and
-        `Busy`; then nothing was done."""
+        """Raises `UsageError`, `Denied`, `Conflict` and `Busy`; then nothing was done."""
         ledger = Ledger(self._audit, self._clock, order, who, via)
         try:
             check_order(order, who)
         except TabaneError as error:
-            await asyncio.to_thread(ledger.refuse, error)
+            await asyncio.to_thread(ledger.refuse, len(order.targets), error)
             raise
+
+        async def obey() -> tuple[Outcome, ...]:
+            return await asyncio.to_thread(self._obey, order, who, ledger)
+
         if order.key and not order.dry_run:
-            return await self._repeats.once(order, who, lambda: self._obey(ledger))
-        return await self._obey(ledger)
+            return await self._repeats.once(order, who, obey, size=len(order.targets))
+        return await obey()
 
-    async def _obey(self, ledger: Ledger) -> tuple[Outcome, ...]:
-        return await asyncio.to_thread(self._obey_all, ledger)
-
-    def _obey_all(self, ledger: Ledger) -> tuple[Outcome, ...]:
+    def _obey(self, order: Order, who: Principal, ledger: Ledger) -> tuple[Outcome, ...]:
         """This process itself comes last: it may not be there to do more."""
-        targets = ledger.order.targets
+        targets = order.targets
         own_last = sorted(range(len(targets)), key=lambda index: targets[index].pid == os.getpid())
-        found = {index: self._obey_one(ledger, targets[index]) for index in own_last}
-        problem = ledger.sync()
+        found = {index: self._obey_one(order, targets[index], who, ledger) for index in own_last}
+        ledger.sync()
         outcomes = (found[index] for index in range(len(targets)))
-        return tuple(_with_note(outcome, problem) for outcome in outcomes)
+        return tuple(
+            replace(outcome, message=with_problem(outcome.message, ledger)) for outcome in outcomes
+        )
 
-    def _obey_one(self, ledger: Ledger, target: Gpid) -> Outcome:
-        order, who, name, begun = ledger.order, ledger.who, "", False
+    def _obey_one(self, order: Order, target: Gpid, who: Principal, ledger: Ledger) -> Outcome:
+        name, begun = "", False
         try:
             check_address(target, self.here)
             with hold(target.pid) as held:
@@ -101,77 +129,62 @@ class Control:
                 check_permission(order, target, seen, who)
                 change = plan(order.action, held, seen, who)
                 if order.dry_run:
-                    ledger.tell(target, "would", name)
+                    ledger.tell(target, "would", name=name)
                     return Outcome(target, before=change.before, after=change.after)
-                ledger.tell(target, "doing", name)
+                ledger.tell(target, "doing", name=name)
                 begun = True
                 after = change.make()
         except TabaneError as error:
-            ledger.tell(target, "failed" if begun else "refused", name, error.message)
+            what = "failed" if begun else "refused"
+            ledger.tell(target, what, name=name, reason=error.message)
             return Outcome(target, error.code, error.message)
-        ledger.tell(target, "done", name)
+        ledger.tell(target, "done", name=name)
         return Outcome(target, before=change.before, after=after)
 
+    # Instances
 
-class Ledger:
-    """What the audit log is told of one order."""
+    async def obey_instance(
+        self, order: InstanceOrder, who: Principal, *, via: NodeName = NOBODY
+    ) -> InstanceOutcome:
+        """Raises `UsageError`, `Denied`, `NotFound`, `Stale`, `Conflict`, `Unsupported` and `Busy`."""
+        ledger = Ledger(self._audit, self._clock, order, who, via)
 
-    def __init__(
-        self, audit: Audit, clock: Clock, order: Order, who: Principal, via: NodeName
-    ) -> None:
-        self.order = order
-        self.who = who
-        self._audit = audit
-        self._clock = clock
-        self._via = via
-        self._problem = ""
+        async def obey() -> InstanceOutcome:
+            try:
+                return await self._obey_instance(order, who, ledger)
+            finally:
+                await asyncio.to_thread(ledger.sync)
 
-    def refuse(self, error: TabaneError) -> None:
-        """The order as a whole."""
-        line = self._line(f"{len(self.order.targets)} processes", "refused")
-        self._attempt(lambda: self._audit.add(replace(line, reason=error.message)), line)
-        self.sync()
+        if order.key and not order.dry_run:
+            return await self._repeats.once(order, who, obey)
+        return await obey()
 
-    def tell(self, target: Gpid, outcome: str, name: str, reason: str = "") -> None:
-        line = replace(
-            self._line(str(target), outcome),
-            process=name,
-            incarnation=target.incarnation,
-            start_ticks=target.start_ticks,
-            reason=reason,
-        )
-        self._attempt(lambda: self._audit.add(line), line)
-
-    def sync(self) -> str:
-        """Have it all on disk; returns what is wrong with that."""
-        self._attempt(self._audit.sync, None)
-        return self._problem
-
-    def _line(self, target: str, outcome: str) -> Line:
-        order, who = self.order, self.who
-        return Line(
-            self._clock.wall(),
-            who.kind,
-            who.uid,
-            who.pid,
-            describe(order.action),
-            target,
-            outcome=outcome,
-            dry_run=order.dry_run,
-            force=order.force,
-            key=order.key,
-            via=self._via,
-        )
-
-    def _attempt(self, write: Callable[[], None], line: Line | None) -> None:
+    async def _obey_instance(
+        self, order: InstanceOrder, who: Principal, ledger: Ledger
+    ) -> InstanceOutcome:
+        target, action, name, begun = order.target, order.action, "", False
         try:
-            write()
-        except OSError as error:
-            self._problem = f"the audit log cannot be written: {error.strerror}"
-            log.error("%s: %s", self._problem, line)
+            check_instance_order(order, who)
+            if self._instances is None or target.node != self.here.place:
+                raise NotFound(f"{target} is not here: this is {self.here.place or 'no cluster'}")
+            seen = self._instances.look(target, action)
+            name = seen.app
+            check_instance(target, seen.owner, who)
+            after = check_confinement(action, seen.declared, who)
+            if order.dry_run:
+                ledger.tell(target, "would", name=name)
+                return InstanceOutcome(target, seen.now, seen.now | after)
+            ledger.tell(target, "doing", name=name)
+            begun = True
+            await self._instances.do(target, action)
+            now = self._instances.look(target, action).now
+        except TabaneError as error:
+            what = "failed" if begun else "refused"
+            ledger.tell(target, what, name=name, reason=error.message)
+            raise
+        ledger.tell(target, "done", name=name)
+        return InstanceOutcome(target, seen.now, now, with_problem("", ledger))
 
 
-def _with_note(outcome: Outcome, problem: str) -> Outcome:
-    if not problem:
-        return outcome
-    return replace(outcome, message=f"{outcome.message}; {problem}".removeprefix("; "))
+def with_problem(message: str, ledger: Ledger) -> str:
+    return "; ".join(filter(None, (message, ledger.problem)))

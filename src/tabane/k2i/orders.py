@@ -12,7 +12,7 @@ import resource
 import signal
 
 from tabane.errors import UsageError
-from tabane.model import NodeName, Value
+from tabane.model import Generation, NodeName, Value
 from tabane.units import shorten
 
 MAX_PID = 1 << 22
@@ -129,15 +129,31 @@ class Resume(Value, frozen=True, tag="resume"):
     """Let it go on (SIGCONT)."""
 
 
+class Confine(Value, frozen=True, tag="confine"):
+    """Set limits of its cgroup. `cpu` counts whole CPUs; None leaves that limit as it is."""
+
+    cpu: float | None = None
+    memory_bytes: int | None = None
+    pids: int | None = None
+
+
+def wanted(action: Confine) -> dict[str, float]:
+    """The limits that are to be set, by name."""
+    every = {"cpu": action.cpu, "memory_bytes": action.memory_bytes, "pids": action.pids}
+    return {name: value for name, value in every.items() if value is not None}
+
+
+InstanceAction = Pause | Resume | Confine
+"""Here `Pause` and `Resume` mean the freezer."""
 Action = Signal | Nice | Affinity | Limits | Pause | Resume
 
 
-def name_of(action: Action) -> str:
-    """`signal`, `nice`, `affinity`, `limits`, `pause` or `resume`."""
+def name_of(action: Action | InstanceAction) -> str:
+    """`signal`, `nice`, `affinity`, `limits`, `pause`, `resume` or `confine`."""
     return str(action.__struct_config__.tag)
 
 
-def describe(action: Action) -> str:
+def describe(action: Action | InstanceAction) -> str:
     """As people read it in the audit log: `signal 15`, `nice +5`, `limits nofile=10:20`."""
     name = name_of(action)
     match action:
@@ -150,6 +166,8 @@ def describe(action: Action) -> str:
         case Limits(limits):
             pairs = (f"{key}={_word(it.soft)}:{_word(it.hard)}" for key, it in limits.items())
             return f"{name} {' '.join(pairs)}"
+        case Confine():
+            return f"{name} {' '.join(f'{key}={value}' for key, value in wanted(action).items())}"
     return name
 
 
@@ -189,3 +207,31 @@ class Outcome(Value, frozen=True):
     @property
     def ok(self) -> bool:
         return not self.error
+
+
+class InstanceTarget(Value, frozen=True):
+    """One life of one instance. `node` is `dc/node`."""
+
+    node: NodeName
+    generation: Generation
+
+    def __str__(self) -> str:
+        return f"{self.node}:{self.generation.instance}"
+
+
+class InstanceOrder(Value, frozen=True):
+    """One action on an instance as a whole. See `Order`."""
+
+    target: InstanceTarget
+    action: InstanceAction
+    dry_run: bool = False
+    key: str = ""
+
+
+class InstanceOutcome(Value, frozen=True):
+    """`before` and `after` by name: `cpu`, `memory_bytes`, `pids`, or `paused` as 0 or 1."""
+
+    target: InstanceTarget
+    before: dict[str, float]
+    after: dict[str, float]
+    message: str = ""

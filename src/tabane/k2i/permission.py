@@ -20,14 +20,20 @@ from tabane.k2i.orders import (
     UNLIMITED,
     Action,
     Affinity,
+    Confine,
     Gpid,
+    InstanceAction,
+    InstanceOrder,
+    InstanceTarget,
     Limit,
     Limits,
     Nice,
     Order,
+    Pause,
     Signal,
+    wanted,
 )
-from tabane.model import NodeName
+from tabane.model import NodeName, Resources
 from tabane.security.identity import Principal
 from tabane.units import shorten
 
@@ -36,6 +42,8 @@ KINDS = ("peer", "token", "member")
 BEST_NICE, WORST_NICE = -20, 19
 MAX_STEP = WORST_NICE - BEST_NICE
 MAX_LIMIT = (1 << 63) - 1
+CONFINEMENTS = {"cpu": (0.01, 8192), "memory_bytes": (1 << 20, 1 << 60), "pids": (1, 1 << 22)}
+"""The least and the most that an instance's cgroup can be given."""
 Pair = tuple[int, int]
 """A soft and a hard limit."""
 
@@ -66,15 +74,23 @@ class Seen(NamedTuple):
 
 def check_order(order: Order, who: Principal) -> None:
     """Whether it makes sense, whatever its targets are. Raises `UsageError`, `Denied`."""
-    if who.kind not in KINDS:
-        raise Denied("processes are controlled only over a unix socket, or with a cluster's token")
+    check_principal(who)
+    check_key(order.key)
     if order.force and not who.is_root:
         raise Denied("force is for root")
     if not 0 < len(order.targets) <= MAX_TARGETS:
         raise UsageError(f"targets: {len(order.targets)} is not from 1 to {MAX_TARGETS}")
-    if len(order.key) > MAX_KEY:
-        raise UsageError(f"idempotency_key: it has more than {MAX_KEY} characters")
     check_action(order.action)
+
+
+def check_principal(who: Principal) -> None:
+    if who.kind not in KINDS:
+        raise Denied("processes are controlled only over a unix socket, or with a cluster's token")
+
+
+def check_key(key: str) -> None:
+    if len(key) > MAX_KEY:
+        raise UsageError(f"idempotency_key: it has more than {MAX_KEY} characters")
 
 
 def check_action(action: Action) -> None:
@@ -98,6 +114,41 @@ def _check_limit(name: str, limit: Limit) -> None:
     for value in (limit.soft, limit.hard):
         if value is not None and not UNLIMITED <= value <= MAX_LIMIT:
             raise UsageError(f"limits: {name}: {value} is not from {UNLIMITED} to {MAX_LIMIT}")
+
+
+def check_instance_order(order: InstanceOrder, who: Principal) -> None:
+    """As `check_order`."""
+    check_principal(who)
+    check_key(order.key)
+    if isinstance(order.action, Confine):
+        limits = wanted(order.action)
+        if not limits:
+            raise UsageError("limits: say at least one of cpu, memory_bytes and pids")
+        for name, value in limits.items():
+            low, high = CONFINEMENTS[name]
+            if not low <= value <= high:
+                raise UsageError(f"limits: {name}: {value} is not from {low:g} to {high:g}")
+
+
+def check_instance(target: InstanceTarget, owner: int, who: Principal) -> None:
+    """Raises `Denied`."""
+    if not who.is_root and not (who.kind == "peer" and who.uid == owner >= 0):
+        raise Denied(f"{target} is an instance of another user's app (uid {owner})")
+
+
+def check_confinement(
+    action: InstanceAction, declared: Resources, who: Principal
+) -> dict[str, float]:
+    """What the action will have changed. Only root gives an instance more than its app declares:
+    else `Denied`."""
+    if not isinstance(action, Confine):
+        return {"paused": float(isinstance(action, Pause))}
+    limits = wanted(action)
+    for name, value in limits.items():
+        most = getattr(declared, name)
+        if value > most and not who.is_root:
+            raise Denied(f"limits: {name}: the app declares {most:g}: only root may give {value:g}")
+    return limits
 
 
 def check_address(target: Gpid, here: Here) -> None:
@@ -146,16 +197,16 @@ def _is_own(action: Action, seen: Seen, who: Principal) -> bool:
 
 def new_nice(action: Nice, nice: int, who: Principal) -> int:
     """The nice value of a thread that has `nice` now. Raises `Denied`."""
-    wanted = min(max(action.value + nice * action.relative, BEST_NICE), WORST_NICE)
-    if wanted < nice and not who.is_root:
-        raise Denied(f"only root may lower a nice value ({nice} to {wanted})")
-    return wanted
+    chosen = min(max(action.value + nice * action.relative, BEST_NICE), WORST_NICE)
+    if chosen < nice and not who.is_root:
+        raise Denied(f"only root may lower a nice value ({nice} to {chosen})")
+    return chosen
 
 
-def new_limit(name: str, wanted: Limit, now: Pair, who: Principal) -> Pair:
+def new_limit(name: str, limit: Limit, now: Pair, who: Principal) -> Pair:
     """The soft and hard limit of one that has `now`. Raises `UsageError`, `Denied`."""
-    soft = now[0] if wanted.soft is None else wanted.soft
-    hard = now[1] if wanted.hard is None else wanted.hard
+    soft = now[0] if limit.soft is None else limit.soft
+    hard = now[1] if limit.hard is None else limit.hard
     if is_above(soft, hard):
         raise UsageError(f"{name}: its soft limit {soft} would be above its hard limit {hard}")
     if is_above(hard, now[1]) and not who.is_root:
@@ -170,9 +221,9 @@ def is_above(limit: int, other: int) -> bool:
 
 def check_cpus(action: Affinity, online: Iterable[int]) -> frozenset[int]:
     """Raises `UsageError` for none, and for one that the node has not."""
-    there, wanted = frozenset(online), frozenset(action.cpus)
-    if not wanted or not wanted <= there:
-        strange = ", ".join(map(str, sorted(wanted - there))) or "none"
+    there, chosen = frozenset(online), frozenset(action.cpus)
+    if not chosen or not chosen <= there:
+        strange = ", ".join(map(str, sorted(chosen - there))) or "none"
         known = ", ".join(map(str, sorted(there)))
         raise UsageError(f"CPUs: {strange} cannot be used here (there are {known})")
-    return wanted
+    return chosen

@@ -13,11 +13,11 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Coroutine
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from tabane.clock import Clock
-from tabane.errors import Busy, Conflict
-from tabane.k2i.orders import Order, Outcome
+from tabane.errors import Busy, Conflict, TabaneError
+from tabane.k2i.orders import InstanceOrder, Order
 from tabane.security.identity import Principal
 from tabane.supervise import Supervisor
 
@@ -25,14 +25,15 @@ KEEP_S = 3600.0
 MOST = 20_000
 """Outcomes remembered for one principal; about 10 MB."""
 
-Outcomes = tuple[Outcome, ...]
 Owner = tuple[str, int]
+T = TypeVar("T")
 
 
 class _Known(NamedTuple):
-    order: Order
+    order: Order | InstanceOrder
+    size: int
     at: float
-    answer: asyncio.Task[Outcomes]
+    answer: asyncio.Task[Any]
 
 
 class Repeats:
@@ -50,37 +51,42 @@ class Repeats:
         self._sizes: Counter[Owner] = Counter()
 
     async def once(
-        self, order: Order, who: Principal, obey: Callable[[], Coroutine[Any, Any, Outcomes]]
-    ) -> Outcomes:
-        """What `obey()` returned for this key when it was first called; it goes on to its end even
-        if who waits for it is cancelled. Raises `Conflict` for another order with the same key, and
-        `Busy`."""
+        self,
+        order: Order | InstanceOrder,
+        who: Principal,
+        obey: Callable[[], Coroutine[Any, Any, T]],
+        *,
+        size: int = 1,
+    ) -> T:
+        """What `obey()` returned for this key when it was first called, with `size` outcomes; it
+        goes on to its end even if who waits for it is cancelled. Raises `Conflict` for another
+        order with the same key, and `Busy`."""
         self._forget_old()
         owner = (who.kind, who.uid)
         known = self._known.get((owner, order.key))
         if known is None:
-            known = self._remember(owner, order, obey)
+            self._make_room(owner, size)
+            answer = self._tasks.start("order", _refusal_as_value(obey()))
+            known = _Known(order, size, self._clock.now(), answer)
+            self._known[owner, order.key] = known
+            answer.add_done_callback(lambda task: self._on_done(owner, order.key, task))
         elif known.order != order:
             raise Conflict(f"the idempotency key {order.key!r} was used for another order")
-        return await asyncio.shield(known.answer)
+        answered: T | TabaneError = await asyncio.shield(known.answer)
+        if isinstance(answered, TabaneError):
+            raise answered
+        return answered
 
-    def _remember(
-        self, owner: Owner, order: Order, obey: Callable[[], Coroutine[Any, Any, Outcomes]]
-    ) -> _Known:
-        size = len(order.targets)
+    def _make_room(self, owner: Owner, size: int) -> None:
         if self._sizes[owner] + size > self._most:
             problem = f"{self._most} outcomes are remembered for your idempotency keys"
             raise Busy(f"{problem}: wait, or send orders without", retry_after_s=60.0)
         self._sizes[owner] += size
-        answer = self._tasks.start("order", obey())
-        known = self._known[owner, order.key] = _Known(order, self._clock.now(), answer)
-        answer.add_done_callback(lambda task: self._on_done(owner, order, task))
-        return known
 
-    def _on_done(self, owner: Owner, order: Order, task: asyncio.Task[Outcomes]) -> None:
-        """Nothing is known of what failed as a whole, so it may be tried again."""
-        if task.cancelled() or task.exception() is not None:
-            self._forget(owner, order.key)
+    def _on_done(self, owner: Owner, key: str, task: asyncio.Task[Any]) -> None:
+        """What was refused or failed as a whole may be tried again."""
+        if task.cancelled() or task.exception() or isinstance(task.result(), TabaneError):
+            self._forget(owner, key)
 
     def _forget_old(self) -> None:
         horizon = self._clock.now() - self._keep_s
@@ -93,4 +99,12 @@ class Repeats:
     def _forget(self, owner: Owner, key: str) -> None:
         known = self._known.pop((owner, key), None)
         if known is not None:
-            self._sizes[owner] -= len(known.order.targets)
+            self._sizes[owner] -= known.size
+
+
+async def _refusal_as_value(work: Coroutine[Any, Any, T]) -> T | TabaneError:
+    """So that it is told to whom it concerns, and is no failure of a task."""
+    try:
+        return await work
+    except TabaneError as error:
+        return error
