@@ -90,7 +90,7 @@ def _add_processes(router: APIRouter, table: ProcessTable) -> None:
     @router.get("/proc", response_class=Records)
     def all_processes(who: Who) -> Response:
         """Every process to be seen."""
-        return Records(table.records())
+        return Response(table.render_records(), media_type="application/json")
 
     @router.get("/proc/self", response_class=Records)
     @router.get("/k2i", response_class=Records)

@@ -49,6 +49,8 @@ CLOCK_STEP_S = 0.1
 """By so much the machine's wall clock must have been set for start times to follow."""
 LONGEST_COMMAND = 1 << 15
 """Of a command line in a record; `/v1` has all of it."""
+BLOCKS_NOTHING = b"\nSigBlk:\t0000000000000000\n"
+"""Of a process's status."""
 KERNEL_THREAD = 0x00200000
 """PF_KTHREAD of the flags in stat."""
 
@@ -58,7 +60,8 @@ _INSTANCE = re.compile(r":/tabane/[^/]+/[^/]+/([^/]+)")
 @dataclass(slots=True)
 class _Known:
     """What is known of a process. Its facts are `stale` when they may have changed since they were
-    read, which was when its `schedstat` was `ran`, and its other files as they are here."""
+    read, which was when its `schedstat` was `ran`, and its other files as they are here. `files`
+    is what a record is made of, for as long as its `schedstat` is `files_ran`."""
 
     data: bytes
     stat: Stat
@@ -68,6 +71,8 @@ class _Known:
     ran: bytes = b""
     cmdline: bytes = b""
     cgroup: bytes = b""
+    files: Files | None = None
+    files_ran: bytes | None = None
     stale: bool = True
     recent: float | None = None
     process: Process | None = None
@@ -199,15 +204,25 @@ class ProcessTable:
         """What the records of all processes are made of."""
         found = self._look(self._clock.now(), self._procfs.uptime_s())
         pids = [known.stat.pid for known in found]
-        contents = [self._procfs.read_each(pids, name) for name in ("status", "statm")]
-        for known, status, statm in zip(found, *contents, strict=True):
-            if status is None or statm is None:
-                continue
-            with suppress(*GONE):
-                if known.stat.pid in self._procfs.opened:
-                    self._procfs.stat_again(known.stat)
-                files = Files(known.data, status, statm, known.cmdline, known.cgroup)
-                yield known.stat.pid, files
+        for known, ran in zip(found, self._procfs.read_each(pids, "schedstat"), strict=True):
+            if known.files is None or known.files_ran != ran or not _counts(ran):
+                try:
+                    self._read_rest(known, ran)
+                except GONE:
+                    continue
+            assert known.files is not None
+            yield known.stat.pid, known.files
+
+    def _read_rest(self, known: _Known, ran: bytes | None) -> None:
+        """What only records have. What a sleeping process does not run for, others cannot change
+        without its `stat` showing it, but for signals that wait because it blocks them."""
+        procfs, stat = self._procfs, known.stat
+        status, statm = (procfs.read_again(stat.pid, name) for name in ("status", "statm"))
+        if stat.pid in procfs.opened:
+            procfs.stat_again(stat)
+        known.files = Files(known.data, status, statm, known.cmdline, known.cgroup)
+        sleeps = stat.state in "SI" and stat.num_threads == 1 and BLOCKS_NOTHING in status
+        known.files_ran = ran if sleeps else None
 
     def _find_stale(self, now: float, uptime_s: float) -> None:
         """Mark the processes whose facts may have changed."""
@@ -258,7 +273,7 @@ class ProcessTable:
         facts = Facts(*parse_owners(status), command, instance_of(parse_cgroup(known.cgroup)))
         if facts != known.facts:
             known.facts, known.process = facts, None
-        known.stale = False
+        known.stale, known.files = False, None
 
 
 def _counts(ran: bytes | None) -> bool:
@@ -272,7 +287,7 @@ def _follow(known: _Known | None, stat: Stat, data: bytes, now: float) -> _Known
         return _Known(data, stat, now, stat.utime + stat.stime)
     if (known.stat.comm, known.stat.startstack) != (stat.comm, stat.startstack):
         known.stale = True
-    known.data, known.stat, known.process = data, stat, None
+    known.data, known.stat, known.process, known.files = data, stat, None, None
     return known
 
 
