@@ -35,6 +35,7 @@ class Api:
             table=table,
             k2i=K2i(table, node="tokyo/tokyo-1", incarnation="first"),
             cluster_k2i=cluster_k2i,
+            orders=None,
             config=SimpleNamespace(
                 key=NodeName("tokyo/tokyo-1"),
                 node=SimpleNamespace(address="10.0.0.1"),

@@ -27,6 +27,9 @@ LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1", "tabane"})
 HEAD_TIMEOUT_S = 10.0
 """From a connection's beginning, or a request's first byte, to the end of its head, as at the
 gateways: nobody has said who is asking before that."""
+FOR_EVERY_USER = "/v2/"
+"""Where every user of the node may ask, as with ps and kill: k2i says and does what that user
+may see and do."""
 MAX_HEAD_BYTES = 64 << 10
 MAX_CONNECTIONS = 512
 """At a time, over TCP; the local socket, where only root may ask, is not counted out."""
@@ -111,7 +114,7 @@ class Guard:
         peer: Principal | None = scope["state"].get("peer")
         if peer is None:
             return check_bearer(headers.get("authorization"), self._token)
-        if not peer.is_root:
+        if not peer.is_root and not scope["path"].startswith(FOR_EVERY_USER):
             raise Denied(f"uid {peer.uid} may not control this cluster: ask its owner, or use sudo")
         return peer
 

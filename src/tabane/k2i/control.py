@@ -93,12 +93,8 @@ class Control:
         self, order: Order, who: Principal, *, via: NodeName = NOBODY
     ) -> tuple[Outcome, ...]:
         """Raises `UsageError`, `Denied`, `Conflict` and `Busy`; then nothing was done."""
+        await self.check(order, who, via=via)
         ledger = Ledger(self._audit, self._clock, order, who, via)
-        try:
-            check_order(order, who)
-        except TabaneError as error:
-            await asyncio.to_thread(ledger.refuse, len(order.targets), error)
-            raise
 
         async def obey() -> tuple[Outcome, ...]:
             return await asyncio.to_thread(self._obey, order, who, ledger)
@@ -106,6 +102,16 @@ class Control:
         if order.key and not order.dry_run:
             return await self._repeats.once(order, who, obey, size=len(order.targets))
         return await obey()
+
+    async def check(self, order: Order, who: Principal, *, via: NodeName = NOBODY) -> None:
+        """Refuse what makes no sense or may not be given, and write that down. Raises `UsageError`,
+        `Denied`."""
+        try:
+            check_order(order, who)
+        except TabaneError as error:
+            ledger = Ledger(self._audit, self._clock, order, who, via)
+            await asyncio.to_thread(ledger.refuse, len(order.targets), error)
+            raise
 
     def _obey(self, order: Order, who: Principal, ledger: Ledger) -> tuple[Outcome, ...]:
         """This process itself comes last: it may not be there to do more."""
@@ -146,7 +152,8 @@ class Control:
     async def obey_instance(
         self, order: InstanceOrder, who: Principal, *, via: NodeName = NOBODY
     ) -> InstanceOutcome:
-        """Raises `UsageError`, `Denied`, `NotFound`, `Stale`, `Conflict`, `Unsupported` and `Busy`."""
+        """Raises `UsageError` (with `Denied`, `NotFound`, `Stale`, `Conflict`), `Unsupported` and
+        `Busy`."""
         ledger = Ledger(self._audit, self._clock, order, who, via)
 
         async def obey() -> InstanceOutcome:

@@ -127,7 +127,7 @@ def check_instance_order(order: InstanceOrder, who: Principal) -> None:
         for name, value in limits.items():
             low, high = CONFINEMENTS[name]
             if not low <= value <= high:
-                raise UsageError(f"limits: {name}: {value} is not from {low:g} to {high:g}")
+                raise UsageError(f"limits: {name}: {value} is not from {low} to {high}")
 
 
 def check_instance(target: InstanceTarget, owner: int, who: Principal) -> None:
@@ -147,7 +147,7 @@ def check_confinement(
     for name, value in limits.items():
         most = getattr(declared, name)
         if value > most and not who.is_root:
-            raise Denied(f"limits: {name}: the app declares {most:g}: only root may give {value:g}")
+            raise Denied(f"limits: {name}: the app declares {most}: only root may give {value}")
     return limits
 
 

@@ -50,13 +50,14 @@ from tabane.node.k2i import ClusterK2i
 from tabane.node.lag import Lag
 from tabane.node.leases import NodeLeases, Nodes, keep_lease
 from tabane.node.membership import Membership, Terms
+from tabane.node.orders import Orders
 from tabane.node.replication import Follower, Publisher
 from tabane.node.services import HubSockets
 from tabane.node.settling import SETTLE_S, Settling
 from tabane.node.spawner import HolderSpawner
 from tabane.node.spreading import spread
 from tabane.scheduler.placement import NodeView
-from tabane.security.audit import Line
+from tabane.security.audit import AuditLog
 from tabane.store.feed import StoreFeed
 from tabane.store.replica import Replica
 from tabane.store.sqlite import SqliteStore
@@ -85,7 +86,7 @@ class Agent:
         self.images = NodeImages(paths.images, config, self.token)
         self.events: Journal[Transition] = Journal(paths.events, Transition)
         self.wakes: Journal[WakeRecord] = Journal(paths.wakes, WakeRecord)
-        self.audit: Journal[Line] = Journal(paths.audit, Line)
+        self.audit = AuditLog(paths.audit)
         self.pool = NetworkPool(self.spawner, config.key, size=config.pool)
         self.hub_sockets = HubSockets()
         self.executor = Executor(
@@ -126,6 +127,7 @@ class Agent:
             clock=clock,
         )
         self.cluster_k2i = ClusterK2i(self)
+        self.orders = Orders(self)
         self.answers = Answering(self)
         self.later = Later()
         self._followers: set[Callable[[bytes], None]] = set()

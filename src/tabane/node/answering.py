@@ -51,6 +51,8 @@ class Answering:
             say.AskProcesses: self._processes,
             say.AskK2i: self._k2i,
             say.MoreOfK2i: self._more_of_k2i,
+            say.ActK2i: self._act,
+            say.ActOnInstance: self._act,
             say.AskRecords: self._records,
             say.AskApp: self._app,
         }
@@ -128,6 +130,9 @@ class Answering:
 
     async def _more_of_k2i(self, sender: str, body: say.MoreOfK2i) -> bytes:
         return self._agent.cluster_k2i.pieces.piece(body.number, body.offset)
+
+    async def _act(self, sender: str, body: say.ActK2i | say.ActOnInstance) -> bytes:
+        return await self._agent.orders.act(sender, body)
 
     async def _records(self, sender: str, body: say.AskRecords) -> bytes:
         journal = self._agent.wakes if body.kind == "wakes" else self._agent.events

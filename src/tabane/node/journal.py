@@ -1,4 +1,4 @@
-"""Append-only records that outlive what they tell of: events, wakes, the audit log.
+"""Append-only records that outlive what they tell of: events and wakes.
 
 One JSON object a line, rotated by size; the newest are also kept in memory for those who ask.
 """

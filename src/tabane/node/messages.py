@@ -12,6 +12,7 @@ import msgspec
 from tabane import errors
 from tabane.gateway.activation import InstanceEnded, StopAsked
 from tabane.gateway.messages import ToGateway, ToHome
+from tabane.k2i.orders import InstanceOrder, InstanceOutcome, Order, Outcome
 from tabane.k2i.service import Part, Question
 from tabane.model import (
     App,
@@ -152,6 +153,31 @@ class MoreOfK2i(Value, frozen=True, tag="more_of_k2i"):
     offset: int
 
 
+class ActK2i(Value, frozen=True, tag="act_k2i"):
+    """Agent to the agent that has the targets: obey this order of `who`. Answered with `ActedK2i`.
+    A repeat is obeyed again, unless the order has an idempotency key."""
+
+    order: Order
+    who: Principal
+
+
+class ActedK2i(Value, frozen=True, tag="acted_k2i"):
+    """In the order of the targets."""
+
+    outcomes: tuple[Outcome, ...]
+
+
+class ActOnInstance(Value, frozen=True, tag="act_on_instance"):
+    """The same for an instance. Answered with `ActedOnInstance`."""
+
+    order: InstanceOrder
+    who: Principal
+
+
+class ActedOnInstance(Value, frozen=True, tag="acted_on_instance"):
+    outcome: InstanceOutcome
+
+
 class AskRecords(Value, frozen=True, tag="ask_records"):
     """To all agents: your latest `events` or `wakes`, as JSON lines."""
 
@@ -248,6 +274,10 @@ Message = (
     | AskK2i
     | K2iPart
     | MoreOfK2i
+    | ActK2i
+    | ActedK2i
+    | ActOnInstance
+    | ActedOnInstance
     | AskRecords
     | AskApp
     | StoreFollow

@@ -148,10 +148,15 @@ class Cgroup:
     def _ask_frozen(self) -> bool:
         if self._unified:
             _write(self._file("", "cgroup.freeze"), "1")
+        else:
+            _write(self._file("freezer", "freezer.state"), "FROZEN")
+        return self.is_frozen()
+
+    def is_frozen(self) -> bool:
+        """False when it is gone."""
+        if self._unified:
             return _field(self._file("", "cgroup.events"), "frozen") == 1
-        state = self._file("freezer", "freezer.state")
-        _write(state, "FROZEN")
-        return state.read_text().strip() == "FROZEN"
+        return _read(self._file("freezer", "freezer.state")).strip() == "FROZEN"
 
     def thaw(self) -> None:
         """Let it run again; nothing happens when it runs or is gone."""

@@ -1,0 +1,188 @@
+"""Orders to processes and instances, from any node of the cluster to those that have them.
+
+An order goes to each node once, with all of its targets that are there, and all nodes at the same
+time. Where a node does not answer, its targets' outcomes say whether anything may have been done;
+asking again with the same idempotency key does it at most once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
+
+from tabane.errors import (
+    Busy,
+    Closed,
+    Conflict,
+    Denied,
+    NotFound,
+    Refused,
+    Stale,
+    TabaneError,
+    TimedOut,
+    Unavailable,
+    Unreachable,
+    Unsupported,
+)
+from tabane.k2i.control import Control, SeenInstance
+from tabane.k2i.orders import (
+    Confine,
+    InstanceAction,
+    InstanceOrder,
+    InstanceOutcome,
+    InstanceTarget,
+    Order,
+    Outcome,
+    Pause,
+    wanted,
+)
+from tabane.k2i.permission import Here
+from tabane.model import InstanceId, NodeName, State
+from tabane.node import messages as say
+from tabane.node.config import agent_of, node_of
+from tabane.node.instances import Executor, Running
+from tabane.runtimes.api import Handle
+from tabane.runtimes.cgroups import Cgroup
+from tabane.security.identity import Principal
+
+if TYPE_CHECKING:
+    from tabane.node.agent import Agent
+
+ACT_S = 10.0
+
+
+class Orders:
+    """Takes orders for the whole cluster (`obey`), and obeys those of other nodes (`act`)."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self.control = Control(
+            Here(agent.config.key, agent.config.incarnation),
+            agent.audit,
+            agent.tasks,
+            surroundings=NodeSurroundings(agent.executor, agent.config.paths.holder_pid),
+            instances=NodeInstances(agent.executor),
+            clock=agent.clock,
+        )
+
+    async def obey(self, order: Order, who: Principal) -> tuple[Outcome, ...]:
+        """An outcome for each target, in their order. Raises `UsageError`, `Denied`."""
+        await self.control.check(order, who)
+        places = list(dict.fromkeys(target.place for target in order.targets))
+        answers = await asyncio.gather(*(self._obey_at(place, order, who) for place in places))
+        outcomes = dict(zip(places, map(iter, answers), strict=True))
+        return tuple(next(outcomes[target.place]) for target in order.targets)
+
+    async def _obey_at(self, place: NodeName, order: Order, who: Principal) -> tuple[Outcome, ...]:
+        targets = tuple(target for target in order.targets if target.place == place)
+        part = replace(order, targets=targets)
+        try:
+            if place == self._agent.config.key:
+                return await self.control.obey(part, who)
+            answer = await self._call(place, say.ActK2i(part, who))
+            return tuple(answer.outcomes)
+        except TabaneError as error:
+            return tuple(Outcome(target, error.code, error.message) for target in targets)
+
+    async def obey_instance(self, order: InstanceOrder, who: Principal) -> InstanceOutcome:
+        """Raises why it was not done, or may not have been."""
+        if order.target.node == self._agent.config.key:
+            return await self.control.obey_instance(order, who)
+        answer = await self._call(order.target.node, say.ActOnInstance(order, who))
+        outcome: InstanceOutcome = answer.outcome
+        return outcome
+
+    async def act(self, sender: str, body: say.ActK2i | say.ActOnInstance) -> bytes:
+        """For another node's agent, which answers for `who`."""
+        via = node_of(sender)
+        if sender != agent_of(via) or via not in self._nodes():
+            raise Denied(f"{sender} is no agent of this cluster: only they pass orders on")
+        if isinstance(body, say.ActOnInstance):
+            done = await self.control.obey_instance(body.order, body.who, via=via)
+            return say.encode(say.ActedOnInstance(done))
+        return say.encode(say.ActedK2i(await self.control.obey(body.order, body.who, via=via)))
+
+    async def _call(self, node: NodeName, message: say.Message) -> Any:
+        """Raises the node's own refusal, or what became of the message."""
+        if node not in self._nodes():
+            raise NotFound(f"there is no node {node or 'without a name'} in this cluster")
+        try:
+            data = await self._agent.me.call(agent_of(node), say.encode(message), timeout_s=ACT_S)
+        except (NotFound, Busy, Refused) as error:
+            raise Unreachable(f"nothing was done, {node} takes no orders now: {error}") from error
+        except (Closed, Unavailable) as error:
+            hint = "with an idempotency key, the same order again is done once at most"
+            kind = TimedOut if isinstance(error, TimedOut) else Unreachable
+            raise kind(f"{node} did not say whether it was done ({error}): {hint}") from error
+        answer = say.parse(data)
+        if isinstance(answer, say.Failure):
+            raise say.to_error(answer)
+        return answer
+
+    def _nodes(self) -> set[str]:
+        return {peer.key for peer in self._agent.config.cluster.nodes}
+
+
+class NodeSurroundings:
+    """Whose a process is. All that the holder starts is a node's own, except for instances."""
+
+    def __init__(self, executor: Executor, holder_pid: Path) -> None:
+        self._executor = executor
+        self._holder_pid = holder_pid
+
+    def owner(self, instance: str) -> int:
+        try:
+            return self._executor.get(InstanceId(instance)).record.app.owner
+        except NotFound:
+            return -1
+
+    def protects(self, pid: int, ppid: int, instance: str) -> str:
+        holder = int(self._holder_pid.read_text())
+        if pid == holder:
+            return "the holder of its node"
+        return "a process of Tabane's own" if ppid == holder and not instance else ""
+
+
+class NodeInstances:
+    """See `tabane.k2i.control.Instances`."""
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+
+    def look(self, target: InstanceTarget, action: InstanceAction) -> SeenInstance:
+        running, _ = self._find(target)
+        app, cgroup = running.record.app, Cgroup(running.instance.cgroup)
+        if isinstance(action, Confine):
+            now = cgroup.limits()
+        else:
+            if not running.driver.capabilities.freeze:
+                raise Unsupported(f"{target}: its driver {running.driver.name} cannot freeze")
+            now = {"paused": float(cgroup.is_frozen())}
+        return SeenInstance(app.key, app.owner, app.resources, now)
+
+    async def do(self, target: InstanceTarget, action: InstanceAction) -> None:
+        running, handle = self._find(target)
+        if isinstance(action, Confine):
+            limits = wanted(action)
+            await asyncio.to_thread(Cgroup(running.instance.cgroup).limit, limits)
+        elif isinstance(action, Pause):
+            await running.driver.freeze(handle)
+            if running.stopping:
+                await running.driver.thaw(handle)  # what is frozen does not end
+                raise Conflict(f"{target} is being stopped, and was not paused")
+        else:
+            await running.driver.thaw(handle)
+
+    def _find(self, target: InstanceTarget) -> tuple[Running, Handle]:
+        generation = target.generation
+        running = self._executor.get(generation.instance)
+        now = running.instance.generation
+        if now != generation:
+            raise Stale(f"{target}: it is in generation {now.counter} now, not the one you mean")
+        handle, state = running.record.handle, running.instance.state
+        if handle is None or running.stopping or state not in (State.STARTING, State.READY):
+            raise Conflict(f"{target} is {state}: only one that runs can be changed")
+        return running, handle

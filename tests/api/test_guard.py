@@ -1,0 +1,60 @@
+"""What the guard lets through for whom."""
+
+import json
+import os
+from typing import Any
+
+import pytest
+
+from tabane.api.guard import Guard
+from tabane.security.identity import Principal
+
+USER = Principal("peer", 54321, 54321, 42)
+ROOT = Principal("peer", os.geteuid(), os.getegid(), 42)
+
+
+async def ask(path: str, who: Principal | None, **headers: str) -> tuple[int, Any]:
+    """The status, and who the app behind was told asks."""
+    admitted: list[Principal] = []
+    heard: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        admitted.append(scope["state"]["principal"])
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def send(message: Any) -> None:
+        heard.append(message)
+
+    named = {"host": "tabane", **headers}
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "headers": [(name.encode(), value.encode()) for name, value in named.items()],
+        "state": {} if who is None else {"peer": who},
+    }
+    guard: Any = Guard(app, "secret", frozenset())  # type: ignore[arg-type]
+    await guard(scope, None, send)
+    status = heard[0]["status"]
+    return status, admitted[0] if admitted else json.loads(heard[1]["body"])["error"]
+
+
+@pytest.mark.parametrize("path", ["/v2/processes", "/v2/processes/signal", "/v2/instances/a/pause"])
+async def test_every_user_may_ask_k2i(path: str) -> None:
+    assert await ask(path, USER) == (200, USER)
+    assert await ask(path, ROOT) == (200, ROOT)
+
+
+@pytest.mark.parametrize("path", ["/api/v1/apps", "/v1/proc", "/v2", "/v20/x", "/", "//v2/x"])
+async def test_all_else_is_for_root(path: str) -> None:
+    assert await ask(path, USER) == (403, "denied")
+    assert await ask(path, ROOT) == (200, ROOT)
+
+
+async def test_nobody_asks_without_a_name() -> None:
+    assert await ask("/v2/processes", None) == (401, "unauthenticated")
+    token = "Bearer secret"
+    assert await ask("/v2/processes", None, authorization=token) == (200, Principal("token"))
+    foreign = {"host": "evil.example"}
+    assert await ask("/v2/processes", USER, **foreign) == (403, "denied")
+    assert await ask("/v2/processes", USER, origin="http://evil.example") == (403, "denied")
