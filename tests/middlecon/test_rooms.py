@@ -35,7 +35,7 @@ def test_a_joiner_gets_its_number_then_a_snapshot_then_synced(brain, take):
     ]
     assert presences(frames) == [("x", Change.JOINED), ("y", Change.JOINED)]
     assert states(frames) == [("x", b"load", b"7")]
-    assert frames[-1].id == 5 and frames[0].to == frames[-1].to
+    assert (frames[-1].id, frames[-1].value) == (5, 2) and frames[0].to == frames[-1].to
     assert presences(take(x)) == [("y", Change.JOINED)]
 
 

@@ -21,7 +21,7 @@
 #include <sys/epoll.h>
 #include <sys/socket.h>
 
-enum { EVENTS = 1024, READ_BYTES = 256 << 10, ACK_BYTES = 20, ACK_ID_AT = 12 };
+enum { EVENTS = 1024, READ_BYTES = 64 << 10, ACK_BYTES = 20, ACK_ID_AT = 12 };
 
 /* A frame of kind ACK without a name, data or flags, as far as its target. */
 static const char PLAIN_ACK[8] = {0, 0, 0, ACK_BYTES - 4, 30, 0, 0, 0};

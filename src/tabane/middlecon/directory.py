@@ -34,6 +34,7 @@ from tabane.middlecon.rooms import (
     Room,
     Rooms,
     passes,
+    presence_frame,
 )
 from tabane.middlecon.session import Limits
 
@@ -98,7 +99,7 @@ class Directory(Rooms):
             link.tell(frame)
         for room in member.rooms:
             change = Change.UNKNOWN if member.name in room.lost else Change.JOINED
-            link.tell(self._presence_for_links(room, member, change))
+            link.tell(presence_frame(room, member, change, room.name))
 
     def close_link(self, link: LinkPort) -> None:
         """A link died: what is behind it becomes unknown."""

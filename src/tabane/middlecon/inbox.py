@@ -19,6 +19,8 @@ from tabane.supervise import Supervisor, log_failure
 
 WAITING_MESSAGES = 10_000
 """Of one handler. More are refused as overloaded, or dropped and counted if nobody waits."""
+WAITING_BYTES = 64 << 20
+"""The same in bytes: a slow handler does not keep its program from reading, so all waits here."""
 
 _QUIET = frozenset(map(int, (Kind.CAST, Kind.POST)))
 _ANSWERED = frozenset(map(int, (Kind.ASK, Kind.CALL)))
@@ -91,6 +93,7 @@ class Inbox:
         self._busy: dict[str, deque[Message]] = {}
         """For each sender whose message is being handled, those that wait."""
         self._unfinished = 0
+        self._unfinished_bytes = 0
 
     def handle_with(self, handler: Handler, *, concurrent: bool) -> None:
         """From now on `handler` gets the messages."""
@@ -100,12 +103,13 @@ class Inbox:
     def deliver(self, message: Message) -> None:
         if self._handler is None:
             self._drop(message, Refused(f"{self._name} takes no messages"))
-        elif self._unfinished >= WAITING_MESSAGES:
-            self._drop(message, Busy(f"{self._unfinished} messages wait for {self._name}"))
+        elif self._unfinished >= WAITING_MESSAGES or self._unfinished_bytes > WAITING_BYTES:
+            much = f"{self._unfinished} messages of {self._unfinished_bytes} bytes in all"
+            self._drop(message, Busy(f"{much} wait for {self._name}"))
         elif self._concurrent:
             self._begin(message)
         elif (waiting := self._busy.get(message.sender)) is not None:
-            self._unfinished += 1
+            self._count(message, 1)
             waiting.append(message)
         else:
             self._begin(message)
@@ -129,7 +133,7 @@ class Inbox:
         if not isinstance(result, Awaitable):
             self._on_returned(message, result)
             return
-        self._unfinished += 1
+        self._count(message, 1)
         if not self._concurrent:
             self._busy[message.sender] = deque()
         self._tasks.start(f"{self._name} from {message.sender}", self._finish(message, result))
@@ -144,15 +148,20 @@ class Inbox:
             self._on_raised(message, Closed("the handler was cancelled"))
         except Exception as error:
             self._on_raised(message, error)
-        self._unfinished -= 1
+        self._count(message, -1)
         self._next_of(message.sender)
+
+    def _count(self, message: Message, by: int) -> None:
+        self._unfinished += by
+        self._unfinished_bytes += by * len(message.data)
 
     def _next_of(self, sender: str) -> None:
         """Begin what waited for the message just finished, up to the next that takes time."""
         waiting = self._busy.pop(sender, None)
         while waiting:
-            self._unfinished -= 1
-            self._begin(waiting.popleft())
+            message = waiting.popleft()
+            self._count(message, -1)
+            self._begin(message)
             if sender in self._busy:
                 self._busy[sender] = waiting
                 return

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 FIRST_READ_BYTES = 448
 """What Python's own allocator serves, which is quick; most of what comes is smaller."""
-READ_BYTES = 256 << 10
+READ_BYTES = 64 << 10
 ROUNDS = 8
 """How often `_on_ready` looks again before the loop's timers and other descriptors have a turn."""
 ACCEPTS = 64

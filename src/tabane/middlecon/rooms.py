@@ -181,6 +181,7 @@ class Room:
         "name",
         "number",
         "pending",
+        "presences",
         "remote",
         "sessions",
         "slow",
@@ -201,6 +202,9 @@ class Room:
         self.watchers: dict[Port, None] = {}
         self.local: dict[Port, Member] = {}
         self.remote: dict[LinkPort, dict[str, Member]] = {}
+        self.presences: dict[str, bytes] = {}
+        """The frames that name its members to who joins: made once, as thousands may come at once,
+        each of whom is told of all."""
         self.addresses: dict[LinkPort, int] = {}
         """The room's number at the other end of each link."""
         self.lost: dict[str, Member] = {}
@@ -296,7 +300,7 @@ class Rooms:
             self._tell_state(room, port.member)
         elif not flags & JoinFlag.MEMBER and port in room.local:
             self._leave_as_member(port, room)
-        port.send(encode_frame(Kind.SYNCED, id=id, to=room.number))
+        port.send(encode_frame(Kind.SYNCED, id=id, to=room.number, value=room.epoch))
 
     def leave(self, port: SessionPort, number: int) -> None:
         if (room := port.rooms.get(number)) is not None:
@@ -408,40 +412,23 @@ class Rooms:
     def _changed(self, room: Room, member: Member, change: Change) -> None:
         """Record and tell a change of membership, to watchers and links."""
         room.epoch += 1
+        frame = presence_frame(room, member, change, member.hub)
         if change is Change.LEFT:
-            del member.rooms[room]
+            del member.rooms[room], room.presences[member.name]
         else:
             member.rooms[room] = None
-        frame = self._presence(room, member, change)
+            room.presences[member.name] = frame
         for watcher in room.watchers:
             watcher.send(frame)
-        self._tell_links(member.via, self._presence_for_links(room, member, change))
+        if self.links:
+            self._tell_links(member.via, presence_frame(room, member, change, room.name))
         if change in (Change.JOINED, Change.BACK):
             self.on_back(room, member)
 
-    def _presence(self, room: Room, member: Member, change: Change) -> bytes:
-        return encode_frame(
-            Kind.PRESENCE,
-            flags=CHANGES.index(change),
-            to=room.number,
-            value=room.epoch,
-            name=member.name,
-            data=member.hub.encode(),
-        )
-
-    def _presence_for_links(self, room: Room, member: Member, change: Change) -> bytes:
-        return encode_frame(
-            Kind.PRESENCE,
-            flags=CHANGES.index(change),
-            to=room.number,
-            value=room.epoch,
-            name=member.name,
-            data=room.name.encode(),
-        )
-
     def _send_snapshot(self, port: Port, room: Room) -> None:
-        for member, change in room.members():
-            port.tell(self._presence(room, member, change))
+        if room.presences:
+            port.tell(b"".join(room.presences.values()))
+        for member in [member for member, _ in room.members() if member.state]:
             for frame in member.state.values():
                 port.tell(frame)
 
@@ -486,6 +473,18 @@ class Rooms:
     def _tell_sessions(self, frame: bytes) -> None:
         for session in self.sessions:
             session.send(frame)
+
+
+def presence_frame(room: Room, member: Member, change: Change, data: str) -> bytes:
+    """`data`: the member's hub, for sessions; the room's name, for links."""
+    return encode_frame(
+        Kind.PRESENCE,
+        flags=CHANGES.index(change),
+        to=room.number,
+        value=room.epoch,
+        name=member.name,
+        data=data.encode(),
+    )
 
 
 def passes(source: Port | None, link: LinkPort) -> bool:
