@@ -12,11 +12,11 @@ import pytest
 from msgspec.structs import replace
 
 from tabane.errors import Busy, Closed, UsageError
-from tabane.k2i import K2i, Process, ProcessTable, Question, watch
+from tabane.k2i import K2i, Process, ProcessTable, Question
 from tabane.k2i import query as ask
 from tabane.k2i.host import Place
 from tabane.k2i.stream import PARAMETERS, Changes, Follower
-from tabane.k2i.watch import Stream
+from tabane.k2i.watch import Outbox, older
 from tabane.security.identity import Principal
 from tabane.supervise import Supervisor
 from tabane.testing.clock import VirtualClock
@@ -77,6 +77,9 @@ def test_another_program_is_said_at_once_and_a_zombie_is_none(process: Process) 
     assert [(row["pid"], row["command"]) for row in changes.exec] == [(process.pid, "new x")]
     zombie = replace(process, name="new", command="new x <defunct>", state="Z")
     assert step(told, 2.0, zombie) is None
+    quiet = step(told, 11.0, zombie)  # all is as it was
+    assert quiet is not None
+    assert (quiet.updated, quiet.number) == ([], 3)
     due = step(told, 60.0, zombie)
     assert due is not None
     assert (due.exec, [row["state"] for row in due.updated]) == ([], ["Z"])
@@ -91,7 +94,7 @@ def test_updates_come_only_when_they_are_due_and_none_is_lost(process: Process) 
     assert changes is not None
     assert list(changes.updated[0]) == ["inside", "instance", "pid", "start_ticks", "rss_kib"]
     assert changes.updated[0]["rss_kib"] == 2
-    assert step(told, 10.0, replace(process, rss_kib=2, nice=5)) is None  # not asked for
+    assert step(told, 10.5, replace(process, rss_kib=2, nice=5)) is None  # not asked for
 
 
 def test_only_what_is_asked_for(process: Process) -> None:
@@ -112,20 +115,23 @@ def test_what_cannot_be_followed(params: dict[str, str]) -> None:
         follower(**params)
 
 
-async def test_who_reads_too_slowly_is_told_so(
-    process: Process, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(watch, "WAITING_BYTES", 1000)
+async def test_who_reads_too_slowly_is_told_so() -> None:
     clock = VirtualClock()
-    stream = Stream(follower(), list, clock)
+    stream = Outbox(clock, 1000)
     message = b'{"age_s":0.0,"x":"' + b"x" * 600 + b'"}'
     for _ in range(3):
         stream.put(clock.now(), message)
     clock.advance(2.5)
-    assert json.loads(await anext(stream))["age_s"] == 2.5
+    assert json.loads((await anext(stream)).data)["age_s"] == 2.5
     with pytest.raises(Busy, match="follow anew"):
         await anext(stream)
     assert stream.ended
+
+
+def test_an_age_grows_on_the_way() -> None:
+    assert older(b'{"age_s":0.25,"x":1}', 1.5) == b'{"age_s":1.75,"x":1}'
+    assert older(b'{"age_s":1e-3}', 0.0) == b'{"age_s":0.001}'
+    assert older(b'{"node":"x"}', 1.0) == b'{"node":"x"}'
 
 
 async def test_a_real_process_is_born_and_dies() -> None:
@@ -134,7 +140,7 @@ async def test_a_real_process_is_born_and_dies() -> None:
     async with Supervisor("test") as tasks:
         k2i.start(tasks)
         messages = k2i.follow(Question("changes", {"user": str(os.geteuid())}), ROOT)
-        first = json.loads(await anext(messages))
+        first = json.loads((await anext(messages)).data)
         assert first["first"]
         assert os.getpid() in {row["pid"] for row in first["born"]}
         child = await asyncio.create_subprocess_exec("cat", stdin=subprocess.PIPE)
@@ -157,8 +163,8 @@ async def test_a_real_process_is_born_and_dies() -> None:
 
 
 async def until(messages: Any, kind: str, pid: int) -> None:
-    async for message in messages:
-        if pid in {row["pid"] for row in json.loads(message)[kind]}:
+    async for event in messages:
+        if pid in {row["pid"] for row in json.loads(event.data)[kind]}:
             return
 
 
@@ -170,9 +176,9 @@ async def test_those_who_may_not_see_arguments_do_not_get_them() -> None:
             Question("changes", {"pid": str(os.getpid()), "fields": "command,name"}),
             Principal("peer", 12345),
         )
-        first = json.loads(await anext(messages))
+        first = json.loads((await anext(messages)).data)
         (row,) = first["born"]
         assert row["command"] == f"[{row['name']}]"
-        await messages.aclose()  # type: ignore[attr-defined]
+        await messages.aclose()
     k2i.close()
     k2i.table.close()

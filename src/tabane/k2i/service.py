@@ -11,7 +11,7 @@ passes it on adds the time that it took; no two machines' clocks are ever compar
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from tabane.k2i.host import Host, HostReader, Place
 from tabane.k2i.kinds import KINDS, MSGPACK, Look, Sources, check
 from tabane.k2i.mounts import MountReader
 from tabane.k2i.process import Process
-from tabane.k2i.stream import PARAMETERS, Follower
+from tabane.k2i.stream import PARAMETERS, Event, Follower
 from tabane.k2i.table import ProcessTable
 from tabane.k2i.watch import Watch
 from tabane.model import Instance, Value
@@ -121,8 +121,8 @@ class K2i:
         """This node's whole answer: see `render`."""
         return render(question, [await self.part(question, who)], (), self._clock.wall())
 
-    async def follow(self, question: Question, who: Principal) -> AsyncIterator[bytes]:
-        """What changes here from now on: JSON of `Changes`, the first with all that there is.
+    async def follow(self, question: Question, who: Principal) -> AsyncGenerator[Event, None]:
+        """What changes here from now on, the first event with all that there is.
         Ends by raising `Busy` when it is read too slowly, and `Closed`. Raises `UsageError`."""
         wanted = ask.parse_query(question.params, PARAMETERS, Process)
         sources = self._sources
@@ -132,8 +132,8 @@ class K2i:
 
         stream = self._watch.follow(Follower(wanted, sources.place), see)
         try:
-            async for message in stream:
-                yield message
+            async for event in stream:
+                yield event
         finally:
             self._watch.let_go(stream)
 

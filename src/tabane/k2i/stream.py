@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -21,6 +21,9 @@ from tabane.k2i.query import Query
 from tabane.units import shorten
 
 LONGEST_INTERVAL_S = 60
+QUIET_S = 10.0
+"""After so long without changes that is told too, so that who follows knows that all is as it was.
+"""
 IDS = ("inside", "instance", "pid", "start_ticks")
 """Which process it is, on one node."""
 UNTOLD = frozenset({"elapsed_s", "cpu_percent", "memory_percent"})
@@ -28,6 +31,14 @@ UNTOLD = frozenset({"elapsed_s", "cpu_percent", "memory_percent"})
 
 Key = tuple[str, str, int, int]
 _key = attrgetter(*IDS)
+
+
+class Event(NamedTuple):
+    """`name`: `changes`, with `Changes` as JSON; `silent`: nothing is heard of a node, with
+    `{"node": ...}`; `error`, the last."""
+
+    name: str
+    data: bytes
 
 
 class Changes(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,10 +97,11 @@ class Follower:
         self._known: dict[Key, Process] = {}
         self._number = 0
         self._updated_at = 0.0
+        self._told_at = 0.0
 
     def step(self, at: float, processes: Iterable[Process], source: str) -> Changes | None:
-        """The changes since the step before; None when there are none, or not yet. `at` is when the
-        processes were looked at, in monotonic seconds."""
+        """The changes since the step before; None when there is nothing to tell yet. `at` is when
+        the processes were looked at, in monotonic seconds."""
         now = {_key(row): row for row in ask.choose(processes, self._filters)}
         first = not self._number
         before, due = self._known, first or at - self._updated_at >= self._interval_s - 0.05
@@ -109,8 +121,10 @@ class Follower:
         self._known = now
         if due:
             self._updated_at = at
-        if not (first or born or died or other or updated):
+        is_quiet = at - self._told_at < QUIET_S
+        if is_quiet and not (first or born or died or other or updated):
             return None
+        self._told_at = at
         self._number += 1
         return Changes(
             node=f"{self._place.dc}/{self._place.node}" if self._place.node else "",

@@ -10,6 +10,7 @@ so after what waits there, and gets no more.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 
@@ -20,7 +21,7 @@ from tabane.errors import Busy, Closed
 from tabane.k2i.history import History
 from tabane.k2i.host import Host
 from tabane.k2i.process import Process
-from tabane.k2i.stream import Follower
+from tabane.k2i.stream import Event, Follower
 from tabane.supervise import Supervisor
 
 PAUSE_S = 1.0
@@ -32,7 +33,8 @@ SAMPLE_S = 0.5
 WAITING_BYTES = 8 << 20
 MOST_FOLLOWERS = 256
 LOOKS = "looks"
-_AGE = b'{"age_s":0.0'
+CHANGES = "changes"
+_AGE = re.compile(rb'\{"age_s":([0-9.e-]+)')
 
 encode = msgspec.json.Encoder().encode
 Look = Callable[[], tuple[Host, list[Process]]]
@@ -40,58 +42,74 @@ See = Callable[[Iterable[Process]], Iterable[Process]]
 Run = Callable[[Callable[[], None]], Awaitable[None]]
 
 
-class Stream:
-    """The messages for one who follows: `async for message in stream`, as JSON of `Changes`."""
+class Outbox:
+    """Events that wait for one who reads them: `async for event in outbox`. To the `age_s` that
+    their JSON begins with, if it does, the time in here is added."""
 
-    def __init__(self, follower: Follower, see: See, clock: Clock) -> None:
-        """`see`: what who follows may see of the processes."""
-        self._follower = follower
-        self._see = see
+    def __init__(self, clock: Clock, most_bytes: int = WAITING_BYTES) -> None:
         self._clock = clock
-        self._waiting: deque[tuple[float, bytes]] = deque()
+        self._most_bytes = most_bytes
+        self._waiting: deque[tuple[float, Event]] = deque()
         self._size = 0
         self._news = asyncio.Event()
         self._end: Exception | None = None
 
-    def step(self, at: float, processes: Iterable[Process], source: str) -> bytes | None:
-        """The next message; for any thread, one at a time."""
-        changes = self._follower.step(at, self._see(processes), source)
-        return None if changes is None else encode(changes)
-
-    def put(self, at: float, message: bytes) -> None:
-        """`at` is when the node was looked at."""
+    def put(self, at: float, data: bytes, name: str = CHANGES) -> None:
+        """`at`: since when its age counts. None is taken after one that was too much."""
         if self._end is not None:
             return
-        if self._waiting and self._size + len(message) > WAITING_BYTES:
-            self.end(Busy(f"more than {WAITING_BYTES} bytes waited to be read: follow anew"))
+        if self._waiting and self._size + len(data) > self._most_bytes:
+            self.end(Busy(f"more than {self._most_bytes} bytes waited to be read: follow anew"))
             return
-        self._waiting.append((at, message))
-        self._size += len(message)
+        self._waiting.append((at, Event(name, data)))
+        self._size += len(data)
         self._news.set()
 
     def end(self, why: Exception) -> None:
-        """No more messages than those that wait."""
-        self._end = why
+        """No more messages than those that wait. Idempotent."""
+        self._end = self._end or why
         self._news.set()
 
     @property
     def ended(self) -> bool:
         return self._end is not None
 
-    def __aiter__(self) -> AsyncIterator[bytes]:
+    def __aiter__(self) -> AsyncIterator[Event]:
         return self
 
-    async def __anext__(self) -> bytes:
-        """Raises `Busy` when who follows was too slow, `Closed` when the node ends."""
+    async def __anext__(self) -> Event:
+        """Raises `Busy` when they were read too slowly, or why else there are no more."""
         while not self._waiting:
             if self._end is not None:
                 raise self._end
             self._news.clear()
             await self._news.wait()
-        at, message = self._waiting.popleft()
-        self._size -= len(message)
-        age = encode(round(self._clock.now() - at, 3))
-        return b'{"age_s":' + age + message[len(_AGE) :]
+        at, (name, data) = self._waiting.popleft()
+        self._size -= len(data)
+        return Event(name, older(data, self._clock.now() - at))
+
+
+def older(message: bytes, by_s: float) -> bytes:
+    """The same message, with a greater age."""
+    found = _AGE.match(message)
+    if found is None:
+        return message
+    return b'{"age_s":' + encode(round(float(found[1]) + by_s, 3)) + message[found.end() :]
+
+
+class Stream(Outbox):
+    """The messages for one who follows, as JSON of `Changes`."""
+
+    def __init__(self, follower: Follower, see: See, clock: Clock) -> None:
+        """`see`: what who follows may see of the processes."""
+        super().__init__(clock)
+        self._follower = follower
+        self._see = see
+
+    def step(self, at: float, processes: Iterable[Process], source: str) -> bytes | None:
+        """The next message; for any thread, one at a time."""
+        changes = self._follower.step(at, self._see(processes), source)
+        return None if changes is None else encode(changes)
 
 
 class Watch:

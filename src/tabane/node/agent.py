@@ -168,6 +168,7 @@ class Agent:
         self.lag = Lag(self)
         await self._resync()
         self.tasks.keep("lease", lambda: keep_lease(self.clock, self.members.keep))
+        self.k2i.start(self.tasks)
         for app in self.all_apps():
             self.catalog.prefetch(app)
 
@@ -245,6 +246,7 @@ class Agent:
         """An agent or gateway came, went, or cannot be seen."""
         node, _, part = member.rpartition("/")
         came = change in (Change.JOINED, Change.BACK)
+        self.cluster_k2i.following.on_presence(member, came=came)
         if part.startswith("gateway") and self.nodes.is_near(node):
             self.home.on_gateway(member, joined=came)
         if came and member == agent_of(self.config.cluster.control) and not self.config.is_control:

@@ -53,6 +53,9 @@ class Answering:
             say.MoreOfK2i: self._more_of_k2i,
             say.ActK2i: self._act,
             say.ActOnInstance: self._act,
+            say.FollowK2i: self._follow_k2i,
+            say.K2iChanges: self._k2i_changes,
+            say.UnfollowK2i: self._unfollow_k2i,
             say.AskRecords: self._records,
             say.AskApp: self._app,
         }
@@ -130,6 +133,15 @@ class Answering:
 
     async def _more_of_k2i(self, sender: str, body: say.MoreOfK2i) -> bytes:
         return self._agent.cluster_k2i.pieces.piece(body.number, body.offset)
+
+    async def _follow_k2i(self, sender: str, body: say.FollowK2i) -> None:
+        self._agent.cluster_k2i.following.begin(sender, body)
+
+    async def _k2i_changes(self, sender: str, body: say.K2iChanges) -> None:
+        self._agent.cluster_k2i.following.hear(sender, body)
+
+    async def _unfollow_k2i(self, sender: str, body: say.UnfollowK2i) -> None:
+        self._agent.cluster_k2i.following.stop(sender, body.key)
 
     async def _act(self, sender: str, body: say.ActK2i | say.ActOnInstance) -> bytes:
         return await self._agent.orders.act(sender, body)

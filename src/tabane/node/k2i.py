@@ -10,17 +10,19 @@ import asyncio
 import itertools
 import logging
 import zlib
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
 from tabane.errors import Closed, NotFound, TabaneError, Unavailable
 from tabane.k2i.service import Part, Question
+from tabane.k2i.stream import Event
 from tabane.k2i.v2 import Gathered
 from tabane.model import NodeName
 from tabane.node import messages as say
 from tabane.node.config import agent_of
+from tabane.node.following import Following
 from tabane.security.identity import Principal
 
 if TYPE_CHECKING:
@@ -79,6 +81,7 @@ class ClusterK2i:
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
         self.pieces = Pieces(agent)
+        self.following = Following(agent)
 
     async def answer(self, body: say.AskK2i) -> bytes:
         """This node's part, for another."""
@@ -105,6 +108,10 @@ class ClusterK2i:
             [found[node] for node in wanted if node in found],
             [node for node in wanted if node not in found],
         )
+
+    def follow(self, question: Question, who: Principal) -> AsyncGenerator[Event, None]:
+        """What changes on all nodes."""
+        return self.following.follow(question, who)
 
     async def _ask_others(self, nodes: Sequence[NodeName], data: bytes) -> dict[NodeName, bytes]:
         """All other nodes together, as the room that they are; fewer one by one."""

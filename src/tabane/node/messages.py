@@ -153,6 +153,30 @@ class MoreOfK2i(Value, frozen=True, tag="more_of_k2i"):
     offset: int
 
 
+class FollowK2i(Value, frozen=True, tag="follow_k2i"):
+    """To all agents: tell me what changes among your processes, as `K2iChanges` with this `key`.
+    Repeated every few seconds: that a node goes on, or begins when it has not begun."""
+
+    key: str
+    question: Question
+    who: Principal
+
+
+class K2iChanges(Value, frozen=True, tag="k2i_changes"):
+    """To the agent that follows: a message of k2i, or a piece of one when there is `more`. The next
+    is sent when this one was taken."""
+
+    key: str
+    data: bytes
+    more: bool = False
+
+
+class UnfollowK2i(Value, frozen=True, tag="unfollow_k2i"):
+    """To all agents: it is enough. Whoever does not hear it is refused the next `K2iChanges`."""
+
+    key: str
+
+
 class ActK2i(Value, frozen=True, tag="act_k2i"):
     """Agent to the agent that has the targets: obey this order of `who`. Answered with `ActedK2i`.
     A repeat is obeyed again, unless the order has an idempotency key."""
@@ -278,6 +302,9 @@ Message = (
     | ActedK2i
     | ActOnInstance
     | ActedOnInstance
+    | FollowK2i
+    | K2iChanges
+    | UnfollowK2i
     | AskRecords
     | AskApp
     | StoreFollow
