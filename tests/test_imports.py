@@ -64,6 +64,7 @@ SANS_IO = (
     "tabane.gateway.activation",
     "tabane.gateway.grants",
     "tabane.scheduler.placement",
+    *(f"tabane.tools.procfs.{name}" for name in ("calls", "numbers", "rewrite", "totals", "wire")),
 )
 IO_MODULES = (
     *("asyncio", "concurrent", "fcntl", "multiprocessing", "os", "select", "selectors", "socket"),

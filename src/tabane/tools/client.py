@@ -68,6 +68,10 @@ class Cluster:
 
     def get(self, path: str, *, node: str | None = None) -> Any:
         """Ask. A node that does not answer in time costs its deadline; then the next is asked."""
+        return _parse(self.get_bytes(path, node=node))
+
+    def get_bytes(self, path: str, *, node: str | None = None) -> bytes:
+        """As `get`, of an answer that is not JSON."""
         problems = []
         for name in self._choose(node):
             try:
@@ -77,7 +81,7 @@ class Cluster:
                 continue
             if status not in OK:
                 raise _error_of(status, body)
-            return _parse(body)
+            return body
         raise self._unreachable(problems)
 
     def post(

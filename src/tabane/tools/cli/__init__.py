@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "show": ("apps", "all about one app: instances, wakes, events, why it does not start"),
     "rm": ("apps", "remove an app"),
     "scale": ("apps", "change an app's min and max"),
+    "shell": ("shell", "a shell whose /proc is the cluster's: ps, top, htop, kill of the host"),
     "ps": ("ps", "processes of all data centers"),
     "pstree": ("pstree", "who started whom, node by node"),
     "pgrep": ("pgrep", "find processes by name and more"),

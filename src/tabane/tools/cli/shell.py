@@ -1,0 +1,71 @@
+"""`tabane shell`: a shell whose /proc is the cluster's."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import sys
+
+from tabane.tools.cli.common import Parser
+
+RC = "/proc/tabane/bashrc"
+PROMPT = "(cluster) "
+
+
+def shell(argv: list[str]) -> int:
+    parser = Parser("shell", "A shell in which ps, top, kill and the like see every data center.")
+    parser.add_argument("-c", dest="command", metavar="COMMAND", help="run this and end as it ends")
+    args = parser.parse_args(argv)
+    from tabane.tools.client import Cluster
+    from tabane.tools.procfs.filter import numbering
+    from tabane.tools.procfs.serving import ClusterShell
+    from tabane.tools.procfs.session import Plan, run
+    from tabane.tools.procfs.source import ClusterSource
+    from tabane.tools.procfs.supervisor import ClusterCarrier
+
+    cluster = Cluster(args.root)
+    carrier = ClusterCarrier(cluster, numbering())
+    view = ClusterShell(ClusterSource(cluster), carrier, secret=os.geteuid() == 0)
+    view.feed.fetch()
+    at_terminal = args.command is None and os.isatty(0)
+    if at_terminal:
+        _greet(view)
+    words = argv_of(user_shell(), args.command)
+    environment = environment_of(os.environ, str(cluster.root))
+    plan = Plan(words, environment, view.overlays, own_group=at_terminal)
+    return run(plan, view.serve).code
+
+
+def _greet(view: object) -> None:
+    from tabane.tools.procfs.serving import ClusterShell
+
+    assert isinstance(view, ClusterShell)
+    nodes = len(view.view.lines(0.0))
+    count = len(view.view.processes)
+    told = f"/proc is the cluster's here: {count} processes of {nodes} nodes, from 4194305 up"
+    print(f"{told}; `exit` leaves.", file=sys.stderr)
+
+
+def user_shell() -> str:
+    """`$SHELL`, else the user's own by the database, else /bin/sh."""
+    if given := os.environ.get("SHELL"):
+        return given
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_shell or "/bin/sh"
+    except KeyError:
+        return "/bin/sh"
+
+
+def argv_of(program: str, command: str | None) -> list[str]:
+    """How to start a shell: at a prompt that says where one is, or with a command."""
+    if command is not None:
+        return [program, "-c", command]
+    if os.path.basename(program) == "bash":  # noqa: PTH119
+        return [program, "--rcfile", RC, "-i"] if os.isatty(0) else [program]
+    return [program]
+
+
+def environment_of(before: os._Environ[str] | dict[str, str], root: str) -> dict[str, str]:
+    """Shells other than bash take their prompt from it; `tabane` within means the same cluster."""
+    prompt = PROMPT + before.get("PS1", "\\$ " if os.geteuid() else "# ")
+    return {**before, "PS1": prompt, "TABANE_SHELL": "1", "TABANE_ROOT": root}
