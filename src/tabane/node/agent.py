@@ -52,10 +52,11 @@ from tabane.node.leases import NodeLeases, Nodes, keep_lease
 from tabane.node.membership import Membership, Terms
 from tabane.node.orders import Orders
 from tabane.node.replication import Follower, Publisher
-from tabane.node.services import HubSockets
+from tabane.node.services import NodeServices
 from tabane.node.settling import SETTLE_S, Settling
 from tabane.node.spawner import HolderSpawner
 from tabane.node.spreading import spread
+from tabane.node.watching import Watching
 from tabane.scheduler.placement import NodeView
 from tabane.security.audit import AuditLog
 from tabane.store.feed import StoreFeed
@@ -88,7 +89,7 @@ class Agent:
         self.wakes: Journal[WakeRecord] = Journal(paths.wakes, WakeRecord)
         self.audit = AuditLog(paths.audit)
         self.pool = NetworkPool(self.spawner, config.key, size=config.pool)
-        self.hub_sockets = HubSockets()
+        self.services = NodeServices()
         self.executor = Executor(
             config.key,
             config.incarnation,
@@ -96,7 +97,7 @@ class Agent:
             paths.instance_logs,
             config.cgroup,
             links=self.pool,
-            services=self.hub_sockets,
+            services=self.services,
             prepare_image=lambda app: self.images.prepare(app.image),
             driver_for=self.engines.driver_for,
             clock=clock,
@@ -119,13 +120,8 @@ class Agent:
         self.members = Nodes(self)
         self.publisher: Publisher | None = None
         self.table = ProcessTable(config.key, config.incarnation, clock=clock)
-        self.k2i = K2i(
-            self.table,
-            node=config.key,
-            incarnation=config.incarnation,
-            instances=self.executor.instances,
-            clock=clock,
-        )
+        self.watching = Watching(self)
+        self.k2i = self._make_k2i()
         self.cluster_k2i = ClusterK2i(self)
         self.orders = Orders(self)
         self.answers = Answering(self)
@@ -133,6 +129,18 @@ class Agent:
         self._followers: set[Callable[[bytes], None]] = set()
         self.gateways = Gateways(self)
         self.terms = Terms(clock, self.later, self._on_term_over, HYSTERESIS_S)
+
+    def _make_k2i(self) -> K2i:
+        return K2i(
+            self.table,
+            node=self.config.key,
+            incarnation=self.config.incarnation,
+            instances=self.executor.instances,
+            inside=self.watching.insides.processes,
+            inside_age_s=self.watching.insides.age_s,
+            facts=self.watching.collection.rows,
+            clock=self.clock,
+        )
 
     # Life
 
@@ -152,11 +160,12 @@ class Agent:
             prepare_node([self.config.cluster.network.network]),
         )
         await self.executor.recover()
+        self.watching.begin()
         hub = f"unix://{paths.hub}"
         self.me: Client = await connect(
             hub, name=agent_of(self.config.key), timeout_s=HUB_TIMEOUT_S
         )
-        await self.hub_sockets.restore(self.me)
+        await self.services.hub.restore(self.me)
         self.nodes = Membership(self.config, self.me.hubs)
         self.me.on_hub(self._on_hub)
         self.me.on_connected(self._on_connected)
@@ -227,7 +236,7 @@ class Agent:
 
     def _on_connected(self) -> None:
         """A new hub session: learn what was missed, say what is here."""
-        self.tasks.start("hub sockets", self.hub_sockets.restore(self.me))
+        self.tasks.start("hub sockets", self.services.hub.restore(self.me))
         self.tasks.start("resync", self._resync())
 
     async def _resync(self) -> None:
@@ -314,6 +323,7 @@ class Agent:
 
     def _on_transition(self, transition: Transition) -> None:
         harmless("events", self.events.add)(transition)
+        self.watching.follow(transition.instance, transition.state)
         self.happened(msgspec.json.encode(transition))
         if self.joined and self.me.connected:
             self.tasks.start("event", self._spread_word(transition))

@@ -16,13 +16,16 @@ async def serve(config: NodeConfig, sockets: dict[str, socket.socket], tasks: Su
     agent = Agent(config, SYSTEM, tasks)
     await agent.start()
     from tabane.api.app import build_app
+    from tabane.api.contained import ContainedK2i
     from tabane.api.server import ApiServer
 
     server = ApiServer(build_app(agent), tasks)
     server.serve(list(sockets.values()))
+    await agent.services.k2i.attach(ContainedK2i(agent).serve)
 
     async def close() -> None:
         await server.aclose()
+        await agent.services.k2i.aclose()
         await agent.aclose()
 
     return close

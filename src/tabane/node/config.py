@@ -4,6 +4,7 @@ ROOT/cluster.json                     what the cluster consists of
 ROOT/token                            its token, for root only
 ROOT/nodes/DATACENTER/NODE/
     config.json                       this node, for its own processes
+    collect.toml                      what k2i collects here, if there is one
     api.sock hub.sock holder.sock     control ports (unix)
     store.db                          the store (control node only)
     replica.db                        what this node needs of it
@@ -106,6 +107,7 @@ class NodePaths:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.config = directory / "config.json"
+        self.collect = directory / "collect.toml"
         self.holder_config = directory / "holder.json"
         self.api = directory / "api.sock"
         self.hub = directory / "hub.sock"

@@ -43,7 +43,7 @@ class Links(Protocol):
 
 
 class Services(Protocol):
-    """What of the node an app asks for, as `tabane.node.services.HubSockets`."""
+    """What of the node an app asks for, as `tabane.node.services.NodeServices`."""
 
     async def open(self, spec: InstanceSpec) -> None:
         """Have it ready for an instance before its program runs. Raises when it is refused."""
@@ -160,7 +160,7 @@ class Executor:
             log=self._logs / instance.id / "log",
             cgroup=f"{self._cgroup}/{instance.id}",
             hostname=f"{record.app.name}-{instance.id}",
-            services=directory / "services" if record.app.services.middlecon else None,
+            services=directory / "services" if record.app.services.needs_directory else None,
         )
 
     # Start
@@ -383,7 +383,7 @@ class Executor:
         """Remove what the driver left; the log stays, the link until it is released."""
         if running.record.handle is not None:
             await running.driver.destroy(running.record.handle)
-        if running.record.app.services.middlecon:
+        if running.record.app.services.needs_directory:
             await self._services.close(self.spec(running.record))
 
     def release(self, instance_id: InstanceId) -> None:
@@ -429,7 +429,7 @@ class Executor:
         pid = int(str(handle.data["pid"]))
         instance = replace(record.instance, pid=pid)
         running.record = replace(record, handle=handle, instance=instance)
-        if record.app.services.middlecon:
+        if record.app.services.needs_directory:
             await self._services.open(self.spec(record))
         life = self._tasks.start(f"life {instance.id}", self._watch(running))
         if state is State.READY:

@@ -1,20 +1,32 @@
-"""The hub's sockets for this node's instances: which there are to be, and telling the hub.
+"""The sockets that this node's instances are shown, as their apps ask for.
 
-The hub forgets them when it restarts, and keeps them when the agent does. So the agent says all of
-them again on each session: what is there already stays as it is, sessions included.
+Those of middlecon are the hub's: it forgets them when it restarts, and keeps them when the agent
+does. So the agent says all of them again on each session: what is there already stays as it is,
+sessions included. Those of k2i are the agent's own, and made anew when it is started again; what
+connects before it answers waits.
 """
 
 from __future__ import annotations
 
 import logging
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 
 from tabane.errors import Closed, TabaneError, Unavailable
 from tabane.middlecon import Client
+from tabane.middlecon.addresses import Unix, listen_on
 from tabane.model import InstanceId
-from tabane.runtimes.api import HUB_SOCKET, InstanceSpec
+from tabane.runtimes.api import HUB_SOCKET, K2I_SOCKET, InstanceSpec
 
 log = logging.getLogger(__name__)
+
+EVERYONE = 0o666
+"""In the instance: its directory lies where no other user of the node may enter."""
+End = Callable[[], Awaitable[None]]
+Serve = Callable[[socket.socket, InstanceSpec], Awaitable[End]]
+"""Begin to answer at a listening socket of an instance; returns how to end that."""
 
 
 def identity_of(spec: InstanceSpec) -> str:
@@ -77,3 +89,75 @@ class HubSockets:
 
 async def _serve(me: Client, spec: InstanceSpec) -> None:
     await me.serve(socket_of(spec), name=identity_of(spec), rooms=spec.app.services.middlecon)
+
+
+class K2iSockets:
+    """`attach` says who answers; what connects before that waits."""
+
+    def __init__(self) -> None:
+        self._serve: Serve | None = None
+        self._listening: dict[InstanceId, tuple[InstanceSpec, socket.socket]] = {}
+        self._ends: dict[InstanceId, End] = {}
+
+    async def open(self, spec: InstanceSpec) -> None:
+        """Have an instance's socket there."""
+        path = self._path(spec)
+        sock = listen_on(Unix(path))
+        path.chmod(EVERYONE)
+        self._listening[spec.id] = (spec, sock)
+        await self._begin(spec.id)
+
+    async def close(self, spec: InstanceSpec) -> None:
+        """Take it away, with the connections that came through it. Idempotent."""
+        await self._end(spec.id)
+        with suppress(FileNotFoundError):
+            self._path(spec).unlink()
+
+    async def attach(self, serve: Serve) -> None:
+        self._serve = serve
+        for instance in tuple(self._listening):
+            await self._begin(instance)
+
+    async def aclose(self) -> None:
+        """Answer no more; the files stay for the next agent. Idempotent."""
+        for instance in tuple(self._listening):
+            await self._end(instance)
+
+    async def _begin(self, instance: InstanceId) -> None:
+        if self._serve is not None:
+            spec, sock = self._listening[instance]
+            self._ends[instance] = await self._serve(sock, spec)
+
+    async def _end(self, instance: InstanceId) -> None:
+        if (end := self._ends.pop(instance, None)) is not None:
+            await end()
+        _, sock = self._listening.pop(instance, (None, None))
+        if sock is not None:
+            sock.close()
+
+    @staticmethod
+    def _path(spec: InstanceSpec) -> Path:
+        assert spec.services is not None
+        return spec.services / K2I_SOCKET
+
+
+class NodeServices:
+    """All that an app may ask for."""
+
+    def __init__(self) -> None:
+        self.hub = HubSockets()
+        self.k2i = K2iSockets()
+
+    async def open(self, spec: InstanceSpec) -> None:
+        """See `tabane.node.instances.Services`."""
+        if spec.app.services.middlecon:
+            await self.hub.open(spec)
+        if spec.app.services.k2i:
+            await self.k2i.open(spec)
+
+    async def close(self, spec: InstanceSpec) -> None:
+        """Idempotent."""
+        if spec.app.services.middlecon:
+            await self.hub.close(spec)
+        if spec.app.services.k2i:
+            await self.k2i.close(spec)

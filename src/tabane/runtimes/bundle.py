@@ -20,6 +20,8 @@ from tabane.runtimes import seccomp
 from tabane.runtimes.api import (
     HUB_SOCKET,
     HUB_VARIABLE,
+    K2I_SOCKET,
+    K2I_VARIABLE,
     SERVICES,
     Enforcement,
     Image,
@@ -125,6 +127,8 @@ def make_program(app: App, image: Image, mounts: dict[str, Path]) -> Program:
     env |= app.env
     if app.services.middlecon:
         env[HUB_VARIABLE] = f"unix://{SERVICES}/{HUB_SOCKET}"
+    if app.services.k2i:
+        env[K2I_VARIABLE] = f"unix://{SERVICES}/{K2I_SOCKET}"
     cwd = app.workdir or image.workdir or "/"
     if find_command(image.tree, args[0], env["PATH"], cwd, mounts) is None:
         where = "there" if "/" in args[0] else f"in {env['PATH']}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from tabane.errors import EngineError, NotFound, ProtocolError
@@ -56,8 +57,11 @@ async def run_here(argv: tuple[str, ...], timeout_s: float) -> bytes:
         raise NotFound(f"{argv[0]} cannot be run: {error.strerror}") from None
     assert program.stdout is not None
     assert program.stderr is not None
+    read_output, read_words = program.stdout.read, program.stderr.read
     try:
-        output, words = await asyncio.gather(_take(program.stdout), _last_words(program.stderr))
+        output, words = await asyncio.gather(
+            take(lambda: read_output(READ_BYTES)), last_words(lambda: read_words(READ_BYTES))
+        )
         status = await program.wait()
     except BaseException:
         with suppress(ProcessLookupError):
@@ -65,24 +69,35 @@ async def run_here(argv: tuple[str, ...], timeout_s: float) -> bytes:
         program._transport.close()  # type: ignore[attr-defined]  # what it left may hold the pipes
         await program.wait()
         raise
+    return judge(argv, status, output, words)
+
+
+def judge(argv: tuple[str, ...], status: int, output: bytes, words: str) -> bytes:
+    """Its output, unless it failed. Raises `EngineError`."""
     if status:
         said = f": {words}" if words else ""
         raise EngineError(f"{argv[0]} ended with {status}{said}", argv=argv, status=status)
     return output
 
 
-async def _take(stream: asyncio.StreamReader) -> bytes:
+Read = Callable[[], Awaitable[bytes]]
+"""Some of what a program writes; empty at its end."""
+
+
+async def take(read: Read) -> bytes:
+    """All of it. Raises `ProtocolError` when it is too much."""
     taken = b""
-    while block := await stream.read(READ_BYTES):
+    while block := await read():
         taken += block
         if len(taken) > MAX_ANSWER_BYTES:
             raise ProtocolError(f"it prints more than {MAX_ANSWER_BYTES >> 10} KiB")
     return taken
 
 
-async def _last_words(stream: asyncio.StreamReader) -> str:
+async def last_words(read: Read) -> str:
+    """Its last line, as it may stand in a sentence."""
     taken = b""
-    while block := await stream.read(READ_BYTES):
+    while block := await read():
         taken = (taken + block)[-MAX_WORDS_BYTES:]
     lines = taken.decode("utf-8", "backslashreplace").split("\n")
     return next((line.strip() for line in reversed(lines) if line.strip()), "")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -155,7 +156,7 @@ class Collection:
     def _fail(self, running: _Running, error: Exception) -> None:
         if not isinstance(error, TabaneError | OSError):
             log.error("collector %s is broken", running.job.name, exc_info=error)
-        text = str(error) or type(error).__name__
+        text = describe(error, running.job.collect)
         running.error, running.error_at = text[:MAX_ERROR], self._clock.now()
         running.failures += 1
 
@@ -197,3 +198,10 @@ class Collection:
             error_age_s=round(max(0.0, now - running.error_at), 3) if running.error else None,
             failures=running.failures,
         )
+
+
+def describe(error: Exception, collect: Collect) -> str:
+    """What went wrong, as one sentence that names who was asked."""
+    if isinstance(error, OSError) and error.errno:
+        return f"{collect.url or collect.kind}: {os.strerror(error.errno)}"
+    return str(error) or type(error).__name__

@@ -150,8 +150,13 @@ def show(argv: list[str]) -> int:
     say(f"  image     {app['image']}{digest}")
     say(f"  command   {' '.join(app.get('command', ())) or '(of the image)'}")
     say(f"  port      {app.get('port') or '-'}   hosts {', '.join(app.get('hosts', ())) or '-'}")
-    for service, rooms in app["services"].items():
-        say(f"  services  {service}: {', '.join(rooms)}")
+    if rooms := app["services"].get("middlecon"):
+        say(f"  services  middlecon: {', '.join(rooms)}")
+    if app["services"].get("k2i"):
+        say("  services  k2i: what of it runs on its node")
+    for collect in app.get("collect", ()):
+        asked = collect.get("url") or " ".join(collect["command"])
+        say(f"  collects  {collect.get('name', collect['kind'])}: {asked}")
     for sentence in answer["advice"]:
         say(f"  note      {sentence}")
     for home in answer["homes"]:
