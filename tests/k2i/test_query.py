@@ -90,6 +90,12 @@ def test_groups_count_and_sum_what_is_known() -> None:
     ]
 
 
+def test_a_sum_of_all() -> None:
+    wanted = query(sum="size")
+    parts = [ask.arrange(rows, wanted, Thing) for rows in (ROWS, OTHERS)]
+    assert rows_of(ask.merge(parts, wanted)) == [{"count": 5, "size": 76}]
+
+
 def test_several_nodes_answers_are_joined() -> None:
     wanted = query()
     parts = [ask.arrange(rows, wanted, Thing) for rows in (ROWS, [], OTHERS)]
@@ -131,7 +137,7 @@ def test_a_group_that_one_node_would_cut_off_is_whole_in_the_sum() -> None:
         ({"fields": "-pid"}, "no field"),
         ({"group": "nothing"}, "group: there is no field nothing"),
         ({"group": "app", "sum": "user"}, "sum: user is no number"),
-        ({"sum": "size"}, "only with group"),
+        ({"group": "pid", "sum": "pid"}, "sum: pid is what is grouped by"),
         ({"group": "app", "fields": "pid"}, "not with group"),
         ({"group": "app", "sort": "pid"}, "sort: rows have no pid"),
         ({"sort": "PID"}, "no field's name"),

@@ -98,7 +98,8 @@ def _rows(row: type[msgspec.Struct], read: Callable[[Look], list[Any]]) -> Calla
 
 
 def _host(look: Look) -> list[Host]:
-    return ask.choose([look.sources.host.read()], look.query.filters)
+    host = replace(look.sources.host.read(), users=len(read_sessions()))
+    return ask.choose([host], look.query.filters)
 
 
 def _mounts(look: Look) -> list[Mount]:
@@ -171,8 +172,6 @@ def _app_history(look: Look) -> list[AppPoint]:
 def _process_history(look: Look) -> list[ProcessPoint]:
     sources = look.sources
     filters = dict(look.query.filters)
-    if "pid" not in filters:
-        raise UsageError("pid: say of which processes, as pid=1,2")
     since_s = look.query.options.get("since_s", KEEP_S)
     found = sources.history.processes(sources.clock.now(), filters["pid"], since_s)
     return ask.choose(found, look.query.filters)
@@ -203,7 +202,7 @@ def _parse_files(text: str) -> tuple[str, ...]:
 
 
 RAW_FILES = Parameter(
-    {"type": "string", "pattern": "^[a-z_]+(,[a-z_]+)*$"},
+    ask.list_of({"type": "string", "enum": [*FILES, *MORE_FILES]}),
     f"Which files of each process: of {', '.join((*FILES, *MORE_FILES))}.",
     _parse_files,
 )
@@ -286,7 +285,7 @@ KINDS: dict[str, Kind] = {
     ),
     "history/processes": Kind(
         "What processes used in the last ten minutes; `pid` must say which.",
-        {**OF_HISTORY, "pid": ask.OWNER["pid"]},
+        {**OF_HISTORY, "pid": ask.OWNER["pid"]._replace(required=True)},
         ProcessPoint,
         _rows(ProcessPoint, _process_history),
     ),

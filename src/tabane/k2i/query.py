@@ -27,12 +27,17 @@ _WORD = re.compile(r"-?[a-z][a-z0-9_]*")
 _NUMBER = re.compile(r"[0-9]{1,10}")
 
 
-class Parameter(NamedTuple):
-    """`schema` is JSON Schema's, of the text; `parse` raises `UsageError`."""
+Schema = dict[str, Any]
+"""JSON Schema's. An array stands for values with commas between them."""
 
-    schema: dict[str, Any]
+
+class Parameter(NamedTuple):
+    """`schema` may depend on the rows that are asked for; `parse` raises `UsageError`."""
+
+    schema: Schema | Callable[[type[msgspec.Struct]], Schema]
     meaning: str
     parse: Callable[[str], Any]
+    required: bool = False
 
 
 class Query(NamedTuple):
@@ -49,9 +54,13 @@ class Query(NamedTuple):
     """What else its kind of question knows, by parameter."""
 
     @property
+    def is_grouped(self) -> bool:
+        return bool(self.group or self.sums)
+
+    @property
     def is_merged(self) -> bool:
         """Whether rows of several nodes cannot just stand one after the other."""
-        return bool(self.group or self.sort) or self.limit is not None
+        return self.is_grouped or bool(self.sort) or self.limit is not None
 
 
 def _split(text: str) -> tuple[str, ...]:
@@ -112,13 +121,24 @@ def _sort(text: str) -> tuple[tuple[str, bool], ...]:
     return tuple((word.removeprefix("-"), word.startswith("-")) for word in _words(text))
 
 
-TEXT: dict[str, Any] = {"type": "string", "minLength": 1}
-LIST: dict[str, Any] = {"type": "string", "pattern": "^[^,]+(,[^,]+)*$"}
-_WORDS: dict[str, Any] = {"type": "string", "pattern": "^[a-z][a-z0-9_]*(,[a-z][a-z0-9_]*)*$"}
-PIDS: dict[str, Any] = {"type": "string", "pattern": "^[0-9]{1,10}(,[0-9]{1,10})*$"}
-_SORT: dict[str, Any] = {"type": "string", "pattern": "^-?[a-z][a-z0-9_]*(,-?[a-z][a-z0-9_]*)*$"}
-FLAG: dict[str, Any] = {"type": "string", "enum": ["yes", "no"], "default": "no"}
-_COUNT: dict[str, Any] = {"type": "integer", "minimum": 1, "maximum": MOST_ROWS}
+def list_of(items: Schema) -> Schema:
+    return {"type": "array", "items": items, "minItems": 1, "maxItems": MOST_VALUES}
+
+
+def _field(row: type[msgspec.Struct]) -> Schema:
+    return list_of({"type": "string", "enum": list(attributes_of(row))}) | {"uniqueItems": True}
+
+
+def _number_field(row: type[msgspec.Struct]) -> Schema:
+    return list_of({"type": "string", "enum": sorted(numbers_of(row))}) | {"uniqueItems": True}
+
+
+TEXT: Schema = {"type": "string", "minLength": 1}
+LIST = list_of({"type": "string", "pattern": "^[^,]+$"})
+PIDS = list_of({"type": "integer", "minimum": 0, "maximum": 9_999_999_999})
+FLAG: Schema = {"type": "string", "enum": ["yes", "no"], "default": "no"}
+_SORT = list_of({"type": "string", "pattern": "^-?[a-z][a-z0-9_]*$"}) | {"uniqueItems": True}
+_COUNT: Schema = {"type": "integer", "minimum": 1, "maximum": MOST_ROWS}
 
 PLACE: dict[str, Parameter] = {
     "dc": Parameter(LIST, "Only of these data centers.", any_text),
@@ -146,15 +166,15 @@ COLLECTED: dict[str, Parameter] = {
     "kind": Parameter(LIST, "Only what collectors of these kinds tell.", any_text),
 }
 SHAPE: dict[str, Parameter] = {
-    "fields": Parameter(_WORDS, "These fields alone.", _words),
+    "fields": Parameter(_field, "These fields alone.", _words),
     "sort": Parameter(_SORT, "Order by these fields; `-` before one: largest first.", _sort),
     "limit": Parameter(_COUNT, "The first so many rows.", _limit),
 }
 GROUPS: dict[str, Parameter] = {
-    "group": Parameter(_WORDS, "A row for each value of these fields, with `count`.", _words),
-    "sum": Parameter(_WORDS, "With `group`: the sums of these fields.", _words),
+    "group": Parameter(_field, "A row for each value of these fields, with `count`.", _words),
+    "sum": Parameter(_number_field, "The sums of these fields, of each group or all.", _words),
 }
-SCOPE: dict[str, Any] = {"type": "string", "enum": ["node", "cluster"], "default": "node"}
+SCOPE: Schema = {"type": "string", "enum": ["node", "cluster"], "default": "node"}
 
 
 def parse_query(
@@ -162,6 +182,8 @@ def parse_query(
 ) -> Query:
     """What `params` ask of rows of this kind. Raises `UsageError` for what is not `known`."""
     values = {name: parse_value(name, text, known) for name, text in params.items()}
+    if missing := [name for name, this in known.items() if this.required and name not in params]:
+        raise UsageError(f"{missing[0]}: must be given. {known[missing[0]].meaning}")
     filters = {**PLACE, **OWNER, **INSIDE, **COLLECTED}
     common = {*filters, *SHAPE, *GROUPS}
     query = Query(
@@ -196,11 +218,12 @@ def _check(query: Query, kind: type[msgspec.Struct]) -> None:
             raise UsageError(f"{name}: there is no field {missing[0]}: {', '.join(attributes)}")
     if texts := [word for word in query.sums if word not in numbers_of(kind)]:
         raise UsageError(f"sum: {texts[0]} is no number")
-    if query.sums and not query.group:
-        raise UsageError("sum: only with group, as group=node&sum=rss_kib")
-    if query.group and query.fields:
-        raise UsageError("fields: not with group, whose rows have the grouped and summed fields")
-    columns = (*query.group, "count", *query.sums) if query.group else query.fields or attributes
+    if query.is_grouped and query.fields:
+        raise UsageError("fields: not with group and sum, whose rows have the fields named there")
+    if twice := [word for word in query.sums if word in query.group]:
+        raise UsageError(f"sum: {twice[0]} is what is grouped by")
+    groups = (*query.group, "count", *query.sums)
+    columns = groups if query.is_grouped else query.fields or attributes
     if unknown := [word for word, _ in query.sort if word not in columns]:
         raise UsageError(f"sort: rows have no {unknown[0]}: {', '.join(columns)}")
 
@@ -236,7 +259,7 @@ def choose(rows: Iterable[Any], filters: Iterable[tuple[str, frozenset[Any]]]) -
 def arrange(rows: Sequence[Any], query: Query, kind: type[msgspec.Struct]) -> bytes:
     """One node's chosen rows as a JSON array, in order, cut, and with the fields asked; or all its
     groups, for one that is small here may be large with those of other nodes."""
-    if query.group:
+    if query.is_grouped:
         return msgspec.json.encode(_group(rows, query, kind))
     attributes = attributes_of(kind)
     rows = list(rows)
@@ -252,10 +275,10 @@ def arrange(rows: Sequence[Any], query: Query, kind: type[msgspec.Struct]) -> by
 def merge(parts: Iterable[bytes], query: Query) -> bytes:
     """Several nodes' arrays, each made by `arrange`, as one; without decoding them if it can be."""
     parts = tuple(parts)
-    if not query.is_merged or (len(parts) == 1 and not query.group):
+    if not query.is_merged or (len(parts) == 1 and not query.is_grouped):
         return b"[" + b",".join(part[1:-1] for part in parts if len(part) > 2) + b"]"
     rows: list[Row] = [row for part in parts for row in msgspec.json.decode(part)]
-    if query.group:
+    if query.is_grouped:
         rows = _add_up(rows, query)
     return msgspec.json.encode(_finish(rows, query))
 

@@ -17,7 +17,8 @@ from fastapi.responses import StreamingResponse
 from tabane.clock import SYSTEM
 from tabane.errors import TabaneError, UsageError
 from tabane.k2i.api import Who
-from tabane.k2i.kinds import KINDS, Kind
+from tabane.k2i.description import ERRORS, describe_parameters, describe_responses
+from tabane.k2i.kinds import JSON, KINDS, MSGPACK, Kind
 from tabane.k2i.process import Process
 from tabane.k2i.query import parse_query
 from tabane.k2i.service import K2i, Part, Question, parse_params, render
@@ -61,13 +62,37 @@ def _add_kind(router: APIRouter, name: str, kind: Kind, k2i: K2i, cluster: Clust
             body = render(question, parts, silent, SYSTEM.wall())
         else:
             body = await k2i.answer(question, who)
-        return Response(body, media_type=kind.media)
+        return MEDIA[kind.media](body)
 
-    router.add_api_route(f"/{name}", answer, description=kind.meaning, name=name)
+    router.add_api_route(
+        f"/{name}",
+        answer,
+        name=name,
+        description=kind.meaning,
+        response_class=MEDIA[kind.media],
+        responses=describe_responses(name, kind),
+        openapi_extra={"parameters": describe_parameters(kind.parameters, kind.row)},
+    )
+
+
+class JsonBytes(Response):
+    media_type = JSON
+
+
+class Msgpack(Response):
+    media_type = MSGPACK
+
+
+MEDIA: dict[str, type[Response]] = {JSON: JsonBytes, MSGPACK: Msgpack}
 
 
 def _add_changes(router: APIRouter, k2i: K2i, cluster: Cluster | None) -> None:
-    @router.get("/changes", response_class=EventStream)
+    @router.get(
+        "/changes",
+        response_class=EventStream,
+        responses=ERRORS,
+        openapi_extra={"parameters": describe_parameters(PARAMETERS, Process)},
+    )
     async def changes(request: Request, who: Who) -> Response:
         """Births, deaths, other programs, and what changed in use, as server-sent events."""
         question, is_of_cluster = _read(request, "changes")
