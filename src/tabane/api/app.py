@@ -26,6 +26,7 @@ from tabane.api.problems import headers_of, status_of, to_body
 from tabane.errors import Busy, Corrupt, NotFound, SystemFault, TabaneError, UsageError
 from tabane.k2i import build_router as build_k2i
 from tabane.k2i.control_api import build_control_router
+from tabane.k2i.description import add_schemas
 from tabane.k2i.v2 import build_v2
 from tabane.security.identity import Principal
 from tabane.spec_fields import LARGEST
@@ -82,6 +83,7 @@ def build_app(agent: Agent) -> ASGIApp:
     app.include_router(build_k2i(agent.table))
     app.include_router(build_v2(agent.k2i, agent.cluster_k2i))
     app.include_router(build_control_router(agent.orders))
+    add_schemas(app)
     app.add_exception_handler(TabaneError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http_error)

@@ -7,6 +7,7 @@ of /proc happens on a worker thread and not on the event loop.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import msgspec
@@ -83,31 +84,41 @@ def _add_pages(router: APIRouter, config: dict[str, Any]) -> None:
         return config
 
 
+def redact(record: Record, who: Principal) -> Record:
+    """Its arguments are for root and for its own user, where it is known who asks. A port on
+    loopback does not know, and shows what the k2i of 2018 showed there."""
+    if who.kind != "peer" or who.is_root or who.uid == record.euid:
+        return record
+    return msgspec.structs.replace(record, cmdline=[f"[{record.cmd}]"])
+
+
 def _add_processes(router: APIRouter, table: ProcessTable) -> None:
-    def only(record: Record | None) -> Response:
-        return Records([record] if record else [])
+    def shown(records: Iterable[Record | None], who: Principal) -> Response:
+        return Records([redact(record, who) for record in records if record])
 
     @router.get("/proc", response_class=Records)
     def all_processes(who: Who) -> Response:
         """Every process to be seen."""
-        return Response(table.render_records(), media_type="application/json")
+        if who.kind != "peer" or who.is_root:
+            return Response(table.render_records(), media_type="application/json")
+        return shown(table.records(), who)
 
     @router.get("/proc/self", response_class=Records)
     @router.get("/k2i", response_class=Records)
     def own_process(who: Who) -> Response:
         """The process that answers."""
-        return only(table.record(os.getpid()))
+        return shown([table.record(os.getpid())], who)
 
     @router.get("/proc/cmd/{cmd:any_text}", response_class=Records)
     def processes_by_name(cmd: str, who: Who) -> Response:
         """Those with `cmd` in their names; upper and lower case differ."""
-        return Records([record for record in table.records() if cmd in record.cmd])
+        return shown((record for record in table.records() if cmd in record.cmd), who)
 
     @router.get("/proc/pid/{pid}", response_class=Records)
     @router.get("/proc/{pid}", response_class=Records)
     def process_by_pid(pid: str, who: Who) -> Response:
         """The process with this number; the shorter path is the older one."""
-        return only(table.record(_parse_pid(pid)))
+        return shown([table.record(_parse_pid(pid))], who)
 
 
 def _parse_pid(text: str) -> int:

@@ -1,4 +1,5 @@
-"""`k2i`: the process table of this machine as a REST service, on loopback, without a cluster."""
+"""`k2i`: what runs on this machine as a REST service, without a cluster: on loopback, or on a unix
+socket that neighbours ask, each of whom sees what it may see."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tabane.errors import TabaneError, UsageError
@@ -16,6 +18,8 @@ from tabane.supervise import Supervisor
 if TYPE_CHECKING:
     from fastapi import Request, Response
     from starlette.types import ASGIApp, Receive, Scope, Send
+
+    from tabane.k2i.service import K2i
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -33,32 +37,38 @@ def main() -> None:
 def run(argv: list[str]) -> int:
     """Serve until told to end; returns the exit code."""
     try:
-        hostname, port = _parse(argv)
-        listener = _listen(hostname, port)
+        args = _parse(argv)
+        listener = listen_unix(args.unix) if args.unix else _listen(args.host, args.port)
     except UsageError as error:
         print(f"k2i: {error.message}", file=sys.stderr)
         return 2
     except OSError as error:
+        place = args.unix or f"{args.host}:{args.port}"
         reason = os.strerror(error.errno or 0)
-        print(f"k2i: cannot listen on {hostname}:{port}: {reason}", file=sys.stderr)
+        print(f"k2i: cannot listen on {place}: {reason}", file=sys.stderr)
         return 1
     import uvloop
 
     try:
-        uvloop.run(_serve(listener, hostname))
+        uvloop.run(_serve(listener, args.host))
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+    finally:
+        if args.unix:
+            args.unix.unlink(missing_ok=True)
     return 0
 
 
-def _parse(argv: list[str]) -> tuple[str, int]:
+def _parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser("k2i", description="The processes of this machine over REST.")
     parser.add_argument("--host", default="127.0.0.1", choices=LOOPBACK, help="where to listen")
     parser.add_argument("--port", type=int, default=8000, help="0 takes any free one")
+    unix = "a unix socket instead, which knows who asks: own processes are shown in full"
+    parser.add_argument("--unix", type=Path, metavar="PATH", help=unix)
     args = parser.parse_args(argv)
     if not 0 <= args.port <= 65535:
         raise UsageError(f"argument --port: {args.port} is not from 0 to 65535")
-    return args.host, args.port
+    return args
 
 
 def _listen(hostname: str, port: int) -> socket.socket:
@@ -66,34 +76,74 @@ def _listen(hostname: str, port: int) -> socket.socket:
     return socket.create_server((hostname, port), family=family, backlog=128)
 
 
+def listen_unix(path: Path) -> socket.socket:
+    """Listen on a unix socket that everybody may connect to. A socket there that nobody listens on
+    any more makes room. Raises `OSError`."""
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        if path.is_socket() and not _is_served(path):
+            path.unlink()
+        sock.bind(str(path))
+        path.chmod(0o666)
+        sock.listen(128)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _is_served(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as sock:
+        try:
+            sock.connect(str(path))
+        except ConnectionRefusedError:
+            return False
+        return True
+
+
 async def _serve(listener: socket.socket, hostname: str) -> None:
     from tabane.api.server import ApiServer
+    from tabane.k2i.service import K2i
     from tabane.k2i.table import ProcessTable
 
-    port = listener.getsockname()[1]
-    table = ProcessTable()
+    address = listener.getsockname()
+    port = 0 if isinstance(address, str) else address[1]
+    k2i = K2i(ProcessTable())
     told_to_end = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, told_to_end.set)
     async with Supervisor("k2i") as tasks:
-        server = ApiServer(build_app(table, hostname, port), tasks)
+        k2i.start(tasks)
+        server = ApiServer(build_app(k2i, hostname, port), tasks)
         server.serve([listener])
-        print(f"On {f'[{hostname}]' if ':' in hostname else hostname}:{port}", flush=True)
+        print(f"On {_describe(address)}", flush=True)
         await told_to_end.wait()
         await server.aclose()
-    table.close()
+    k2i.close()
+    k2i.table.close()
     listener.close()
 
 
-def build_app(table: Any, hostname: str, port: int) -> ASGIApp:
+def _describe(address: Any) -> str:
+    if isinstance(address, str):
+        return address
+    hostname, port, *_ = address
+    return f"[{hostname}]:{port}" if ":" in hostname else f"{hostname}:{port}"
+
+
+def build_app(k2i: K2i, hostname: str, port: int) -> ASGIApp:
     """The routes behind a check of Host and Origin."""
     from fastapi import FastAPI
 
     from tabane import __version__
     from tabane.k2i.api import build_router
+    from tabane.k2i.description import add_schemas
+    from tabane.k2i.v2 import build_v2
 
     app = FastAPI(title="k2i", version=__version__, docs_url=None, redoc_url=None)
-    app.include_router(build_router(table, hostname=hostname, port=port))
+    app.include_router(build_router(k2i.table, hostname=hostname, port=port))
+    app.include_router(build_v2(k2i))
+    add_schemas(app)
     app.add_exception_handler(TabaneError, _on_error)
     return LoopbackOnly(app)
 
@@ -108,7 +158,8 @@ async def _on_error(request: Request, error: Exception) -> Response:
 
 
 class LoopbackOnly:
-    """Refuses what a browser was tricked into asking with a foreign Host or Origin."""
+    """Refuses what a browser was tricked into asking with a foreign Host or Origin. Who asks at a
+    unix socket is known; at a port it is anybody."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -123,4 +174,6 @@ class LoopbackOnly:
         except TabaneError as error:
             await refuse(send, error)
         else:
+            if peer := scope.get("state", {}).get("peer"):
+                scope["state"]["principal"] = peer
             await self._app(scope, receive, send)
