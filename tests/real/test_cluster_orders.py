@@ -1,0 +1,241 @@
+"""Orders across a cluster: to processes and instances of other nodes, also of one that is gone."""
+
+import json
+import os
+import signal
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tabane.errors import Conflict, Denied, NotFound, Stale, TabaneError
+from tabane.tools.client import Cluster
+
+from .conftest import LocalCluster, wait_for
+
+pytestmark = pytest.mark.real
+
+TOKYO, OSAKA, ISHIKARI = "tokyo/tokyo-1", "osaka/osaka-1", "ishikari/ishikari-1"
+PLACE = ("dc", "node", "incarnation", "pid", "start_ticks")
+
+
+def rows(cluster: LocalCluster, **wanted: Any) -> list[dict[str, Any]]:
+    found = cluster.api.get("/v2/processes?scope=cluster", node=TOKYO)["processes"]
+    return [row for row in found if all(row[key] == value for key, value in wanted.items())]
+
+
+def target(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: row[key] for key in PLACE}
+
+
+def order(
+    cluster: LocalCluster, verb: str, targets: list[dict[str, Any]], **args: Any
+) -> list[dict[str, Any]]:
+    """Asked of tokyo."""
+    body = {"targets": [target(row) for row in targets], **args}
+    answer = cluster.api.post(f"/v2/processes/{verb}", body, node=TOKYO)
+    outcomes: list[dict[str, Any]] = answer["outcomes"]
+    return outcomes
+
+
+def order_instance(
+    cluster: LocalCluster, instance: dict[str, Any], verb: str, **args: Any
+) -> dict[str, Any]:
+    dc, _, node = instance["node"].partition("/")
+    generation = instance["generation"]
+    life = {"incarnation": generation["incarnation"], "counter": generation["counter"]}
+    path = f"/v2/instances/{instance['id']}/{verb}"
+    answer: dict[str, Any] = cluster.api.post(
+        path, {"dc": dc, "node": node, **life, **args}, node=TOKYO
+    )
+    return answer
+
+
+def as_user(uid: int, work: Callable[[], Any]) -> Any:
+    """What `work` returns in a process of that user; JSON goes through a pipe."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setgroups([])
+            os.setresgid(uid, uid, uid)
+            os.setresuid(uid, uid, uid)
+            said = work()
+        except BaseException:
+            said = traceback.format_exc()
+        os.write(writing, json.dumps(said).encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as file:
+        said = file.read()
+    os.waitpid(pid, 0)
+    result = json.loads(said)
+    assert not isinstance(result, str), result
+    return result
+
+
+def test_one_order_reaches_processes_of_several_nodes(cluster: LocalCluster) -> None:
+    cluster.deploy("many")
+    for dc in ("tokyo", "osaka", "ishikari"):
+        cluster.wake("many", dc)
+    found = rows(cluster, app="default/many", name="busybox")
+    assert {row["dc"] for row in found} == {"tokyo", "osaka", "ishikari"}
+    reniced = order(cluster, "nice", found, nice=3)
+    assert [(one["target"], one["before"], one["after"]) for one in reniced] == [
+        (target(row), 0, 3) for row in found
+    ]
+    assert {row["nice"] for row in rows(cluster, app="default/many", name="busybox")} == {3}
+
+    wrong = {**found[0], "start_ticks": found[0]["start_ticks"] + 1}
+    then = {**found[1], "incarnation": "then"}
+    outcomes = order(cluster, "signal", [wrong, then, found[2]], signal="KILL")
+    assert [outcome.get("error", "") for outcome in outcomes] == ["stale", "stale", ""]
+    gone = found[2]["pid"]
+    wait_for(lambda: not rows(cluster, dc=found[2]["dc"], pid=gone), "the end of one")
+    left = rows(cluster, app="default/many", name="busybox")
+    assert {target(row)["pid"] for row in found[:2]} <= {row["pid"] for row in left}
+
+
+def test_every_line_is_in_the_log_of_the_node_that_did_it(cluster: LocalCluster) -> None:
+    cluster.deploy("logged")
+    cluster.wake("logged", "osaka")
+    (row,) = rows(cluster, app="default/logged", name="busybox")
+    order(cluster, "affinity", [row], cpus=[0], idempotency_key="a key")
+    log = cluster.root / "nodes" / OSAKA / "audit.log"
+    lines = [json.loads(line) for line in log.read_bytes().splitlines()]
+    mine = [line for line in lines if line.get("key") == "a key"]
+    assert [line["outcome"] for line in mine] == ["doing", "done"]
+    for line in mine:
+        assert line["target"] == f"{OSAKA}:{row['pid']}"
+        assert line["start_ticks"] == row["start_ticks"]
+        assert (line["action"], line["process"], line["via"]) == ("affinity 0", "busybox", TOKYO)
+        assert (line["kind"], line["uid"]) == ("peer", 0)
+
+
+def test_what_a_node_cannot_do_without_is_protected(cluster: LocalCluster) -> None:
+    own = [row for row in rows(cluster, dc="osaka") if "tabane.node." in row["command"]]
+    modules = {word for row in own for word in row["command"].split() if "tabane.node." in word}
+    assert modules == {f"tabane.node.{part}" for part in ("holder", "agentd", "hubd", "gatewayd")}
+    outcomes = order(cluster, "signal", own, signal=9)
+    assert {outcome["error"] for outcome in outcomes} == {"denied"}
+    assert cluster.answers(OSAKA)
+    hub = next(row for row in own if "tabane.node.hubd" in row["command"])
+    order(cluster, "signal", [hub], signal=9, force=True)
+    wait_for(lambda: not rows(cluster, dc="osaka", pid=hub["pid"]), "the end of the hub")
+    wait_for(lambda: rows(cluster, dc="osaka"), "the hub's return")
+
+
+def test_users_control_their_own(cluster: LocalCluster) -> None:
+    """Its own is a process of the user's uid, wherever; all else is refused."""
+    cluster.deploy("theirs")
+    cluster.wake("theirs", "osaka")
+    (row,) = rows(cluster, app="default/theirs", name="busybox")
+    root = rows(cluster, dc="osaka", pid=1)[0]
+
+    directory = os.open(cluster.root, os.O_PATH)  # the way there may be closed to other users
+
+    def ask() -> Any:
+        api = Cluster(Path(f"/proc/self/fd/{directory}"))
+        body = {"targets": [target(row), target(root)], "nice": 4}
+        outcomes = api.post("/v2/processes/nice", body, node=TOKYO)["outcomes"]
+        seen = api.get("/v2/processes?scope=cluster", node=TOKYO)["processes"]
+        try:
+            api.get("/api/v1/apps", node=TOKYO)
+        except Denied as error:
+            return outcomes, [one["command"] for one in seen if one["pid"] == 1], error.code
+        return None
+
+    outcomes, commands, code = as_user(row["uid"], ask)
+    assert [outcome.get("error", "") for outcome in outcomes] == ["", "denied"]
+    assert outcomes[0]["after"] == 4
+    assert all(command.startswith("[") for command in commands)
+    assert code == "denied"
+    outcomes, _, _ = as_user(row["uid"] + 1, ask)
+    os.close(directory)
+    assert [outcome["error"] for outcome in outcomes] == ["denied", "denied"]
+    assert "is another user's process" in outcomes[0]["message"]
+
+
+def test_a_hub_that_restarts_in_the_middle_makes_no_second_change(cluster: LocalCluster) -> None:
+    cluster.deploy("once")
+    cluster.wake("once", "osaka")
+    (row,) = rows(cluster, app="default/once", name="busybox")
+    how = {"nice": 1, "relative": True, "idempotency_key": "once only"}
+    first = order(cluster, "nice", [row], **how)
+    for node in (TOKYO, OSAKA):
+        cluster.kill("hubd", node)
+        (outcome,) = order(cluster, "nice", [row], **how)
+        assert outcome.get("error", "") in ("", "unreachable", "timed_out"), outcome
+
+        def again() -> bool:
+            return order(cluster, "nice", [row], **how) == first
+
+        wait_for(again, "the first answer")
+    (now,) = rows(cluster, app="default/once", name="busybox")
+    assert now["nice"] == 1
+
+
+def test_an_instance_is_paused_and_confined(cluster: LocalCluster) -> None:
+    cluster.deploy("paused")
+    instance = cluster.wake("paused", "osaka")
+    would = order_instance(cluster, instance, "pause", dry_run=True)
+    assert (would["before"], would["after"]) == ({"paused": 0}, {"paused": 1})
+    assert cluster.get("paused", "osaka", "/GPL-3").status == 200
+    assert order_instance(cluster, instance, "pause") == would
+    with pytest.raises(TimeoutError):
+        cluster.get("paused", "osaka", "/GPL-3", timeout_s=0.3)
+    assert order_instance(cluster, instance, "resume")["after"] == {"paused": 0}
+    assert cluster.get("paused", "osaka", "/GPL-3").status == 200
+
+    done = order_instance(cluster, instance, "limits", cpu=0.25, memory_bytes=96 << 20, pids=40)
+    assert done["before"] == {"cpu": 1.0, "memory_bytes": 64 << 20, "pids": 256}
+    assert done["after"] == {"cpu": 0.25, "memory_bytes": 96 << 20, "pids": 40}
+    found = Path("/sys/fs/cgroup").glob(f"**/{instance['id']}/pids.max")
+    assert {path.read_text() for path in found} == {"40\n"}
+    assert cluster.inside("paused", "sh", "-c", "head -c 8M /dev/zero >/tmp/x") == (0, "")
+    with pytest.raises(Conflict, match="bytes now: the kernel would kill for it"):
+        order_instance(cluster, instance, "limits", memory_bytes=4 << 20)
+    with pytest.raises(Stale):
+        order_instance(
+            cluster, {**instance, "generation": {**instance["generation"], "counter": 99}}, "pause"
+        )
+
+
+def test_a_paused_instance_can_be_stopped(cluster: LocalCluster) -> None:
+    cluster.deploy("stopped")
+    instance = cluster.wake("stopped", "osaka")
+    order_instance(cluster, instance, "pause")
+    assert cluster.tabane("stop", instance["id"]).code == 0
+
+    def is_gone() -> bool:
+        try:
+            order_instance(cluster, instance, "resume", dry_run=True)
+        except (NotFound, Conflict, Stale):
+            return True
+        return False
+
+    wait_for(is_gone, "the end of the instance")
+
+
+def test_a_dead_node_is_said_and_others_obey(cluster: LocalCluster) -> None:
+    """The last: the node stays dead."""
+    cluster.deploy("alive")
+    cluster.wake("alive", "osaka")
+    (row,) = rows(cluster, app="default/alive", name="busybox")
+    dead = rows(cluster, dc="ishikari", pid=1)[0]
+    os.kill(cluster.holder(ISHIKARI), signal.SIGKILL)
+    first, second = order(cluster, "nice", [dead, row], nice=2)
+    assert first["error"] in ("unreachable", "timed_out")
+    assert ISHIKARI in first["message"]
+    assert second["after"] == 2
+
+    def is_unseen() -> bool:
+        (outcome,) = order(cluster, "signal", [dead], signal=0)
+        return "nothing was done" in outcome["message"]
+
+    wait_for(is_unseen, "that it cannot be seen")
+    instance = {"id": "abc", "node": ISHIKARI, "generation": {"incarnation": "i", "counter": 1}}
+    with pytest.raises(TabaneError, match=ISHIKARI):
+        order_instance(cluster, instance, "pause")
