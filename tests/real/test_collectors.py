@@ -7,6 +7,7 @@ import json
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -332,3 +333,29 @@ def test_a_node_collects_by_its_own_file(osaka: LocalCluster) -> None:
     row = wait_for(lambda: [row for row in rows() or [] if row["error"]], "its error")[0]
     assert "collect.toml:1: collect[1].url: is missing" in row["error"]
     cluster.wait_whole()
+
+
+def test_a_k2i_of_its_own_collects_by_a_file(scratch: Path) -> None:
+    path, file = scratch / "k2i.sock", scratch / "facts.toml"
+    with redis(scratch) as (running, port, _):
+        file.write_text(f'[[collect]]\nkind = "redis"\nurl = "redis://127.0.0.1:{port}"\n')
+        argv = [str(Path(sys.executable).with_name("k2i")), "--unix", str(path)]
+        with program([*argv, "--collect", str(file)], str(path)):
+            ask = ["curl", "-s", "--unix-socket", str(path)]
+            ask.append(f"http://localhost/v2/processes?pid={running.pid}&facts=yes")
+
+            def look() -> Any:
+                (row,) = json.loads(subprocess.run(ask, capture_output=True).stdout)["processes"]
+                return row["facts"].get("redis")
+
+            assert wait_for(look, "facts")["process_id"] == running.pid
+    file.write_text('[[collect]]\nkind = "redis"\n')
+    done = subprocess.run([*argv, "--collect", str(file)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"k2i: {file}:1: collect[1].url: is missing: redis is asked there\n"
+    listed = subprocess.run([argv[0], "--list-collectors"], capture_output=True, text=True).stdout
+    assert [line.split() for line in listed.splitlines()][:3] == [
+        ["command", "tabane", "works"],
+        ["nginx", "tabane", "works"],
+        ["redis", "tabane", "works"],
+    ]

@@ -9,9 +9,11 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from tabane.clock import SYSTEM
 from tabane.errors import TabaneError, UsageError
 from tabane.supervise import Supervisor
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from fastapi import Request, Response
     from starlette.types import ASGIApp, Receive, Scope, Send
 
+    from tabane.k2i.collectors.runner import Job
     from tabane.k2i.service import K2i
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -38,6 +41,9 @@ def run(argv: list[str]) -> int:
     """Serve until told to end; returns the exit code."""
     try:
         args = _parse(argv)
+        if args.list_collectors:
+            return list_collectors()
+        jobs = read_jobs(args.collect)
         listener = listen_unix(args.unix) if args.unix else _listen(args.host, args.port)
     except UsageError as error:
         print(f"k2i: {error.message}", file=sys.stderr)
@@ -50,7 +56,7 @@ def run(argv: list[str]) -> int:
     import uvloop
 
     try:
-        uvloop.run(_serve(listener, args.host))
+        uvloop.run(_serve(listener, args.host, jobs))
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     finally:
@@ -65,6 +71,10 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=8000, help="0 takes any free one")
     unix = "a unix socket instead, which knows who asks: own processes are shown in full"
     parser.add_argument("--unix", type=Path, metavar="PATH", help=unix)
+    collect = "what to collect from servers and commands: see docs/collectors.md"
+    parser.add_argument("--collect", type=Path, metavar="FILE.toml", help=collect)
+    kinds = "show the kinds of collectors that are installed, and end"
+    parser.add_argument("--list-collectors", action="store_true", help=kinds)
     args = parser.parse_args(argv)
     if not 0 <= args.port <= 65535:
         raise UsageError(f"argument --port: {args.port} is not from 0 to 65535")
@@ -101,18 +111,41 @@ def _is_served(path: Path) -> bool:
         return True
 
 
-async def _serve(listener: socket.socket, hostname: str) -> None:
+def list_collectors() -> int:
+    """Print a line for each kind; returns the exit code."""
+    from tabane.k2i.collectors.registry import list_kinds
+
+    for kind in asyncio.run(list_kinds()):
+        print(f"{kind.kind:<16} {kind.source:<16} {'works' if kind.works else kind.reason}")
+    return 0
+
+
+def read_jobs(path: Path | None) -> list[Job]:
+    """What a file asks to be collected. Raises `SpecError`."""
+    if path is None:
+        return []
+    from tabane.k2i.collectors.file import load_jobs
+
+    return load_jobs(path)
+
+
+async def _serve(listener: socket.socket, hostname: str, jobs: Sequence[Job]) -> None:
     from tabane.api.server import ApiServer
+    from tabane.k2i.collectors.dial import start_ticks
+    from tabane.k2i.collectors.runner import Collection
     from tabane.k2i.service import K2i
     from tabane.k2i.table import ProcessTable
 
     address = listener.getsockname()
     port = 0 if isinstance(address, str) else address[1]
-    k2i = K2i(ProcessTable())
+    tasks = Supervisor("k2i")
+    collection = Collection("", clock=SYSTEM, tasks=tasks, ticks=start_ticks)
+    k2i = K2i(ProcessTable(), facts=collection.rows)
     told_to_end = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, told_to_end.set)
-    async with Supervisor("k2i") as tasks:
+    async with tasks:
+        collection.want("", jobs)
         k2i.start(tasks)
         server = ApiServer(build_app(k2i, hostname, port), tasks)
         server.serve([listener])
