@@ -63,7 +63,8 @@ def test_a_port_shows_no_arguments_in_v2(port: Service, start: Start) -> None:
     child = start("", "secret")
     (row,) = port.get(f"/v2/processes?pid={child.pid}")["processes"]
     assert row["command"] == f"[{row['name']}]"
-    assert row["dc"] == row["node"] == row["incarnation"] == ""
+    assert row["dc"] == row["node"] == ""
+    assert row["incarnation"] == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     assert "secret" in port.get(f"/v1/proc/{child.pid}")[0]["cmdline"]
 
 

@@ -18,11 +18,12 @@ from tabane.errors import TabaneError, UsageError
 from tabane.supervise import Supervisor
 
 if TYPE_CHECKING:
-    from fastapi import Request, Response
+    from fastapi import FastAPI, Request, Response
     from starlette.types import ASGIApp, Receive, Scope, Send
 
     from tabane.k2i.collectors.runner import Job
     from tabane.k2i.service import K2i
+    from tabane.security.audit import AuditLog
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -44,6 +45,7 @@ def run(argv: list[str]) -> int:
         if args.list_collectors:
             return list_collectors()
         jobs = read_jobs(args.collect)
+        audit = open_audit(args.audit)
         listener = listen_unix(args.unix) if args.unix else _listen(args.host, args.port)
     except UsageError as error:
         print(f"k2i: {error.message}", file=sys.stderr)
@@ -56,7 +58,7 @@ def run(argv: list[str]) -> int:
     import uvloop
 
     try:
-        uvloop.run(_serve(listener, args.host, jobs))
+        uvloop.run(_serve(listener, args.host, jobs, audit))
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     finally:
@@ -71,11 +73,15 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=8000, help="0 takes any free one")
     unix = "a unix socket instead, which knows who asks: own processes are shown in full"
     parser.add_argument("--unix", type=Path, metavar="PATH", help=unix)
+    audit = "at the unix socket, also signal, renice, pause, ...: this file says what was done"
+    parser.add_argument("--audit", type=Path, metavar="FILE", help=audit)
     collect = "what to collect from servers and commands: see docs/collectors.md"
     parser.add_argument("--collect", type=Path, metavar="FILE.toml", help=collect)
     kinds = "show the kinds of collectors that are installed, and end"
     parser.add_argument("--list-collectors", action="store_true", help=kinds)
     args = parser.parse_args(argv)
+    if args.audit and not args.unix:
+        raise UsageError("argument --audit: only at a unix socket is it known who asks: add --unix")
     if not 0 <= args.port <= 65535:
         raise UsageError(f"argument --port: {args.port} is not from 0 to 65535")
     return args
@@ -129,7 +135,9 @@ def read_jobs(path: Path | None) -> list[Job]:
     return load_jobs(path)
 
 
-async def _serve(listener: socket.socket, hostname: str, jobs: Sequence[Job]) -> None:
+async def _serve(
+    listener: socket.socket, hostname: str, jobs: Sequence[Job], audit: AuditLog | None
+) -> None:
     from tabane.api.server import ApiServer
     from tabane.k2i.collectors.dial import start_ticks
     from tabane.k2i.collectors.runner import Collection
@@ -140,18 +148,25 @@ async def _serve(listener: socket.socket, hostname: str, jobs: Sequence[Job]) ->
     port = 0 if isinstance(address, str) else address[1]
     tasks = Supervisor("k2i")
     collection = Collection("", clock=SYSTEM, tasks=tasks, ticks=start_ticks)
-    k2i = K2i(ProcessTable(), facts=collection.rows)
+    incarnation = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    table = ProcessTable(incarnation=incarnation)
+    k2i = K2i(table, incarnation=incarnation, facts=collection.rows)
     told_to_end = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, told_to_end.set)
     async with tasks:
         collection.want("", jobs)
         k2i.start(tasks)
-        server = ApiServer(build_app(k2i, hostname, port), tasks)
+        app = build_app(k2i, hostname, port)
+        if audit is not None:
+            add_control(app, audit, incarnation, tasks)
+        server = ApiServer(LoopbackOnly(app), tasks)
         server.serve([listener])
         print(f"On {_describe(address)}", flush=True)
         await told_to_end.wait()
         await server.aclose()
+    if audit is not None:
+        audit.close()
     k2i.close()
     k2i.table.close()
     listener.close()
@@ -164,8 +179,8 @@ def _describe(address: Any) -> str:
     return f"[{hostname}]:{port}" if ":" in hostname else f"{hostname}:{port}"
 
 
-def build_app(k2i: K2i, hostname: str, port: int) -> ASGIApp:
-    """The routes behind a check of Host and Origin."""
+def build_app(k2i: K2i, hostname: str, port: int) -> FastAPI:
+    """The routes that read, to be put behind `LoopbackOnly`."""
     from fastapi import FastAPI
 
     from tabane import __version__
@@ -178,7 +193,43 @@ def build_app(k2i: K2i, hostname: str, port: int) -> ASGIApp:
     app.include_router(build_v2(k2i))
     add_schemas(app)
     app.add_exception_handler(TabaneError, _on_error)
-    return LoopbackOnly(app)
+    return app
+
+
+def open_audit(path: Path | None) -> AuditLog | None:
+    """Raises `UsageError`."""
+    from tabane.security.audit import AuditLog
+
+    if path is None:
+        return None
+    try:
+        return AuditLog(path)
+    except OSError as error:
+        problem = f"argument --audit: {path} cannot be written"
+        raise UsageError(f"{problem} ({error.strerror}): name another file") from None
+
+
+def add_control(app: FastAPI, audit: AuditLog, incarnation: str, tasks: Supervisor) -> None:
+    """The routes that change something, at a socket that knows who asks."""
+    from fastapi.exceptions import RequestValidationError
+
+    from tabane.k2i.control import Control
+    from tabane.k2i.control_api import build_control_router
+    from tabane.k2i.permission import Here
+    from tabane.model import NodeName
+
+    control = Control(Here(NodeName(""), incarnation), audit, tasks)
+    app.include_router(build_control_router(control))
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+
+
+async def _on_invalid(request: Request, error: Exception) -> Response:
+    from fastapi.exceptions import RequestValidationError
+
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return await _on_error(request, UsageError(f"{where}: {first['msg']}"))
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
