@@ -17,6 +17,7 @@ from tabane.tools.cli.common import Parser
 NO_CLUSTER_NEEDED = {"up", "node", "demo", "doctor"}
 MINIMAL = {"deploy": ["APP_FILE"], "scale": ["x", "--min", "1"], "exec": ["x", "ls"]}
 MINIMAL |= {"pgrep": ["x"], "pkill": ["x"], "kill": ["x"], "renice": ["5", "x"]}
+MINIMAL |= {"nice": ["x", "ls"]}
 """The shortest right command line, where it is not `x` for each argument that must be there."""
 
 
@@ -39,7 +40,8 @@ def parser_of(name: str) -> argparse.ArgumentParser:
 
 def arguments(name: str) -> list[argparse.Action]:
     """The positional ones that must be there."""
-    return [a for a in parser_of(name)._actions if not a.option_strings and a.required]
+    found = [a for a in parser_of(name)._actions if not a.option_strings and a.required]
+    return [a for a in found if a.nargs != "*"]  # which argparse takes for required, too
 
 
 def options(name: str) -> list[argparse.Action]:
@@ -119,7 +121,8 @@ def test_unknown_options(name: str, option: str, tabane: Run, tmp_path: Path) ->
 def test_missing_and_superfluous_arguments(name: str, tabane: Run, tmp_path: Path) -> None:
     if arguments(name):
         check_refusal(tabane(name), 2, f"{name}: ")
-    if all(a.nargs not in (argparse.REMAINDER, "*") for a in parser_of(name)._actions):
+    takes_any = (argparse.REMAINDER, "*")
+    if all(a.option_strings or a.nargs not in takes_any for a in parser_of(name)._actions):
         check_refusal(tabane(name, "x", "y", "z"), 2, f"{name}: ")
 
 

@@ -175,6 +175,8 @@ class Host(Placed, frozen=True, kw_only=True):
     forks: int
     procs_running: int
     procs_blocked: int
+    users: int = 0
+    """Who are logged in: a user counts once for each time."""
     memory: Memory
     meminfo: dict[str, int]
     """All of /proc/meminfo: KiB, or plain numbers."""

@@ -42,12 +42,13 @@ class Answer(NamedTuple):
     age_s: float
 
 
-def add_filters(parser: argparse._ActionsContainer, *, owners: bool = True) -> None:
-    """`--dc`, `--node`; and `--app`, `--user` where there are owners."""
+def add_filters(parser: argparse._ActionsContainer, *, app: bool = True, user: bool = True) -> None:
+    """`--dc`, `--node`; and `--app`, `--user` where rows have such."""
     parser.add_argument("--dc", metavar="DC", help="only of this data center")
     parser.add_argument("--node", metavar="NODE", help="only of this node")
-    if owners:
+    if app:
         parser.add_argument("--app", metavar="APP", help="only of this app's instances")
+    if user:
         parser.add_argument("--user", metavar="USERS", help="only of these users (names, uids)")
 
 

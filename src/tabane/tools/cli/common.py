@@ -14,10 +14,13 @@ from tabane.errors import UsageError
 
 
 class Parser(argparse.ArgumentParser):
-    """Like argparse's, but a mistake is a `UsageError` of one sentence."""
+    """Like argparse's, but a mistake is a `UsageError` of one sentence. `h_is_help`: whether `-h`
+    is, or something else as in the command's namesake."""
 
-    def __init__(self, name: str, about: str) -> None:
-        super().__init__(f"tabane {name}", description=about, allow_abbrev=False)
+    def __init__(self, name: str, about: str, *, h_is_help: bool = True) -> None:
+        super().__init__(f"tabane {name}", description=about, allow_abbrev=False, add_help=False)
+        letters = ["-h"] if h_is_help else []
+        self.add_argument(*letters, "--help", action="help", help="show this and exit")
         self.add_argument("--root", type=Path, help="the cluster's directory")
 
     def error(self, message: str) -> NoReturn:

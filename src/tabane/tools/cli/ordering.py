@@ -15,12 +15,13 @@ from tabane.errors import NotFound, TabaneError, Unreachable, UsageError
 from tabane.tools.cli.asking import Answer
 from tabane.tools.cli.columns import Row, gpid, short_app
 from tabane.tools.cli.common import complain
-from tabane.tools.cli.instances import SHORTEST_ID
 
 if TYPE_CHECKING:
     from tabane.tools.client import Cluster
 
 SIGNAL = re.compile(r"-(?:[0-9]{1,3}|(?:SIG)?[A-Z][A-Z0-9+-]+)", re.IGNORECASE)
+SHORTEST_ID = 4
+"""Of an instance's id, what may stand for it, if no other begins like that."""
 MOST_CANDIDATES = 8
 MOST_TARGETS = 4096
 """Of one order."""

@@ -1,0 +1,204 @@
+"""`tabane df`: how full the file systems of each node are."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from tabane.errors import NotFound
+from tabane.tools.cli.asking import add_filters, ask, filters_of, say_partial
+from tabane.tools.cli.common import Parser, complain, print_json
+from tabane.tools.cli.screen import RED, Place, layout, paint, show, shows_colours
+from tabane.tools.cli.sizes import IEC, SI, parse_unit, rounded_up
+
+REMOTE = ("nfs", "cifs", "smb", "ceph", "9p", "glusterfs", "lustre", "afs", "sshfs", "fuse.sshfs")
+FULL_PERCENT = 90
+Row = dict[str, Any]
+
+
+def df(argv: list[str]) -> int:
+    args = _parser().parse_args(argv)
+    style = style_of(args)
+    from tabane.tools.client import Cluster
+
+    answer = ask(Cluster(args.root), "mounts", filters_of(args))
+    rows = choose(answer.rows, args)
+    code = say_partial(answer)
+    for row in rows:
+        if row["problem"] and args.files:
+            complain(f"{row['dc']}/{row['node']}: {row['mount_point']}: {row['problem']}")
+            code = 1
+    if args.files and not rows:
+        raise NotFound(f"no node has a file system for {', '.join(args.files)}")
+    if args.json:
+        print_json({"mounts": rows, "silent": answer.silent})
+    else:
+        _show(rows, style, args)
+    return code
+
+
+def _parser() -> Parser:
+    parser = Parser("df", "How full the file systems of each node are.", h_is_help=False)
+    add = parser.add_argument
+    add("-a", "--all", action="store_true", help="also those without size, and each again")
+    sizes = parser.add_mutually_exclusive_group()
+    sizes.add_argument("-h", "--human-readable", dest="human", action="store_const", const=IEC)
+    sizes.add_argument("-H", "--si", dest="human", action="store_const", const=SI)
+    sizes.add_argument("-B", "--block-size", dest="unit", metavar="SIZE", help="as M, 4K or MB")
+    sizes.add_argument(
+        "-k", dest="unit", action="store_const", const="1K", help="in KiB, as always"
+    )
+    sizes.add_argument("-m", dest="unit", action="store_const", const="1M", help="in MiB")
+    add("-i", "--inodes", action="store_true", help="inodes instead of sizes")
+    add("-l", "--local", action="store_true", help="without those of other machines")
+    add("-P", "--portability", action="store_true", help="the headings of POSIX")
+    add("-T", "--print-type", dest="with_type", action="store_true", help="types too")
+    add("-t", "--type", dest="types", action="append", metavar="TYPE", help="only of this type")
+    add("-x", "--exclude-type", dest="without", action="append", metavar="TYPE")
+    add("--total", action="store_true", help="the sum of each node, too")
+    add_filters(parser, app=False, user=False)
+    add("--json", action="store_true")
+    add("files", nargs="*", metavar="FILE", help="only the file systems where these are")
+    return parser
+
+
+class Style(NamedTuple):
+    """The four columns of figures."""
+
+    headings: tuple[str, str, str, str]
+    fields: tuple[str, str, str]
+    write: Callable[[int], str]
+    of_inodes: bool
+
+
+def style_of(args: argparse.Namespace) -> Style:
+    """Raises `UsageError` for a unit that is none."""
+    human: int | None = args.human
+    if args.inodes:
+        write = (lambda n: rounded_up(n, base=human)) if human else str
+        headings = ("Inodes", "IUsed", "IFree", "IUse%")
+        return Style(headings, ("inodes", "inodes_used", "inodes_free"), write, True)
+    fields = ("size_kib", "used_kib", "available_kib")
+    percent = "Capacity" if args.portability else "Use%"
+    if human:
+        return Style(
+            ("Size", "Used", "Avail", percent),
+            fields,
+            lambda kib: rounded_up(kib << 10, base=human),
+            False,
+        )
+    unit = parse_unit(args.unit or "1K")
+    name = "1024" if args.portability and unit == IEC else args.unit or "1K"
+    suffix = "" if name[0].isdigit() else name
+    name = f"1{name}" if not name[0].isdigit() else name
+    headings = (f"{name}-blocks", "Used", "Available", percent)
+    return Style(headings, fields, lambda kib: f"{-(-(kib << 10) // unit)}{suffix}", False)
+
+
+def choose(rows: Iterable[Row], args: argparse.Namespace) -> list[Row]:
+    """The mounts to show: of each file system one, and none without a size, unless -a."""
+    rows = [
+        row
+        for row in rows
+        if (not args.types or row["type"] in args.types)
+        and row["type"] not in (args.without or ())
+        and not (args.local and row["type"].startswith(REMOTE))
+    ]
+    if args.files:
+        return _holding(rows, args.files)
+    return rows if args.all else _one_of_each([row for row in rows if row["size_kib"] != 0])
+
+
+def _one_of_each(rows: Sequence[Row]) -> list[Row]:
+    """Of several mounts of a file system the one nearest to the root, in the place of the first;
+    none that another mount at the same place hides."""
+    on_top = {(row["dc"], row["node"], row["mount_point"]): id(row) for row in rows}
+    shown = set(on_top.values())
+    rows = [row for row in rows if id(row) in shown]
+    best: dict[tuple[str, str, str], Row] = {}
+    for row in rows:
+        key = (row["dc"], row["node"], row["device_id"])
+        if key not in best or len(row["mount_point"]) < len(best[key]["mount_point"]):
+            best[key] = row
+    return list(best.values())
+
+
+def _holding(rows: Sequence[Row], files: Iterable[str]) -> list[Row]:
+    """For each file and node the mount that it is below of; the last of several at one place."""
+    found: list[Row] = []
+    nodes = dict.fromkeys((row["dc"], row["node"]) for row in rows)
+    for file in files:
+        for node in nodes:
+            own = [r for r in rows if (r["dc"], r["node"]) == node and _is_below(file, r)]
+            if own:
+                found.append(max(reversed(own), key=lambda row: len(row["mount_point"])))
+    return found
+
+
+def _is_below(file: str, row: Row) -> bool:
+    top = row["mount_point"].rstrip("/")
+    return file == top or file.startswith(top + "/")
+
+
+def _show(rows: Sequence[Row], style: Style, args: argparse.Namespace) -> None:
+    lines = render(rows, style, with_type=args.with_type, total=args.total)
+    if shows_colours():
+        full = [percent_of(row, style) for row in rows]
+        for n, percent in enumerate(full, 1):
+            if percent is not None and percent >= FULL_PERCENT:
+                lines[n] = paint(lines[n], RED)
+    show(lines)
+
+
+def render(
+    rows: Sequence[Row], style: Style, *, with_type: bool = False, total: bool = False
+) -> list[str]:
+    """A line for each mount, then perhaps one for each node."""
+    places = [Place("DC"), Place("NODE"), Place("Filesystem")]
+    places += [Place("Type")] if with_type else []
+    places += [Place(heading, right=True) for heading in style.headings]
+    places.append(Place("Mounted on"))
+    shown = [*rows, *(_totals(rows) if total else ())]
+    cells = []
+    for row in shown:
+        percent = percent_of(row, style)
+        numbers = [_or_dash(row[field], style.write) for field in style.fields]
+        cells.append(
+            [
+                *(row["dc"], row["node"], row["device"]),
+                *([row["type"]] if with_type else []),
+                *numbers,
+                "-" if percent is None else f"{percent}%",
+                row["mount_point"],
+            ]
+        )
+    return layout(places, cells)
+
+
+def _or_dash(value: int | None, write: Callable[[int], str]) -> str:
+    return "-" if value is None else write(value)
+
+
+def percent_of(row: Row, style: Style) -> int | None:
+    """Rounded up; None when there is nothing to have a part of."""
+    if not style.of_inodes:
+        known: int | None = row["used_percent"]
+        return known if row["size_kib"] else None
+    return -(-100 * row["inodes_used"] // row["inodes"]) if row["inodes"] else None
+
+
+def _totals(rows: Sequence[Row]) -> list[Row]:
+    sums: dict[tuple[str, str], Row] = {}
+    names = ("size_kib", "used_kib", "available_kib", "inodes", "inodes_used", "inodes_free")
+    for row in rows:
+        into = sums.setdefault((row["dc"], row["node"]), dict.fromkeys(names, 0))
+        for name in names:
+            into[name] += row[name] or 0
+    found = []
+    for (dc, node), into in sums.items():
+        usable = into["used_kib"] + into["available_kib"]
+        percent = -(-100 * into["used_kib"] // usable) if usable else 0
+        place = {"dc": dc, "node": node, "device": "total", "type": "-", "mount_point": "-"}
+        found.append({**place, **into, "used_percent": percent})
+    return found
