@@ -10,13 +10,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tabane.k2i.api import build_router
+    from tabane.k2i.event_feed import EventFeed
+    from tabane.k2i.events import Event
     from tabane.k2i.service import K2i, Part, Question
     from tabane.k2i.table import Process, ProcessTable
     from tabane.k2i.v1 import Record
 
-__all__ = ["K2i", "Part", "Process", "ProcessTable", "Question", "Record", "build_router"]
+__all__ = [
+    "Event",
+    "EventFeed",
+    "K2i",
+    "Part",
+    "Process",
+    "ProcessTable",
+    "Question",
+    "Record",
+    "build_router",
+]
 
 _HOMES = {
+    "Event": "events",
+    "EventFeed": "event_feed",
     "K2i": "service",
     "Part": "service",
     "Process": "table",

@@ -141,6 +141,7 @@ async def _serve(
     from tabane.api.server import ApiServer
     from tabane.k2i.collectors.dial import start_ticks
     from tabane.k2i.collectors.runner import Collection
+    from tabane.k2i.event_feed import EventFeed
     from tabane.k2i.service import K2i
     from tabane.k2i.table import ProcessTable
 
@@ -157,6 +158,7 @@ async def _serve(
     async with tasks:
         collection.want("", jobs)
         k2i.start(tasks)
+        EventFeed(k2i.table).start(tasks)
         app = build_app(k2i, hostname, port)
         if audit is not None:
             add_control(app, audit, incarnation, tasks)

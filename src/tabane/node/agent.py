@@ -31,14 +31,14 @@ from tabane.gateway.messages import (
     StillUsed,
     ToGateway,
 )
-from tabane.k2i import K2i, ProcessTable
+from tabane.k2i import EventFeed, K2i, ProcessTable
 from tabane.middlecon import Change, Client, Message, Room, connect
 from tabane.model import App, AppName, Instance, InstanceId, NodeName, State, WakeRecord
 from tabane.network import NetworkPool, prepare_node
 from tabane.node import messages as say
 from tabane.node.answering import Answering, Answers
 from tabane.node.catalog import Catalog
-from tabane.node.config import NodeConfig, agent_of
+from tabane.node.config import NodeConfig, agent_of, event_socket
 from tabane.node.control import Apps
 from tabane.node.engines import Engines
 from tabane.node.gateways import Gateways
@@ -120,6 +120,9 @@ class Agent:
         self.members = Nodes(self)
         self.publisher: Publisher | None = None
         self.table = ProcessTable(config.key, config.incarnation, clock=clock)
+        self.process_events = EventFeed(
+            self.table, collector=event_socket(Path(config.root)), clock=clock
+        )
         self.watching = Watching(self)
         self.k2i = self._make_k2i()
         self.cluster_k2i = ClusterK2i(self)
@@ -177,6 +180,7 @@ class Agent:
         self.lag = Lag(self)
         await self._resync()
         self.tasks.keep("lease", lambda: keep_lease(self.clock, self.members.keep))
+        self.process_events.start(self.tasks)
         self.k2i.start(self.tasks)
         for app in self.all_apps():
             self.catalog.prefetch(app)
@@ -201,6 +205,7 @@ class Agent:
         await self.replica.aclose()
         if self.config.is_control:
             await self.store.aclose()
+        self.process_events.close()
         self.k2i.close()
         self.table.close()
         self.spawner.close()

@@ -35,6 +35,7 @@ from tabane.node.local import (
     start_node,
     stop_node,
 )
+from tabane.node.outside import start_collector, stop_collector
 from tabane.runtimes import registry
 from tabane.security.identity import new_token
 
@@ -68,6 +69,7 @@ def bring_up(
     make_token(root)
     places.save(root / "cluster.json", cluster)
     try:
+        start_collector(root)
         for number, peer in enumerate(peers, 1):
             start(root, cluster, number, peer, gateways, driver)
     except BaseException:
@@ -83,6 +85,7 @@ def restart_dead(root: Path) -> list[Peer]:
     if not any(process.runs for _, process in known):
         return []
     cluster = places.load_cluster(root)
+    start_collector(root)
     dead = [(peer, process) for peer, process in known if not process.runs]
     for peer, process in dead:
         stop_node(cluster.network, process, timeout_s=0)
@@ -278,6 +281,7 @@ def bring_down(root: Path, *, timeout_s: float = 20.0) -> None:
             left_s = max(0.0, deadline - SYSTEM.now())
             stop_node(cluster.network, process, timeout_s=left_s)
             process_file(root, peer).unlink()
+        stop_collector(root)
         tear_down_network(cluster.network)
 
 
@@ -292,7 +296,7 @@ def _uninterrupted() -> Iterator[None]:
 
 def forget(root: Path) -> None:
     """Remove all that a stopped cluster has stored below `root`."""
-    for name in ("nodes", "cluster.json", "token"):
+    for name in ("nodes", "cluster.json", "token", "collector.log"):
         path = root / name
         if path.is_dir():
             shutil.rmtree(path)

@@ -2,6 +2,8 @@
 
 ROOT/cluster.json                     what the cluster consists of
 ROOT/token                            its token, for root only
+ROOT/collector.json                   who collects process events for the nodes of one machine,
+ROOT/process-events.sock              and where it tells them
 ROOT/nodes/DATACENTER/NODE/
     config.json                       this node, for its own processes
     collect.toml                      what k2i collects here, if there is one
@@ -133,6 +135,11 @@ def agent_of(node: str) -> str:
 def node_of(member: str) -> NodeName:
     """The node of an agent or a gateway."""
     return NodeName(member.rpartition("/")[0])
+
+
+def event_socket(root: Path) -> Path:
+    """Where a local cluster's nodes are told process events."""
+    return root / "process-events.sock"
 
 
 def node_directory(root: Path, key: str) -> Path:
