@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -75,6 +76,14 @@ async def test_a_head_without_end_is_cut(connect: Connect) -> None:
     reader, writer = await connect()
     writer.write(GET + b"X: " + b"x" * (guard.MAX_HEAD_BYTES + 1))
     assert await end_of(reader) == b""
+
+
+async def test_what_is_no_request_is_refused_with_a_sentence(connect: Connect) -> None:
+    reader, writer = await connect()
+    writer.write(b"\x16\x03\x01\r\n\r\n")
+    said = await end_of(reader)
+    assert said.startswith(b"HTTP/1.1 400 ")
+    assert json.loads(said.partition(b"\r\n\r\n")[2])["error"] == "usage"
 
 
 async def test_connections_beyond_the_limit_are_told_so(

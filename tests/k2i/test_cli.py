@@ -5,7 +5,7 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,8 @@ class Service:
         return json.loads(body)
 
 
-def serve(*arguments: str) -> Iterator[Service]:
-    command = [K2I, "--port", "0", *arguments]
+def serve(*arguments: str, program: Sequence[str] = (K2I,)) -> Iterator[Service]:
+    command = [*program, "--port", "0", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         line = process.stdout.readline()

@@ -145,6 +145,7 @@ def test_a_group_that_one_node_would_cut_off_is_whole_in_the_sum() -> None:
         ({"limit": "-1"}, "no whole number"),
         ({"limit": "1.5"}, "no whole number"),
         ({"app": ""}, "empty"),
+        ({"name": ""}, "name: it is empty"),
     ],
 )
 def test_what_cannot_be_asked(params: dict[str, str], problem: str) -> None:

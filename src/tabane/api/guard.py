@@ -15,7 +15,7 @@ import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from tabane.api.problems import headers_of, status_of, to_body
-from tabane.errors import Denied, TabaneError
+from tabane.errors import Denied, TabaneError, UsageError
 from tabane.security.identity import Principal, check_bearer, check_origin, peer_principal
 
 if TYPE_CHECKING:
@@ -58,8 +58,18 @@ class PeerProtocol(HttpToolsProtocol):
         super().data_received(data)
         if self._timer is not None:
             self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD_BYTES:
+            if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
                 self.transport.abort()
+
+    def send_400_response(self, msg: str) -> None:
+        """What is no HTTP, or has a longer URL than any request of ours, as we refuse the rest."""
+        problem = f"this is no HTTP request, or its URL is longer than {MAX_HEAD_BYTES} bytes"
+        body = msgspec.json.encode(to_body(UsageError(problem)))
+        self.transport.write(
+            b"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\n"
+            b"Content-Length: %d\r\nConnection: close\r\n\r\n%b" % (len(body), body)
+        )
+        self.transport.close()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()

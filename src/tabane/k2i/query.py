@@ -100,6 +100,8 @@ def any_text(text: str) -> frozenset[str]:
 
 
 def one_text(text: str) -> frozenset[str]:
+    if not text:
+        raise UsageError("it is empty")
     return frozenset([text])
 
 
