@@ -122,6 +122,14 @@ def test_which_of_its_uids_count_is_as_in_the_kernel(
         assert bool(refusal(order, ALICE, uids=uids)) == (kind not in allowed), kind
 
 
+def test_one_with_capabilities_is_signalled_but_not_slowed_down() -> None:
+    for action, refused in ((TERM, False), (Nice(5), True), (Affinity((0,)), True)):
+        order = Order((TARGET,), action)
+        assert ("not only yours" in refusal(order, ALICE, has_capabilities=True)) == refused
+        assert not refusal(order, BOB, has_capabilities=True, owner=BOB.uid)
+        assert not refusal(order, ROOT, has_capabilities=True)
+
+
 def test_limits_want_the_groups_to_be_the_same_too() -> None:
     order = Order((TARGET,), Limits({"core": Limit(0)}))
     assert refusal(order, ALICE, gids=(5001, 0, 5001))

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import resource
 import select
 import signal
@@ -31,6 +32,7 @@ from tabane.k2i.table import instance_of
 
 PF_KTHREAD = 0x00200000
 """Of the flags in /proc/PID/stat (include/linux/sched.h)."""
+_PERMITTED = re.compile(rb"^CapPrm:\s*([0-9a-f]+)$", re.MULTILINE)
 THREAD_ROUNDS = 16
 """New threads inherit from those that start them, so a second look hardly ever finds any."""
 
@@ -104,10 +106,11 @@ def look(held: Held, surroundings: Surroundings) -> Seen:
     pid = held.pid
     try:
         stat = parse_stat(Path(f"/proc/{pid}/stat").read_bytes())
-        status = parse_status(Path(f"/proc/{pid}/status").read_bytes())
+        lines = Path(f"/proc/{pid}/status").read_bytes()
         cgroup = parse_cgroup(Path(f"/proc/{pid}/cgroup").read_bytes())
     except OSError:
         raise NotFound(f"process {pid} is gone, or is not shown to this k2i") from None
+    status, capabilities = parse_status(lines), _PERMITTED.search(lines)
     instance = instance_of(cgroup)
     return Seen(
         pid=pid,
@@ -118,6 +121,7 @@ def look(held: Held, surroundings: Surroundings) -> Seen:
         nice=stat.nice,
         uids=_ids(status[b"Uid"]),
         gids=_ids(status[b"Gid"]),
+        has_capabilities=capabilities is not None and int(capabilities[1], 16) != 0,
         owner=surroundings.owner(instance) if instance else -1,
         protected=describe_kernels(stat) or surroundings.protects(pid, stat.ppid, instance),
     )

@@ -1,9 +1,9 @@
 """Who may do what to which process: decided on values, without looking at anything.
 
 The rules are the kernel's own, for the user who asks: kill(2), setpriority(2),
-sched_setaffinity(2), prlimit(2). Root may do everything to everybody, and the owner of an app what
-its processes' users may. Besides, as in no kernel, what a node cannot do without is protected from
-a slip of the hand: only root touches it, and only with `force`.
+sched_setaffinity(2), prlimit(2), capabilities(7). Root may do everything to everybody, and the
+owner of an app what its processes' users may. Besides, as in no kernel, what a node cannot do
+without is protected from a slip of the hand: only root touches it, and only with `force`.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ class Seen(NamedTuple):
     nice: int
     uids: tuple[int, int, int]
     gids: tuple[int, int, int]
+    has_capabilities: bool = False
     owner: int = -1
     """uid of who deployed the app whose instance it belongs to; -1 outside of instances."""
     protected: str = ""
@@ -179,7 +180,10 @@ def check_permission(order: Order, target: Gpid, seen: Seen, who: Principal) -> 
         hint = "say force if you mean it" if who.is_root else "only root may touch it"
         raise Denied(f"{target} ({seen.name!r}) is {seen.protected}: {hint}")
     if not who.is_root and not _is_own(order.action, seen, who):
-        raise Denied(f"{target} ({seen.name!r}) is another user's process (uid {seen.uids[0]})")
+        whose = f"another user's process (uid {seen.uids[0]})"
+        if who.uid in seen.uids:
+            whose = "not only yours: it has capabilities, or other ids too"
+        raise Denied(f"{target} ({seen.name!r}) is {whose}")
 
 
 def _is_own(action: Action, seen: Seen, who: Principal) -> bool:
@@ -189,7 +193,7 @@ def _is_own(action: Action, seen: Seen, who: Principal) -> bool:
     if who.uid == seen.owner:
         return True
     if isinstance(action, Nice | Affinity):
-        return who.uid in (real, effective)
+        return who.uid in (real, effective) and not seen.has_capabilities
     if isinstance(action, Limits):
         return set(seen.uids) == {who.uid} and set(seen.gids) == {who.gid}
     return who.uid in (real, saved)
