@@ -14,7 +14,7 @@ from tabane import __version__
 from tabane.tools.cli import COMMANDS, run
 from tabane.tools.cli.common import Parser
 
-NO_CLUSTER_NEEDED = {"up", "node", "demo", "doctor"}
+NO_CLUSTER_NEEDED = {"up", "node", "demo", "doctor", "completion"}
 MINIMAL = {"deploy": ["APP_FILE"], "scale": ["x", "--min", "1"], "exec": ["x", "ls"]}
 MINIMAL |= {"pgrep": ["x"], "pkill": ["x"], "kill": ["x"], "renice": ["5", "x"]}
 MINIMAL |= {"nice": ["x", "ls"]}

@@ -48,6 +48,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "logs": ("instances", "output of an instance or of an app's instances"),
     "exec": ("instances", "run a command inside an instance"),
     "members": ("nodes", "nodes and their hubs"),
+    "completion": ("completion", "a script for bash, zsh or fish that completes what is typed"),
     "doctor": ("nodes", "which drivers work here, and why others do not"),
 }
 

@@ -1,0 +1,217 @@
+"""`tabane completion`: what a shell needs to complete `tabane` commands.
+
+The script has the commands and their options in it, as their `--help` tells them; names of apps,
+instances, nodes and data centers are asked of the cluster when they are wanted, quickly, and in
+silence when that fails: nobody wants an error in the middle of typing.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import shlex
+import signal
+from collections.abc import Iterable
+from contextlib import redirect_stdout, suppress
+from importlib import import_module
+from types import FrameType
+from typing import NamedTuple, NoReturn
+
+from tabane.errors import TabaneError, TimedOut, UsageError
+from tabane.tools.cli.common import Parser
+
+SHELLS = ("bash", "zsh", "fish")
+KINDS = ("apps", "instances", "targets", "nodes", "datacenters")
+DEADLINE_S = 1.0
+"""Who waits for names in the middle of typing does not wait longer."""
+VALUES = {"--dc": "datacenters", "--node": "nodes", "--app": "apps"}
+WORDS = {
+    **dict.fromkeys(("show", "rm", "scale", "wakes"), "apps"),
+    **dict.fromkeys(("stop", "logs", "exec", "nice"), "targets"),
+    **dict.fromkeys(("kill", "renice", "pstree"), "instances"),
+}
+"""What the first words of commands are; of others: files."""
+SIGNALS = "-TERM -KILL -HUP -INT -QUIT -USR1 -USR2 -STOP -CONT"
+SENDS_SIGNALS = ("kill", "pkill")
+_OPTION = re.compile(r"^  (-.*?)(?:  |$)", re.MULTILINE)
+_SPELLING = re.compile(r"(--?[A-Za-z0-9][A-Za-z0-9-]*)(?: (\S+))?")
+
+
+class Option(NamedTuple):
+    """`spelling` is one of an option's names."""
+
+    spelling: str
+    takes_value: bool
+
+
+def completion(argv: list[str]) -> int:
+    parser = Parser("completion", "A script that has a shell complete tabane's commands.")
+    parser.usage = "tabane completion {bash,zsh,fish}"
+    parser.add_argument("--names", choices=KINDS, help="print what the cluster has of these")
+    parser.add_argument("--json", action="store_true", help="with --names: as a list")
+    parser.add_argument("shell", nargs="?", choices=SHELLS)
+    args = parser.parse_args(argv)
+    if args.names:
+        found = names(args.names, args.root)
+        if args.json:
+            import json
+
+            print(json.dumps(found))
+        else:
+            print("\n".join(found) + "\n" * bool(found), end="")
+        return 0
+    if args.shell is None:
+        raise UsageError("completion: name your shell: bash, zsh or fish")
+    print(script(args.shell))
+    return 0
+
+
+def names(kind: str, root: object) -> list[str]:
+    """What there is of a kind; nothing when the cluster does not say so in time."""
+    before = signal.signal(signal.SIGALRM, _give_up)
+    signal.setitimer(signal.ITIMER_REAL, DEADLINE_S)
+    try:
+        with suppress(TabaneError, OSError, LookupError, TypeError):
+            return sorted(_ask(kind, root))
+        return []
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _give_up(number: int, frame: FrameType | None) -> NoReturn:
+    raise TimedOut("the cluster did not answer in time")
+
+
+def _ask(kind: str, root: object) -> set[str]:
+    from pathlib import Path
+
+    from tabane.tools.client import Cluster
+
+    cluster = Cluster(root if isinstance(root, Path) else None)
+    if kind == "nodes":
+        return set(cluster.nodes)
+    if kind == "datacenters":
+        return {node.partition("/")[0] for node in cluster.nodes}
+    found: set[str] = set()
+    if kind in ("apps", "targets"):
+        found |= {_short(app) for app in cluster.get("/api/v1/apps")["apps"]}
+    if kind in ("instances", "targets"):
+        found |= {instance["id"] for instance in cluster.get("/api/v1/instances")["instances"]}
+    return {name for name in found if re.fullmatch("[a-z0-9/-]+", name)}
+
+
+def _short(app: dict[str, str]) -> str:
+    return app["name"] if app["namespace"] == "default" else f"{app['namespace']}/{app['name']}"
+
+
+def options_of(name: str) -> list[Option]:
+    """A command's options, as its help tells them."""
+    from tabane.tools.cli import COMMANDS
+
+    help_ = io.StringIO()
+    module = import_module(f"tabane.tools.cli.{COMMANDS[name][0]}")
+    with redirect_stdout(help_), suppress(SystemExit):
+        getattr(module, name)(["--help"])
+    found: dict[str, Option] = {}
+    for told in _OPTION.findall(help_.getvalue()):
+        spellings = _SPELLING.findall(told)
+        takes_value = any(value for _, value in spellings)
+        found |= {one: Option(one, takes_value) for one, _ in spellings}
+    return list(found.values())
+
+
+def script(shell: str) -> str:
+    """The whole script, to be sourced."""
+    from tabane.tools.cli import COMMANDS
+
+    options = {name: options_of(name) for name in COMMANDS}
+    if shell == "fish":
+        return "\n".join(_fish(options))
+    bash = BASH.format(
+        commands=" ".join(COMMANDS),
+        options="\n".join(_case(name, of) for name, of in options.items()),
+        values="\n".join(f"        {opt}) kind={kind} ;;" for opt, kind in VALUES.items()),
+        words="\n".join(f"        {name}) kind={kind} ;;" for name, kind in WORDS.items()),
+        shells=" ".join(SHELLS),
+    )
+    return f"autoload -U +X bashcompinit && bashcompinit\n{bash}" if shell == "zsh" else bash
+
+
+def _case(name: str, options: Iterable[Option]) -> str:
+    words = [option.spelling for option in options]
+    words += SIGNALS.split() if name in SENDS_SIGNALS else []
+    return f"        {name}) echo {shlex.quote(' '.join(words))} ;;"
+
+
+BASH = """\
+_tabane_options() {{
+    case $1 in
+{options}
+    esac
+}}
+
+_tabane() {{
+    local cur=${{COMP_WORDS[COMP_CWORD]}} prev=${{COMP_WORDS[COMP_CWORD-1]}}
+    local command="" kind="" words="" n
+    local -a root
+    root=()
+    if [[ $cur == "=" ]]; then
+        cur=""
+    elif [[ $prev == "=" ]]; then
+        prev=${{COMP_WORDS[COMP_CWORD-2]}}
+    fi
+    for ((n = 1; n < COMP_CWORD; n++)); do
+        case ${{COMP_WORDS[n]}} in
+        --root) root=(--root "${{COMP_WORDS[n+1]}}"); n=$((n + 1)) ;;
+        -*) ;;
+        *) if [[ -z $command ]]; then command=${{COMP_WORDS[n]}}; fi ;;
+        esac
+    done
+    COMPREPLY=()
+    case $prev in
+{values}
+        --root) return ;;
+    esac
+    if [[ -n $kind ]]; then
+        :
+    elif [[ -z $command ]]; then
+        words="{commands} --root --help --version"
+    elif [[ $cur == -* ]]; then
+        words=$(_tabane_options "$command")
+    else
+        case $command in
+        completion) words="{shells}" ;;
+{words}
+        esac
+    fi
+    if [[ -n $kind ]]; then
+        words=$("${{COMP_WORDS[0]}}" "${{root[@]}}" completion --names "$kind" 2>/dev/null)
+    fi
+    COMPREPLY=($(compgen -W "$words" -- "$cur"))
+}}
+
+complete -o default -F _tabane tabane"""
+
+
+def _fish(options: dict[str, list[Option]]) -> list[str]:
+    from tabane.tools.cli import COMMANDS
+
+    lines = ["complete -c tabane -n __fish_use_subcommand -f"]
+    for name, (_, about) in COMMANDS.items():
+        told = shlex.quote(about)
+        lines.append(f"complete -c tabane -n __fish_use_subcommand -f -a {name} -d {told}")
+        seen = f"complete -c tabane -n '__fish_seen_subcommand_from {name}'"
+        if name in WORDS:
+            lines.append(f"{seen} -f -a '(tabane completion --names {WORDS[name]} 2>/dev/null)'")
+        lines += [f"{seen} {_fish_option(option)}" for option in options[name]]
+    return lines
+
+
+def _fish_option(option: Option) -> str:
+    long = option.spelling.startswith("--")
+    spelled = f"-{'l' if long else 's'} {option.spelling.lstrip('-')}"
+    if option.spelling in VALUES:
+        kind = VALUES[option.spelling]
+        return f"{spelled} -x -a '(tabane completion --names {kind} 2>/dev/null)'"
+    return f"{spelled} -r" if option.takes_value else spelled

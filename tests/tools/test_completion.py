@@ -1,0 +1,144 @@
+"""tabane completion: what a real bash completes with the script."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.tools.answers import APP, INSTANCE
+from tests.tools.conftest import EVIL, Pretended, Run, check_refusal, reply
+from tests.tools.test_cli import parser_of
+
+from tabane.tools.cli import COMMANDS, completion
+
+ASK = """
+source /dev/stdin
+COMP_WORDS=("$@") COMP_CWORD=$(($# - 1))
+_tabane
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+
+
+@pytest.fixture(scope="module")
+def script() -> str:
+    return completion.script("bash")
+
+
+class Shell:
+    """A bash that has sourced the script, with `tabane` in its path."""
+
+    def __init__(self, directory: Path, script: str) -> None:
+        self.root = directory / "root"
+        self._script = script
+        program = directory / "bin" / "tabane"
+        program.parent.mkdir()
+        program.write_text(f'#!/bin/sh\nexec {sys.executable} -m tabane.tools.cli "$@"\n')
+        program.chmod(0o755)
+        self._environment = os.environ | {
+            "PATH": f"{program.parent}:{os.environ['PATH']}",
+            "TABANE_ROOT": str(self.root),
+        }
+
+    def complete(self, *words: str) -> set[str]:
+        done = subprocess.run(
+            ["bash", "--norc", "-c", ASK, "bash", "tabane", *words],
+            input=self._script,
+            capture_output=True,
+            text=True,
+            env=self._environment,
+            timeout=30,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        return set(done.stdout.split())
+
+
+@pytest.fixture
+def shell(tmp_path: Path, script: str) -> Shell:
+    return Shell(tmp_path, script)
+
+
+@pytest.fixture
+def cluster(shell: Shell) -> object:
+    shell.root.mkdir()
+    pretended = Pretended(shell.root)
+    apps = [APP, APP | {"namespace": "shop", "name": "cart"}, APP | {"name": EVIL}]
+
+    def tell(line: str, _: bytes) -> bytes:
+        if "/apps" in line:
+            return reply({"apps": apps, "silent": []})
+        return reply({"instances": [INSTANCE, INSTANCE | {"id": "abd456"}], "silent": []})
+
+    pretended.begin(tokyo=tell, osaka=b"")
+    yield pretended
+    pretended.close()
+
+
+def test_commands(shell: Shell) -> None:
+    assert shell.complete("p") == {"ps", "pstree", "pgrep", "pkill"}
+    assert shell.complete("") == {*COMMANDS, "--root", "--help", "--version"}
+    assert shell.complete("--root", "x", "unk") == set()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_options(name: str, script: str) -> None:
+    """All that the command's parser knows, and which of them take a value."""
+    options = {option.spelling: option.takes_value for option in completion.options_of(name)}
+    known = {
+        spelling: action.nargs != 0
+        for action in parser_of(name)._actions
+        for spelling in action.option_strings
+    }
+    assert options == known
+    (line,) = re.findall(rf"^ +{name}\) echo (.*) ;;$", script, re.MULTILINE)
+    assert set(known) <= set(line.strip("'").split())
+
+
+def test_options_in_bash(shell: Shell) -> None:
+    assert shell.complete("ps", "--so") == {"--sort"}
+    assert shell.complete("ps", "aux", "--so") == {"--sort"}
+    assert shell.complete("kill", "-T") == {"-TERM"}
+    assert shell.complete("completion", "") == {"bash", "zsh", "fish"}
+
+
+def test_names_of_the_cluster(shell: Shell, cluster: object) -> None:
+    assert shell.complete("show", "") == {"hello", "shop/cart"}
+    assert shell.complete("logs", "") == {"hello", "shop/cart", "abc123", "abd456"}
+    assert shell.complete("kill", "-9", "abd") == {"abd456"}
+    assert shell.complete("ps", "--dc", "") == {"tokyo", "osaka"}
+    assert shell.complete("ps", "--dc", "=", "t") == {"tokyo"}
+    assert shell.complete("ps", "--node", "=") == {"tokyo/tokyo-1", "osaka/osaka-1"}
+    assert shell.complete("--root", str(shell.root), "ps", "--app", "sh") == {"shop/cart"}
+
+
+def test_without_a_cluster_there_is_silence(shell: Shell) -> None:
+    assert shell.complete("show", "") == set()
+    assert shell.complete("ps", "--dc", "") == set()
+
+
+def test_a_cluster_that_does_not_answer_is_given_up_soon(
+    tabane: Run, pretended: Pretended, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(completion, "DEADLINE_S", 0.01)
+    pretended.begin(tokyo=None)
+    assert tabane("completion", "--names", "apps") == (0, "", "")
+    assert tabane("completion", "--names", "nodes") == (0, "tokyo/tokyo-1\n", "")
+    assert tabane("completion", "--names", "nodes", "--json").out == '["tokyo/tokyo-1"]\n'
+
+
+@pytest.mark.parametrize("name", ["bash", "zsh", "fish"])
+def test_every_shell_gets_every_command(name: str, tabane: Run) -> None:
+    ended = tabane("completion", name)
+    assert (ended.code, ended.err) == (0, "")
+    for command in COMMANDS:
+        assert re.search(rf"\b{command}\b", ended.out)
+    if name == "zsh":
+        assert ended.out.startswith("autoload")
+
+
+def test_other_shells(tabane: Run) -> None:
+    check_refusal(tabane("completion"), 2, "completion: name your shell: bash, zsh or fish")
+    check_refusal(tabane("completion", "ksh"), 2, "completion: argument shell: invalid choice")
