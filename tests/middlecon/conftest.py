@@ -16,9 +16,9 @@ import uvloop
 from tabane.middlecon import Client, Hub, blocking, connect, native
 from tabane.middlecon.directory import Directory
 from tabane.middlecon.frames import MAGIC, Decoder, Frame, JoinFlag, Kind, encode_frame
+from tabane.middlecon.ports import LinkPort, Port, SessionPort
 from tabane.middlecon.receipts import parse_receipt
 from tabane.middlecon.relay import Relay
-from tabane.middlecon.rooms import LinkPort, Port, SessionPort
 from tabane.middlecon.session import Hello, Limits, encode_hello
 from tabane.middlecon.threads import LoopThread
 from tabane.middlecon.wire import Wire

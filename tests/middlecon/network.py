@@ -16,8 +16,8 @@ from tests.middlecon.conftest import taken
 
 from tabane.middlecon.directory import Directory
 from tabane.middlecon.frames import CHANGES, Change, Decoder, Frame, Kind
+from tabane.middlecon.ports import LinkPort, SessionPort
 from tabane.middlecon.relay import Relay
-from tabane.middlecon.rooms import LinkPort, SessionPort
 from tabane.middlecon.session import Limits
 from tabane.middlecon.tallies import Tally
 
@@ -56,6 +56,10 @@ class Network(RuleBasedStateMachine):
         """What each member has to answer."""
         self.now = 0.0
 
+    def called(self, name: str) -> str:
+        """The name that a member gives to its hub."""
+        return name
+
     def on_frame(self, name: str, frame: Frame) -> None:
         """A member reads a frame."""
 
@@ -70,7 +74,7 @@ class Network(RuleBasedStateMachine):
 
     def do_join(self, name: str) -> None:
         if name not in self.ports:
-            port = self.ports[name] = SessionPort(name, lambda: None)
+            port = self.ports[name] = SessionPort(self.called(name), lambda: None)
             self.relays[hub_of(name)]._directory.open_session(port)
             self.inbox[name] = []
         self.answer(name, Frame(Kind.JOIN, name="r", flags=3))

@@ -13,7 +13,7 @@ from tests.middlecon.network import PAIR, TREE, Network, hub_of, machine
 
 from tabane.middlecon.agree import ID_BYTES, Agreed, parse_agreed, parse_outcome
 from tabane.middlecon.frames import Frame, Kind
-from tabane.middlecon.rooms import SessionPort
+from tabane.middlecon.ports import SessionPort
 
 
 class Proposed:

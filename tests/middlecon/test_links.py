@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from tabane.errors import Conflict, NotFound, Refused, Unreachable
-from tabane.middlecon import Change, Peer, Presence, connect
+from tabane.errors import NotFound, Refused, Unreachable
+from tabane.middlecon import Change, Peer, Presence
 
 
 async def two_members(cluster, eventually):
@@ -158,19 +158,6 @@ async def test_a_hub_at_an_address_of_another_is_refused(cluster, eventually):
     a.link("a2", cluster.url("a"))
     await eventually(lambda: "two hubs are named a" in a.troubles.get("a2", ""))
     assert a.peers == {"b": False, "a2": False}
-
-
-async def test_a_session_of_this_hub_wins_over_a_namesake_elsewhere(cluster, eventually):
-    a, _ = await cluster.pair()
-    far = await cluster.client("x", "b")
-    await eventually(lambda: a.members.get("x") == "b")
-    near = await cluster.client("x", "a")
-    asker = await cluster.client("asker", "a")
-    near.on_message(lambda message: b"near")
-    far.on_message(lambda message: b"far")
-    assert await asker.call("x", b"") == b"near"
-    with pytest.raises(Conflict):
-        await connect(cluster.url("a"), name="x", timeout_s=0)
 
 
 async def test_after_its_hubs_restart_a_member_forgets_who_is_not_linked_again(

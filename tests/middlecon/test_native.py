@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tabane.middlecon.frames import Kind
-from tabane.middlecon.rooms import Port, fan_out
+from tabane.middlecon.ports import Port, fan_out
 from tabane.middlecon.tallies import Tally
 from tabane.middlecon.wire import Flusher
 

@@ -11,7 +11,7 @@ import pytest
 import tabane.middlecon
 
 PURE = (
-    *("frames", "session", "receipts", "backlog", "rooms", "directory", "flow", "tallies"),
+    *("frames", "session", "receipts", "backlog", "ports", "rooms", "directory", "flow", "tallies"),
     *("relay", "chat", "contained", "agree"),
 )
 FORBIDDEN = {"asyncio", "socket", "time", "selectors", "threading", "os", "uvloop", "random"}

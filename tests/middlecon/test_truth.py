@@ -10,8 +10,8 @@ from hypothesis.stateful import invariant, rule
 from tests.middlecon.network import PAIR, TREE, Network, hub_of, machine
 
 from tabane.middlecon.frames import Frame, Kind
+from tabane.middlecon.ports import SessionPort
 from tabane.middlecon.receipts import Cause, Sum, parse_receipt
-from tabane.middlecon.rooms import SessionPort
 
 
 class Said:

@@ -36,7 +36,7 @@ static PyObject *Decoder, *Flusher, *Port, *Relay, *Tally, *Transport, *Wire;
 static const struct { PyObject **class; const char *module, *name; } CLASSES[] = {
     {&Decoder, "tabane.middlecon.frames", "Decoder"},
     {&Flusher, "tabane.middlecon.wire", "Flusher"},
-    {&Port, "tabane.middlecon.rooms", "Port"},
+    {&Port, "tabane.middlecon.ports", "Port"},
     {&Relay, "tabane.middlecon.relay", "Relay"},
     {&Tally, "tabane.middlecon.tallies", "Tally"},
     {&Transport, "tabane.middlecon.reactor", "Transport"},

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Iterable
 
+from tabane.middlecon.ports import Port
 from tabane.middlecon.reactor import Transport
-from tabane.middlecon.rooms import Port
 from tabane.middlecon.wire import Wire
 
 def prepare() -> None: ...

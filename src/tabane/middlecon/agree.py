@@ -27,8 +27,9 @@ from tabane.errors import ProtocolError
 from tabane.middlecon.chat import LOBBY
 from tabane.middlecon.directory import Directory
 from tabane.middlecon.frames import MAX_U32, MORE, Decoder, Frame, Kind, encode_frame
+from tabane.middlecon.ports import LinkPort, Port, SessionPort
 from tabane.middlecon.receipts import NAMES_PER_PART, Cause, Reason, Sum, parse_receipt
-from tabane.middlecon.rooms import LinkPort, Member, Port, Room, SessionPort
+from tabane.middlecon.rooms import Member, Room
 from tabane.middlecon.tallies import Tally, encode_nack
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterable
 
 from tabane.errors import Busy
 from tabane.middlecon.frames import HEADER, NAME_BYTES, Frame, JoinFlag, Kind
-from tabane.middlecon.rooms import Port, Rooms, SessionPort
+from tabane.middlecon.ports import Port, SessionPort
+from tabane.middlecon.rooms import Rooms
 from tabane.middlecon.session import Mode, sniff
 
 LOBBY = "lobby"

@@ -13,8 +13,8 @@ from tabane.errors import Busy, Closed, Conflict, TabaneError, TimedOut, Unreach
 from tabane.middlecon.addresses import Address
 from tabane.middlecon.dial import dial, pauses
 from tabane.middlecon.frames import MAX_U32, URGENT, Frame, Kind, encode_frame
+from tabane.middlecon.ports import Port
 from tabane.middlecon.requests import Requests
-from tabane.middlecon.rooms import Port
 from tabane.middlecon.session import Hello, Limits, Welcome
 from tabane.middlecon.wire import Wire, flusher_of
 from tabane.supervise import Supervisor

@@ -17,7 +17,8 @@ import msgspec
 
 from tabane.errors import Busy, Denied, TabaneError, UsageError
 from tabane.middlecon.frames import GONE, NAME_BYTES, Frame, Kind, check_name, encode_frame
-from tabane.middlecon.rooms import Member, SessionPort
+from tabane.middlecon.ports import SessionPort
+from tabane.middlecon.rooms import Member
 from tabane.middlecon.session import Hello
 
 SESSIONS = 64

@@ -1,7 +1,7 @@
 """What linked hubs tell each other of members, rooms, state and hubs; without IO.
 
 A hub tells its links about its members (MEMBER, PRESENCE, STATE) and passes on what other links
-told it (`rooms.passes`), so every hub has a replica of all. A link that opens first tells
+told it (`ports.passes`), so every hub has a replica of all. A link that opens first tells
 everything and then SYNCED; what the other side knew before and was not told again is gone. While a
 link is down what is behind it is *unknown*: kept, and marked. So are the members of a hub that was
 started again, for the moment they need to come back to it.
@@ -9,9 +9,16 @@ started again, for the moment they need to come back to it.
 Between data centers there must be one way only. If there are two for a moment, what comes on the
 second is not believed, and of two links of one data center that of the hub with the larger name is
 cut (`cuts`). When the first way ends, the second is asked to tell again.
+
+A name belongs to one session in all hubs (docs/decisions/one-name.md). Who has the name of a member
+elsewhere is not let in, unless it is the same run of it, so two hubs can have one name only if they
+could not hear of each other, or the member has moved. A hub that hears of another session with the
+name of one of its own ends its own.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from tabane.errors import ProtocolError
 from tabane.middlecon.frames import (
@@ -26,16 +33,8 @@ from tabane.middlecon.frames import (
     check_name,
     encode_frame,
 )
-from tabane.middlecon.rooms import (
-    LinkPort,
-    Member,
-    Port,
-    Reach,
-    Room,
-    Rooms,
-    passes,
-    presence_frame,
-)
+from tabane.middlecon.ports import LinkPort, Port, Reach, SessionPort, passes
+from tabane.middlecon.rooms import Member, Room, Rooms, presence_frame
 from tabane.middlecon.session import Limits
 
 RETURN_S = 5.0
@@ -57,6 +56,8 @@ class Directory(Rooms):
         """The other hubs, and whether they can be reached: all links there are open, and synced."""
         self.cuts: list[tuple[Port, str]] = []
         """Links and sessions that the shell must cut now, and why."""
+        self.on_namesake: Callable[[SessionPort, str], None] = lambda port, hub: None
+        """Ends a session here at once, whose name is that of one of the other hub."""
         self._ways: dict[str, LinkPort] = {}
         """The link that leads to each hub, or led there last."""
         self._instances: dict[str, str] = {}
@@ -166,25 +167,31 @@ class Directory(Rooms):
             self.cuts.append((far, f"hub {name} is reached through {near.name} already"))
 
     def on_member(self, link: LinkPort, frame: Frame) -> None:
-        """A member is there, cannot be reached, or is gone. A name that has a session here is
-        ours."""
+        """A member is there, cannot be reached, or is gone."""
         known = self.members.get(frame.name)
         if frame.flags & GONE:
             if known is not None and known.via is link:
                 self._forget(known)
             return
         origin = parse_text(frame.data, "hub name") if frame.data else link.name
-        if origin in link.shadowed or (known is not None and known.hub == self.hub):
+        is_ours = known is not None and known.hub == self.hub
+        if origin == self.hub or origin in link.shadowed or (is_ours and frame.flags & LOST):
             return
         if origin != link.name and origin not in link.hubs:
             raise ProtocolError(f"hub {link.name} did not say that it leads to hub {origin}")
+        if known is not None and isinstance(known.port, SessionPort):
+            self.on_namesake(known.port, origin)
+            known = self.members.get(frame.name)
+            if known is not None:
+                return
         if known is not None and known.hub == origin:
             self._find_again(link, known)
         else:
             if known is not None:
                 self._forget(known)
-            known = self._add_member(frame.name, origin, link)
+            known = self._add_member(frame.name, origin, link, frame.value)
         known.address = frame.to
+        known.run = frame.value
         link.members[known.name] = known
         if frame.flags & LOST:
             self._lose_member(known)

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from tabane.middlecon.directory import Directory
 from tabane.middlecon.frames import FLAGS_AT, STOP, URGENT, Frame, JoinFlag, Kind, encode_frame
-from tabane.middlecon.rooms import LinkPort, Port, Room
+from tabane.middlecon.ports import LinkPort, Port
+from tabane.middlecon.rooms import Room
 
 Slow = Port | tuple[LinkPort]
 """For whom speakers wait: a port with too much in its queue here, or (a link,) whose hub said that

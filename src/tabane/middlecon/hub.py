@@ -33,13 +33,14 @@ from tabane.errors import (
 )
 from tabane.middlecon import native
 from tabane.middlecon.addresses import BACKLOG, describe, is_loopback, listen_on, parse_url
+from tabane.middlecon.agree import mark_of_run
 from tabane.middlecon.directory import Directory
 from tabane.middlecon.door import Door
 from tabane.middlecon.frames import Frame, Kind, check_given_name, check_name
 from tabane.middlecon.linking import Linking, Peer, parse_peers
+from tabane.middlecon.ports import LinkPort, Port, SessionPort
 from tabane.middlecon.reactor import Reactor
 from tabane.middlecon.relay import Relay
-from tabane.middlecon.rooms import LinkPort, Port, SessionPort
 from tabane.middlecon.serving import Host, Place, Serving
 from tabane.middlecon.session import (
     Hello,
@@ -110,6 +111,7 @@ class Hub:
         self._directory = Directory(name, self.limits, datacenter)
         self._relay = Relay(self._directory, self._instance)
         self._acknowledge = self._relay.acknowledge
+        self._directory.on_namesake = self._end_namesake
         chat = token is None if chat is None else chat
         self._door = Door(self._directory, self._relay, chat=chat)
         self._wires: dict[Port, Wire] = {}
@@ -332,6 +334,8 @@ class Hub:
         """One session per name: a dead one gives way. Raises `Conflict` or `Busy`."""
         self._door.check_name(hello.name)
         member = self._directory.members.get(hello.name)
+        if member and isinstance(member.port, LinkPort) and member.run != number_of_run(hello):
+            raise Conflict(f"the name {hello.name} is taken by a session of hub {member.hub}")
         other = self._wires.get(member.port) if member and member.port else None
         if other is None or not isinstance(other.port, SessionPort):
             if len(self._directory.sessions) >= self.limits.sessions:
@@ -342,6 +346,11 @@ class Hub:
             other.cut(Conflict(f"a newer session has taken the name {hello.name}"))
         else:
             raise Conflict(f"the name {hello.name} is taken by another session of this hub")
+
+    def _end_namesake(self, port: SessionPort, hub: str) -> None:
+        error = Conflict(f"hub {hub} has a session with the name {port.name}, too: one is enough")
+        if (wire := self._wires.get(port)) is not None:  # people share a port that has none
+            wire.cut(error)
 
     def _gives_way(self, old: _Guest, hello: Hello) -> bool:
         """The same run of the program is back, or the old process has ended."""
@@ -380,7 +389,7 @@ class Hub:
         if hello.role == "hub":
             self._open_link(wire, hello.name, hello.datacenter)
         else:
-            port = SessionPort(hello.name, wire.wake)
+            port = SessionPort(hello.name, wire.wake, number_of_run(hello))
             self._take(wire, port)
             self._directory.open_session(port)
             if guest.place is not None:
@@ -462,6 +471,11 @@ class Hub:
             guest.checks += 1
             if guest.checks > HELLO_CHECKS:
                 wire.cut(TimedOut("nobody said hello on this connection"))
+
+
+def number_of_run(hello: Hello) -> int:
+    """What marks this run of a program for other hubs."""
+    return int.from_bytes(mark_of_run(hello.instance))
 
 
 def _is_alive(pid: int) -> bool:

@@ -18,7 +18,7 @@ from tabane.middlecon.addresses import parse_url
 from tabane.middlecon.directory import Directory
 from tabane.middlecon.frames import Frame, check_given_name
 from tabane.middlecon.link import Link
-from tabane.middlecon.rooms import Port
+from tabane.middlecon.ports import Port
 from tabane.middlecon.session import Hello, Welcome
 from tabane.middlecon.wire import Flusher, Wire
 from tabane.supervise import Supervisor

@@ -88,12 +88,15 @@ class Sum(msgspec.Struct, array_like=True):
         self.told += other.told
 
     def settle(self) -> None:
-        """Give each member one fate. While links come and go two hubs may each know something of
-        one: what is certain counts, then doubt, then that it could not be reached."""
+        """Give each name one fate. While links come and go, or a member moves, two hubs may each
+        know something of one: what is certain counts, and first of it a failure, so that none of
+        two sessions is lost; then doubt, then that it could not be reached."""
         if not (self.failed or self.unknown):
             return
-        sure = {*self.acknowledged, *self.asleep}
-        sure |= {n for n, why in self.failed.items() if why.cause is not Cause.UNREACHABLE}
+        sure = {n for n, why in self.failed.items() if why.cause is not Cause.UNREACHABLE}
+        self.acknowledged = [name for name in self.acknowledged if name not in sure]
+        self.asleep = [name for name in self.asleep if name not in sure]
+        sure |= {*self.acknowledged, *self.asleep}
         self.unknown = [name for name in dict.fromkeys(self.unknown) if name not in sure]
         better = {*self.acknowledged, *self.asleep, *self.unknown}
         self.failed = {name: why for name, why in self.failed.items() if name not in better}

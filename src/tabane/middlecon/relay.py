@@ -32,8 +32,9 @@ from tabane.middlecon.frames import (
     Kind,
     encode_frame,
 )
+from tabane.middlecon.ports import LinkPort, Port, SessionPort, fan_out, passes
 from tabane.middlecon.receipts import Cause, Sum, encode_receipt
-from tabane.middlecon.rooms import LinkPort, Member, Port, Room, SessionPort, fan_out, passes
+from tabane.middlecon.rooms import Member, Room
 from tabane.middlecon.tallies import LINK_GRACE_S, Book, Call, Pending, Tally, encode_nack
 
 log = logging.getLogger(__name__)
@@ -77,6 +78,7 @@ class Relay:
         self.fan_out: FanOut = fan_out
         self.agreements = Agreements(self, directory, make_ids(directory.hub, instance))
         directory.on_back = self.agreements.on_back
+        directory.on_namesake = lambda port, hub: self.close(port)
         self.crowd: Crowd | None = None
         """This hub's people, where it has chat mode."""
         self._last_id = 0

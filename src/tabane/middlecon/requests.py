@@ -106,6 +106,8 @@ class Requests:
         if request.result.done():
             return
         if request.kind == Kind.ASK:
+            for name in request.total.failed:
+                request.answers.pop(name, None)
             request.result.set_result(request.total.replies(request.answers))
         else:
             request.result.set_result(request.total.receipt())

@@ -15,10 +15,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from itertools import count
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from tabane.errors import Busy
-from tabane.middlecon.backlog import Backlog
 from tabane.middlecon.frames import (
     CHANGES,
     GONE,
@@ -29,114 +28,18 @@ from tabane.middlecon.frames import (
     check_name,
     encode_frame,
 )
+from tabane.middlecon.ports import LinkPort, Port, SessionPort, passes
 from tabane.middlecon.session import Limits
 
 if TYPE_CHECKING:
     from tabane.middlecon.tallies import Book
 
 
-class Port:
-    """One session or link as the decisions see it: a name and an outbox.
-
-    `wake` is called when the empty outbox gets its first frame. `backlog` is what the shell could
-    not write yet, in bytes; it lies in `queue`, as far as the shell did not hand it on. `dropped`
-    counts casts that were given up because of it. `allowed` is how much of it the hub has to say
-    whatever waits, which nobody is cut off for.
-    """
-
-    __slots__ = ("allowed", "backlog", "calls", "dropped", "name", "out", "queue", "urgent", "wake")
-
-    def __init__(self, name: str, wake: Callable[[], None]) -> None:
-        self.name = name
-        self.wake = wake
-        self.out: list[bytes] = []
-        self.urgent: list[bytes] = []
-        """Leaves before what is in `out`."""
-        self.calls: Book = {}
-        """Pending messages to one member that it is the origin or the target of."""
-        self.backlog = 0
-        self.allowed = 0
-        self.queue: Backlog | None = None
-        self.dropped = 0
-
-    def send(self, frame: bytes) -> None:
-        if not self.out:
-            self.wake()
-        self.out.append(frame)
-
-    def tell(self, frame: bytes) -> None:
-        """Send a part of what it must know at once, however much that is in all."""
-        self.allowed += len(frame)
-        self.send(frame)
-
-    def send_first(self, frame: bytes) -> None:
-        """Send before all that waits and is not urgent."""
-        if not self.urgent:
-            self.wake()
-        self.urgent.append(frame)
-
-
-def fan_out(ports: Iterable[Port], frame: bytes, limit: int) -> list[Port]:
-    """Send a frame to all but those for whom more than `limit` bytes wait, which are returned."""
-    slow = []
-    for port in ports:
-        if port.backlog > limit:
-            slow.append(port)
-            continue
-        out = port.out  # as `port.send`, without a call for each
-        if not out:
-            port.wake()
-        out.append(frame)
-    return slow
-
-
-class SessionPort(Port):
-    """A member's session. `rooms` are those it joined, as member or not, by number; `left` those it
-    left while messages there were pending."""
-
-    __slots__ = ("left", "member", "rooms")
-    member: Member
-
-    def __init__(self, name: str, wake: Callable[[], None]) -> None:
-        super().__init__(name, wake)
-        self.rooms: dict[int, Room] = {}
-        self.left: dict[Room, None] = {}
-
-
-class LinkPort(Port):
-    """A link to the hub `name` in `datacenter`, of which `instance` is the running one."""
-
-    __slots__ = ("datacenter", "hubs", "instance", "members", "shadowed", "synced")
-
-    def __init__(
-        self, name: str, wake: Callable[[], None], instance: str = "", datacenter: str = ""
-    ) -> None:
-        super().__init__(name, wake)
-        self.instance = instance
-        self.datacenter = datacenter
-        self.hubs: dict[str, Reach] = {}
-        """The hubs behind it that it told of."""
-        self.members: dict[str, Member] = {}
-        """Those that it told of: its own, and those of the hubs behind it."""
-        self.shadowed: set[str] = set()
-        """Hubs that it told of, which were reached in another way already."""
-        self.synced = False
-        """It has told everything once."""
-
-
-class Reach(NamedTuple):
-    """Whether a hub can be reached, over how many links, and where it is."""
-
-    open: bool
-    distance: int
-    datacenter: str
-
-
 class Member:
     """A named process, with its `number` here. `port` leads to it (None: unknown); behind a link
     (`via`, also while that is down) `address` is its number at the other end.
     `asleep`: it is frozen, so nothing is sent to it and its silence means nothing; kept by its own
-    hub only."""
+    hub only. `run` marks the run of its program."""
 
     __slots__ = (
         "address",
@@ -146,16 +49,18 @@ class Member:
         "number",
         "port",
         "rooms",
+        "run",
         "state",
         "unsynced",
         "version",
         "via",
     )
 
-    def __init__(self, name: str, number: int, hub: str, port: Port) -> None:
+    def __init__(self, name: str, number: int, hub: str, port: Port, run: int) -> None:
         self.name = name
         self.number = number
         self.hub = hub
+        self.run = run
         self.port: Port | None = port
         self.via = port if isinstance(port, LinkPort) else None
         self.address = 0
@@ -260,11 +165,12 @@ class Rooms:
     # Sessions
 
     def open_session(self, port: SessionPort) -> None:
-        """A member is here. The caller made sure that no session of this hub has its name."""
+        """A member is here. The caller made sure that no session of this hub has its name; one of
+        another hub, that this hub was told of, is over."""
         known = self.members.get(port.name)
         if known is not None:
             self._forget(known)
-        port.member = self._add_member(port.name, self.hub, port)
+        port.member = self._add_member(port.name, self.hub, port, port.run)
         self.sessions[port] = None
         self._tell_links(None, self._member_frame(port.member))
 
@@ -333,8 +239,8 @@ class Rooms:
 
     # What the parts share
 
-    def _add_member(self, name: str, hub: str, port: Port) -> Member:
-        member = Member(check_name(name), next(self._numbers), hub, port)
+    def _add_member(self, name: str, hub: str, port: Port, run: int) -> Member:
+        member = Member(check_name(name), next(self._numbers), hub, port, run)
         self.members[name] = self.addressed[member.number] = member
         return member
 
@@ -343,6 +249,7 @@ class Rooms:
             Kind.MEMBER,
             flags=LOST if member.port is None else 0,
             to=member.number,
+            value=member.run,
             name=member.name,
             data=member.hub.encode(),
         )
@@ -485,10 +392,3 @@ def presence_frame(room: Room, member: Member, change: Change, data: str) -> byt
         name=member.name,
         data=data.encode(),
     )
-
-
-def passes(source: Port | None, link: LinkPort) -> bool:
-    """Whether what came from `source` goes on over `link`: never into the data center it came
-    from. Hubs of one data center are all linked to each other, and the links between data centers
-    are a tree, so everything reaches every hub once."""
-    return not isinstance(source, LinkPort) or source.datacenter != link.datacenter

@@ -27,9 +27,9 @@ from tabane.middlecon.contained import (
 )
 from tabane.middlecon.directory import Directory
 from tabane.middlecon.frames import ASLEEP, Frame, Kind, encode_frame
+from tabane.middlecon.ports import Port, SessionPort
 from tabane.middlecon.reactor import Reactor
 from tabane.middlecon.relay import Relay
-from tabane.middlecon.rooms import Port, SessionPort
 from tabane.middlecon.session import Hello
 from tabane.middlecon.wire import Wire
 

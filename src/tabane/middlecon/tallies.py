@@ -11,8 +11,9 @@ from typing import Protocol
 
 from tabane.errors import ProtocolError
 from tabane.middlecon.frames import MORE, RAISED, Frame, Kind, encode_frame
+from tabane.middlecon.ports import LinkPort, Port
 from tabane.middlecon.receipts import Cause, Reason, Sum, encode_receipt, parse_receipt
-from tabane.middlecon.rooms import LinkPort, Member, Port, Room
+from tabane.middlecon.rooms import Member, Room
 
 LINK_GRACE_S = 0.5
 """How much longer than its deadline a room message waits for the sums of open links, for each link

@@ -19,7 +19,7 @@ from tabane.errors import Closed, ProtocolError, SystemFault, TabaneError
 from tabane.middlecon import native
 from tabane.middlecon.backlog import Backlog
 from tabane.middlecon.frames import HEADER, MAGIC, Frame, Kind, encode_frame
-from tabane.middlecon.rooms import Port
+from tabane.middlecon.ports import Port
 from tabane.middlecon.session import Mode, Session, encode_error
 
 log = logging.getLogger(__name__)
