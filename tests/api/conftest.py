@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tabane.api.app import build_app
+from tabane.clock import SYSTEM
 from tabane.k2i import K2i, ProcessTable
 from tabane.model import NodeName
 
@@ -41,7 +42,8 @@ class Api:
                 node=SimpleNamespace(address="10.0.0.1"),
                 paths=SimpleNamespace(instance_logs=Path("/nowhere")),
             ),
-            executor=SimpleNamespace(get=None),
+            clock=SYSTEM,
+            executor=SimpleNamespace(get=None, instances=lambda: [SimpleNamespace(id="abc")]),
         )
         self.app = build_app(self.agent)
         self._gone = asyncio.Event()

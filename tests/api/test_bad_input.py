@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 from tests.api.conftest import Api
 
+from tabane.api import frames
 from tabane.images import ImageStore
 from tabane.runtimes.fake import FakeDriver
 
@@ -22,7 +24,7 @@ async def test_scaling_to_what_is_no_number_of_instances(api: Api, body: dict[st
     assert answer.json()["error"] == "usage"
 
 
-EXEC = "/api/v1/instances/abc/exec"
+EXEC, COPY = "/api/v1/instances/abc/exec", "/api/v1/instances/abc/copy"
 
 
 @pytest.mark.parametrize(
@@ -42,6 +44,18 @@ EXEC = "/api/v1/instances/abc/exec"
         (400, "POST", EXEC, {"argv": ["true"], "timeout_s": True}),
         (400, "POST", EXEC, {"argv": "true"}),
         (400, "POST", EXEC, ["true"]),
+        (400, "POST", EXEC, {"argv": ["true"], "timeout_s": -1}),
+        (400, "POST", EXEC, {"argv": ["true"], "env": {"A=B": "c"}}),
+        (400, "POST", EXEC, {"argv": ["true"], "env": {"": "c"}}),
+        (400, "POST", EXEC, {"argv": ["true"], "env": {"A": "\0"}}),
+        (400, "POST", EXEC, {"argv": ["true"], "terminal": {"rows": 0, "columns": 80}}),
+        (400, "POST", EXEC, {"argv": ["true"], "terminal": {"rows": 1, "columns": 1 << 16}}),
+        (400, "POST", COPY, {"path": "relative", "inward": True}),
+        (400, "POST", COPY, {"path": "/a\0b", "inward": False}),
+        (400, "POST", COPY, {"path": "/a"}),
+        (400, "GET", "/api/v1/instances/abc/log?since=yesterday", None),
+        (400, "GET", "/api/v1/instances/abc/log?since=2026-13-01T00:00:00Z", None),
+        (400, "GET", "/api/v1/instances/abc/log?tail=x", None),
         (400, "POST", "/api/v1/apps", {"text": "\ud800", "image": "host"}),
         (400, "POST", "/api/v1/apps", {"text": "x", "image": "host", "file": "\ud800"}),
         (400, "GET", "/api/v1/images/host", None),
@@ -58,7 +72,11 @@ async def test_what_cannot_be(
     api: Api, tmp_path: Path, status: int, method: str, path: str, body: Any
 ) -> None:
     api.agent.images = SimpleNamespace(store=ImageStore(tmp_path / "images"))
-    answer = await api.ask(method, path, body)
+    if path in (EXEC, COPY):
+        begin = frames.encode(frames.BEGIN, json.dumps(body).encode())
+        answer = await api.ask(method, path, raw=begin)
+    else:
+        answer = await api.ask(method, path, body)
     assert answer.status == status, answer.body
     said = answer.json()
     assert said["error"] == ("not_found" if status == 404 else "usage")

@@ -12,11 +12,17 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from tabane.errors import TimedOut
 from tabane.model import App
-from tabane.runtimes import inside as inside_module
-from tabane.runtimes import load
-from tabane.runtimes.api import Driver, Handle, Image, InstanceSpec, User
+from tabane.runtimes import ending, load
+from tabane.runtimes.api import (
+    Driver,
+    Execution,
+    Handle,
+    Image,
+    InstanceSpec,
+    TerminalSize,
+    User,
+)
 from tabane.supervise import Supervisor
 from tabane.testing.containers import (
     ID_BASE,
@@ -28,6 +34,7 @@ from tabane.testing.containers import (
 )
 from tabane.testing.drivers import until
 from tabane.testing.spawner import PlainSpawner
+from tabane.testing.talks import hear, hear_out, run_inside
 
 pytestmark = pytest.mark.real
 
@@ -90,7 +97,7 @@ async def test_a_command_runs_as_the_main_process_does(bench: Bench) -> None:
     )
     app = make_app(("sh", "-c", f"({INSIDE[2]}); exec sleep 1000"))
     async with bench.running(app, image) as inside:
-        run = partial(inside.driver.exec, inside.handle, timeout_s=20)
+        run = partial(run_inside, inside.driver, inside.handle)
 
         async def has_said() -> bool:
             return inside.spec.log.exists() and inside.spec.log.read_text().count("\n") >= 14
@@ -122,20 +129,17 @@ async def test_a_command_runs_as_the_main_process_does(bench: Bench) -> None:
 )
 async def test_a_program_that_cannot_run(bench: Bench, program: str, code: int, words: str) -> None:
     async with bench.running(make_app()) as inside:
-        ended = await inside.driver.exec(inside.handle, (program,), timeout_s=20)
+        ended = await run_inside(inside.driver, inside.handle, (program,))
         assert (ended.code, ended.stdout) == (code, b"")
         assert words in ended.stderr.decode()
 
 
 async def test_input_that_goes_on_after_the_command(bench: Bench) -> None:
-    async def endless() -> AsyncIterator[bytes]:
-        yield b"one\n"
-        await asyncio.Event().wait()
-
     async with bench.running(make_app()) as inside:
-        first = ("sh", "-c", "read -r word; echo $word")
-        ended = await inside.driver.exec(inside.handle, first, timeout_s=20, stdin=endless())
-        assert (ended.code, ended.stdout) == (0, b"one\n")
+        first = Execution(("sh", "-c", "read -r word; echo $word"), stdin=True)
+        talk = await inside.driver.exec(inside.handle, first)
+        await talk.write(b"one\n")
+        assert await hear_out(talk) == (0, b"one\n", b"")
 
 
 FAMILY = "setsid sleep 1001 & (sleep 1002 &) ; echo $$; sleep 1003"
@@ -151,42 +155,106 @@ async def sleeping(inside: Running) -> set[str]:
     return {line for line in lines if line.startswith("sleep 100")} - {"sleep 1000"}
 
 
-async def test_a_timeout_ends_all_that_a_command_started(bench: Bench) -> None:
+@pytest.mark.parametrize("terminal", [None, TerminalSize(24, 80)])
+async def test_who_does_not_wait_ends_all_that_a_command_started(
+    bench: Bench, terminal: TerminalSize | None
+) -> None:
     async with bench.running(make_app()) as inside:
-        with pytest.raises(TimedOut, match="was killed"):
-            await inside.driver.exec(inside.handle, ("sh", "-c", FAMILY), timeout_s=0.5)
-        assert await sleeping(inside) == set()
-
-
-async def test_so_does_one_who_does_not_wait_for_it(bench: Bench) -> None:
-    async with bench.running(make_app()) as inside:
-        command = inside.driver.exec(inside.handle, ("sh", "-c", FAMILY), timeout_s=60)
 
         async def all_sleep() -> bool:
             return len(await sleeping(inside)) == 3
 
-        async with Supervisor("test") as tasks:
-            tasks.start("exec", command)
-            await until(all_sleep)
+        talk = await inside.driver.exec(
+            inside.handle, Execution(("sh", "-c", FAMILY), terminal=terminal)
+        )
+        await until(all_sleep)
+        await talk.aclose()
         assert await sleeping(inside) == set()
 
 
-async def test_output_is_cut_where_it_is_too_much(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+DEAF = (
+    "trap '' HUP; trap 'echo hung up >&2' TERM; (trap '' HUP; sleep 1004) & echo ready; cat; wait"
+)
+
+
+@pytest.mark.parametrize("terminal", [None, TerminalSize(24, 80)])
+async def test_who_is_deaf_to_the_hangup_is_killed(
+    bench: Bench, terminal: TerminalSize | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inside_module, "MAX_OUTPUT_BYTES", 1000)
+    monkeypatch.setattr(ending, "HANGUP_S", 0.1)
     async with bench.running(make_app()) as inside:
-        many = ("sh", "-c", "head -c 300000 /dev/zero; echo error >&2; exit 3")
-        ended = await inside.driver.exec(inside.handle, many, timeout_s=20)
-        assert (ended.code, ended.stdout) == (3, bytes(1000))
-        assert ended.stderr == b"error\ntabane: stdout was cut after 1000 bytes\n"
+        command = Execution(("sh", "-c", DEAF), stdin=True, terminal=terminal)
+        talk = await inside.driver.exec(inside.handle, command)
+        await hear(talk, b"ready")
+        await talk.aclose()
+        assert await sleeping(inside) == set()
 
 
-async def test_input_that_breaks_off_ends_the_command(bench: Bench) -> None:
-    async def broken() -> AsyncIterator[bytes]:
-        yield b"some"
-        raise OSError("gone")
-
+async def test_a_command_that_never_reads_its_input_ends_with_its_client(bench: Bench) -> None:
     async with bench.running(make_app()) as inside:
-        with pytest.raises(OSError, match="gone"):
-            await inside.driver.exec(inside.handle, ("cat",), timeout_s=20, stdin=broken())
+        talk = await inside.driver.exec(inside.handle, Execution(("sleep", "1005"), stdin=True))
+        async with Supervisor("test") as tasks:
+            writing = tasks.start("write", talk.write(bytes(1 << 20)))
+            await asyncio.wait([writing], timeout=0.1)
+            assert not writing.done()
+            await talk.aclose()
+            await writing
+        assert await sleeping(inside) == set()
+
+
+async def test_output_waits_for_who_reads_it(bench: Bench) -> None:
+    """What nobody asks for is not taken, and all of it comes in the end."""
+    async with bench.running(make_app()) as inside:
+        argv = ("sh", "-c", "head -c 3000000 /dev/zero; echo error >&2; exit 3")
+        talk = await inside.driver.exec(inside.handle, Execution(argv))
+        first = await talk.stdout.read()
+        ended = asyncio.ensure_future(talk.wait())
+        await asyncio.wait([ended], timeout=0.2)
+        assert not ended.done()
+        code, rest, error = await hear_out(talk)
+        assert (code, len(first) + len(rest), error) == (3, 3_000_000, b"error\n")
+        assert await ended == 3
+
+
+async def test_a_terminal_is_the_program_s_own(bench: Bench) -> None:
+    """Job control, resizing, raw bytes, and a hang-up when it is closed."""
+    async with bench.running(make_app()) as inside:
+        size = TerminalSize(24, 80)
+        shell = Execution(("sh",), env=("TERM=vt100", "PS1=$ "), stdin=True, terminal=size)
+        talk = await inside.driver.exec(inside.handle, shell)
+        try:
+            await talk.write(b"stty size; echo $TERM; ls -l /proc/self/fd/0\n")
+            said = await hear(talk, b"/dev/pts/0")
+            assert b"24 80\r\nvt100\r\n" in said
+            await talk.resize(TerminalSize(50, 132))
+            await talk.write(b"stty size\n")
+            await hear(talk, b"50 132\r\n")
+            await talk.write(b"sh -c 'echo run''ning; exec sleep 1007'\n")
+            await hear(talk, b"running\r\n")
+            await talk.write(b"\x1a")
+            await hear(talk, b"Stopped")
+            keys = b"dd bs=1 count=3 2>/dev/null | cat -v"
+            await talk.write(
+                b"kill -9 %1; wait; stty raw -echo; echo n''ow; " + keys + b"; exit 7\n"
+            )
+            await hear(talk, b"now")
+            await talk.write(b"\x03\x1b\xff")
+            await hear(talk, b"^C^[M-^?")
+            assert await talk.wait() == 7
+        finally:
+            await talk.aclose()
+
+
+async def test_the_next_agent_ends_what_the_last_one_left(bench: Bench) -> None:
+    async with bench.running(make_app()) as inside:
+        command = Execution(("sh", "-c", FAMILY), terminal=TerminalSize(24, 80))
+        talk = await inside.driver.exec(inside.handle, command)
+
+        async def all_sleep() -> bool:
+            return len(await sleeping(inside)) == 3
+
+        await until(all_sleep)
+        assert await inside.driver.recover(inside.spec, inside.handle) is not None
+        assert await sleeping(inside) == set()
+        assert not list(inside.spec.directory.glob("exec-*"))
+        await talk.aclose()

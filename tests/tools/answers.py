@@ -6,6 +6,8 @@ from typing import Any
 
 from tests.tools.conftest import EVIL, reply
 
+from tabane.api.frames import ERROR, EXIT, OUTPUT, encode, encode_number
+
 APP = {
     "namespace": "default",
     "name": "hello",
@@ -44,6 +46,7 @@ DRIVER = {"driver": EVIL, "class": EVIL, "works": False, "reason": EVIL}
 DRIVER |= {"defaults": [{"default": EVIL, "enforced": True, "how": EVIL}]}
 MEMBER = {"node": EVIL, "gateway": EVIL, "asked": False, "linked": True, "control": True}
 MEMBER |= {"drivers": [EVIL], "instances": 3}
+ENDED = encode(OUTPUT, b"\x1b[2J\x1b") + encode(ERROR, b"\xff") + encode_number(EXIT, 7)
 ANSWERS: dict[str, Any] = {
     "GET /api/v1/apps": {"apps": [APP], "silent": []},
     "POST /api/v1/apps": APP,
@@ -64,7 +67,7 @@ ANSWERS: dict[str, Any] = {
     "GET /api/v1/wakes": {"records": [WAKE], "silent": []},
     "GET /api/v1/members": {"members": [MEMBER]},
     "GET /api/v1/doctor": {"node": EVIL, "drivers": [DRIVER]},
-    "POST /api/v1/instances/abc123/exec": {"code": 7, "stdout": "G1syShs=", "stderr": "/w=="},
+    "POST /api/v1/instances/abc123/exec": ENDED,
     "GET /api/v1/instances/abc123/log": b"2026-01-31T23:59:59.1Z stdout F \x1b[2J\xff\n",
     "GET /v2/processes": {"processes": [], "nodes": [], "silent": []},
 }

@@ -33,6 +33,9 @@ class Handler(socketserver.StreamRequestHandler):
         head = b"".join(iter(self.rfile.readline, b"\r\n")).decode().lower()
         _, named, length = head.partition("content-length: ")
         body = self.rfile.read(int(length.split()[0])) if named else b""
+        if "transfer-encoding: chunked" in head:
+            size = int(self.rfile.readline(), 16)
+            body = self.rfile.read(size)
         self.server.asked.append((line.rpartition(" ")[0], body))
         answer = self.server.answer
         if answer is None:

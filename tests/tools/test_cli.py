@@ -16,8 +16,14 @@ from tabane.tools.cli.common import Parser
 
 NO_CLUSTER_NEEDED = {"up", "node", "demo", "doctor", "completion"}
 MINIMAL = {"deploy": ["APP_FILE"], "scale": ["x", "--min", "1"], "exec": ["x", "ls"]}
-MINIMAL |= {"pgrep": ["x"], "pkill": ["x"], "kill": ["x"], "renice": ["5", "x"]}
-MINIMAL |= {"nice": ["x", "ls"]}
+MINIMAL |= {"cp": ["x:/etc", "/tmp/x"]}
+MINIMAL |= {
+    "pgrep": ["x"],
+    "pkill": ["x"],
+    "kill": ["x"],
+    "renice": ["5", "x"],
+    "nice": ["x", "ls"],
+}
 """The shortest right command line, where it is not `x` for each argument that must be there."""
 
 
@@ -253,12 +259,12 @@ def test_what_no_app_can_be_called(
     assert not pretended.nodes["tokyo"].asked
 
 
-@pytest.mark.parametrize("name", ["stop", "logs", "exec"])
+@pytest.mark.parametrize("name", ["stop", "logs", "exec", "cp"])
 def test_an_instance_that_is_nowhere(name: str, tabane: Run, pretended: Pretended) -> None:
     empty = {"instances": [], "records": [], "silent": []}
     missing = reply({"error": "not_found", "message": "there is no app default/x"}, 404)
     pretended.begin(tokyo=lambda asked, _: missing if "/apps/" in asked else reply(empty))
-    line = ["x", "ls"] if name == "exec" else ["x"]
+    line = MINIMAL.get(name, ["x"])
     check_refusal(tabane(name, *line), 2, "no instance is called x")
     pretended.nodes["tokyo"].answer = reply(empty)
     check_refusal(tabane(name, *line), 2, "the app x is at rest")
@@ -293,6 +299,12 @@ def test_a_node_that_is_not_there(tabane: Run, pretended: Pretended) -> None:
         (["exec", "x", "--timeout", "5", "--", "ls"], "options go before the instance"),
         (["exec", "--timeout", "nan", "x", "ls"], "'nan' is not a number of seconds"),
         (["exec", "--timeout", "inf", "x", "ls"], "up to 3600"),
+        (["exec", "-it", "x", "ls"], "-t needs a terminal"),
+        (["exec", "-e", "=x", "x", "ls"], "neither NAME=VALUE nor"),
+        (["exec", "-e", "NOT_SET_HERE", "x", "ls"], "neither NAME=VALUE nor"),
+        (["cp", "x", "y"], "one of the two is INSTANCE:PATH"),
+        (["cp", "x:/a", "y:/b"], "one of the two is INSTANCE:PATH"),
+        (["cp", "-", "x:/b"], "there is none"),
         (["ps", "auxx!"], "write aux, -ef, or nothing"),
     ],
 )

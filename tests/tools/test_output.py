@@ -10,6 +10,7 @@ import pytest
 from tests.tools.answers import INSTANCE, answer
 from tests.tools.conftest import APP_FILE, EVIL, Pretended, Run, check_refusal, reply
 
+from tabane.api.frames import BEGIN, CLIENTS, Parser
 from tabane.tools.cli import run
 from tabane.tools.cli.common import NAME
 
@@ -101,8 +102,9 @@ def test_exec_passes_flags_on(
 ) -> None:
     pretended.begin(tokyo=answer)
     assert run(["exec", "--root", str(pretended.root), *before, "hello", *line]) == 7
-    body = json.loads(pretended.nodes["tokyo"].asked[-1][1])
-    assert body == {"argv": argv, "timeout_s": 5.0 if before else 60.0}
+    (begin,) = Parser(CLIENTS).feed(pretended.nodes["tokyo"].asked[-1][1])
+    body = {"argv": argv, "stdin": False} | ({"timeout_s": 5.0} if before else {})
+    assert (begin[0], json.loads(begin[1])) == (BEGIN, body)
 
 
 def test_exec_and_logs_pass_bytes_on_as_they_are(pretended: Pretended, capfdbinary: Any) -> None:

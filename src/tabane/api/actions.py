@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,14 +10,15 @@ import msgspec
 
 from tabane import spec
 from tabane.api.advice import advise
-from tabane.api.checks import check_command, check_digest, check_instance, check_text
-from tabane.errors import NotFound, UsageError
+from tabane.api.checks import check_command, check_digest, check_env, check_instance, check_text
+from tabane.errors import NotFound, Unreachable, UsageError
 from tabane.gateway.activation import StopAsked
-from tabane.model import App, AppName, Instance, InstanceId, State
+from tabane.model import App, AppName, Instance, InstanceId, NodeName, State
 from tabane.node import messages as say
 from tabane.node.config import HTTP_PORT
+from tabane.node.logtail import follow_lines, parse_since, read_lines
 from tabane.runtimes import registry
-from tabane.runtimes.api import ExecResult
+from tabane.runtimes.api import Conversation, Execution, Handle, TerminalSize, Transfer, User
 from tabane.runtimes.lookup import find_user
 from tabane.security.audit import Line
 from tabane.security.identity import Principal
@@ -26,11 +26,12 @@ from tabane.spec_fields import Mistake
 
 if TYPE_CHECKING:
     from tabane.node.agent import Agent
+    from tabane.node.instances import Running
 
 ASK_S = 2.0
 """How long nodes have to answer; one that is dead costs this once."""
-LOG_BLOCK = 64 << 10
-LOG_POLL_S = 0.2
+EVENTS = 2000
+"""So many back, an instance that has ended is looked for."""
 
 
 async def deploy(
@@ -151,6 +152,28 @@ async def _instances(agent: Agent) -> tuple[list[Instance], list[str]]:
     return sorted(found, key=lambda i: (i.app, i.node, i.created_at)), list(answers.silent)
 
 
+def knows(agent: Agent, instance: InstanceId) -> bool:
+    """Whether an instance, or what is left of it, is here."""
+    runs = any(known.id == instance for known in agent.executor.instances())
+    return runs or _log_of(agent, instance).exists()
+
+
+async def locate(agent: Agent, instance: InstanceId) -> NodeName:
+    """The node that has an instance, or had it. Raises `NotFound`, or `Unreachable` when that may
+    be one that does not answer."""
+    found, silent = await _instances(agent)
+    nodes = [i.node for i in found if i.id == instance]
+    if not nodes:
+        events = await records(agent, "events", EVENTS)
+        nodes = [event["node"] for event in events["records"] if event["instance"] == instance]
+    if nodes:
+        return NodeName(nodes[-1])
+    if silent:
+        problem = f"instance {instance} is not on the nodes that answered"
+        raise Unreachable(f"{problem} ({', '.join(silent)} did not)")
+    raise NotFound(f"no node has an instance {instance}")
+
+
 async def list_instances(agent: Agent) -> dict[str, Any]:
     found, silent = await _instances(agent)
     return {"instances": found, "silent": silent}
@@ -177,60 +200,93 @@ async def execute(
     who: Principal,
     instance: str,
     argv: tuple[str, ...],
-    timeout_s: float,
     *,
     user: str = "",
     workdir: str = "",
-    stdin: AsyncIterator[bytes] | None = None,
-) -> ExecResult:
-    """`user` as in OCI: `name`, `name:group`, `uid`, `uid:gid`, of the image's own."""
+    env: dict[str, str] | None = None,
+    stdin: bool = False,
+    terminal: TerminalSize | None = None,
+) -> Conversation:
+    """Begin a command. `user` as in OCI: `name`, `name:group`, `uid`, `uid:gid`, of the image's
+    own."""
     check_command(argv)
-    check_text("user", user)
     check_text("workdir", workdir)
+    own = check_env(env or {})
+    running, handle = _entered(agent, instance)
+    if workdir and not workdir.startswith("/"):
+        raise UsageError(f"workdir: {workdir!r} is not an absolute path in the instance")
+    execution = Execution(argv, _user_of(running, user), workdir, own, stdin, terminal)
+    _audit(agent, who, "exec", f"{running.instance.app} instance {instance}: {' '.join(argv)}")
+    return await running.driver.exec(handle, execution)
+
+
+async def copy(
+    agent: Agent,
+    who: Principal,
+    instance: str,
+    path: str,
+    *,
+    inward: bool,
+    as_named: bool = False,
+    user: str = "",
+) -> Conversation:
+    """Begin to copy files as a tar stream, see `Transfer`."""
+    if not check_text("path", path).startswith("/"):
+        raise UsageError(f"path: {path!r} is not an absolute path in the instance")
+    running, handle = _entered(agent, instance)
+    transfer = Transfer(path, inward, as_named, _user_of(running, user))
+    action = "copy-in" if inward else "copy-out"
+    _audit(agent, who, action, f"{running.instance.app} instance {instance}: {path}")
+    return await running.driver.copy(handle, transfer)
+
+
+def _entered(agent: Agent, instance: str) -> tuple[Running, Handle]:
+    """An instance in which something runs."""
     running = agent.executor.get(check_instance(instance))
     handle = running.record.handle
     if handle is None or running.instance.state is not State.READY:
         raise NotFound(f"instance {instance} is {running.instance.state}, nothing runs in it")
-    _audit(agent, who, "exec", f"{running.instance.app} instance {instance}: {' '.join(argv)}")
-    if workdir and not workdir.startswith("/"):
-        raise UsageError(f"workdir: {workdir!r} is not an absolute path in the instance")
-    other = find_user(running.record.image.tree, user) if user else None
-    return await running.driver.exec(
-        handle, argv, timeout_s=timeout_s, stdin=stdin, user=other, workdir=workdir
-    )
+    return running, handle
 
 
-def read_log(agent: Agent, instance: str, *, tail: int, follow: bool) -> AsyncIterator[bytes]:
-    """The log's lines; raises `NotFound` at once when this node never ran the instance."""
-    path = agent.config.paths.instance_logs / check_instance(instance) / "log"
-    runs = agent.executor.runs(InstanceId(instance))
+def _user_of(running: Running, user: str) -> User | None:
+    return find_user(running.record.image.tree, check_text("user", user)) if user else None
+
+
+def read_log(
+    agent: Agent, instance: str, *, tail: int, follow: bool, since: str = ""
+) -> AsyncIterator[bytes]:
+    """The log's lines; raises `NotFound` at once when this node never ran the instance. `tail`: the
+    last lines of it; 0: all."""
+    identity = check_instance(instance)
+    first = parse_since(since, agent.clock.wall()) if since else ""
+    path = _log_of(agent, identity)
+    runs = agent.executor.runs(identity)
     ran = any(event.instance == instance for event in agent.events.recent())
     if not (runs or ran or path.exists()):
         raise NotFound(f"{agent.config.key} has no log of an instance {instance}")
-    return _read_log(path, tail, lambda: follow and agent.executor.runs(InstanceId(instance)))
+    if not follow:
+        return read_lines(path, first, tail)
+    return follow_lines(path, first, tail, _Life(agent, identity))
 
 
-async def _read_log(path: Path, tail: int, go_on: Callable[[], bool]) -> AsyncIterator[bytes]:
-    """The older file, then this one; when followed, what is added until the instance ends."""
-    while not path.exists():
-        if not go_on():
-            return
-        await asyncio.sleep(LOG_POLL_S)
-    older = path.with_name(path.name + ".1")
-    with path.open("rb") as file:
-        lines = older.read_bytes().splitlines(True) if older.exists() else []
-        lines += file.read().splitlines(True)
-        for line in lines[-tail:] if tail else lines:
-            yield line
-        while True:
-            alive = go_on()
-            while block := file.read(LOG_BLOCK):
-                yield block
-            if not alive:
-                return
-            await asyncio.sleep(LOG_POLL_S)
-            if file.tell() > path.stat().st_size:
-                file.seek(0)
+def _log_of(agent: Agent, instance: InstanceId) -> Path:
+    return agent.config.paths.instance_logs / instance / "log"
+
+
+class _Life:
+    """Whether an instance may still say something, for who follows its log."""
+
+    def __init__(self, agent: Agent, instance: InstanceId) -> None:
+        self._agent = agent
+        self._instance = instance
+
+    def goes_on(self) -> bool:
+        return self._agent.executor.runs(self._instance)
+
+    def subscribe(self, wake: Callable[[], None]) -> Callable[[], None]:
+        """Be told when that may have changed. Returns how to end it."""
+        return self._agent.follow_events(lambda transition: wake())
 
 
 async def records(agent: Agent, kind: str, limit: int) -> dict[str, Any]:
@@ -292,6 +348,11 @@ def doctor(agent: Agent) -> dict[str, Any]:
     probes = agent.engines.probes.items()
     rows = [registry.describe(agent.engines.drivers[name], probe) for name, probe in probes]
     return {"node": agent.config.key, "drivers": rows}
+
+
+def note(agent: Agent, who: Principal, action: str, target: str) -> None:
+    """Have it in the audit log."""
+    _audit(agent, who, action, target)
 
 
 def _audit(agent: Agent, who: Principal, action: str, target: str) -> None:

@@ -7,28 +7,28 @@ several nodes carry `silent`, the nodes that did not answer.
 from __future__ import annotations
 
 import asyncio
-import base64
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 from starlette.exceptions import HTTPException
 
 from tabane.api import actions
 from tabane.api.checks import check_digest
 from tabane.api.guard import Guard
-from tabane.api.presence import BodyReader, while_there
+from tabane.api.instances import add_instances
+from tabane.api.presence import BodyReader
 from tabane.api.problems import headers_of, status_of, to_body
+from tabane.api.shapes import Body, Json, who_asks
 from tabane.errors import Busy, Corrupt, NotFound, SystemFault, TabaneError, UsageError
 from tabane.k2i import build_router as build_k2i
 from tabane.k2i.control_api import build_control_router
 from tabane.k2i.description import add_schemas
 from tabane.k2i.v2 import build_v2
-from tabane.security.identity import Principal
 from tabane.spec_fields import LARGEST
 from tabane.units import shorten
 
@@ -38,11 +38,6 @@ if TYPE_CHECKING:
     from tabane.node.agent import Agent
 
 MAX_RECORDS = 2000
-MAX_LINE_BYTES = 4 << 20
-
-
-class Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class DeployBody(Body):
@@ -58,22 +53,6 @@ class DeployBody(Body):
 class ScaleBody(Body):
     min: int | None = Field(default=None, ge=0, le=LARGEST)
     max: int | None = Field(default=None, ge=1, le=LARGEST)
-
-
-class ExecBody(Body):
-    argv: list[str] = Field(min_length=1)
-    timeout_s: float = Field(default=60.0, gt=0, le=3600)
-    user: str = ""
-    workdir: str = ""
-
-
-class Json(Response):
-    """A body that msgspec has encoded, or is to encode."""
-
-    media_type = "application/json"
-
-    def render(self, content: Any) -> bytes:
-        return content if isinstance(content, bytes) else msgspec.json.encode(content)
 
 
 def build_app(agent: Agent) -> ASGIApp:
@@ -121,7 +100,7 @@ async def _on_fault(request: Request, error: Exception) -> Response:
 def build_control(agent: Agent) -> APIRouter:
     router = APIRouter()
     _add_apps(router, agent)
-    _add_instances(router, agent)
+    add_instances(router, agent)
     _add_records(router, agent)
     _add_images(router, agent)
     _add_node(router, agent)
@@ -133,7 +112,7 @@ def _add_apps(router: APIRouter, agent: Agent) -> None:
     async def deploy(body: DeployBody, request: Request) -> Response:
         """Store an app durably as a new revision; says which data centers know it. 200: it is
         stored as it is already."""
-        who, (text, file, image) = _who(request), (body.text, body.file, body.image)
+        who, (text, file, image) = who_asks(request), (body.text, body.file, body.image)
         stored = await actions.deploy(agent, who, text, file, image, force=body.force)
         return Json(stored, 201 if stored["changed"] else 200)
 
@@ -147,86 +126,12 @@ def _add_apps(router: APIRouter, agent: Agent) -> None:
 
     @router.delete("/apps/{namespace}/{name}")
     async def remove(namespace: str, name: str, request: Request) -> Response:
-        return Json(await actions.remove(agent, _who(request), f"{namespace}/{name}"))
+        return Json(await actions.remove(agent, who_asks(request), f"{namespace}/{name}"))
 
     @router.post("/apps/{namespace}/{name}/scale")
     async def scale(namespace: str, name: str, body: ScaleBody, request: Request) -> Response:
         key = f"{namespace}/{name}"
-        return Json(await actions.scale(agent, _who(request), key, body.min, body.max))
-
-
-def _add_instances(router: APIRouter, agent: Agent) -> None:
-    @router.get("/instances")
-    async def instances() -> Response:
-        return Json(await actions.list_instances(agent))
-
-    @router.post("/instances/{instance}/stop", status_code=202)
-    async def stop(instance: str, request: Request) -> Response:
-        """Drain it and stop it; on the node that runs it."""
-        return Json(await actions.stop(agent, _who(request), instance), 202)
-
-    @router.get("/instances/{instance}/log")
-    async def log(instance: str, tail: int = 0, follow: bool = False) -> Response:
-        """Its output as CRI log lines; on the node that ran it, also after its end."""
-        lines = actions.read_log(agent, instance, tail=max(0, tail), follow=follow)
-        return StreamingResponse(lines, media_type="text/plain; charset=utf-8")
-
-    @router.post("/instances/{instance}/exec")
-    async def execute(instance: str, body: ExecBody, request: Request) -> Response:
-        """Run a command inside; on the node that runs it. Output is base64."""
-        return await _execute(agent, request, instance, body, None)
-
-    @router.post("/instances/{instance}/exec-stdin")
-    async def execute_with_stdin(instance: str, request: Request) -> Response:
-        """The same; the request's first line is the JSON, what follows is the command's input."""
-        reader = BodyReader(request)
-        line, rest = await _split_line(reader.blocks())
-        try:
-            body = ExecBody.model_validate_json(line)
-        except ValidationError as error:
-            raise RequestValidationError(error.errors()) from None
-        return await _execute(agent, request, instance, body, rest, reader)
-
-
-async def _execute(
-    agent: Agent,
-    request: Request,
-    instance: str,
-    body: ExecBody,
-    stdin: AsyncIterator[bytes] | None,
-    reader: BodyReader | None = None,
-) -> Response:
-    work = actions.execute(
-        agent,
-        _who(request),
-        instance,
-        tuple(body.argv),
-        body.timeout_s,
-        user=body.user,
-        workdir=body.workdir,
-        stdin=stdin,
-    )
-    result = await while_there(request, work, reader)
-    out, err = (base64.b64encode(data).decode() for data in (result.stdout, result.stderr))
-    return Json({"code": result.code, "stdout": out, "stderr": err})
-
-
-async def _split_line(blocks: AsyncIterator[bytes]) -> tuple[bytes, AsyncIterator[bytes]]:
-    """The first line, and what comes after it."""
-    line = b""
-    async for block in blocks:
-        line += block
-        if b"\n" in block or len(line) > MAX_LINE_BYTES:
-            break
-    line, _, first = line.partition(b"\n")
-
-    async def rest() -> AsyncIterator[bytes]:
-        if first:
-            yield first
-        async for block in blocks:
-            yield block
-
-    return line, rest()
+        return Json(await actions.scale(agent, who_asks(request), key, body.min, body.max))
 
 
 def _add_records(router: APIRouter, agent: Agent) -> None:
@@ -305,9 +210,4 @@ def _add_node(router: APIRouter, agent: Agent) -> None:
     @router.post("/node/stop-instances")
     async def stop_instances(request: Request) -> Response:
         """Stop all instances of this node, before it goes down."""
-        return Json(await actions.stop_instances(agent, _who(request)))
-
-
-def _who(request: Request) -> Principal:
-    principal: Principal = request.state.principal
-    return principal
+        return Json(await actions.stop_instances(agent, who_asks(request)))

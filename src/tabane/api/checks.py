@@ -36,8 +36,17 @@ def check_command(argv: tuple[str, ...]) -> tuple[str, ...]:
     sizes = [len(check_text("argv", word).encode()) for word in argv]
     if max(sizes) > MAX_WORD_BYTES or sum(sizes) > MAX_WORDS_BYTES:
         limits = f"{MAX_WORD_BYTES} bytes a word and {MAX_WORDS_BYTES} in all"
-        raise UsageError(f"argv: too long: at most {limits}; give it as the command's input")
+        raise UsageError(f"too long: at most {limits}; give it as the command's input")
     return argv
+
+
+def check_env(env: dict[str, str]) -> tuple[str, ...]:
+    """As `NAME=value`. Raises `UsageError`."""
+    for name in env:
+        if not name or "=" in name:
+            raise UsageError(f"env: {shorten(name)} is no variable's name")
+    entries = tuple(check_text("env", f"{name}={value}") for name, value in env.items())
+    return check_command(entries) if entries else ()
 
 
 def check_text(field: str, text: str) -> str:

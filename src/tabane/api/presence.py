@@ -1,18 +1,16 @@
-"""Work that is for one client only ends when that client leaves."""
+"""A request's body, and whether its client is still there."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
 
 from tabane.errors import Closed
-from tabane.supervise import Supervisor
 
 if TYPE_CHECKING:
     from fastapi import Request
 
-T = TypeVar("T")
 LEFT = "the client left before the end"
 
 
@@ -21,6 +19,7 @@ class BodyReader:
 
     def __init__(self, request: Request) -> None:
         self.has_ended = asyncio.Event()
+        self._request = request
         self._blocks = request.stream()
 
     async def blocks(self) -> AsyncIterator[bytes]:
@@ -34,24 +33,8 @@ class BodyReader:
             raise Closed(LEFT) from None
         self.has_ended.set()
 
-
-async def while_there(
-    request: Request, work: Coroutine[Any, Any, T], body: BodyReader | None = None
-) -> T:
-    """What `work` returns; it is cancelled when the client leaves (`Closed`). `body`: its reader,
-    if `work` reads it; the client is watched once that is done."""
-    async with Supervisor("request", on_failure=lambda *_: None) as tasks:
-        done = tasks.start("work", work)
-        left = tasks.start("client", _wait_left(request, body))
-        await asyncio.wait({done, left}, return_when=asyncio.FIRST_COMPLETED)
-        if not done.done():
-            raise Closed(LEFT)
-        result: T = done.result()
-        return result
-
-
-async def _wait_left(request: Request, body: BodyReader | None) -> None:
-    if body is not None:
-        await body.has_ended.wait()
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+    async def wait_left(self) -> None:
+        """Once the body has ended: wait until the client leaves, and raise `Closed`."""
+        while (await self._request.receive())["type"] != "http.disconnect":
+            pass
+        raise Closed(LEFT)

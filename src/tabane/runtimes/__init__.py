@@ -3,9 +3,10 @@
 from tabane.runtimes.api import (
     Capabilities,
     Command,
+    Conversation,
     Driver,
     Enforcement,
-    ExecResult,
+    Execution,
     Finished,
     Handle,
     Image,
@@ -14,6 +15,9 @@ from tabane.runtimes.api import (
     Probe,
     Spawner,
     Stats,
+    TerminalSize,
+    Transfer,
+    User,
 )
 from tabane.runtimes.registry import DRIVERS, load, probe_all
 
@@ -21,9 +25,10 @@ __all__ = [
     "DRIVERS",
     "Capabilities",
     "Command",
+    "Conversation",
     "Driver",
     "Enforcement",
-    "ExecResult",
+    "Execution",
     "Finished",
     "Handle",
     "Image",
@@ -32,6 +37,9 @@ __all__ = [
     "Probe",
     "Spawner",
     "Stats",
+    "TerminalSize",
+    "Transfer",
+    "User",
     "load",
     "probe_all",
 ]

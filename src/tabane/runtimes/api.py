@@ -12,7 +12,7 @@ capabilities; `tabane.testing.check_driver` holds every driver, the fake include
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -26,6 +26,10 @@ HUB_VARIABLE = "TABANE_HUB"
 K2I_SOCKET = "k2i.sock"
 """There: of the node's k2i, to be read."""
 K2I_VARIABLE = "TABANE_K2I"
+K2I_SOCKET = "k2i.sock"
+"""There: of the node's k2i, read-only."""
+K2I_VARIABLE = "TABANE_K2I"
+"""Its URL, in the program's environment."""
 
 
 class Capabilities(Value, frozen=True):
@@ -36,6 +40,9 @@ class Capabilities(Value, frozen=True):
     restore: bool = False
     live_migration: bool = False
     exec: bool = False
+    terminal: bool = False
+    """`exec` with a terminal inside (`Execution.terminal`)."""
+    copy: bool = False
     stats: bool = False
     guest_processes: bool = False
     """Tells the processes that the node's own table cannot have: `Driver.guest_processes`."""
@@ -153,10 +160,79 @@ class User(Value, frozen=True):
     groups: tuple[int, ...] = ()
 
 
-class ExecResult(Value, frozen=True):
-    code: int
-    stdout: bytes
-    stderr: bytes
+class TerminalSize(Value, frozen=True):
+    """In cells; each from 1 to 65,535."""
+
+    rows: int
+    columns: int
+
+
+class Execution(Value, frozen=True):
+    """A command inside, as the main process in all that is not said here: user, groups, working
+    directory, environment, confinement."""
+
+    argv: tuple[str, ...]
+    user: User | None = None
+    workdir: str = ""
+    env: tuple[str, ...] = ()
+    """`NAME=value`, over the main process's."""
+    stdin: bool = False
+    """Whether it is given any; else it reads nothing."""
+    terminal: TerminalSize | None = None
+    """Its controlling terminal, of this size, which all three of its streams are then."""
+
+
+class Transfer(Value, frozen=True):
+    """Files in or out, as a tar stream whose entries begin with the name of what is copied.
+
+    Paths are absolute, and mean what they mean inside: links lead nowhere else. The files are read
+    or made as `user`, else as the main process's.
+    """
+
+    path: str
+    inward: bool
+    as_named: bool = False
+    """Inward: what is copied gets the name that `path` ends with, unless a directory is there."""
+    user: User | None = None
+
+
+class Output(Protocol):
+    """One stream of what a `Conversation`'s other side writes."""
+
+    async def read(self) -> bytes:
+        """Wait for some; empty once it has ended. What is not asked for is not taken, so that its
+        writer is held up. One reader at a time."""
+
+
+class Conversation(Protocol):
+    """Something that runs inside, and its streams. `aclose` it, whatever happens."""
+
+    @property
+    def stdout(self) -> Output: ...
+
+    @property
+    def stderr(self) -> Output | None:
+        """None: a terminal's is the same as its stdout."""
+
+    async def write(self, data: bytes) -> None:
+        """Give it input; returns once the kernel has it. What nobody will read is dropped."""
+
+    async def end_input(self) -> None:
+        """What it was given is all. Of a terminal: the character that means that. Idempotent."""
+
+    async def resize(self, size: TerminalSize) -> None:
+        """Without a terminal: nothing."""
+
+    async def signal(self, number: int) -> None:
+        """Send a signal to its first process; nothing when it has ended."""
+
+    async def wait(self) -> int:
+        """Its exit code, 128 + N when signal N ended it; the outputs end with it. What it left
+        behind holds both up while it has them open, where an engine (runc) waits for that."""
+
+    async def aclose(self) -> None:
+        """End it if it still runs: its streams close and it is hung up on (HUP), and what of it is
+        there after 2 s is killed. Idempotent."""
 
 
 class Command(Value, frozen=True):
@@ -242,19 +318,13 @@ class Driver(Protocol):
 
     async def restore(self, spec: InstanceSpec, handle: Handle, directory: Path) -> Handle: ...
 
-    async def exec(
-        self,
-        handle: Handle,
-        argv: tuple[str, ...],
-        *,
-        timeout_s: float,
-        stdin: AsyncIterator[bytes] | None = None,
-        user: User | None = None,
-        workdir: str = "",
-    ) -> ExecResult:
-        """Run a command inside, as the main process in all else: user, groups, working directory,
-        environment, confinement; or with this `user` and `workdir`. Without `stdin` it reads
-        nothing. Code 127: there is no such program; 126: it cannot be executed."""
+    async def exec(self, handle: Handle, execution: Execution) -> Conversation:
+        """Begin to run a command inside. Where there is no such program it ends with code 127,
+        where it cannot be executed with 126, and says so on stderr."""
+
+    async def copy(self, handle: Handle, transfer: Transfer) -> Conversation:
+        """Begin to copy: inward the stream is its input, outward its stdout; stderr has sentences
+        of what went wrong, and its code is 0 when nothing did. The image needs no program."""
 
     async def stats(self, handle: Handle) -> Stats: ...
 

@@ -29,7 +29,7 @@ import itertools
 import signal
 import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,15 +39,17 @@ from tabane.errors import EngineError, NotFound, Unsupported
 from tabane.model import AppName, Class, ExitStatus, GuestProcess, InstanceId, Value
 from tabane.runtimes.api import (
     Capabilities,
+    Conversation,
     Enforcement,
-    ExecResult,
+    Execution,
     Handle,
     InstanceSpec,
     Probe,
     Spawner,
     Stats,
-    User,
+    Transfer,
 )
+from tabane.runtimes.fake_talk import FakeCopy, begin
 from tabane.supervise import Supervisor
 
 FIRST_PID = 4_194_305
@@ -89,6 +91,7 @@ class Life:
     connections: set[asyncio.Transport] = field(default_factory=set)
     waiting: list[Callable[[], None]] = field(default_factory=list)
     """Answers that are due when it is thawed."""
+    archives: dict[str, bytes] = field(default_factory=dict)
     tasks: Supervisor = field(default_factory=lambda: Supervisor("fake"))
 
     def listen(self) -> None:
@@ -163,9 +166,11 @@ class FakeDriver:
     isolation = Class.CONTAINER
     capabilities = Capabilities(
         freeze=True,
-        exec=True,
-        stats=True,
         guest_processes=True,
+        exec=True,
+        terminal=True,
+        copy=True,
+        stats=True,
         network=True,
         services=True,
         works_emulated=True,
@@ -246,24 +251,14 @@ class FakeDriver:
     async def restore(self, spec: InstanceSpec, handle: Handle, directory: Path) -> Handle:
         raise Unsupported(NO_CHECKPOINTS)
 
-    async def exec(
-        self,
-        handle: Handle,
-        argv: tuple[str, ...],
-        *,
-        timeout_s: float,
-        stdin: AsyncIterator[bytes] | None = None,
-        user: User | None = None,
-        workdir: str = "",
-    ) -> ExecResult:
-        """Prints its arguments, as `echo` does; `cat` prints its input. It has no others."""
+    async def exec(self, handle: Handle, execution: Execution) -> Conversation:
+        """It has `echo`, `cat`, and for terminals `stty size`."""
         self._running(handle)
-        if argv[0] == "cat":
-            given = b"".join([block async for block in stdin]) if stdin is not None else b""
-            return ExecResult(0, given, b"")
-        if argv[0] != "echo":
-            return ExecResult(127, b"", f"{argv[0]}: not found\n".encode())
-        return ExecResult(0, " ".join(argv[1:]).encode() + b"\n", b"")
+        return begin(execution)
+
+    async def copy(self, handle: Handle, transfer: Transfer) -> Conversation:
+        """Each archive is kept as it came, by the path it was copied to."""
+        return FakeCopy(self._running(handle).archives, transfer)
 
     async def stats(self, handle: Handle) -> Stats:
         self._running(handle)

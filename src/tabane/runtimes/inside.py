@@ -3,8 +3,13 @@
 User, groups, environment, capabilities and limits are those of the container's `config.json`, which
 the engine is given again as a process description (`exec --process`); without one it would enter as
 root in /. Whether the program is there is looked up first, since engines differ in how they say so.
-An init of its own stands above the program and adopts what that leaves behind, so that all of it is
-found, and killed, when the time is up or nobody waits for the answer any more.
+
+Without a terminal the engine stays in the foreground and hands its pipes on. An init of its own
+stands above the program and adopts what that leaves behind, so that all of it is found, and killed,
+when nobody waits for it any more. With a terminal (see `terminal.py`) the program leads its own
+session, as everywhere: under an init, what Ctrl-Z stops could not be continued by anyone.
+
+What the end of an agent leaves of either is found by the pid files, and ended by the next agent.
 """
 
 from __future__ import annotations
@@ -12,189 +17,254 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-import signal
-from collections.abc import AsyncIterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from tabane.errors import TimedOut
 from tabane.model import Value
-from tabane.runtimes.api import ExecResult, User
+from tabane.runtimes.api import Conversation, Execution, TerminalSize
 from tabane.runtimes.bundle import INIT
+from tabane.runtimes.ending import end_below
 from tabane.runtimes.lookup import find_command, is_file
-from tabane.runtimes.process import descendants, state
+from tabane.runtimes.streams import Sink, Source, Words
 from tabane.supervise import Supervisor
 
 NOT_EXECUTABLE, NOT_FOUND = 126, 127
 """Exit codes, as of a shell."""
-MAX_OUTPUT_BYTES = 8 << 20
-"""Kept of what a command writes to stdout, and to stderr: it is held in memory, several times."""
-READ_BYTES = 64 << 10
-ENGINE_TIMEOUT_S = 2.0
+ENGINE_TIMEOUT_S = 4.0
 """How long an engine may take to begin, and to see the end of what it began: under 0.1 s as a
-rule."""
+rule, and the time that a program has after it was hung up on."""
 POLL_S = 0.002
+PREFIX = "exec-"
+"""Of the files for one command, in the instance's directory."""
 
 
-class Entry(Value, frozen=True):
-    """What to run: `user` and `workdir` instead of the main process's, when given."""
+class Place(Value, frozen=True):
+    """Where a command runs: the container's name, its init's pid, the instance's directory, and the
+    engine with its options."""
 
-    argv: tuple[str, ...]
-    user: User | None = None
-    workdir: str = ""
+    container: str
+    pid: int
+    directory: Path
+    engine: tuple[str, ...]
 
 
-async def run(
-    engine: tuple[str, ...],
-    directory: Path,
-    pid: int,
-    container: str,
-    entry: Entry,
-    stdin: AsyncIterator[bytes] | None,
-    timeout_s: float,
-) -> ExecResult:
-    """`engine` with its options; `pid` is the container's init. Raises `TimedOut`; the program and
-    all it started is killed then, when `stdin` fails, and when this is cancelled."""
-    process = describe_process((directory / "config.json").read_bytes(), entry)
-    if (problem := look_up(Path(f"/proc/{pid}/root"), process)) is not None:
-        return problem
-    process["args"] = (INIT, "-s", "--", *entry.argv)
-    name = f"exec-{os.getpid()}-{next(_numbers)}"
-    pid_file, description = directory / f"{name}.pid", directory / f"{name}.json"
-    description.write_bytes(msgspec.json.encode(process))
-    options = ("--pid-file", str(pid_file), "--process", str(description))
-    pipe, none = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
-    program = await asyncio.create_subprocess_exec(
-        *(*engine, "exec", *options, container),
-        stdin=pipe if stdin is not None else none,
-        stdout=pipe,
-        stderr=pipe,
-    )
+class Said:
+    """A `Conversation` that is over: what was to run could not."""
+
+    def __init__(self, code: int, words: str) -> None:
+        self.stdout = Words()
+        self.stderr = Words(words.encode())
+        self._code = code
+
+    async def write(self, data: bytes) -> None: ...
+
+    async def end_input(self) -> None: ...
+
+    async def resize(self, size: TerminalSize) -> None: ...
+
+    async def signal(self, number: int) -> None: ...
+
+    async def wait(self) -> int:
+        return self._code
+
+    async def aclose(self) -> None: ...
+
+
+class Piped:
+    """A `Conversation` with a child of this process over pipes. `end` ends what it does, and makes
+    it end; `tell` passes a signal on; `forget` removes what was made for it."""
+
+    def __init__(
+        self,
+        child: asyncio.subprocess.Process,
+        streams: tuple[Sink | None, Source, Source],
+        *,
+        end: Callable[[], Awaitable[None]],
+        tell: Callable[[int], None],
+        forget: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._child = child
+        self._stdin, self.stdout, self.stderr = streams
+        self._end = end
+        self._tell = tell
+        self._forget = forget
+        self._tasks = Supervisor("conversation")
+        self._ended = self._tasks.start("end", self._wait_end())
+
+    async def _wait_end(self) -> int:
+        code = await self._child.wait()
+        self.stdout.finish()
+        self.stderr.finish()
+        return code if code >= 0 else 128 - code
+
+    async def write(self, data: bytes) -> None:
+        if self._stdin is not None:
+            await self._stdin.write(data)
+
+    async def end_input(self) -> None:
+        if self._stdin is not None:
+            self._stdin.close()
+
+    async def resize(self, size: TerminalSize) -> None: ...
+
+    async def signal(self, number: int) -> None:
+        self._tell(number)
+
+    async def wait(self) -> int:
+        return await asyncio.shield(self._ended)
+
+    async def aclose(self) -> None:
+        await self.end_input()
+        if not self._ended.done():
+            await self._end()
+            await asyncio.shield(self._ended)
+        self.stdout.close()  # not before: runc dies of it, and leaves behind what it began
+        self.stderr.close()
+        await self._tasks.aclose()
+        self._forget()
+
+
+async def start_piped(
+    argv: tuple[str, ...], *, stdin: bool, env: dict[str, str] | None = None
+) -> tuple[asyncio.subprocess.Process, tuple[Sink | None, Source, Source]]:
+    """A child, in a session of its own, and our ends of its streams."""
+    pipes = [os.pipe() for _ in range(3)]
+    (give, _), (_, say), (_, complain) = pipes
+    ours = [pipes[0][1], pipes[1][0], pipes[2][0]]
     try:
-        async with asyncio.timeout(timeout_s):
-            stdout, stderr = await _converse(program, stdin)
-    except TimeoutError:
-        said = f"{entry.argv[0]} did not end in {container} within {timeout_s:g} s and was killed"
-        raise TimedOut(said) from None
+        child = await asyncio.create_subprocess_exec(
+            *argv,
+            stdin=give if stdin else asyncio.subprocess.DEVNULL,
+            stdout=say,
+            stderr=complain,
+            env=env,
+            start_new_session=True,
+        )
+    except BaseException:
+        for descriptor in ours:
+            os.close(descriptor)
+        raise
     finally:
-        if program.returncode is None:
-            await _end(program, pid_file)
-        pid_file.unlink(missing_ok=True)
-        description.unlink(missing_ok=True)
-    return ExecResult(program.returncode or 0, stdout, stderr)
+        for descriptor in (give, say, complain):
+            os.close(descriptor)
+    sink = Sink(ours[0])
+    if not stdin:
+        sink.close()
+    return child, (sink if stdin else None, Source(ours[1]), Source(ours[2]))
+
+
+async def converse(place: Place, execution: Execution) -> Conversation:
+    """Begin to run a command without a terminal."""
+    process = describe_process((place.directory / "config.json").read_bytes(), execution)
+    if (problem := look_up(Path(f"/proc/{place.pid}/root"), process)) is not None:
+        return problem
+    process["args"] = (INIT, "-s", "--", *execution.argv)
+    files = Files(place.directory)
+    files.description.write_bytes(msgspec.json.encode(process))
+    argv = (*place.engine, "exec", *files.options(), place.container)
+    try:
+        child, streams = await start_piped(argv, stdin=execution.stdin)
+    except BaseException:
+        files.remove()
+        raise
+    return Piped(
+        child,
+        streams,
+        end=lambda: _end(child, files.pid),
+        tell=lambda number: _signal(files.pid, number),
+        forget=files.remove,
+    )
+
+
+class Files:
+    """Those of one command: its description, the pid that the engine writes, a console's socket."""
+
+    def __init__(self, directory: Path) -> None:
+        self.name = f"{PREFIX}{os.getpid()}-{next(_numbers)}"
+        self.description = directory / f"{self.name}.json"
+        self.pid = directory / f"{self.name}.pid"
+        self.console = directory / f"{self.name}.sock"
+
+    def options(self) -> tuple[str, ...]:
+        return ("--pid-file", str(self.pid), "--process", str(self.description))
+
+    def remove(self) -> None:
+        for path in (self.description, self.pid, self.console):
+            path.unlink(missing_ok=True)
 
 
 _numbers = itertools.count()
 
 
-def describe_process(config: bytes, entry: Entry) -> dict[str, Any]:
-    """The main process's description of `config.json`, with other words."""
+def describe_process(config: bytes, execution: Execution) -> dict[str, Any]:
+    """The main process's description of `config.json`, with what the command has of its own."""
     process: dict[str, Any] = msgspec.json.decode(config)["process"]
-    process["args"] = entry.argv
-    process["cwd"] = entry.workdir or process["cwd"]
-    if (user := entry.user) is not None:
+    process["args"] = execution.argv
+    process["cwd"] = execution.workdir or process["cwd"]
+    own = dict(entry.partition("=")[::2] for entry in (*process["env"], *execution.env))
+    process["env"] = [f"{name}={value}" for name, value in own.items()]
+    if (user := execution.user) is not None:
         process["user"] = {"uid": user.uid, "gid": user.gid, "additionalGids": user.groups}
+    if (size := execution.terminal) is not None:
+        process["terminal"] = True
+        process["consoleSize"] = {"height": size.rows, "width": size.columns}
     return process
 
 
-def look_up(tree: Path, process: dict[str, Any]) -> ExecResult | None:
+def look_up(tree: Path, process: dict[str, Any]) -> Said | None:
     """What a shell would answer when there is no such program in `tree`, or none to execute."""
     program, cwd = process["args"][0], process["cwd"]
     env = dict(entry.partition("=")[::2] for entry in process["env"])
     if find_command(tree, program, env["PATH"], cwd) is not None:
         return None
     if is_file(tree, program, cwd):
-        return ExecResult(NOT_EXECUTABLE, b"", f"{program}: cannot be executed\n".encode())
+        return Said(NOT_EXECUTABLE, f"{program}: cannot be executed\n")
     where = "" if "/" in program else f" (looked in {env['PATH']})"
-    return ExecResult(NOT_FOUND, b"", f"{program}: not found{where}\n".encode())
+    return Said(NOT_FOUND, f"{program}: not found{where}\n")
 
 
-async def _converse(
-    program: asyncio.subprocess.Process, stdin: AsyncIterator[bytes] | None
-) -> tuple[bytes, bytes]:
-    """What it writes, while it is given `stdin`; what it does not read until its end is dropped."""
-    assert program.stdout is not None
-    assert program.stderr is not None
-    taking = (_take(program.stdout), _take(program.stderr))
-    said = asyncio.gather(*taking, program.wait())
-    try:
-        if stdin is not None:
-            async with Supervisor("exec", on_failure=lambda *_: None) as tasks:
-                fed = tasks.start("stdin", _feed(program, stdin))
-                await asyncio.wait({said, fed}, return_when=asyncio.FIRST_COMPLETED)
-                if fed.done():
-                    fed.result()
-                await asyncio.shield(said)
-        (stdout, cut_out), (stderr, cut_err), _ = await said
-    finally:
-        said.cancel()
-    for name, was_cut in (("stdout", cut_out), ("stderr", cut_err)):
-        if was_cut:
-            stderr += b"tabane: %s was cut after %d bytes\n" % (name.encode(), MAX_OUTPUT_BYTES)
-    return stdout, stderr
-
-
-async def _take(stream: asyncio.StreamReader) -> tuple[bytes, bool]:
-    """What comes until its end, and whether it is cut: the rest is read and dropped, so that the
-    program is not held up."""
-    kept = bytearray()
-    was_cut = False
-    while block := await stream.read(READ_BYTES):
-        room = MAX_OUTPUT_BYTES - len(kept)
-        kept += block[:room]
-        was_cut = was_cut or len(block) > room
-    return bytes(kept), was_cut
-
-
-async def _feed(program: asyncio.subprocess.Process, stdin: AsyncIterator[bytes]) -> None:
-    pipe = program.stdin
-    assert pipe is not None
-    with suppress(ConnectionError):
-        async for block in stdin:
-            pipe.write(block)
-            await pipe.drain()
-    pipe.close()
-
-
-async def _end(program: asyncio.subprocess.Process, pid_file: Path) -> None:
-    """Kill what an engine began, and its engine. One that is just beginning is waited for: it
+async def _end(child: asyncio.subprocess.Process, pid_file: Path) -> None:
+    """End what an engine began, and its engine. One that is just beginning is waited for: it
     cannot be killed half-way, its helpers would go on without it."""
-    async with Supervisor("exec") as tasks:
-        engine = tasks.start("engine", program.wait())
+    async with Supervisor("end") as tasks:
+        engine = tasks.start("engine", child.wait())
         try:
             async with asyncio.timeout(ENGINE_TIMEOUT_S):
-                while not engine.done() and (pid := _read_pid(pid_file)) is None:
+                while not engine.done() and (pid := read_pid(pid_file)) is None:
                     await asyncio.wait({engine}, timeout=POLL_S)
                 if not engine.done() and pid is not None:
-                    await _kill_all(pid)
+                    await end_below(pid)
                 await asyncio.shield(engine)
         except TimeoutError:
-            program.kill()
+            child.kill()
         await engine
 
 
-def _read_pid(pid_file: Path) -> int | None:
+def read_pid(pid_file: Path) -> int | None:
     with suppress(FileNotFoundError, ValueError):
         return int(pid_file.read_text())
     return None
 
 
-async def _kill_all(init: int) -> None:
-    """Kill an init whose engine waits for it, so that its pid cannot have been reused; before it,
-    while it starts nothing more, what is below it, and what comes to it as parents are killed."""
-    _send(init, signal.SIGSTOP)
-    while state(init) not in "TZX":  # noqa: ASYNC110 - the kernel sends no event
-        await asyncio.sleep(POLL_S)
-    while found := descendants(init):
-        for pid in found:
-            _send(pid, signal.SIGKILL)
-        await asyncio.sleep(POLL_S)
-    _send(init, signal.SIGKILL)
+def _signal(pid_file: Path, number: int) -> None:
+    """To the program's init, which passes it on."""
+    if (pid := read_pid(pid_file)) is not None:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
-def _send(pid: int, number: int) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(pid, number)
+def left_behind(directory: Path) -> Iterator[tuple[str, int]]:
+    """Names and pids of commands that agents before this one began and did not see end."""
+    for path in directory.glob(f"{PREFIX}*.pid"):
+        if (pid := read_pid(path)) is not None:
+            yield path.stem, pid
+
+
+def clear(directory: Path) -> None:
+    """Remove the files of all commands."""
+    for path in directory.glob(f"{PREFIX}*"):
+        path.unlink(missing_ok=True)

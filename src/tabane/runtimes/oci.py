@@ -15,7 +15,7 @@ import os
 import resource
 import shutil
 import signal
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,21 +24,23 @@ import msgspec
 
 from tabane.errors import EngineError, NotFound, Unsupported
 from tabane.model import AppName, Class, ExitStatus, GuestProcess, Value
-from tabane.runtimes import bundle, inside, process, rootfs
+from tabane.runtimes import bundle, copying, inside, process, rootfs, terminal
 from tabane.runtimes.api import (
     Capabilities,
     Command,
+    Conversation,
     Enforcement,
-    ExecResult,
+    Execution,
     Handle,
     InstanceSpec,
     Link,
     Probe,
     Spawner,
     Stats,
-    User,
+    Transfer,
 )
 from tabane.runtimes.cgroups import Cgroup, counts_swap, missing_controllers
+from tabane.runtimes.ending import end_session
 
 HANDLE_VERSION = 1
 ENGINE_TIMEOUT_S = 10.0
@@ -66,6 +68,8 @@ class OciDriver:
     capabilities = Capabilities(
         freeze=True,
         exec=True,
+        terminal=True,
+        copy=True,
         stats=True,
         network=True,
         services=True,
@@ -246,7 +250,19 @@ class OciDriver:
             if finished.status != ExitStatus():
                 return None
             handle = _adopt(handle)
-        return handle if _is_running(handle) else None
+        if not _is_running(handle):
+            return None
+        await self._end_left_behind(handle)
+        return handle
+
+    async def _end_left_behind(self, handle: Handle) -> None:
+        """End the commands inside whose agent is no more: nobody hears them."""
+        members, directory = _cgroup(handle).pids, _directory(handle)
+        for name, pid in inside.left_behind(directory):
+            if pid in members():
+                await end_session(pid, process.start_ticks(pid), members)
+            await self._spawner.forget(terminal.key_of(handle.id, name))
+        inside.clear(directory)
 
     async def destroy(self, handle: Handle) -> None:
         if handle.id in self._starting:
@@ -271,6 +287,7 @@ class OciDriver:
         shutil.rmtree(self._state / handle.id, ignore_errors=True)
         for name in ("config.json", "pid", "engine.log"):
             (directory / name).unlink(missing_ok=True)
+        inside.clear(directory)
 
     def close(self) -> None:
         """Unmount what is kept between instances; they go on. Call it when the node ends."""
@@ -279,23 +296,20 @@ class OciDriver:
 
     # Inside
 
-    async def exec(
-        self,
-        handle: Handle,
-        argv: tuple[str, ...],
-        *,
-        timeout_s: float,
-        stdin: AsyncIterator[bytes] | None = None,
-        user: User | None = None,
-        workdir: str = "",
-    ) -> ExecResult:
-        """As `Driver.exec`; on a time-out the program inside is killed (`TimedOut`)."""
+    async def exec(self, handle: Handle, execution: Execution) -> Conversation:
+        place = self._place(handle)
+        if execution.terminal is None:
+            return await inside.converse(place, execution)
+        return await terminal.converse(place, execution, self._spawner, _cgroup(handle).pids)
+
+    def _place(self, handle: Handle) -> inside.Place:
         _check_running(handle)
         pid = handle.data["pid"]
         assert isinstance(pid, int)
-        entry = inside.Entry(argv, user, workdir)
-        engine, directory = self._command(handle), _directory(handle)
-        return await inside.run(engine, directory, pid, handle.id, entry, stdin, timeout_s)
+        return inside.Place(handle.id, pid, _directory(handle), self._command(handle))
+
+    async def copy(self, handle: Handle, transfer: Transfer) -> Conversation:
+        return await copying.converse(self._place(handle), transfer)
 
     async def stats(self, handle: Handle) -> Stats:
         _check_running(handle)

@@ -17,7 +17,8 @@ from tabane.runtimes.trial import parked
 BUSYBOX = Path("/bin/busybox")
 """Debian's busybox-static."""
 APPLETS = ("cat", "chmod", "dd", "df", "echo", "false", "hostname", "httpd", "id", "kill", "ls")
-MORE_APPLETS = ("mkdir", "mount", "ps", "pwd", "sh", "sleep", "stat", "true", "unshare", "wc")
+MORE_APPLETS = ("mkdir", "mount", "ps", "pwd", "sh", "sleep", "stat", "stty", "true")
+EVEN_MORE_APPLETS = ("unshare", "wc")
 UNIFIED = Path("/sys/fs/cgroup/unified")
 ID_BASE = 300_000
 
@@ -54,7 +55,7 @@ def make_tree(directory: Path) -> Image:
         (tree / name).mkdir(parents=True)
     tree.chmod(0o755)
     shutil.copy(BUSYBOX.resolve(), tree / "bin/busybox")
-    for applet in APPLETS + MORE_APPLETS:
+    for applet in APPLETS + MORE_APPLETS + EVEN_MORE_APPLETS:
         (tree / "bin" / applet).symlink_to("busybox")
     (tree / "etc/passwd").write_text("root:x:0:0::/:/bin/sh\nweb:x:33:34::/srv:/bin/sh\n")
     (tree / "etc/group").write_text("root:x:0:\nweb:x:34:\nlogs:x:44:web\n")

@@ -22,7 +22,15 @@ import msgspec
 
 from tabane.errors import EngineError, NotFound, Unsupported
 from tabane.model import ExitStatus
-from tabane.runtimes.api import Driver, Handle, InstanceSpec
+from tabane.runtimes.api import (
+    Driver,
+    Execution,
+    Handle,
+    InstanceSpec,
+    TerminalSize,
+    Transfer,
+)
+from tabane.testing.talks import fetch, hear, make_archive, put, read_archive, run_inside
 
 PATIENCE_S = 20.0
 SAID = b"hello from inside"
@@ -227,25 +235,83 @@ async def check_freeze(bench: DriverBench) -> None:
 
 
 async def check_exec(bench: DriverBench) -> None:
-    """A command runs inside and its output comes back."""
+    """A command runs inside, its output comes back, and it reads what it is given."""
     driver = bench.driver
     async with started(bench, Behaviour.WAITS) as (_, handle):
-        command = driver.exec(handle, ("echo", "it", "works"), timeout_s=PATIENCE_S)
         if not driver.capabilities.exec:
-            await refused(command)
+            await refused(driver.exec(handle, Execution(("echo",))))
             return
-        result = await command
-        assert (result.code, result.stdout, result.stderr) == (0, b"it works\n", b"")
-        again = driver.exec(handle, ("cat",), timeout_s=PATIENCE_S, stdin=_blocks(b"give", b"n"))
-        assert (await again).stdout == b"given"
-        missing = await driver.exec(handle, ("no-such-program",), timeout_s=PATIENCE_S)
+        result = await run_inside(driver, handle, ("echo", "it", "works"))
+        assert result == (0, b"it works\n", b"")
+        again = await run_inside(driver, handle, ("cat",), given=[b"give", b"n"])
+        assert again == (0, b"given", b"")
+        assert (await run_inside(driver, handle, ("cat",))).stdout == b""
+        missing = await run_inside(driver, handle, ("no-such-program",))
         assert missing.code == 127
         assert b"no-such-program" in missing.stderr
 
 
-async def _blocks(*blocks: bytes) -> AsyncIterator[bytes]:
-    for block in blocks:
-        yield block
+async def check_terminal(bench: DriverBench) -> None:
+    """A command has a terminal of its own: its size, its echo, its keys."""
+    driver, size = bench.driver, TerminalSize(33, 77)
+    async with started(bench, Behaviour.WAITS) as (_, handle):
+        if not driver.capabilities.terminal:
+            await refused(driver.exec(handle, Execution(("cat",), terminal=size)))
+            return
+        shown = await run_inside(driver, handle, ("stty", "size"), terminal=size)
+        assert shown == (0, b"33 77\r\n", b"")
+        typed = await run_inside(driver, handle, ("cat",), given=[b"hi\n"], terminal=size)
+        assert typed == (0, b"hi\r\nhi\r\n", b"")
+        talk = await driver.exec(handle, Execution(("cat",), stdin=True, terminal=size))
+        try:
+            await talk.write(b"go on\n")
+            await hear(talk, b"go on\r\ngo on\r\n")
+            await talk.write(b"\x03")
+            assert await talk.wait() == 128 + signal.SIGINT
+        finally:
+            await talk.aclose()
+
+
+async def check_left(bench: DriverBench) -> None:
+    """A command that nobody wants any more ends, and leaves nothing; signals end it, too."""
+    driver = bench.driver
+    size = TerminalSize(24, 80) if driver.capabilities.terminal else None
+    async with started(bench, Behaviour.STAYS) as (spec, handle):
+        if not driver.capabilities.exec:
+            return
+        await wait_until_said(spec)
+        before = sorted(await driver.processes(handle))
+        for terminal in {None, size}:
+            for _ in range(2):
+                talk = await driver.exec(handle, Execution(("cat",), stdin=True, terminal=terminal))
+                await talk.write(b"hi\n")
+                await hear(talk, b"hi")
+                await talk.aclose()
+                await talk.aclose()
+            assert sorted(await driver.processes(handle)) == before
+            talk = await driver.exec(handle, Execution(("cat",), stdin=True, terminal=terminal))
+            await talk.write(b"hi\n")
+            await hear(talk, b"hi")
+            await talk.signal(signal.SIGTERM)
+            assert await talk.wait() == 128 + signal.SIGTERM
+            await talk.aclose()
+
+
+async def check_copy(bench: DriverBench) -> None:
+    """Files come in with their modes, and out again."""
+    driver = bench.driver
+    async with started(bench, Behaviour.WAITS) as (_, handle):
+        if not driver.capabilities.copy:
+            await refused(driver.copy(handle, Transfer("/tmp", inward=False)))
+            return
+        archive = make_archive({"copied": b"some words"})
+        assert await put(driver, handle, "/tmp/copied", archive, as_named=True) == (0, b"", b"")
+        out = await fetch(driver, handle, "/tmp/copied")
+        assert (out.code, out.stderr) == (0, b"")
+        assert read_archive(out.stdout) == {"copied": (b"some words", 0o640)}
+        missing = await fetch(driver, handle, "/tmp/nowhere")
+        assert (missing.code, missing.stdout) == (1, b"")
+        assert b"/tmp/nowhere" in missing.stderr
 
 
 async def check_stats(bench: DriverBench) -> None:
@@ -283,7 +349,8 @@ async def check_ended(bench: DriverBench) -> None:
         for able, verb in (
             (driver.capabilities.freeze, driver.freeze(handle)),
             (driver.capabilities.stats, driver.stats(handle)),
-            (driver.capabilities.exec, driver.exec(handle, ("true",), timeout_s=PATIENCE_S)),
+            (driver.capabilities.exec, driver.exec(handle, Execution(("true",)))),
+            (driver.capabilities.copy, driver.copy(handle, Transfer("/", inward=False))),
         ):
             await refused(verb, NotFound if able else Unsupported)
 
@@ -362,6 +429,9 @@ DRIVER_CHECKS: tuple[Check, ...] = (
     check_many,
     check_freeze,
     check_exec,
+    check_terminal,
+    check_left,
+    check_copy,
     check_stats,
     check_guest_processes,
     check_ended,

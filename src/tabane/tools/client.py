@@ -11,9 +11,8 @@ import json
 import os
 import re
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +79,7 @@ class Cluster:
                 problems.append(f"{name}: {_reason(error)}")
                 continue
             if status not in OK:
-                raise _error_of(status, body)
+                raise error_of(status, body)
             return body
         raise self._unreachable(problems)
 
@@ -112,33 +111,13 @@ class Cluster:
         with response, _breaking_off(name):
             return response.read()
 
-    def converse(
-        self, path: str, head: Any, blocks: Iterator[bytes], *, node: str, timeout_s: float
-    ) -> Any:
-        """POST a line of JSON and then `blocks` as they come, until there is an answer."""
-        from http.client import HTTPConnection
-        from threading import Thread
-
-        name, sock = self._connect_any(node)
-        sock.settimeout(timeout_s)
-        connection = HTTPConnection("localhost")
-        connection.sock = sock
-        with sock, _breaking_off(name):
-            connection.putrequest("POST", _quote(path))
-            connection.putheader("Transfer-Encoding", "chunked")
-            connection.endheaders()
-            whole = chain([json.dumps(head).encode() + b"\n"], blocks)
-            Thread(target=_send_chunks, args=(sock, whole), daemon=True).start()
-            with connection.getresponse() as response:
-                body = response.read()
-        if response.status not in OK:
-            raise _error_of(response.status, body)
-        return _parse(body)
-
     @contextmanager
-    def stream(self, path: str, *, node: str | None = None) -> Iterator[Iterator[bytes]]:
-        """An answer's lines, as they come; the node has the question when the block begins."""
-        name, response = self._open("GET", path, None, node, None)
+    def stream(
+        self, path: str, *, node: str | None = None, or_any: bool = False
+    ) -> Iterator[Iterator[bytes]]:
+        """An answer's lines, as they come; the node has the question when the block begins.
+        `or_any`: as of `connect`."""
+        name, response = self._open("GET", path, None, node, None, or_any=or_any)
         with response:
             yield _lines(name, response)
 
@@ -149,11 +128,13 @@ class Cluster:
         body: bytes | Iterator[bytes] | None,
         node: str | None,
         timeout_s: float | None,
+        *,
+        or_any: bool = False,
     ) -> tuple[str, HTTPResponse]:
         """The node that was asked, and its answer from the body on."""
         from http.client import HTTPConnection
 
-        name, sock = self._connect_any(node)
+        name, sock = self.connect(node, or_any=or_any)
         sock.settimeout(timeout_s)
         connection = HTTPConnection("localhost")
         connection.sock = sock
@@ -166,12 +147,15 @@ class Cluster:
             response = connection.getresponse()
             if response.status not in OK:
                 with response:
-                    raise _error_of(response.status, response.read())
+                    raise error_of(response.status, response.read())
         return name, response
 
-    def _connect_any(self, node: str | None) -> tuple[str, socket.socket]:
+    def connect(self, node: str | None, *, or_any: bool = False) -> tuple[str, socket.socket]:
+        """A node, and a connection to it. `or_any`: any other will do, too, since it passes on what
+        it is asked about an instance."""
         problems = []
-        for name in self._choose(node):
+        others = [name for name in self.nodes if node not in (None, name)] if or_any else []
+        for name in (*self._choose(node), *others):
             try:
                 return name, connect_unix(self.socket_of(name), QUESTION_TIMEOUT_S)
             except OSError as error:
@@ -191,14 +175,6 @@ class Cluster:
         if not any((self.root / "nodes" / node / "process.json").exists() for node in self.nodes):
             return Unreachable(f"the cluster below {self.root} is stopped: `tabane up` starts it")
         return Unreachable(f"no answer from the cluster below {self.root} ({'; '.join(problems)})")
-
-
-def _send_chunks(sock: socket.socket, blocks: Iterable[bytes]) -> None:
-    """Until they end, or nobody takes them any more."""
-    with suppress(OSError):
-        for block in blocks:
-            sock.sendall(b"%x\r\n%s\r\n" % (len(block), block))
-        sock.sendall(b"0\r\n\r\n")
 
 
 @contextmanager
@@ -266,7 +242,8 @@ def _quote(target: str) -> str:
     return quote(target, safe="/?&=:,%", errors="surrogateescape")
 
 
-def _error_of(status: int, body: bytes) -> TabaneError:
+def error_of(status: int, body: bytes) -> TabaneError:
+    """What a node's answer means."""
     from tabane.api.problems import parse_body
 
     try:

@@ -45,15 +45,16 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "wakes": ("records", "what each wake cost, phase by phase"),
     "events": ("records", "what happened to instances"),
     "stop": ("instances", "drain and stop an instance"),
-    "logs": ("instances", "output of an instance or of an app's instances"),
-    "exec": ("instances", "run a command inside an instance"),
+    "logs": ("logs", "output of an instance or of an app's instances"),
+    "exec": ("exec", "run a command inside an instance, or a shell (-it)"),
+    "cp": ("cp", "copy files into an instance or out of it"),
     "members": ("nodes", "nodes and their hubs"),
     "completion": ("completion", "a script for bash, zsh or fish that completes what is typed"),
     "doctor": ("nodes", "which drivers work here, and why others do not"),
 }
 
 
-CLEANS_UP = frozenset({"up", "down", "demo", "deploy", "doctor"})
+CLEANS_UP = frozenset({"up", "down", "demo", "deploy", "doctor", "cp"})
 """These undo what they have begun when they are interrupted; all others just end."""
 SBIN = ("/usr/sbin", "/sbin")
 """Where programs are that users other than root do not find, as nft and runc."""
