@@ -136,3 +136,5 @@ class Feed:
                 self.fetch()
             except (TabaneError, OSError) as error:
                 log.warning("the cluster cannot be read: %s", error)
+            except Exception as error:
+                log.error("the cluster's answer cannot be shown", exc_info=error)

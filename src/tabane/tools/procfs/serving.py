@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import socket
+import threading
 from collections import deque
 
 from tabane.clock import SYSTEM
@@ -11,7 +13,6 @@ from tabane.tools.procfs.feed import Feed
 from tabane.tools.procfs.filter import numbering
 from tabane.tools.procfs.local import Local
 from tabane.tools.procfs.server import Server
-from tabane.tools.procfs.session import Descriptors
 from tabane.tools.procfs.source import ProcSource
 from tabane.tools.procfs.supervisor import Carrier, Supervisor
 from tabane.tools.procfs.tree import Tree, root_names
@@ -61,21 +62,25 @@ class ClusterShell:
         """Databases of users and groups that name those whom this machine does not know."""
         return self._tree.overlays()
 
-    def serve(self, held: Descriptors) -> None:
+    def serve(self, meeting: socket.socket) -> None:
         """In the server's process, until nothing is mounted any more."""
+        fuse = session.receive(meeting)
+        if fuse is None:
+            return
         package = logging.getLogger("tabane")
         package.addHandler(self._lines)
         package.setLevel(logging.INFO)
         package.propagate = False
-        server = Server(held.fuse, self._tree, self.feed)
-        supervisor = Supervisor(self.view, self.feed, server, self._carrier, numbering())
-
-        def on_found(what: str, fd: int) -> None:
-            if what == "proc":
-                self._tree.local.fd = fd
-            else:
-                supervisor.start(fd)
-
-        session.receive_in_background(held.meeting, on_found)
+        server = Server(fuse, self._tree, self.feed)
         self.feed.start()
+        threading.Thread(target=self._meet, args=(meeting, server), daemon=True).start()
         server.serve()
+
+    def _meet(self, meeting: socket.socket, server: Server) -> None:
+        session.acknowledge(meeting)
+        self._tree.local.fd = session.receive(meeting)
+        session.acknowledge(meeting)
+        listener = session.receive(meeting)
+        if listener is not None:
+            Supervisor(self.view, self.feed, server, self._carrier, numbering()).start(listener)
+        session.acknowledge(meeting)

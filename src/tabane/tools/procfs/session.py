@@ -22,7 +22,6 @@ import signal
 import socket
 import sys
 import termios
-import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import NamedTuple, NoReturn
@@ -37,13 +36,6 @@ DEVICE = "/dev/fuse"
 TERMINAL_SIGNALS = (signal.SIGINT, signal.SIGQUIT)
 SERVER_ENDED = "tabane: what serves this shell's /proc has ended: leave it, start another\n"
 _MOUNT_OPTIONS = "rootmode=40000,user_id={uid},group_id={gid},default_permissions,allow_other"
-
-
-class Descriptors(NamedTuple):
-    """What the server was handed so far."""
-
-    fuse: int
-    meeting: socket.socket
 
 
 class Plan(NamedTuple):
@@ -64,25 +56,23 @@ class Ended(NamedTuple):
     served: bool
 
 
-def run(plan: Plan, serve: Callable[[Descriptors], None]) -> Ended:
+def run(plan: Plan, serve: Callable[[socket.socket], None]) -> Ended:
     """Start all three and wait for the shell. `serve` is called in the server, which ends with it;
-    it must answer each message of the meeting. To be called while there is but one thread. Raises
-    `Unsupported`."""
+    the others hand descriptors over to it at the meeting: see `receive`. To be called while there
+    is but one thread. Raises `Unsupported`."""
     calls = numbering()
     _enter_user_namespace()
-    fuse = open_device()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     said, saying = os.pipe2(os.O_CLOEXEC)
-    server = _fork(lambda: _be_server(Descriptors(fuse, ours), (theirs, said, saying), serve))
+    server = _fork(lambda: _be_server(ours, (theirs, said, saying), serve))
     ours.close()
     try:
         kernel.unshare(kernel.CLONE_NEWPID)
-        init = _fork(lambda: _be_init(plan, fuse, theirs, (said, saying), calls))
+        init = _fork(lambda: _be_init(plan, theirs, (said, saying), calls))
     except OSError as error:
         _end(server)
         raise _unsupported("a pid namespace cannot be made", error) from None
     finally:
-        os.close(fuse)
         theirs.close()
         os.close(saying)
     with open(said, "rb") as pipe:  # noqa: PTH123
@@ -152,7 +142,9 @@ def _fork(work: Callable[[], int]) -> int:
 
 
 def _be_server(
-    held: Descriptors, others: tuple[socket.socket, int, int], serve: Callable[[Descriptors], None]
+    meeting: socket.socket,
+    others: tuple[socket.socket, int, int],
+    serve: Callable[[socket.socket], None],
 ) -> int:
     theirs, said, saying = others
     theirs.close()
@@ -162,28 +154,27 @@ def _be_server(
     nowhere = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(nowhere, fd)
-    serve(held)
+    serve(meeting)
     return 0
 
 
-def receive(meeting: socket.socket, found: Callable[[str, int], None]) -> None:
-    """Take what init and the shell hand over: `proc`, a directory, and `calls`, a listener. Returns
-    when nobody can send any more."""
-    while True:
-        data, fds, _, _ = socket.recv_fds(meeting, 64, 1)
-        if not data:
-            return
-        found(data.decode(), fds[0])
+def receive(meeting: socket.socket) -> int | None:
+    """The next descriptor that is handed over: first of the mounted /dev/fuse, then of the real
+    procfs, then of the filter's listener; None when nobody can send any more."""
+    data, fds, _, _ = socket.recv_fds(meeting, 16, 1)
+    return fds[0] if data else None
+
+
+def acknowledge(meeting: socket.socket) -> None:
+    """What was received is in use: whoever handed it over may go on."""
+    with suppress(OSError):
         meeting.send(b"ok")
 
 
-def receive_in_background(meeting: socket.socket, found: Callable[[str, int], None]) -> None:
-    threading.Thread(target=receive, args=(meeting, found), name="meeting", daemon=True).start()
-
-
-def _hand_over(meeting: socket.socket, what: str, fd: int) -> None:
-    """Returns when the server has it. Raises `OSError`."""
-    socket.send_fds(meeting, [what.encode()], [fd])
+def _hand_over(meeting: socket.socket, fd: int) -> None:
+    """Returns when the server uses it; it is closed here. Raises `OSError`."""
+    socket.send_fds(meeting, [b"fd"], [fd])
+    os.close(fd)
     if not meeting.recv(16):
         raise OSError(errno.EPIPE, "the server of /proc has ended")
 
@@ -191,18 +182,16 @@ def _hand_over(meeting: socket.socket, what: str, fd: int) -> None:
 # Init and the shell
 
 
-def _be_init(
-    plan: Plan, fuse: int, meeting: socket.socket, pipe: tuple[int, int], calls: Numbering
-) -> int:
+def _be_init(plan: Plan, meeting: socket.socket, pipe: tuple[int, int], calls: Numbering) -> int:
     said, saying = pipe
     os.close(said)
     try:
-        _mount(plan, fuse, meeting)
+        _mount(plan, meeting)
         kernel.set_name("tabane")
         shell = os.fork()
         if not shell:
             _be_shell(plan, meeting, saying, calls)
-    except OSError as error:
+    except (OSError, Unsupported) as error:
         _say(saying, error)
         return 1
     os.close(saying)
@@ -211,28 +200,26 @@ def _be_init(
     return _reap(shell)
 
 
-def _mount(plan: Plan, fuse: int, meeting: socket.socket) -> None:
+def _mount(plan: Plan, meeting: socket.socket) -> None:
+    fuse = open_device()
     options = _MOUNT_OPTIONS.format(uid=os.geteuid(), gid=os.getegid())
     kernel.unshare(kernel.CLONE_NEWNS)
     kernel.mount("none", "/", "", kernel.MS_REC | kernel.MS_PRIVATE)
     flags = MS_NOSUID | MS_NODEV
     kernel.mount("tabane", "/proc", "fuse.tabane", flags | MS_NOEXEC, f"fd={fuse},{options}")
-    os.close(fuse)
+    _hand_over(meeting, fuse)
     kernel.mount("proc", "/proc/tabane/local", "proc", flags | MS_NOEXEC)
     for source, target in plan.overlays:
         kernel.mount(source, target, "", MS_BIND)
     directory = os.open("/proc/tabane/local", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    _hand_over(meeting, "proc", directory)
-    os.close(directory)
+    _hand_over(meeting, directory)
 
 
 def _be_shell(plan: Plan, meeting: socket.socket, saying: int, calls: Numbering) -> NoReturn:
     try:
         if plan.own_group:
             take_foreground()
-        listener = install(calls)
-        _hand_over(meeting, "calls", listener)
-        os.close(listener)
+        _hand_over(meeting, install(calls))
         for number in (*TERMINAL_SIGNALS, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
             signal.signal(number, signal.SIG_DFL)
         os.execvpe(plan.argv[0], plan.argv, plan.environment)
@@ -242,15 +229,20 @@ def _be_shell(plan: Plan, meeting: socket.socket, saying: int, calls: Numbering)
         os._exit(127)
 
 
-def _say(saying: int, error: OSError) -> None:
+def _say(saying: int, error: OSError | Unsupported) -> None:
     """To the parent: why there is no shell."""
+    with suppress(OSError):
+        os.write(saying, _explain(error).encode())
+
+
+def _explain(error: OSError | Unsupported) -> str:
+    if isinstance(error, Unsupported):
+        return error.message
     what = f" ({error.filename})" if error.filename else ""
     reason = f"{error.strerror or error}{what}"
     if error.errno == errno.EBUSY:
         reason = "this is such a shell already, or a sandbox like it"
-    problem = f"tabane shell cannot work here: {reason}"
-    with suppress(OSError):
-        os.write(saying, problem.encode())
+    return f"tabane shell cannot work here: {reason}"
 
 
 def _close_terminal() -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat as mode_of
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
@@ -58,6 +59,7 @@ PROCESS_NAMES = tuple(PROCESS_MODES)
 _PROCESS_INDEX = {name: index for index, name in enumerate(PROCESS_NAMES, 1)}
 _UNKNOWN_SIZE = 1
 """Of what is refused: the kernel would not even ask for the contents of an empty file."""
+_PID = re.compile("[1-9][0-9]{0,9}")
 _OFFSET_OF_PIDS = 1 << 12
 """In a listing: what is before it is no process."""
 
@@ -141,7 +143,7 @@ class Tree:
         if request.node == wire.ROOT:
             if request.opcode == wire.LOOKUP:
                 name = request.name.decode("ascii", "replace")
-                return name in HOST_FILES or (name.isdigit() and int(name) >= FIRST)
+                return name in HOST_FILES or pid_of(name) >= FIRST
             return request.opcode == wire.OPENDIR
         number, index = divmod(request.node, 256)
         return number >= FIRST or (
@@ -180,8 +182,8 @@ class Tree:
         elif index == wire.ROOT:
             if name in self._root:
                 return self.attributes(self._root[name].node)
-            if name.isdigit() and str(int(name)) == name and int(name) < 1 << 40:
-                return self.attributes(int(name) << 8)
+            if number := pid_of(name):
+                return self.attributes(number << 8)
         raise FileNotFoundError(errno.ENOENT, name)
 
     def _look_up_remote(self, remote: Remote, index: int, name: str) -> Attributes:
@@ -408,6 +410,11 @@ class Tree:
         attributes = self._remote_attributes(remote, 0)
         entry = wire.encode_listed(_OFFSET_OF_PIDS + number, b"%d" % number, attributes)
         return remote, entry
+
+
+def pid_of(name: str) -> int:
+    """The process that a directory is named after; 0 for none."""
+    return int(name) if _PID.fullmatch(name) else 0
 
 
 def is_name(name: str) -> bool:
