@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tabane.k2i.api import build_router
+    from tabane.k2i.client import AsyncClient, Client
     from tabane.k2i.event_feed import EventFeed
     from tabane.k2i.events import Event
     from tabane.k2i.service import K2i, Part, Question
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from tabane.k2i.v1 import Record
 
 __all__ = [
+    "AsyncClient",
+    "Client",
     "Event",
     "EventFeed",
     "K2i",
@@ -29,6 +32,8 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AsyncClient": "client",
+    "Client": "client",
     "Event": "events",
     "EventFeed": "event_feed",
     "K2i": "service",

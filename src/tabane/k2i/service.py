@@ -88,10 +88,11 @@ class K2i:
         self._instances = instances
         self._inside_age_s = inside_age_s
         self._clock = clock
-        host = HostReader(place, root=root, clock=clock)
+        host = self.host = HostReader(place, root=root, clock=clock)
         mounts = MountReader(place, root=root)
         history = History(place)
-        self._sources = Sources(place, root, table, host, mounts, clock, history, inside, facts)
+        read = (self.host, mounts, clock, history)
+        self._sources = Sources(place, root, table, *read, inside, facts)
         self._watch = Watch(self._look, history, self._run, clock)
         self._threads = ThreadPoolExecutor(THREADS, "k2i")
         self._blocking = ThreadPoolExecutor(THREADS, "k2i-blocking")
