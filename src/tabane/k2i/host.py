@@ -339,6 +339,10 @@ class HostReader:
             interfaces=parse_interfaces(self._text("net/dev")),
         )
 
+    def memory(self) -> Memory:
+        """Alone, for who asks often."""
+        return make_memory(parse_numbers(self._text("meminfo")))
+
     def uptime_s(self) -> float:
         """Seconds since the machine was started, sleep included, as in processes' start times."""
         return float(self._text("uptime").split()[0])

@@ -88,7 +88,7 @@ class K2i:
         self._instances = instances
         self._inside_age_s = inside_age_s
         self._clock = clock
-        host = self.host = HostReader(place, root=root, clock=clock)
+        self.host = HostReader(place, root=root, clock=clock)
         mounts = MountReader(place, root=root)
         history = History(place)
         read = (self.host, mounts, clock, history)

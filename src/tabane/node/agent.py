@@ -41,6 +41,7 @@ from tabane.node.catalog import Catalog
 from tabane.node.config import NodeConfig, agent_of, event_socket
 from tabane.node.control import Apps
 from tabane.node.engines import Engines
+from tabane.node.figures import Figures
 from tabane.node.gateways import Gateways
 from tabane.node.home import Home
 from tabane.node.images import NodeImages
@@ -127,6 +128,7 @@ class Agent:
         self.k2i = self._make_k2i()
         self.cluster_k2i = ClusterK2i(self)
         self.orders = Orders(self)
+        self.figures = Figures(self)
         self.answers = Answering(self)
         self.later = Later()
         self._followers: set[Callable[[bytes], None]] = set()
@@ -182,6 +184,7 @@ class Agent:
         self.tasks.keep("lease", lambda: keep_lease(self.clock, self.members.keep))
         self.process_events.start(self.tasks)
         self.k2i.start(self.tasks)
+        self.tasks.keep("figures", self.figures.watch)
         for app in self.all_apps():
             self.catalog.prefetch(app)
 
@@ -229,8 +232,7 @@ class Agent:
         return self._views(self.nodes.neighbours())
 
     def _views(self, nodes: list[NodeName]) -> list[NodeView]:
-        mine = self.engines.view(len(self.executor))
-        views = {self.config.key: mine}
+        views = {self.config.key: self.figures.view()}
         for node in nodes:
             told = self.room.state.get(agent_of(node), {}).get("node")
             if told is not None and node != self.config.key:
@@ -249,7 +251,7 @@ class Agent:
             follow = say.StoreFollow(self.replica.revision)
             self.tell(agent_of(self.config.cluster.control), follow)
         await self.members.tell()
-        await self._publish()
+        await self.figures.tell()
         for member in tuple(self.room.members):
             self._on_presence(member, Change.JOINED)
         self.home.expect(self.nodes.gateways() - self.room.members.keys())
@@ -320,10 +322,6 @@ class Agent:
         if self.apps is not None:
             self.tasks.start("spread", spread(self, self.apps))
 
-    async def _publish(self) -> None:
-        view = self.engines.view(len(self.executor))
-        await self.me.state.put("node", msgspec.msgpack.encode(view))
-
     # Instances
 
     def _on_transition(self, transition: Transition) -> None:
@@ -335,7 +333,7 @@ class Agent:
         if transition.state is State.ABSENT:
             self.gateways.tell_instances()
         if transition.state in (State.READY, State.ABSENT) and self.joined:
-            self.tasks.start("publish", self._publish())
+            self.tasks.start("figures", self.figures.tell())
 
     async def _spread_word(self, transition: Transition) -> None:
         await self.room.cast(say.encode(say.Happened(msgspec.json.encode(transition))))

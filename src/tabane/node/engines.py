@@ -40,8 +40,8 @@ class Engines:
         reasons = "; ".join(f"{name}: {probe.reason}" for name, probe in self.probes.items())
         raise Unsupported(f"nothing on {self._config.key} runs {wanted} ({reasons})")
 
-    def view(self, instances: int) -> NodeView:
+    def view(self, instances: int, memory_available_bytes: int) -> NodeView:
         """This node, as placement wants to see it."""
         classes: tuple[Class, ...] = tuple({driver.isolation: None for driver in self._working})
         names = tuple(driver.name for driver in self._working)
-        return NodeView(self._config.key, names, classes, instances)
+        return NodeView(self._config.key, names, classes, instances, memory_available_bytes)

@@ -1,9 +1,14 @@
-"""Naming one process for sure: a pid is reused, a pid with its start time is not."""
+"""Naming one process for sure: a pid is reused, a pid with its start time is not.
+
+Read from /proc at the moment of the question, where k2i's table would be some moments old.
+"""
 
 from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
+
+from tabane.k2i.procfs import Stat, parse_stat
 
 
 def start_ticks(pid: int) -> int:
@@ -11,12 +16,15 @@ def start_ticks(pid: int) -> int:
 
     A zombie has ended: it only waits to be reaped.
     """
+    stat = _stat(pid)
+    return 0 if stat is None or stat.state in "ZX" else stat.starttime
+
+
+def _stat(pid: int) -> Stat | None:
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        return parse_stat(Path(f"/proc/{pid}/stat").read_bytes())
     except (FileNotFoundError, ProcessLookupError):
-        return 0
-    fields = stat.rpartition(") ")[2].split()
-    return 0 if fields[0] in "ZX" else int(fields[19])
+        return None
 
 
 def ignores(pid: int, name: str, number: int) -> bool:
@@ -69,7 +77,5 @@ def _children(pid: int) -> list[int]:
 
 def state(pid: int) -> str:
     """The letter of proc(5), as `R`; `X` when it is gone."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
-    except OSError:
-        return "X"
+    stat = _stat(pid)
+    return "X" if stat is None else stat.state

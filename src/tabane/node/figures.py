@@ -1,0 +1,48 @@
+"""What a node tells of itself for placement: its drivers, its instances, and k2i's figures of the
+machine. Each node tells it when it changes, all read what was told; nobody asks for it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from tabane.clock import sleep_until
+from tabane.scheduler.placement import NodeView
+
+if TYPE_CHECKING:
+    from tabane.node.agent import Agent
+
+LOOK_S = 2.0
+WORTH_BYTES = 64 << 20
+"""A change of less is told with the next that is more: every node hears of each."""
+
+
+class Figures:
+    """See the module's text."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self._told_bytes = 0
+
+    def view(self) -> NodeView:
+        """This node, as it is now."""
+        agent = self._agent
+        available_bytes = agent.k2i.host.memory().available_kib << 10
+        return agent.engines.view(len(agent.executor), available_bytes)
+
+    async def tell(self) -> None:
+        """Tell all. Raises as a session to the hub does."""
+        view = self.view()
+        self._told_bytes = view.memory_available_bytes or 0
+        await self._agent.me.state.put("node", msgspec.msgpack.encode(view))
+
+    async def watch(self) -> None:
+        """Tell when memory has become more or less by what is worth it; for ever."""
+        clock = self._agent.clock
+        while True:
+            await sleep_until(clock, clock.now() + LOOK_S)
+            now_bytes = self.view().memory_available_bytes or 0
+            if abs(now_bytes - self._told_bytes) >= WORTH_BYTES and self._agent.me.connected:
+                await self.tell()
