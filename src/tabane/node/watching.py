@@ -15,10 +15,10 @@ from collections.abc import Awaitable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tabane.errors import NotFound, ProtocolError, SpecError, TabaneError
+from tabane.errors import NotFound, SpecError, TabaneError
 from tabane.k2i.collectors import registry
 from tabane.k2i.collectors.api import MAX_ANSWER_BYTES, Collector, Setting, Streams
-from tabane.k2i.collectors.command import judge
+from tabane.k2i.collectors.command import judge, last_words, take
 from tabane.k2i.collectors.dial import start_ticks, target_of
 from tabane.k2i.collectors.file import load_jobs
 from tabane.k2i.collectors.runner import Collection, Job
@@ -26,7 +26,7 @@ from tabane.k2i.inside import Ask, Insides
 from tabane.model import Collect, GuestProcess, Instance, InstanceId, State
 from tabane.network.netlink import run_in_network_of
 from tabane.node.instances import Running
-from tabane.runtimes.api import Handle
+from tabane.runtimes.api import Execution, Handle
 
 if TYPE_CHECKING:
     from tabane.node.agent import Agent
@@ -138,11 +138,17 @@ def ask_driver(running: Running) -> Awaitable[Sequence[GuestProcess]]:
 async def run_inside(running: Running, argv: tuple[str, ...], timeout_s: float) -> bytes:
     """A command's stdout. Raises `EngineError`, `ProtocolError` when it writes too much. The caller
     sets the deadline; it is ended when this is cancelled."""
-    done = await running.driver.exec(_handle(running), argv, timeout_s=timeout_s)
-    if len(done.stdout) > MAX_ANSWER_BYTES:
-        raise ProtocolError(f"it prints more than {MAX_ANSWER_BYTES >> 10} KiB")
-    words = done.stderr.decode("utf-8", "backslashreplace").strip().rpartition("\n")[2]
-    return judge(argv, done.code, done.stdout, words)
+    talk = await running.driver.exec(_handle(running), Execution(argv))
+    try:
+        words = last_words(talk.stderr.read) if talk.stderr is not None else _nothing()
+        output, said = await asyncio.gather(take(talk.stdout.read), words)
+        return judge(argv, await talk.wait(), output, said)
+    finally:
+        await talk.aclose()
+
+
+async def _nothing() -> str:
+    return ""
 
 
 def _handle(running: Running) -> Handle:
