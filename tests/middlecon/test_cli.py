@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tabane.errors import Refused
-from tabane.middlecon import Client
+from tabane.errors import Refused, UsageError
+from tabane.middlecon import Client, Hub
 from tabane.middlecon.addresses import Tcp, parse_host_port
 from tabane.middlecon.cli import _parse, main
 from tabane.middlecon.commands import Watcher
@@ -45,6 +45,10 @@ from tabane.middlecon.frames import DATA_BYTES
         (["top", "-n", "²"], "'²' is no number from 1"),
         (["bench", "--members", "99999"], "is no number from 1 to 9000"),
         (["bench", "--size=-1"], "is no number from 0 to 1048576"),
+        (["serve", "--link", "b"], "'b' is no NAME=URL"),
+        (["serve", "--link", "b=somewhere"], "'somewhere' is no hub's address"),
+        (["serve", "--link", "=tcp://127.0.0.1:1"], "1 to 255 bytes"),
+        (["serve", "--listen", "tcp://127.0.0.1:0", "--link", "hub=tcp://[::1]:1"], "is this one"),
     ],
 )
 def test_a_wrong_command_line_is_one_sentence_and_2(arguments, sentence, capsys):
@@ -58,6 +62,30 @@ def test_bare_addresses_serve() -> None:
     assert _parse(["[::1]:5000"]).listen == ["tcp://[::1]:5000"]
     assert parse_host_port("[::1]:5000") == Tcp("::1", 5000)
     assert str(Tcp("::1", 5000)) == "[::1]:5000"
+
+
+def test_the_hub_is_the_environments_unless_told(monkeypatch):
+    assert _parse(["say", "r", "t"]).hub == "tcp://127.0.0.1:8080"
+    monkeypatch.setenv("TABANE_HUB", "unix:///run/tabane/hub.sock")
+    assert _parse(["say", "r", "t"]).hub == _parse(["top"]).hub == "unix:///run/tabane/hub.sock"
+    assert _parse(["say", "r", "t", "--hub", "tcp://[::1]:1"]).hub == "tcp://[::1]:1"
+    monkeypatch.setenv("TABANE_HUB", "")
+    assert _parse(["bench"]).hub == "tcp://127.0.0.1:8080"
+
+
+def test_a_wrong_hub_in_the_environment_is_named(monkeypatch, capsys):
+    monkeypatch.setenv("TABANE_HUB", "somewhere")
+    assert main(["state", "r"]) == 2
+    assert "'somewhere' is no hub's address" in capsys.readouterr().err
+
+
+def test_an_empty_token_is_refused(tmp_path, capsys):
+    file = tmp_path / "token"
+    file.touch(mode=0o600)
+    assert main(["serve", "--listen", "tcp://127.0.0.1:0", "--token-file", str(file)]) == 1
+    assert f"{file} is empty" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="not empty"):
+        Hub("hub", token="")
 
 
 async def start(*arguments: str, **options) -> asyncio.subprocess.Process:
@@ -103,6 +131,30 @@ async def at(cluster):
     """The options that lead to a hub in this process."""
     await cluster.hub()
     return "--hub", cluster.url()
+
+
+async def test_hubs_are_linked_by_name(cluster, tmp_path, eventually):
+    a, b = cluster.url("a"), cluster.url("b")
+    async with running("serve", "--listen", a, "--name", "a", "--link", f"b={b}") as first:
+        await first.stdout.readline()
+        error = (await first.stderr.readline()).decode()
+        assert error == f"no link to hub b: no hub at {tmp_path}/b: No such file or directory\n"
+        room = await (await cluster.client("y", url=a)).join("r", member=False)
+        async with running("serve", "--listen", b, "--name", "b") as second:
+            await second.stdout.readline()
+            async with joined("r", "--hub", b, "--name", "x"):
+                await eventually(lambda: "x" in room.members)
+                assert (await room.say(b"hi")).acknowledged == ("x",)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("a", b"two hubs are named a"), ("c", b"the hub there is a, not b")]
+)
+async def test_a_hub_of_another_name_is_not_linked(cluster, name, said):
+    await cluster.hub("a")
+    link = f"b={cluster.url('a')}"
+    async with running("serve", "--listen", cluster.url(), "--name", name, "--link", link) as hub:
+        assert said in await hub.stderr.readline()
 
 
 async def test_serve_join_say_and_ask_as_programs():

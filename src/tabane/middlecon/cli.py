@@ -33,6 +33,8 @@ from tabane.middlecon.frames import DATA_BYTES, check_name
 from tabane.security.identity import read_token
 
 COMMANDS = ("serve", "join", "say", "ask", "cast", "state", "top", "bench")
+HUB_VARIABLE = "TABANE_HUB"
+"""Where the hub is, for who does not say; containers that may use one have it set."""
 MAX_SECONDS = 3600.0
 """The longest timeout a hub keeps."""
 MAX_BENCH_MEMBERS = 9_000
@@ -158,8 +160,23 @@ def _pair(text: str) -> tuple[str, bytes]:
     return key, os.fsencode(value)
 
 
+def _link(text: str) -> tuple[str, str]:
+    name, equals, url = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is no NAME=URL")
+    try:
+        parse_url(url)
+        return check_name(name, "hub name"), url
+    except TabaneError as error:
+        raise argparse.ArgumentTypeError(error.message) from None
+
+
 def _make_parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="middlecon", description="Messages to many processes, with receipts.")
+    parser = _Parser(
+        prog="middlecon",
+        description="Messages to many processes, with receipts.",
+        epilog="'middlecon' alone, and 'middlecon ADDR:PORT', run a hub.",
+    )
     commands = parser.add_subparsers(required=True, parser_class=_Parser, metavar="COMMAND")
     _add_serve(commands)
     _add_join(commands)
@@ -172,8 +189,13 @@ def _make_parser() -> argparse.ArgumentParser:
 
 def _client_options() -> argparse.ArgumentParser:
     client = _Parser(add_help=False)
-    client.add_argument("--hub", metavar="URL", default=commands.DEFAULT_URL)
-    client.add_argument("--token-file", type=Path)
+    client.add_argument(
+        "--hub",
+        metavar="URL",
+        default=os.environ.get(HUB_VARIABLE) or commands.DEFAULT_URL,
+        help=f"unless told, ${HUB_VARIABLE} if that is set, else {commands.DEFAULT_URL}",
+    )
+    client.add_argument("--token-file", type=Path, help="the hub's token, if it wants one")
     return client
 
 
@@ -190,8 +212,22 @@ def _add_json(command: argparse.ArgumentParser, what: str = "show JSON, for scri
 
 def _add_serve(subparsers: Any) -> None:
     serve = subparsers.add_parser("serve", help="run a hub")
-    serve.add_argument("--listen", metavar="URL", action="append", default=[])
-    serve.add_argument("--name", default="hub", help="the hub's name")
+    serve.add_argument(
+        "--listen",
+        metavar="URL",
+        action="append",
+        default=[],
+        help=f"tcp://HOST:PORT or unix:///PATH (repeatable); unless told, {commands.DEFAULT_URL}",
+    )
+    serve.add_argument("--name", default="hub", help="the hub's name; unless told, 'hub'")
+    serve.add_argument(
+        "--link",
+        type=_link,
+        metavar="NAME=URL",
+        action="append",
+        default=[],
+        help="keep a link to the hub NAME, which is there and has the same token (repeatable)",
+    )
     serve.add_argument("--token-file", type=Path, help="dialers on TCP must have this token")
     serve.add_argument(
         "--chat",
@@ -240,7 +276,13 @@ def _add_messages(subparsers: Any) -> None:
 
 
 def _add_timeout(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--timeout", type=_seconds, default=5.0, metavar="SECONDS")
+    command.add_argument(
+        "--timeout",
+        type=_seconds,
+        default=5.0,
+        metavar="SECONDS",
+        help="how long members may take; unless told, 5",
+    )
 
 
 def _add_state(subparsers: Any) -> None:

@@ -69,6 +69,8 @@ async def serve(options: argparse.Namespace) -> int:
     async with Hub(options.name, listen=listen, token=options.token, chat=options.chat) as hub:
         for address in hub.addresses:
             print(f"Listening on: {address}", flush=True)
+        for peer, url in options.link:
+            hub.link(peer, url, options.token)
         await stop_on_signals().wait()
     return 0
 

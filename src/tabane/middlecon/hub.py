@@ -85,8 +85,8 @@ class Hub:
 
     `listen` holds listening (or bound) socket objects, of which the hub takes ownership, and URLs.
     With a `token`, dialers on TCP must have it. Raises `UsageError` for a TCP address that is not
-    loopback without a token. `chat`: whether people may talk in the lobby, of whom no token is
-    asked; by default only where nobody needs one.
+    loopback without a token, and for an empty one. `chat`: whether people may talk in the lobby, of
+    whom no token is asked; by default only where nobody needs one.
     """
 
     def __init__(
@@ -101,6 +101,8 @@ class Hub:
         chat: bool | None = None,
     ) -> None:
         self.name = check_given_name(name, "hub name")
+        if token is not None and not token:
+            raise UsageError("the token of a hub is not empty: whoever shows none would have it")
         self.limits = limits or Limits()
         self.heartbeat_s = heartbeat_s
         self._token = token
@@ -359,9 +361,9 @@ class Hub:
         return old.principal is not None and not _is_alive(old.principal.pid)
 
     def _make_way_for_link(self, hello: Hello) -> None:
-        """One link per peer. Raises `Conflict`."""
+        """One link per peer. Raises `Conflict`, `Refused`."""
         if hello.name == self.name:
-            raise Conflict(f"two hubs are named {self.name}")
+            raise Refused(f"two hubs are named {self.name}")
         if self._linking.is_dialing(hello.name) and self.name < hello.name:
             raise Conflict(f"hub {self.name} is dialing {hello.name} itself")
         if hello.name not in self._directory.links and self._directory.hubs.get(hello.name):

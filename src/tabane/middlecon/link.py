@@ -8,6 +8,7 @@ made at the same time, that of the smaller name survives.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 from tabane.errors import Conflict, TabaneError
@@ -16,12 +17,15 @@ from tabane.middlecon.dial import Adopt, dial, pauses
 from tabane.middlecon.session import Hello
 from tabane.middlecon.wire import Flusher
 
+log = logging.getLogger(__name__)
+
 
 class Link:
     """Dials `peer` whenever there is no link to it, whoever opened the last one.
 
     `linked()` says whether there is one; `down` is set by the hub when it is lost. `trouble` says
-    why the last attempt failed. Those with the same `turn` say hello one at a time.
+    why the last attempt failed; it is logged, unless there is a link already. Those with the same
+    `turn` say hello one at a time.
     """
 
     def __init__(
@@ -76,6 +80,8 @@ class Link:
             )
             self.trouble = ""
         except TabaneError as error:
+            if error.message != self.trouble and not isinstance(error, Conflict):
+                log.warning("no link to hub %s: %s", self.peer, error.message)
             self.trouble = error.message
         finally:
             self.dialing = False

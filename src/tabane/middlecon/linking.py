@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from tabane.errors import Conflict, ProtocolError
+from tabane.errors import Conflict, ProtocolError, UsageError
 from tabane.middlecon.addresses import parse_url
 from tabane.middlecon.directory import Directory
 from tabane.middlecon.frames import Frame, check_given_name
@@ -91,6 +91,8 @@ class Linking:
         assert self._flusher is not None
         address = parse_url(peer.url)
         name = check_given_name(peer.name, "hub name")
+        if name == self._directory.hub:
+            raise UsageError(f"hub {name} is this one: each has a name of its own")
         self._stop(name)
         if peer.datacenter != self._directory.datacenter:
             self._far.add(name)

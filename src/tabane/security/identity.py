@@ -46,10 +46,12 @@ def new_token() -> str:
 
 
 def read_token(path: Path) -> str:
-    """The cluster's token. Refuses a file that others may read."""
+    """The cluster's token. Refuses a file that others may read, or that is empty."""
     if path.stat().st_mode & 0o077:
         raise Denied(f"{path} is readable by others: chmod 600 it, or make a new token")
-    return path.read_text().strip()
+    if not (token := path.read_text().strip()):
+        raise Denied(f"{path} is empty: write a token into it that nobody can guess")
+    return token
 
 
 def check_bearer(authorization: str | None, token: str) -> Principal:
