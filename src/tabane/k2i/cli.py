@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tabane.clock import SYSTEM
-from tabane.errors import TabaneError, UsageError
+from tabane.errors import NotFound, TabaneError, UsageError
 from tabane.supervise import Supervisor
+from tabane.units import shorten
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request, Response
@@ -157,8 +158,9 @@ async def _serve(
         asyncio.get_running_loop().add_signal_handler(number, told_to_end.set)
     async with tasks:
         collection.want("", jobs)
-        k2i.start(tasks)
-        EventFeed(k2i.table).start(tasks)
+        events = EventFeed(table)
+        events.start(tasks)
+        k2i.start(tasks, events)
         app = build_app(k2i, hostname, port)
         if audit is not None:
             add_control(app, audit, incarnation, tasks)
@@ -184,6 +186,8 @@ def _describe(address: Any) -> str:
 def build_app(k2i: K2i, hostname: str, port: int) -> FastAPI:
     """The routes that read, to be put behind `LoopbackOnly`."""
     from fastapi import FastAPI
+    from fastapi.exceptions import RequestValidationError
+    from starlette.exceptions import HTTPException
 
     from tabane import __version__
     from tabane.k2i.api import build_router
@@ -195,6 +199,8 @@ def build_app(k2i: K2i, hostname: str, port: int) -> FastAPI:
     app.include_router(build_v2(k2i))
     add_schemas(app)
     app.add_exception_handler(TabaneError, _on_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(HTTPException, _on_http_error)
     return app
 
 
@@ -213,8 +219,6 @@ def open_audit(path: Path | None) -> AuditLog | None:
 
 def add_control(app: FastAPI, audit: AuditLog, incarnation: str, tasks: Supervisor) -> None:
     """The routes that change something, at a socket that knows who asks."""
-    from fastapi.exceptions import RequestValidationError
-
     from tabane.k2i.control import Control
     from tabane.k2i.control_api import build_control_router
     from tabane.k2i.permission import Here
@@ -222,7 +226,6 @@ def add_control(app: FastAPI, audit: AuditLog, incarnation: str, tasks: Supervis
 
     control = Control(Here(NodeName(""), incarnation), audit, tasks)
     app.include_router(build_control_router(control))
-    app.add_exception_handler(RequestValidationError, _on_invalid)
 
 
 async def _on_invalid(request: Request, error: Exception) -> Response:
@@ -232,6 +235,17 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
     return await _on_error(request, UsageError(f"{where}: {first['msg']}"))
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    """What the framework refuses by itself."""
+    from fastapi.responses import JSONResponse
+    from starlette.exceptions import HTTPException
+
+    assert isinstance(error, HTTPException)
+    code = NotFound.code if error.status_code == 404 else UsageError.code
+    message = f"{request.method} {shorten(request.url.path)}: {error.detail}"
+    return JSONResponse({"error": code, "message": message}, error.status_code, error.headers)
 
 
 async def _on_error(request: Request, error: Exception) -> Response:

@@ -18,6 +18,7 @@ from tabane import errors
 from tabane.errors import TabaneError
 from tabane.k2i import orders
 from tabane.k2i.api import Who
+from tabane.k2i.description import describe_order
 from tabane.k2i.orders import (
     MAX_KEY,
     MAX_PID,
@@ -190,7 +191,7 @@ def _add_many(router: APIRouter, obeying: Obeying, verb: str, args: type[Args]) 
         outcomes = await obeying.obey(_order(targets, body), who)
         return _json({"outcomes": outcomes})
 
-    _add_route(router, f"/processes/{verb}", act, kind)
+    _add_route(router, f"/processes/{verb}", act, kind, describe_order(Outcome, "outcomes"))
 
 
 def _add_one(router: APIRouter, obeying: Obeying, verb: str, args: type[Args]) -> None:
@@ -203,16 +204,20 @@ def _add_one(router: APIRouter, obeying: Obeying, verb: str, args: type[Args]) -
             raise error_of(outcome)
         return _json(outcome)
 
-    _add_route(router, f"/processes/{{pid}}/{verb}", act, kind)
+    _add_route(router, f"/processes/{{pid}}/{verb}", act, kind, describe_order(Outcome))
 
 
 def _add_route(
-    router: APIRouter, path: str, act: Callable[..., Awaitable[Response]], body: type[BaseModel]
+    router: APIRouter,
+    path: str,
+    act: Callable[..., Awaitable[Response]],
+    body: type[BaseModel],
+    responses: dict[int | str, dict[str, Any]],
 ) -> None:
     """The framework reads what a body is like from the handler's annotation."""
     hints = get_type_hints(act, include_extras=True) | {"body": body}
     act.__annotations__ = hints
-    router.add_api_route(path, act, methods=["POST"], name=path)
+    router.add_api_route(path, act, methods=["POST"], name=path, responses=responses)
 
 
 def _order(targets: tuple[Gpid, ...], body: Any) -> Order:
@@ -237,16 +242,18 @@ def _add_instances(router: APIRouter, obeying: Obeying) -> None:
         target = InstanceTarget(node, generation)
         return InstanceOrder(target, action, body.dry_run, body.idempotency_key)
 
-    @router.post("/instances/{instance}/pause")
+    responses = describe_order(InstanceOutcome)
+
+    @router.post("/instances/{instance}/pause", responses=responses)
     async def pause(instance: str, body: InstanceLife, who: Who) -> Response:
         """Freeze all of it. Its sessions wait, until they give up; stopping it works."""
         return _json(await obeying.obey_instance(order(instance, body, orders.Pause()), who))
 
-    @router.post("/instances/{instance}/resume")
+    @router.post("/instances/{instance}/resume", responses=responses)
     async def resume(instance: str, body: InstanceLife, who: Who) -> Response:
         return _json(await obeying.obey_instance(order(instance, body, orders.Resume()), who))
 
-    @router.post("/instances/{instance}/limits")
+    @router.post("/instances/{instance}/limits", responses=responses)
     async def limits(instance: str, body: ConfineBody, who: Who) -> Response:
         """Change the limits of its cgroup; beyond what its app declares for root only."""
         action = orders.Confine(body.cpu, body.memory_bytes, body.pids)

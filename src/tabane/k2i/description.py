@@ -10,6 +10,7 @@ from fastapi import FastAPI
 
 from tabane.k2i.facts import ProcessWithFacts
 from tabane.k2i.kinds import KINDS, MSGPACK, Kind
+from tabane.k2i.orders import InstanceOutcome, Outcome
 from tabane.k2i.query import SCOPE, Parameter, Schema
 from tabane.k2i.stream import Changes
 
@@ -28,6 +29,13 @@ STATUSES = {
     403: "Who asks may not.",
     429: "Too many ask at this time.",
     504: "The machine did not answer in time.",
+}
+ORDER_STATUSES = STATUSES | {
+    404: "There is no such process, instance or node.",
+    409: "It changed meanwhile, or the key was used for another order.",
+    410: "The one that was meant is gone, and another has its name.",
+    422: "This driver or this machine cannot do that.",
+    503: "Its node cannot be reached; whether it was done is in the sentence.",
 }
 
 
@@ -79,10 +87,29 @@ _REST: dict[str, Schema] = {
     "silent": {"type": "array", "items": _TEXT, "description": "Nodes that did not answer."},
     "at": {"type": "number", "description": "Seconds since the epoch, by who answers; for people."},
 }
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"description": text, "content": {"application/json": {"schema": ERROR}}}
-    for status, text in STATUSES.items()
-}
+
+
+def _errors(statuses: Mapping[int, str]) -> dict[int | str, dict[str, Any]]:
+    return {
+        status: {"description": text, "content": {"application/json": {"schema": ERROR}}}
+        for status, text in statuses.items()
+    }
+
+
+ERRORS = _errors(STATUSES)
+
+
+def describe_order(answer: type[msgspec.Struct], key: str = "") -> dict[int | str, dict[str, Any]]:
+    """By status, of a route that changes something and answers with that, or with a list of them
+    at `key`."""
+    schema: Schema = {"$ref": REF.format(name=answer.__name__)}
+    if key:
+        schema = _object({key: {"type": "array", "items": schema}})
+    done = {
+        "description": "What became of it.",
+        "content": {"application/json": {"schema": schema}},
+    }
+    return {200: done, **_errors(ORDER_STATUSES)}
 
 
 def add_schemas(app: FastAPI) -> None:
@@ -103,8 +130,9 @@ def add_schemas(app: FastAPI) -> None:
 
 def _row_schemas() -> dict[str, Schema]:
     rows = {kind.row for kind in KINDS.values() if kind.media != MSGPACK}
-    rows |= {Changes, ProcessWithFacts}
-    _, components = msgspec.json.schema_components(rows, ref_template=REF)
-    for row in rows - {Changes}:
+    rows.add(ProcessWithFacts)
+    whole = {Changes, Outcome, InstanceOutcome}
+    _, components = msgspec.json.schema_components(rows | whole, ref_template=REF)
+    for row in rows:
         components[row.__name__].pop("required", None)
     return components
