@@ -14,9 +14,12 @@ from msgspec.structs import replace
 from tabane.errors import Busy, Closed, UsageError
 from tabane.k2i import K2i, Process, ProcessTable, Question
 from tabane.k2i import query as ask
+from tabane.k2i.event_feed import EventFeed
+from tabane.k2i.events import Event as ProcessEvent
 from tabane.k2i.host import Place
+from tabane.k2i.passing import Passing
 from tabane.k2i.stream import PARAMETERS, Changes, Follower
-from tabane.k2i.watch import Outbox, older
+from tabane.k2i.watch import Listening, Outbox, older
 from tabane.security.identity import Principal
 from tabane.supervise import Supervisor
 from tabane.testing.clock import VirtualClock
@@ -39,7 +42,7 @@ def follower(**params: str) -> Follower:
 
 
 def step(told: Follower, at: float, *rows: Process) -> Changes | None:
-    return told.step(at, rows, "looks")
+    return told.step(at, rows)
 
 
 def test_births_deaths_and_updates(process: Process) -> None:
@@ -58,6 +61,70 @@ def test_births_deaths_and_updates(process: Process) -> None:
     assert last is not None
     assert [(row["pid"], row["start_ticks"]) for row in last.died] == [(7, 70)]
     assert (last.number, last.first, last.updated) == (3, False, [])
+
+
+def exit_of(pid: int | None, start_ticks: int | None, **fields: Any) -> ProcessEvent:
+    return ProcessEvent(kind="exit", at=1.0, pid=pid, start_ticks=start_ticks, **fields)
+
+
+def test_who_came_and_went_between_two_looks(process: Process) -> None:
+    passing, told = Passing(PLACE), follower(app="default/web")
+    parent = replace(process, pid=5, start_ticks=50, app="default/web", instance="abc")
+    meanwhile = passing.step([], [process, parent])
+    told.step(0.0, [process, parent], "looks", meanwhile)
+    events = [
+        exit_of(7, 70, ppid=5, name="quick", code=3),
+        exit_of(8, 80, ppid=99, name="another's", code=0),
+        exit_of(5, 50, ppid=1, name="x", signal=9),
+        exit_of(None, None, ppid=5, signal=15),
+    ]
+    meanwhile = passing.step(events, [process])
+    changes = told.step(1.0, [process], "events", meanwhile)
+    assert changes is not None
+    assert [(row.pid, row.name, row.code, row.signal) for row in changes.passed] == [
+        (7, "quick", 3, None),
+        (None, "", None, 15),
+    ]
+    assert {(row.app, row.instance, row.user, row.dc) for row in changes.passed} == {
+        ("default/web", "abc", process.user, "tokyo")
+    }
+    assert [(row["pid"], row["code"], row["signal"]) for row in changes.died] == [(5, None, 9)]
+    assert (changes.source, changes.missed) == ("events", "")
+
+
+def test_an_end_told_late_is_no_other_process(process: Process) -> None:
+    passing = Passing(PLACE)
+    child = replace(process, pid=7, start_ticks=70)
+    passing.step([], [process, child])
+    passing.step([], [process])
+    late = passing.step([exit_of(7, 70, code=0), exit_of(7, None, code=0)], [process])
+    assert late.passed == []
+    reused = passing.step([exit_of(7, 99, ppid=process.pid, code=0)], [process])
+    assert [(row.pid, row.start_ticks) for row in reused.passed] == [(7, 99)]
+
+
+def test_events_that_are_missing_are_said_to_be(process: Process) -> None:
+    passing, told = Passing(PLACE), follower()
+    told.step(0.0, [process])
+    gap = ProcessEvent(kind="gap", at=1.0, reason="too many")
+    changes = told.step(1.0, [process], "looks", passing.step([gap], [process]))
+    assert changes is not None
+    assert changes.missed == "too many"
+
+
+async def test_events_are_listened_to_while_somebody_follows(process: Process) -> None:
+    feed = EventFeed(ProcessTable())
+    listening = Listening(PLACE)
+    assert listening.take(feed) is None  # it has no source yet
+    feed.source = "kernel"
+    assert listening.take(feed) is None  # from now on
+    feed._publish([exit_of(7, 70, code=0)])
+    assert [event.pid for event in listening.take(feed) or ()] == [7]
+    assert listening.take(None) is None
+    assert not feed._subscriptions
+    assert listening.take(feed) is None
+    listening.end()
+    assert not feed._subscriptions
 
 
 def test_a_reused_pid_is_a_death_and_a_birth(process: Process) -> None:

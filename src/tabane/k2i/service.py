@@ -22,6 +22,7 @@ from tabane.clock import SYSTEM, Clock
 from tabane.errors import TimedOut, UsageError
 from tabane.k2i import query as ask
 from tabane.k2i.collectors.runner import FactRow
+from tabane.k2i.event_feed import EventFeed
 from tabane.k2i.history import History
 from tabane.k2i.host import Host, HostReader, Place
 from tabane.k2i.kinds import KINDS, MSGPACK, Look, Sources, check
@@ -93,12 +94,14 @@ class K2i:
         history = History(place)
         read = (self.host, mounts, clock, history)
         self._sources = Sources(place, root, table, *read, inside, facts)
-        self._watch = Watch(self._look, history, self._run, clock)
+        self._watch = Watch(place, self._look, history, self._run, clock)
         self._threads = ThreadPoolExecutor(THREADS, "k2i")
         self._blocking = ThreadPoolExecutor(THREADS, "k2i-blocking")
 
-    def start(self, tasks: Supervisor) -> None:
-        """Watch what runs from now on, until the tasks are ended."""
+    def start(self, tasks: Supervisor, events: EventFeed | None = None) -> None:
+        """Watch what runs from now on, until the tasks are ended. With the kernel's `events`, who
+        follows hears of every process, however short its life."""
+        self._watch.events = events
         self._watch.start(tasks)
 
     async def part(self, question: Question, who: Principal) -> Part:

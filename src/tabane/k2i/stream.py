@@ -16,6 +16,7 @@ import msgspec
 from tabane.errors import UsageError
 from tabane.k2i import query as ask
 from tabane.k2i.host import Place
+from tabane.k2i.passing import NOTHING, Meanwhile, Passed
 from tabane.k2i.process import Process
 from tabane.k2i.query import Query
 from tabane.units import shorten
@@ -24,6 +25,7 @@ LONGEST_INTERVAL_S = 60
 QUIET_S = 10.0
 """After so long without changes that is told too, so that who follows knows that all is as it was.
 """
+LOOKS, EVENTS = "looks", "events"
 IDS = ("inside", "instance", "pid", "start_ticks")
 """Which process it is, on one node."""
 UNTOLD = frozenset({"elapsed_s", "cpu_percent", "memory_percent"})
@@ -43,8 +45,9 @@ class Event(NamedTuple):
 
 class Changes(msgspec.Struct, frozen=True, kw_only=True):
     """What has changed on one node. `first`: forget what was known of it. `age_s`: how long ago the
-    node looked, at most. `source` says what births and deaths are known from: `events`, of which
-    none is missed, or `looks`, once in `interval_s`, between which a process can come and go."""
+    node looked, at most. `source` says what births and deaths are known from: the kernel's
+    `events`, which miss nobody, or `looks`, about one a second, between which a process can come
+    and go."""
 
     age_s: float = 0.0
     node: str
@@ -55,7 +58,11 @@ class Changes(msgspec.Struct, frozen=True, kw_only=True):
     source: str
     born: Sequence[Mapping[str, Any]]
     died: Sequence[Mapping[str, Any]]
-    """Only `IDS`, `name` and `app`."""
+    """Only `IDS`, `name`, `app`, and `code` and `signal` where their end was told."""
+    passed: Sequence[Passed]
+    """They came and went between two looks."""
+    missed: str
+    """Why events are missing, if some are."""
     exec: Sequence[Mapping[str, Any]]
     """They run another program now, or have another name."""
     updated: Sequence[Mapping[str, Any]]
@@ -99,9 +106,15 @@ class Follower:
         self._updated_at = 0.0
         self._told_at = 0.0
 
-    def step(self, at: float, processes: Iterable[Process], source: str) -> Changes | None:
+    def step(
+        self,
+        at: float,
+        processes: Iterable[Process],
+        source: str = LOOKS,
+        meanwhile: Meanwhile = NOTHING,
+    ) -> Changes | None:
         """The changes since the step before; None when there is nothing to tell yet. `at` is when
-        the processes were looked at, in monotonic seconds."""
+        the processes were looked at, in monotonic seconds; `meanwhile`: what happened before."""
         now = {_key(row): row for row in ask.choose(processes, self._filters)}
         first = not self._number
         before, due = self._known, first or at - self._updated_at >= self._interval_s - 0.05
@@ -121,8 +134,9 @@ class Follower:
         self._known = now
         if due:
             self._updated_at = at
-        is_quiet = at - self._told_at < QUIET_S
-        if is_quiet and not (first or born or died or other or updated):
+        passed = [] if first else ask.choose(meanwhile.passed, self._filters)
+        news = first or born or died or other or updated or passed or meanwhile.missed
+        if not news and at - self._told_at < QUIET_S:
             return None
         self._told_at = at
         self._number += 1
@@ -134,10 +148,19 @@ class Follower:
             interval_s=self._interval_s,
             source=source,
             born=self._show(born),
-            died=[{name: getattr(row, name) for name in (*IDS, "name", "app")} for row in died],
+            died=[_describe_end(row, meanwhile) for row in died],
+            passed=passed,
+            missed=meanwhile.missed,
             exec=self._show(other),
             updated=self._show(updated),
         )
 
     def _show(self, rows: Iterable[Process]) -> list[dict[str, Any]]:
         return [{name: get(row) for name, get in self._fields} for row in rows]
+
+
+def _describe_end(row: Process, meanwhile: Meanwhile) -> dict[str, Any]:
+    end = None if row.inside else meanwhile.ends.get((row.pid, row.start_ticks))
+    return {name: getattr(row, name) for name in (*IDS, "name", "app")} | (
+        end._asdict() if end is not None else {"code": None, "signal": None}
+    )

@@ -13,15 +13,19 @@ import asyncio
 import re
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import ExitStack
 
 import msgspec
 
 from tabane.clock import Clock, sleep_until
 from tabane.errors import Busy, Closed
+from tabane.k2i.event_feed import EventFeed, Subscription
+from tabane.k2i.events import Event as ProcessEvent
 from tabane.k2i.history import History
-from tabane.k2i.host import Host
+from tabane.k2i.host import Host, Place
+from tabane.k2i.passing import Meanwhile, Passing
 from tabane.k2i.process import Process
-from tabane.k2i.stream import Event, Follower
+from tabane.k2i.stream import EVENTS, LOOKS, Event, Follower
 from tabane.supervise import Supervisor
 
 PAUSE_S = 1.0
@@ -32,7 +36,6 @@ SAMPLE_S = 0.5
 """Between two samples of the history, at least: CPU time is counted in ticks of 10 ms."""
 WAITING_BYTES = 8 << 20
 MOST_FOLLOWERS = 256
-LOOKS = "looks"
 CHANGES = "changes"
 _AGE = re.compile(rb'\{"age_s":([0-9.e-]+)')
 
@@ -106,17 +109,46 @@ class Stream(Outbox):
         self._follower = follower
         self._see = see
 
-    def step(self, at: float, processes: Iterable[Process], source: str) -> bytes | None:
+    def step(
+        self, at: float, processes: Iterable[Process], source: str, meanwhile: Meanwhile
+    ) -> bytes | None:
         """The next message; for any thread, one at a time."""
-        changes = self._follower.step(at, self._see(processes), source)
+        changes = self._follower.step(at, self._see(processes), source, meanwhile)
         return None if changes is None else encode(changes)
+
+
+class Listening:
+    """To the kernel's events, while somebody follows and none of them is missed."""
+
+    def __init__(self, place: Place) -> None:
+        self.passing = Passing(place)
+        self._until_end = ExitStack()
+        self._subscription: Subscription | None = None
+
+    def take(self, events: EventFeed | None) -> list[ProcessEvent] | None:
+        """Those since the last time; None when not all of them were heard."""
+        if events is None or not events.is_whole:
+            self.end()
+            return None
+        if self._subscription is None:
+            self._subscription = self._until_end.enter_context(events.subscribe())
+            return None
+        return self._subscription.take()
+
+    def end(self) -> None:
+        """Idempotent."""
+        self._until_end.close()
+        self._subscription = None
 
 
 class Watch:
     """See the module's text. Nothing is looked at before `start`."""
 
-    def __init__(self, look: Look, history: History, run: Run, clock: Clock) -> None:
+    def __init__(self, place: Place, look: Look, history: History, run: Run, clock: Clock) -> None:
         """`run` has a thread do something."""
+        self.events: EventFeed | None = None
+        """The kernel's, for those who follow; to be set before `start`."""
+        self._listening = Listening(place)
         self._look = look
         self._history = history
         self._run = run
@@ -147,6 +179,7 @@ class Watch:
         for stream in self._streams:
             stream.end(Closed("this k2i ends: follow anew"))
         self._streams.clear()
+        self._listening.end()
 
     async def _watch(self) -> None:
         while True:
@@ -165,21 +198,26 @@ class Watch:
     async def _run_once(self) -> None:
         streams = tuple(self._streams)
         made: list[tuple[Stream, float, bytes]] = []
-        await self._run(lambda: made.extend(self._step(streams)))
+        events = self._listening.take(self.events if streams else None)
+        await self._run(lambda: made.extend(self._step(streams, events)))
         for stream, at, message in made:
             stream.put(at, message)
         self._streams = {stream for stream in self._streams if not stream.ended}
 
-    def _step(self, streams: Sequence[Stream]) -> list[tuple[Stream, float, bytes]]:
+    def _step(
+        self, streams: Sequence[Stream], events: Sequence[ProcessEvent] | None
+    ) -> list[tuple[Stream, float, bytes]]:
         """One look, and what of it is to be told; on a thread."""
         at = self._clock.now()
         host, processes = self._look()
         if self._sampled_at is None or at - self._sampled_at >= SAMPLE_S:
             self._sampled_at = at
             self._history.add(at, host, processes)
+        meanwhile = self._listening.passing.step(events or (), processes)
+        source = LOOKS if events is None or meanwhile.missed else EVENTS
         made = []
         for stream in streams:
-            message = stream.step(at, processes, LOOKS)
+            message = stream.step(at, processes, source, meanwhile)
             if message is not None:
                 made.append((stream, at, message))
         return made

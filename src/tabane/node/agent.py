@@ -183,7 +183,7 @@ class Agent:
         await self._resync()
         self.tasks.keep("lease", lambda: keep_lease(self.clock, self.members.keep))
         self.process_events.start(self.tasks)
-        self.k2i.start(self.tasks)
+        self.k2i.start(self.tasks, self.process_events)
         self.tasks.keep("figures", self.figures.watch)
         for app in self.all_apps():
             self.catalog.prefetch(app)
