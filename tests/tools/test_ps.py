@@ -329,8 +329,8 @@ def test_one_question_with_the_filters(
 
 
 def test_what_is_old_is_said_to_be(tabane: Run, pretended: Pretended) -> None:
-    pretended.begin(tokyo=answer(ROW, age_s=2.04))
-    old = "tabane: what is shown is up to 2.0 s old\n"
+    pretended.begin(tokyo=answer(ROW, age_s=3.04))
+    old = "tabane: what is shown is up to 3.0 s old\n"
     assert tabane("ps", "-o", "pid=") == (0, "42\n", old)
 
 

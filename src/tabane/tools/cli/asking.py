@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 MOST_NAMED = 20
-FRESH_S = 1.0
+FRESH_S = 3.0
 """What is older is said to be."""
 NO_PARAMS: Mapping[str, str] = {}
 PLAIN = re.compile(r"[A-Za-z0-9_./,-]*")
