@@ -64,7 +64,7 @@ EXEC, COPY = "/api/v1/instances/abc/exec", "/api/v1/instances/abc/copy"
         (404, "GET", "/api/v1/images/sha256:" + "0" * 64, None),
         (400, "POST", "/api/v1/images", "garbage"),
         (404, "GET", "/nothing", None),
-        (405, "DELETE", "/api/v1/ps", None),
+        (405, "DELETE", "/api/v1/members", None),
         (400, "GET", "/api/v1/wakes?limit=x", None),
     ],
 )

@@ -297,14 +297,6 @@ async def records(agent: Agent, kind: str, limit: int) -> dict[str, Any]:
     return {"records": merged[-limit:], "silent": list(answers.silent)}
 
 
-async def processes(agent: Agent) -> bytes:
-    """`{"processes": [...], "silent": [...]}`; the nodes' rows are joined without decoding them."""
-    answers = await agent.ask_all(say.AskProcesses(), ASK_S)
-    rows = b",".join(data[1:-1] for data in answers.by_node.values() if len(data) > 2)
-    silent = msgspec.json.encode(answers.silent)
-    return b'{"processes":[' + rows + b'],"silent":' + silent + b"}"
-
-
 def describe_node(agent: Agent) -> dict[str, Any]:
     config = agent.config
     gateways = [f"{config.key}/gateway-{n}" for n in range(config.gateways)]

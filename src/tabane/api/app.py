@@ -198,11 +198,6 @@ def _add_node(router: APIRouter, agent: Agent) -> None:
         store is not behind."""
         return Json(actions.describe_node(agent))
 
-    @router.get("/ps")
-    async def processes() -> Response:
-        """The process tables of all nodes."""
-        return Json(await actions.processes(agent))
-
     @router.get("/doctor")
     async def doctor() -> Response:
         return Json(actions.doctor(agent))

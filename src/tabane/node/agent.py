@@ -423,10 +423,6 @@ class Agent:
         self._followers.add(take)
         return lambda: self._followers.discard(take)
 
-    async def processes(self) -> bytes:
-        """This node's process table as JSON rows."""
-        return await asyncio.to_thread(self.table.render, self.executor.instances())
-
     # Messages
 
     def tell(self, member: str, message: say.Message) -> None:

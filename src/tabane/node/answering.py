@@ -48,7 +48,6 @@ class Answering:
             say.AskInstances: self._instances,
             say.KeepNode: self._keep,
             say.AskKnown: self._known,
-            say.AskProcesses: self._processes,
             say.AskK2i: self._k2i,
             say.MoreOfK2i: self._more_of_k2i,
             say.ActK2i: self._act,
@@ -124,9 +123,6 @@ class Answering:
         await self._agent.wait_revision(body.revision)
         await self._agent.gateways.wait_told()
         return b""
-
-    async def _processes(self, sender: str, body: say.AskProcesses) -> bytes:
-        return await self._agent.processes()
 
     async def _k2i(self, sender: str, body: say.AskK2i) -> bytes:
         return await self._agent.cluster_k2i.answer(body)

@@ -124,10 +124,6 @@ class AskKnown(Value, frozen=True, tag="ask_known"):
     revision: int
 
 
-class AskProcesses(Value, frozen=True, tag="ask_processes"):
-    """To all agents: your process table, as JSON rows of k2i."""
-
-
 class AskK2i(Value, frozen=True, tag="ask_k2i"):
     """To agents: what your k2i says to this, asked by `who`. Answered with `K2iPart`."""
 
@@ -294,7 +290,6 @@ Message = (
     | AskInstances
     | Instances
     | AskKnown
-    | AskProcesses
     | AskK2i
     | K2iPart
     | MoreOfK2i
