@@ -70,7 +70,7 @@ class Insides:
             task = self._looked.pop(key).task
             if task is not None:
                 task.cancel()
-        for key in wanted.keys() - self._looked.keys():
+        for key in [key for key in wanted if key not in self._looked]:
             looked = self._looked[key] = _Looked(*wanted[key])
             looked.task = self._tasks.start(f"look inside {key}", self._run(looked))
 

@@ -112,7 +112,7 @@ class Collection:
             task = self._running.pop(key).task
             if task is not None:
                 task.cancel()
-        for key in wanted.keys() - self._running.keys():
+        for key in [key for key in wanted if key not in self._running]:
             running = self._running[key] = _Running(wanted[key])
             running.task = self._tasks.start(f"collect {'/'.join(key)}", self._run(running))
 
