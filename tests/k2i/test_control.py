@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import pytest
 
 from tabane.errors import Conflict, Denied
-from tabane.k2i import orders
+from tabane.k2i import control, orders
 from tabane.k2i.control import Control
+from tabane.k2i.kernel import Held, Surroundings, look
 from tabane.k2i.orders import Action, Affinity, Gpid, Limit, Limits, Nice, Order, Outcome, Signal
-from tabane.k2i.permission import Here
+from tabane.k2i.permission import Here, Seen
 from tabane.k2i.procfs import parse_stat
 from tabane.model import NodeName
 from tabane.security.audit import AuditLog, Line, read_lines
@@ -288,3 +289,20 @@ async def test_the_answer_waits_for_the_disk(start: Start) -> None:
         target = gpid(start().pid)
         await Control(HERE, Steps(), tasks).obey(Order((target,) * 2, ASK), ME)
     assert steps == ["doing", "done", "doing", "done", "sync"]
+
+
+async def test_a_fault_of_the_machine_is_told_for_its_target_only(
+    world: World, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = gpid(start().pid), gpid(start().pid)
+
+    def fail(held: Held, surroundings: Surroundings) -> Seen:
+        if held.pid == first.pid:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return look(held, surroundings)
+
+    monkeypatch.setattr(control, "look", fail)
+    outcomes = await world.control.obey(Order((first, second), ASK), ME)
+    assert [outcome.error for outcome in outcomes] == ["fault", ""]
+    assert "Too many open files" in outcomes[0].message
+    assert world.outcomes() == ["refused", "doing", "done"]

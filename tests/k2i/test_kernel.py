@@ -194,3 +194,10 @@ def test_kernel_threads_are_protected() -> None:
 )
 def test_lists_of_cpus(text: str, cpus: set[int]) -> None:
     assert parse_cpus(text) == cpus
+
+
+def test_nothing_done_is_no_success(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    child = start()
+    monkeypatch.setattr(kernel, "_threads", lambda pid: [])
+    with hold(child.pid) as held, pytest.raises(NotFound, match="does not show its threads"):
+        kernel.set_nice(held, lambda nice: 5)

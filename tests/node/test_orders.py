@@ -19,6 +19,7 @@ from tabane.errors import (
     Denied,
     NotFound,
     Stale,
+    SystemFault,
     TabaneError,
     TimedOut,
     Unreachable,
@@ -368,6 +369,17 @@ async def test_one_that_is_stopped_meanwhile_is_not_left_frozen(
     error = await refusal(cluster)
     assert "is being stopped, and was not paused" in error.message
     assert running.driver.state.read_text() == "THAWED"
+
+
+async def test_a_fault_of_the_machine_is_told(cluster: Cluster, running: Any) -> None:
+    def fail() -> None:
+        raise OSError(5, "Input/output error")
+
+    running.driver.on_freeze = fail
+    error = await refusal(cluster)
+    assert isinstance(error, SystemFault)
+    assert error.message == "osaka/osaka-1:abc: [Errno 5] Input/output error"
+    assert read_lines(cluster.nodes[OSAKA].log)[-1].outcome == "failed"
 
 
 async def test_a_repeated_key_is_one_change(cluster: Cluster, running: Any) -> None:

@@ -94,10 +94,17 @@ def test_full_files_are_kept_up_to_a_number(path: Path) -> None:
 def test_it_is_on_disk_when_sync_returns(
     log: AuditLog, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And the log takes lines meanwhile."""
     synced: list[int] = []
-    monkeypatch.setattr(audit.os, "fsync", synced.append)
+
+    def fsync(fd: int) -> None:
+        synced.append(os.fstat(fd).st_ino)
+        log.add(line(2))
+
     log.add(line(1))
-    assert synced == []
-    log.sync()
-    (fd,) = synced
-    assert os.fstat(fd).st_ino == path.stat().st_ino
+    with monkeypatch.context() as patch:
+        patch.setattr(audit.os, "fsync", fsync)
+        assert synced == []
+        log.sync()
+    assert synced == [path.stat().st_ino]
+    assert [each.pid for each in read_lines(path)] == [1, 2]

@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 from msgspec.structs import replace
 
 from tabane.clock import SYSTEM, Clock
-from tabane.errors import NotFound, TabaneError
+from tabane.errors import NotFound, SystemFault, TabaneError
 from tabane.k2i.changes import plan
 from tabane.k2i.kernel import Alone, Surroundings, hold, look
 from tabane.k2i.ledger import Audit, Ledger
@@ -140,10 +140,11 @@ class Control:
                 ledger.tell(target, "doing", name=name)
                 begun = True
                 after = change.make()
-        except TabaneError as error:
+        except (TabaneError, OSError) as error:
+            problem = error if isinstance(error, TabaneError) else SystemFault(f"{target}: {error}")
             what = "failed" if begun else "refused"
-            ledger.tell(target, what, name=name, reason=error.message)
-            return Outcome(target, error.code, error.message)
+            ledger.tell(target, what, name=name, reason=problem.message)
+            return Outcome(target, problem.code, problem.message)
         ledger.tell(target, "done", name=name)
         return Outcome(target, before=change.before, after=after)
 
@@ -185,9 +186,11 @@ class Control:
             begun = True
             await self._instances.do(target, action)
             now = self._instances.look(target, action).now
-        except TabaneError as error:
+        except (TabaneError, OSError) as error:
             what = "failed" if begun else "refused"
-            ledger.tell(target, what, name=name, reason=error.message)
+            ledger.tell(target, what, name=name, reason=str(error))
+            if isinstance(error, OSError):
+                raise SystemFault(f"{target}: {error}") from error
             raise
         ledger.tell(target, "done", name=name)
         return InstanceOutcome(target, seen.now, now, with_problem("", ledger))

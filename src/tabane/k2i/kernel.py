@@ -27,7 +27,7 @@ from typing import NamedTuple, Protocol
 from tabane.errors import Busy, Conflict, Denied, NotFound, TabaneError, Unsupported, UsageError
 from tabane.k2i.orders import RESOURCES
 from tabane.k2i.permission import Pair, Seen, is_above
-from tabane.k2i.procfs import Stat, parse_cgroup, parse_stat, parse_status
+from tabane.k2i.procfs import GONE, Stat, parse_cgroup, parse_stat, parse_status
 from tabane.k2i.table import instance_of
 
 PF_KTHREAD = 0x00200000
@@ -97,7 +97,7 @@ def _leader(tid: int) -> int:
     """The pid of the process that a thread belongs to; 0 when it is gone."""
     try:
         return int(parse_status(Path(f"/proc/{tid}/status").read_bytes())[b"Tgid"])
-    except OSError:
+    except GONE:
         return 0
 
 
@@ -108,7 +108,7 @@ def look(held: Held, surroundings: Surroundings) -> Seen:
         stat = parse_stat(Path(f"/proc/{pid}/stat").read_bytes())
         lines = Path(f"/proc/{pid}/status").read_bytes()
         cgroup = parse_cgroup(Path(f"/proc/{pid}/cgroup").read_bytes())
-    except OSError:
+    except GONE:
         raise NotFound(f"process {pid} is gone, or is not shown to this k2i") from None
     status, capabilities = parse_status(lines), _PERMITTED.search(lines)
     instance = instance_of(cgroup)
@@ -223,12 +223,14 @@ def for_all_threads(held: Held, apply: Callable[[int], None]) -> None:
             _do_to_thread(held, tid, apply)
         done.update(new)
     check_after(held)
+    if not done:
+        raise NotFound(f"process {held.pid} does not show its threads to this k2i")
 
 
 def _threads(pid: int) -> list[int]:
     try:
         return [int(path.name) for path in Path(f"/proc/{pid}/task").iterdir()]
-    except OSError:
+    except GONE:
         return []
 
 
@@ -251,7 +253,7 @@ def _start_of(pid: int, tid: int) -> int:
     """0 when the process has no such thread."""
     try:
         return parse_stat(Path(f"/proc/{pid}/task/{tid}/stat").read_bytes()).starttime
-    except OSError:
+    except GONE:
         return 0
 
 

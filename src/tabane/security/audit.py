@@ -72,9 +72,14 @@ class AuditLog:
             self._cut = False
 
     def sync(self) -> None:
-        """Return when all that was added is on the disk itself. Blocks for some milliseconds."""
+        """Return when all that was added is on the disk itself. Blocks for some milliseconds; lines
+        can be added meanwhile."""
         with self._lock:
-            os.fsync(self._fd)
+            fd = os.dup(self._fd)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
 
     def close(self) -> None:
         """Sync and close. Once."""
