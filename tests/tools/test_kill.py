@@ -209,6 +209,19 @@ def test_pkill_that_may_not(tabane: Run, pretended: Pretended) -> None:
     assert tabane("pkill", "--signal", "9", "httpd") == (1, "", "tabane: tokyo/tokyo-1:42: no\n")
 
 
+def test_what_runs_inside_of_an_instance_is_no_process_of_its_node(
+    tabane: Run, pretended: Pretended
+) -> None:
+    guest = ROW | {"inside": "sandbox", "pid": 7, "start_ticks": 0, "name": "guest"}
+    cluster_of(pretended, guest, ROW)
+    ended = tabane("pkill", "-9", "httpd|guest")
+    assert sent(pretended)[1]["targets"] == [identity(ROW)]
+    said = "tokyo/tokyo-1:7: it runs inside of its instance: `tabane exec abc123` reaches it"
+    assert ended == (0, "", f"tabane: {said}\n")
+    for word in ("7", "tokyo/tokyo-1:7"):
+        check_refusal(tabane("kill", word), 2, f"no such process: {word}")
+
+
 def test_pkill_with_a_silent_node(tabane: Run, pretended: Pretended) -> None:
     cluster_of(pretended, ROW, silent=("nara/nara-1",))
     ended = tabane("pkill", "httpd")

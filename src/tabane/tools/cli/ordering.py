@@ -54,7 +54,8 @@ def find_target(word: str, answer: Answer) -> Row:
         if found or len(word) < SHORTEST_ID:
             return _only(word, found, answer)
     if ":" in word:
-        return _only(word, [row for row in answer.rows if gpid(row) == word], answer, word)
+        found = [row for row in answer.rows if gpid(row) == word and not row["inside"]]
+        return _only(word, found, answer, word)
     return _first_of(word, answer)
 
 
@@ -124,13 +125,20 @@ def find_all(
 def send(
     cluster: Cluster, rows: Sequence[Row], action: str, body: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """The outcome for each row, in their order."""
-    targets = [{key: row[key] for key in IDENTITY} for row in rows]
+    """The outcome for each row, in their order. What runs inside of an instance has a number of its
+    own there, which its node must never be told for one of its."""
+    targets = [{key: row[key] for key in IDENTITY} for row in rows if not row["inside"]]
     outcomes: list[dict[str, Any]] = []
     for n in range(0, len(targets), MOST_TARGETS):
         order = {"targets": targets[n : n + MOST_TARGETS], **body}
         outcomes += cluster.post(f"/v2/processes/{action}", order)["outcomes"]
-    return outcomes
+    told = iter(outcomes)
+    return [_refuse_inside(row) if row["inside"] else next(told) for row in rows]
+
+
+def _refuse_inside(row: Row) -> dict[str, Any]:
+    reach = f"`tabane exec {row['instance']}` reaches it"
+    return {"error": "unsupported", "message": f"it runs inside of its instance: {reach}"}
 
 
 def complain_of(row: Row, outcome: Mapping[str, Any]) -> None:
