@@ -1,5 +1,6 @@
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from tabane.k2i.procfs import (
     GONE,
     Procfs,
     parse_cgroup,
+    parse_hides,
     parse_stat,
     parse_status,
     parse_words,
@@ -132,3 +134,94 @@ def test_the_machine() -> None:
     procfs = Procfs()
     assert procfs.uptime_s() > 0
     assert procfs.memory_kib() * 1024 == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def test_the_least_recently_used_make_room(tmp_path: Path) -> None:
+    for pid in (1, 2, 3):
+        (tmp_path / str(pid)).mkdir()
+        for name in ("stat", "status"):
+            (tmp_path / str(pid) / name).write_bytes(stat_line(b"a", pid=pid))
+    procfs = Procfs(tmp_path, keep=3)
+    before = open_descriptors()
+    pids = procfs.pids()
+    assert len(procfs.read_each(pids, "status")) == 3
+    rounds = []
+    for _ in range(4):  # what was used in the round before stays; then some is closed in each
+        procfs.read_each(procfs.pids(), "stat")
+        rounds.append(opened_again(procfs, pids, "stat"))
+        assert open_descriptors() == before + 3
+    procfs.close()
+    assert rounds == [{1, 2, 3}, {2, 3}, {3}, set()]
+    assert open_descriptors() == before
+
+
+def opened_again(procfs: Procfs, pids: list[int], name: str) -> set[int]:
+    """Those of which the file was not kept."""
+    procfs.opened.clear()
+    procfs.read_each(pids, name)
+    return set(procfs.opened)
+
+
+def test_more_than_can_be_kept_is_no_reason_to_close_what_is_used(tmp_path: Path) -> None:
+    for pid in range(1, 11):
+        (tmp_path / str(pid)).mkdir()
+        (tmp_path / str(pid) / "stat").write_bytes(stat_line(b"a", pid=pid))
+    procfs = Procfs(tmp_path, keep=4)
+    for _ in range(5):
+        procfs.read_each(procfs.pids(), "stat")
+    assert opened_again(procfs, procfs.pids(), "stat") == {5, 6, 7, 8, 9, 10}
+    procfs.close()
+
+
+def test_each_is_read_like_one_alone(tmp_path: Path) -> None:
+    for pid in (1, 2, 3):
+        (tmp_path / str(pid)).mkdir()
+    (tmp_path / "1" / "cmdline").write_bytes(b"")
+    (tmp_path / "3" / "cmdline").write_bytes(b"x" * (CHUNK_BYTES + 1))
+    procfs = Procfs(tmp_path)
+    for _ in range(2):
+        assert procfs.read_each([1, 2, 3], "cmdline") == [b"", None, b"x" * (CHUNK_BYTES + 1)]
+    procfs.close()
+
+
+LIMITED = """
+import os, resource, sys
+from pathlib import Path
+from tabane.k2i.procfs import Procfs
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (40, 100))
+procfs = Procfs(Path(sys.argv[1]))
+pids = procfs.pids()
+for _ in range(3):
+    assert None not in procfs.read_each(pids, "stat")
+print(len(os.listdir("/proc/self/fd")) - 4, *resource.getrlimit(resource.RLIMIT_NOFILE))
+"""
+
+
+@pytest.mark.parametrize(("processes", "kept", "soft"), [(15, 15, 40), (90, 50, 100)])
+def test_half_of_what_may_be_open_is_left_to_others(
+    tmp_path: Path, processes: int, kept: int, soft: int
+) -> None:
+    for pid in range(1, processes + 1):
+        (tmp_path / str(pid)).mkdir()
+        (tmp_path / str(pid) / "stat").write_bytes(stat_line(b"a", pid=pid))
+    argv = [sys.executable, "-c", LIMITED, str(tmp_path)]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    assert (done.stdout.split(), done.stderr) == ([str(kept), str(soft), "100"], "")
+
+
+@pytest.mark.parametrize(
+    ("options", "hides"),
+    [
+        ("rw", False),
+        ("rw,hidepid=0", False),
+        ("rw,gid=5,hidepid=invisible", True),
+        ("rw,hidepid=2", True),
+        ("rw,hidepid=off", False),
+    ],
+)
+def test_whether_processes_are_hidden(options: str, hides: bool) -> None:
+    mounts = f"20 1 0:5 / /proc rw shared:1 - proc proc {options}\n21 1 0:6 / /x rw - tmpfs t rw\n"
+    assert parse_hides(mounts.encode(), b"/proc") == hides
+    assert not parse_hides(mounts.encode(), b"/x")
+    assert not parse_hides(mounts.encode() + b"9 1 0:5 / /proc rw - proc proc rw\n", b"/proc")

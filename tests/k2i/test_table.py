@@ -257,3 +257,88 @@ def test_a_process_that_is_only_half_there_is_left_out(fake: FakeProc, table: Pr
 def test_long_command_lines_are_cut(fake: FakeProc, table: ProcessTable) -> None:
     fake.write(cmdline=b"x\0" * 100_000)
     assert len(row(table)["command"]) == 1 << 15
+
+
+def test_what_has_not_run_is_not_read_again(fake: FakeProc, table: ProcessTable) -> None:
+    fake.write(schedstat=b"500 1 3\n")
+    (fake.root / "uptime").write_text("1000.00 3.00\n")
+    assert row(table)["command"] == "httpd -f"
+    fake.write(cmdline=b"httpd: worker\0")
+    fake.clock.advance(3)
+    assert row(table)["command"] == "httpd -f"
+    fake.write(schedstat=b"501 1 4\n")
+    fake.clock.advance(1)
+    assert row(table)["command"] == "httpd: worker"
+
+
+def test_where_the_kernel_does_not_count_it_is_read_again(
+    fake: FakeProc, table: ProcessTable
+) -> None:
+    fake.write(schedstat=b"0 0 0\n")
+    (fake.root / "uptime").write_text("1000.00 3.00\n")
+    assert row(table)["command"] == "httpd -f"
+    fake.write(cmdline=b"httpd: worker\0")
+    fake.clock.advance(1)
+    assert row(table)["command"] == "httpd: worker"
+
+
+def test_one_with_threads_is_read_again(fake: FakeProc, table: ProcessTable) -> None:
+    stat = fake.files["stat"].split()
+    stat[19] = b"2"
+    fake.write(schedstat=b"500 1 3\n", stat=b" ".join(stat))
+    (fake.root / "uptime").write_text("1000.00 3.00\n")
+    assert row(table)["stat"] == "Ssl"
+    fake.write(cmdline=b"java\0")
+    fake.clock.advance(1)
+    assert row(table)["command"] == "java"
+
+
+@pytest.mark.parametrize(("uptime_s", "stale_s"), [(3, 1), (1000, 5)])
+def test_one_that_others_moved_is_found(
+    fake: FakeProc, table: ProcessTable, uptime_s: int, stale_s: int
+) -> None:
+    fake.write(schedstat=b"500 1 3\n")
+    (fake.root / "uptime").write_text(f"{uptime_s}.00 3.00\n")
+    assert row(table)["instance"] == "abc123"
+    fake.write(cgroup=b"4:cpu:/tabane/c1/tokyo-1/other\n")
+    fake.clock.advance(stale_s - 0.1)
+    assert row(table)["instance"] == "abc123"
+    fake.clock.advance(0.1)
+    assert row(table)["instance"] == "other"
+
+
+def test_one_that_was_touched_is_read_at_once(fake: FakeProc, table: ProcessTable) -> None:
+    fake.write(schedstat=b"500 1 3\n")
+    row(table)
+    fake.write(status=fake.files["status"].replace(b"100007", b"33"))
+    assert row(table)["uid"] == 100007
+    table.touch(7)
+    table.touch(8)
+    assert row(table)["uid"] == 33
+
+
+def test_a_pid_that_was_given_to_another(fake: FakeProc, table: ProcessTable) -> None:
+    fake.write(schedstat=b"500 1 3\n")
+    before = row(table)
+    other = fake.files["stat"].replace(b" 100 ", b" 200 ", 1)
+    fake.write(stat=other, status=fake.files["status"].replace(b"100007", b"33"))
+    found = row(table)
+    assert (before["start_ticks"], found["start_ticks"]) == (100, 200)
+    assert (found["uid"], found["recent_cpu_percent"]) == (33, None)
+
+
+def test_an_unchanged_process_grows_older(fake: FakeProc, table: ProcessTable) -> None:
+    first = table.processes()
+    (fake.root / "uptime").write_text("16.00 3.00\n")
+    fake.clock.advance(5)
+    second = table.processes()
+    assert [process.elapsed_s for process in (*first, *second)] == [10, 15]
+    assert [process.started_at for process in second] == [process.started_at for process in first]
+
+
+def test_a_clock_that_is_set_moves_start_times(fake: FakeProc, table: ProcessTable) -> None:
+    before = row(table)["started_at"]
+    fake.clock.step_wall(3600)
+    assert row(table)["started_at"] == before + 3600
+    fake.clock.step_wall(0.05)
+    assert row(table)["started_at"] == before + 3600

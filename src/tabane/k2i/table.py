@@ -188,9 +188,11 @@ class ProcessTable:
             del self._known[pid]
         while self._touched:
             self._mark(self._touched.pop())
-        if now - self._looked_at >= REFRESH_S:
+        moved_due = now - self._looked_for_moved_at >= MOVED_S
+        if moved_due or now - self._looked_at >= REFRESH_S:
             self._looked_at = now
-            self._find_stale(now, uptime_s)
+            self._find_stale(uptime_s, everywhere=moved_due)
+            self._looked_for_moved_at = now if moved_due else self._looked_for_moved_at
         found: list[_Known] = []
         for pid, data in zip(pids, self._procfs.read_each(pids, "stat"), strict=True):
             known = self._known.get(pid)
@@ -224,16 +226,15 @@ class ProcessTable:
         sleeps = stat.state in "SI" and stat.num_threads == 1 and BLOCKS_NOTHING in status
         known.files_ran = ran if sleeps else None
 
-    def _find_stale(self, now: float, uptime_s: float) -> None:
-        """Mark the processes whose facts may have changed."""
+    def _find_stale(self, uptime_s: float, *, everywhere: bool) -> None:
+        """Mark the processes whose facts may have changed. Whether others moved them is looked for
+        `everywhere`, or only among the young."""
         pids = [pid for pid, known in self._known.items() if not known.stat.flags & KERNEL_THREAD]
         for pid, ran in zip(pids, self._procfs.read_each(pids, "schedstat"), strict=True):
             known = self._known[pid]
             if ran != known.ran or known.stat.num_threads > 1 or not _counts(ran):
                 known.stale = True
-        if now - self._looked_for_moved_at >= MOVED_S:
-            self._looked_for_moved_at = now
-        else:
+        if not everywhere:
             young = (uptime_s - MOVED_S) * TICKS_PER_S
             pids = [pid for pid in pids if self._known[pid].stat.starttime > young]
         for pid, cgroup in zip(pids, self._procfs.read_each(pids, "cgroup"), strict=True):
