@@ -226,6 +226,54 @@ def test_logs_are_followed_until_ctrl_c(cluster: LocalCluster) -> None:
     assert good(cluster.tabane("logs", instance["id"])).startswith("begun\n")
 
 
+COUNTS = "i=0; while [ $i -lt 150000 ]; do echo $i of many lines that are written; i=$((i+1)); done"
+
+
+def test_following_over_rotations_and_to_the_end(cluster: LocalCluster) -> None:
+    """Several megabytes, which are rotated while they are followed."""
+    script = f"sleep 2; {COUNTS}"
+    cluster.deploy("counts", ["sh", "-c", script], port=None,
+                   reactive={"min": 1, "ready": "started"})  # fmt: skip
+    (instance,) = wait_for(lambda: cluster.instances("counts", "ready"), "its start")
+    with following(cluster, "logs", "-f", instance["id"]) as (process, out):
+        lines = out.read().splitlines()
+        assert process.wait(60) == 0
+    good(cluster.tabane("rm", "counts"))
+    assert [int(line.split()[0]) for line in lines] == list(range(150_000))
+    assert good(cluster.tabane("logs", instance["id"])).splitlines() == lines
+    place = cluster.root / "nodes" / instance["node"] / "logs" / instance["id"]
+    assert (place / "log.2").exists(), "it was rotated twice"
+
+
+def test_all_instances_of_an_app_are_followed_at_once(cluster: LocalCluster) -> None:
+    script = "echo I am $HOSTNAME; sleep 1000"
+    cluster.deploy("chorus", ["sh", "-c", script], port=None,
+                   reactive={"min": 2, "ready": "started"})  # fmt: skip
+    both = wait_for(
+        lambda: len(found := cluster.instances("chorus", "ready")) == 2 and found, "both"
+    )
+    ids = sorted(instance["id"] for instance in both)
+    wait_for(lambda: len(cluster.tabane("logs", "chorus").out.splitlines()) == 2, "both lines")
+    with following(cluster, "logs", "-f", "chorus") as (process, out):
+        first = sorted([out.readline(), out.readline()])
+        assert [line.partition(" | ")[0] for line in first] == ids
+        for identity in ids:
+            good(cluster.tabane("exec", identity, "sh", "-c", "echo too >/proc/1/fd/1"))
+        told = sorted([out.readline(), out.readline()])
+        assert told == [f"{identity} | too\n" for identity in ids]
+        shown = of_json(cluster.tabane("logs", "-n", "1", "--json", ids[0]))
+        assert shown["text"] == "too"
+        good(cluster.tabane("rm", "chorus"))
+        assert process.wait(60) == 0
+
+
+def test_since(cluster: LocalCluster, awake: dict[str, Any]) -> None:
+    run = cluster.tabane
+    assert run("logs", "--since", "1h", "talks") == run("logs", "talks")
+    assert good(run("logs", "--since", "2100-01-01T00:00:00Z", "talks")) == ""
+    refused(run("logs", "--since", "yesterday", "talks"), "write an age as 10m or 2h")
+
+
 def test_an_instance_by_the_beginning_of_its_id(
     cluster: LocalCluster, awake: dict[str, Any]
 ) -> None:
@@ -269,7 +317,7 @@ def test_ctrl_c_ends_what_exec_began(
         except OSError:
             return False
 
-    command = ["exec", "talks", "sh", "-c", "setsid sleep 1004.5 & sleep 1004.5"]
+    command = ["exec", "-i", "talks", "sh", "-c", "setsid sleep 1004.5 & sleep 1004.5"]
     with following(cluster, *command, stdin=stdin) as (process, _):
         wait_for(lambda: len(running()) == 2, "both of its processes")
         interrupt(process)
@@ -277,10 +325,12 @@ def test_ctrl_c_ends_what_exec_began(
 
 
 def test_exec_passes_stdin_on(cluster: LocalCluster, awake: dict[str, Any]) -> None:
-    assert good(cluster.tabane("exec", "talks", "cat", stdin="hi\n" * 100_000)) == "hi\n" * 100_000
-    assert good(cluster.tabane("exec", "talks", "head", "-c2", stdin="hi\n" * 100_000)) == "hi"
-    assert good(cluster.tabane("exec", "talks", "cat", stdin="")) == ""
-    with following(cluster, "exec", "talks", "true", stdin=subprocess.PIPE) as (process, _):
+    run = cluster.tabane
+    assert good(run("exec", "-i", "talks", "cat", stdin="hi\n" * 100_000)) == "hi\n" * 100_000
+    assert good(run("exec", "-i", "talks", "head", "-c2", stdin="hi\n" * 100_000)) == "hi"
+    assert good(run("exec", "-i", "talks", "cat", stdin="")) == ""
+    assert good(run("exec", "talks", "cat", stdin="not for it\n")) == ""
+    with following(cluster, "exec", "-i", "talks", "true", stdin=subprocess.PIPE) as (process, _):
         assert process.wait(30) == 0, "its stdin is still open"
 
 

@@ -1,4 +1,4 @@
-"""`tabane exec` at a real terminal, in any data center, and what becomes of it when it breaks off."""
+"""`tabane exec` at a real terminal, in any data center, and when it breaks off."""
 
 from __future__ import annotations
 
