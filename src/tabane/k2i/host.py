@@ -379,3 +379,9 @@ def read_files(root: Path, names: Sequence[str]) -> dict[str, bytes]:
         except OSError:
             continue
     return found
+
+
+def read_file(path: str) -> bytes:
+    """The whole file, as quickly as can be: for those read by the thousand. Raises `OSError`."""
+    with open(path, "rb", buffering=0) as file:  # noqa: PTH123
+        return file.readall()

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from tabane.errors import NotFound
 from tabane.tools.cli.asking import add_filters, ask, filters_of, say_partial
 from tabane.tools.cli.common import Parser, complain, print_json
-from tabane.tools.cli.screen import RED, Place, layout, paint, show, shows_colours
+from tabane.tools.cli.screen import RED, Place, layout, show
 from tabane.tools.cli.sizes import IEC, SI, parse_unit, rounded_up
 
 REMOTE = ("nfs", "cifs", "smb", "ceph", "9p", "glusterfs", "lustre", "afs", "sshfs", "fuse.sshfs")
@@ -143,12 +143,8 @@ def _is_below(file: str, row: Row) -> bool:
 
 def _show(rows: Sequence[Row], style: Style, args: argparse.Namespace) -> None:
     lines = render(rows, style, with_type=args.with_type, total=args.total)
-    if shows_colours():
-        full = [percent_of(row, style) for row in rows]
-        for n, percent in enumerate(full, 1):
-            if percent is not None and percent >= FULL_PERCENT:
-                lines[n] = paint(lines[n], RED)
-    show(lines)
+    percents = [percent_of(row, style) or 0 for row in rows]
+    show(lines, colours={n: RED for n, found in enumerate(percents, 1) if found >= FULL_PERCENT})
 
 
 def render(

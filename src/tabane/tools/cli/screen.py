@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from tabane.tools.cli.common import cells_of, cells_of_char, pad, printable
 
-BOLD, RED, GREEN, CYAN = "1", "31", "32", "36"
+BOLD, RED = "1", "31"
+NO_COLOURS: Mapping[int, str] = {}
 
 
 class Place(NamedTuple):
@@ -73,11 +74,17 @@ def clip(text: str, width: int | None) -> str:
     return text
 
 
-def show(lines: Sequence[str], *, heading: bool = True, width: int | None = None) -> None:
+def show(
+    lines: Sequence[str],
+    *,
+    heading: bool = True,
+    width: int | None = None,
+    colours: Mapping[int, str] = NO_COLOURS,
+) -> None:
     """Print them, cut to the terminal or to a `width` that was asked for; the first is a heading
-    unless told otherwise."""
+    unless told otherwise. `colours` of lines, by their numbers, are seen on a terminal only."""
     width = terminal_width() if width is None else width
-    colours = heading and shows_colours()
+    wanted = ({0: BOLD} if heading else {}) | dict(colours) if shows_colours() else {}
     for n, line in enumerate(lines):
         text = clip(line, width)
-        print(paint(text, BOLD) if colours and n == 0 else text)
+        print(paint(text, wanted[n]) if n in wanted else text)

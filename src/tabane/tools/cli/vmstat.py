@@ -15,7 +15,7 @@ from tabane.errors import UsageError
 from tabane.tools.cli.asking import Answer, add_filters, ask, filters_of, say_partial
 from tabane.tools.cli.common import Parser, pad, print_json, printable, whole
 from tabane.tools.cli.repeating import every, seconds
-from tabane.tools.cli.screen import BOLD, clip, paint, shows_colours, terminal_width
+from tabane.tools.cli.screen import BOLD, show
 
 FIELDS = "dc,node,boot_id,uptime_s,booted_at,procs_running,procs_blocked,memory,vmstat,cpu"
 FIELDS += ",interrupts,context_switches,forks"
@@ -23,6 +23,7 @@ UNITS = {"k": 1000, "K": 1024, "m": 1_000_000, "M": 1 << 20}
 PAGE_KIB = 4
 TICKS_PER_S = 100
 SCREENFUL = 20
+TITLED = {0: BOLD, 1: BOLD}
 TITLE = "procs -----------memory---------- ---swap-- -----io---- -system-- ------cpu-----"
 HEADING = " r  b   swpd   free {:>6} {:>6}   si   so    bi    bo   in   cs us sy id wa st"
 LINE = "{:2} {:2} {:6} {:6} {:6} {:6} {:4} {:4} {:5} {:5} {:4} {:4} {:2} {:2} {:2} {:2} {:2}"
@@ -75,16 +76,9 @@ def _report(
         print("\n".join(line for row in answer.rows for line in counters(row, UNITS[args.unit])))
     else:
         lines = render(answer.rows, before, args.unit, active=args.active)
-        _print(lines if heading else lines[2:], 2 if heading else 0)
+        show(lines if heading else lines[2:], heading=heading, colours=TITLED if heading else {})
     sys.stdout.flush()
     return len(answer.rows)
-
-
-def _print(lines: Sequence[str], headings: int) -> None:
-    width, colours = terminal_width(), shows_colours()
-    for n, line in enumerate(lines):
-        text = clip(line, width)
-        print(paint(text, BOLD) if colours and n < headings else text)
 
 
 def render(
