@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from tabane.clock import SystemClock
 from tabane.errors import Unreachable
 from tabane.tools.procfs.feed import FRESH_S, LONGEST_S, PATIENCE_S, Feed, Freshness
 from tabane.tools.procfs.pretend import Pretend
@@ -82,6 +83,31 @@ def test_readers_get_what_a_fetch_brings() -> None:
     feed.wait()
     assert source.fetches == 2
     feed.close()
+
+
+class LateClock(SystemClock):
+    """The machine's clock, put forward at will."""
+
+    ahead_s = 0.0
+
+    def now(self) -> float:
+        return super().now() + self.ahead_s
+
+
+def test_a_silent_node_vanishes_though_others_answer() -> None:
+    source, clock = Pretend({"tokyo/a": 2, "osaka/b": 2}), LateClock()
+    feed = Feed(source, View(local_users(), local_groups()), clock=clock)
+    feed.fetch()
+    source.silent.add("osaka/b")
+    clock.ahead_s = AGE_LIMIT_S + 1
+    feed.fetch()
+    assert feed.wait_s() == 0, "it is fresh"
+    assert {remote.key.node for remote in feed.view.processes.values()} == {"tokyo/a"}
+    source.silent.add("tokyo/a")
+    clock.ahead_s *= 2
+    with pytest.raises(Unreachable):
+        feed.fetch()
+    assert feed.view.processes == {}
 
 
 def test_nobody_answers() -> None:

@@ -87,6 +87,7 @@ class Feed:
             self.view.update(answer, now, int(self._clock.wall() * _NS), host_uptime_s())
             good = True
         finally:
+            self.view.expire(self._clock.now())
             self._note(began, good)
 
     def wait_s(self) -> float:

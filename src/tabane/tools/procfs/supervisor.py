@@ -173,11 +173,10 @@ class Supervisor:
             answer = self._carry(shown, remote.key, decision, caller)
         else:
             answer = decision
-        if answer.error:
-            log.info("%s %d by uid %d: %s", call.name, shown, caller.uid, answer.reason)
-        elif answer.data:
+            if answer.error:
+                log.info("%s %d by uid %d: %s", call.name, shown, caller.uid, answer.reason)
+        if answer.data:
             write_memory(pid, answer.address, answer.data)
-            is_valid(listener, number)
         return answer
 
     def _argument(self, name: str) -> int:
