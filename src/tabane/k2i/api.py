@@ -84,22 +84,30 @@ def _add_pages(router: APIRouter, config: dict[str, Any]) -> None:
         return config
 
 
+def sees_all(who: Principal, table: ProcessTable) -> bool:
+    """Whether all arguments are for who asks. A port on loopback does not know that, and shows what
+    the kernel shows everybody: all, unless /proc is mounted with hidepid."""
+    return who.is_root or (who == ANYBODY and not table.hides())
+
+
 def redact(record: Record, who: Principal) -> Record:
-    """Its arguments are for root and for its own user, where it is known who asks. A port on
-    loopback does not know, and shows what the k2i of 2018 showed there."""
-    if who.kind != "peer" or who.is_root or who.uid == record.euid:
+    """Its arguments are for its own user."""
+    if who.uid == record.euid:
         return record
     return msgspec.structs.replace(record, cmdline=[f"[{record.cmd}]"])
 
 
 def _add_processes(router: APIRouter, table: ProcessTable) -> None:
     def shown(records: Iterable[Record | None], who: Principal) -> Response:
-        return Records([redact(record, who) for record in records if record])
+        found = [record for record in records if record]
+        if not sees_all(who, table):
+            found = [redact(record, who) for record in found]
+        return Records(found)
 
     @router.get("/proc", response_class=Records)
     def all_processes(who: Who) -> Response:
         """Every process to be seen."""
-        if who.kind != "peer" or who.is_root:
+        if sees_all(who, table):
             return Response(table.render_records(), media_type="application/json")
         return shown(table.records(), who)
 
