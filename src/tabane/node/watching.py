@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from tabane.node.agent import Agent
 
 LOOPBACK = "127.0.0.1"
+PARALLEL_COMMANDS = 2
+"""Of all apps: each costs the node an engine's start. One that waits too long for its turn is given
+up at its own deadline."""
 
 
 class InstanceDial:
@@ -77,6 +80,7 @@ class Watching:
             tasks=agent.tasks,
             memory_kib=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 10,
         )
+        self._commands = asyncio.Semaphore(PARALLEL_COMMANDS)
         self._asked: dict[InstanceId, tuple[Instance, Ask]] = {}
 
     def begin(self) -> None:
@@ -88,13 +92,23 @@ class Watching:
     def follow(self, instance: InstanceId, state: State) -> None:
         """An instance is in that state now."""
         running = self._find(instance) if state is State.READY else None
-        jobs = [] if running is None else [_job(running, c) for c in running.record.app.collect]
+        jobs = [self._job(running, c) for c in running.record.app.collect] if running else []
         self.collection.want(instance, jobs)
         if running is not None and running.driver.capabilities.guest_processes:
             self._asked[instance] = (running.instance, lambda: ask_driver(running))
         elif self._asked.pop(instance, None) is None:
             return
         self.insides.want(self._asked.values())
+
+    def _job(self, running: Running, collect: Collect) -> Job:
+        async def run(argv: tuple[str, ...], timeout_s: float) -> bytes:
+            async with self._commands:
+                return await run_inside(running, argv)
+
+        def make() -> Collector:
+            return registry.make(Setting(collect, InstanceDial(running), run))
+
+        return Job(collect, make, running.instance.id, running.instance.app)
 
     def _find(self, instance: InstanceId) -> Running | None:
         try:
@@ -122,20 +136,11 @@ def failing_job(name: str, error: TabaneError) -> Job:
     return Job(Collect("file", name=name), make)
 
 
-def _job(running: Running, collect: Collect) -> Job:
-    def make() -> Collector:
-        return registry.make(
-            Setting(collect, InstanceDial(running), lambda *what: run_inside(running, *what))
-        )
-
-    return Job(collect, make, running.instance.id, running.instance.app)
-
-
 def ask_driver(running: Running) -> Awaitable[Sequence[GuestProcess]]:
     return running.driver.guest_processes(_handle(running))
 
 
-async def run_inside(running: Running, argv: tuple[str, ...], timeout_s: float) -> bytes:
+async def run_inside(running: Running, argv: tuple[str, ...]) -> bytes:
     """A command's stdout. Raises `EngineError`, `ProtocolError` when it writes too much. The caller
     sets the deadline; it is ended when this is cancelled."""
     talk = await running.driver.exec(_handle(running), Execution(argv))
