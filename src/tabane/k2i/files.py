@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from tabane.k2i.host import Placed
+from tabane.k2i.host import Placed, read_file
 from tabane.k2i.procfs import GONE, decode, parse_stat
 from tabane.k2i.sockets import Endpoint, Socket, read_sockets
 from tabane.k2i.table import Process
@@ -98,7 +98,7 @@ def _read_process(
     if network not in networks:
         networks[network] = read_sockets(Path(directory, "net"))
     files = [*_links(directory), *(_mapped(directory) if mapped else ()), *_descriptors(directory)]
-    if parse_stat(_read(f"{directory}/stat")).starttime != process.start_ticks:
+    if parse_stat(read_file(f"{directory}/stat")).starttime != process.start_ticks:
         raise ProcessLookupError(f"process {process.pid} has ended, another has its pid")
     return [_describe(process, file, networks[network]) for file in files]
 
@@ -116,7 +116,7 @@ def _mapped(directory: str) -> Iterator[_File]:
     """Each file once, but for the program itself."""
     try:
         program = _target(f"{directory}/exe")
-        maps = _read(f"{directory}/maps")
+        maps = read_file(f"{directory}/maps")
     except OSError:
         return
     for path in dict.fromkeys(_MAPPED.findall(maps)):
@@ -135,7 +135,7 @@ def _descriptors(directory: str) -> Iterator[_File]:
         path = f"{directory}/fd/{name}"
         try:
             target = _target(path)
-            info = _read(f"{directory}/fdinfo/{name}")
+            info = read_file(f"{directory}/fdinfo/{name}")
         except OSError:
             continue  # closed meanwhile
         offset, flags = _INFO.findall(info)
@@ -148,11 +148,6 @@ def _descriptors(directory: str) -> Iterator[_File]:
 
 def _target(path: str) -> str:
     return decode(os.fsencode(os.readlink(path)))  # noqa: PTH115
-
-
-def _read(path: str) -> bytes:
-    with open(path, "rb", buffering=0) as file:  # noqa: PTH123
-        return file.readall()
 
 
 def _describe(process: Process, file: _File, sockets: dict[int, Socket]) -> OpenFile:

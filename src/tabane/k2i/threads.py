@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
 
-from tabane.k2i.host import Placed
+from tabane.k2i.host import Placed, read_file
 from tabane.k2i.procfs import GONE, TICKS_PER_S, Stat, parse_stat
 from tabane.k2i.table import Process
 
@@ -56,15 +57,15 @@ def read_threads(root: Path, processes: Iterable[Process], uptime_s: float) -> l
 
 def _read(root: Path, process: Process, uptime_s: float) -> list[Thread]:
     """Raises one of `GONE`, also when another process has its pid now."""
-    directory = root / str(process.pid)
+    directory = f"{root}/{process.pid}"
     threads = []
-    for entry in sorted((directory / "task").iterdir(), key=lambda path: int(path.name)):
+    for tid in sorted(os.listdir(f"{directory}/task"), key=int):  # noqa: PTH208
         try:
-            stat = parse_stat((entry / "stat").read_bytes())
+            stat = parse_stat(read_file(f"{directory}/task/{tid}/stat"))
         except GONE:
             continue
         threads.append(_make(process, stat, uptime_s))
-    if parse_stat((directory / "stat").read_bytes()).starttime != process.start_ticks:
+    if parse_stat(read_file(f"{directory}/stat")).starttime != process.start_ticks:
         raise ProcessLookupError(f"process {process.pid} has ended, another has its pid")
     return threads
 
