@@ -213,6 +213,33 @@ def peak_kib(pid: int) -> int:
     return int(found[1])
 
 
+def test_nothing_is_kept_open(cluster: LocalCluster, awake: dict[str, Any]) -> None:
+    """Of commands, copies and logs, whose clients stay or leave, near and far."""
+    agents = [cluster.part("agentd", node) for node in ("tokyo/tokyo-1", awake["node"])]
+
+    def descriptors() -> list[int]:
+        return [len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in agents]
+
+    def use() -> None:
+        for options in ("-i", "-it"):
+            with at_terminal(cluster, "exec", options, "far", "cat") as there:
+                there.type(b"hi\r")
+                there.hear(b"hi\r\nhi\r\n")
+        for argv in (("logs", "-f", "far"), ("exec", "far", "sleep", "1016")):
+            with at_terminal(cluster, *argv):
+                wait_for(lambda argv=argv: argv[0] == "logs" or running("1016"))
+        assert cluster.tabane("cp", "far:/etc/hosts", "/dev/null").code == 2
+        assert cluster.tabane("exec", "-i", "far", "cat", stdin="x").out == "x"
+        assert cluster.tabane("exec", "far", "nosuch").code == 127
+
+    use()
+    before = descriptors()
+    for _ in range(3):
+        use()
+    wait_for(lambda: all(now <= was for now, was in zip(descriptors(), before, strict=True)))
+    wait_for(lambda: not running("1016"))
+
+
 def test_through_another_node(cluster: LocalCluster, awake: dict[str, Any]) -> None:
     """Only the first node's socket can be reached."""
     hidden = []

@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from tabane.api import actions
 from tabane.api.checks import check_instance
+from tabane.api.guard import keep_alive
 from tabane.api.shapes import who_asks
 from tabane.errors import Unreachable
 from tabane.node.config import API_PORT, Peer
@@ -74,12 +75,14 @@ class Forward(Response):
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                return await asyncio.open_connection(
+                reader, writer = await asyncio.open_connection(
                     self._peer.address, API_PORT, limit=BLOCK_BYTES
                 )
         except OSError as error:
             reason = error.strerror or str(error) or "it does not answer"
             raise Unreachable(f"{self._peer.key} cannot be reached: {reason}") from None
+        keep_alive(writer.get_extra_info("socket"))
+        return reader, writer
 
     def _break_off(self, answer: _Answer, error: Exception) -> None:
         """Before the answer began the client is told; later the end of the connection tells it."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -33,6 +34,8 @@ may see and do."""
 MAX_HEAD_BYTES = 64 << 10
 MAX_CONNECTIONS = 512
 """At a time, over TCP; the local socket, where only root may ask, is not counted out."""
+KEEP_ALIVE = {socket.TCP_KEEPIDLE: 15, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 3}
+"""Seconds of silence until the other side is asked, between questions, and how many of them."""
 TOO_MANY = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\n\r\n"
 
 
@@ -52,6 +55,8 @@ class PeerProtocol(HttpToolsProtocol):
             transport.write(TOO_MANY)
             transport.close()
             return
+        elif sock is not None:
+            keep_alive(sock)
         self._await_head()
 
     def data_received(self, data: bytes) -> None:
@@ -92,6 +97,14 @@ class PeerProtocol(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def keep_alive(sock: socket.socket) -> None:
+    """Have a connection over TCP end when the other machine is gone without a word: what runs for
+    it would go on for ever."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in KEEP_ALIVE.items():
+        sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 class Guard:

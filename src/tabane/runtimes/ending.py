@@ -28,11 +28,16 @@ async def end_below(init: int) -> None:
         _send(pid, signal.SIGHUP)
         _send(pid, signal.SIGCONT)
     await _wait_gone(lambda: descendants(init))
-    while found := descendants(init):
-        for pid in found:
-            _send(pid, signal.SIGKILL)
+    while descendants(init):
+        kill_below(init, with_it=False)
         await asyncio.sleep(POLL_S)
     _send(init, signal.SIGKILL)
+
+
+def kill_below(init: int, *, with_it: bool = True) -> None:
+    """Without waiting for it."""
+    for pid in (*descendants(init), *([init] if with_it else [])):
+        _send(pid, signal.SIGKILL)
 
 
 async def end_session(

@@ -27,7 +27,7 @@ import msgspec
 from tabane.model import Value
 from tabane.runtimes.api import Conversation, Execution, TerminalSize
 from tabane.runtimes.bundle import INIT
-from tabane.runtimes.ending import end_below
+from tabane.runtimes.ending import end_below, kill_below
 from tabane.runtimes.lookup import find_command, is_file
 from tabane.runtimes.streams import Sink, Source, Words
 from tabane.supervise import Supervisor
@@ -239,7 +239,9 @@ async def _end(child: asyncio.subprocess.Process, pid_file: Path) -> None:
                 if not engine.done() and pid is not None:
                     await end_below(pid)
                 await asyncio.shield(engine)
-        except TimeoutError:
+        except TimeoutError:  # as when it is frozen: once it is thawed it ends
+            if (pid := read_pid(pid_file)) is not None:
+                kill_below(pid)
             child.kill()
         await engine
 
