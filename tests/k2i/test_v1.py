@@ -3,6 +3,7 @@
 import json
 import os
 import pwd
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -168,3 +169,66 @@ def test_threads_and_the_gone_are_no_processes(start: Start) -> None:
     child.wait()
     assert table.record(child.pid) is None
     table.close()
+
+
+def test_rows_say_what_records_say(start: Start) -> None:
+    """Also when they are sent again: what has not changed of a process is not read again."""
+    child = start(SETUP)
+    table = ProcessTable()
+    for _ in range(3):
+        rows = {row["tid"]: row for row in json.loads(table.render_records())}
+        record = table.record(child.pid)
+        assert json.loads(msgspec.json.encode(record)) == rows[child.pid]
+    assert len(rows) > 2
+    table.close()
+
+
+def test_a_signal_that_waits_for_one_who_sleeps_is_seen_at_once(start: Start) -> None:
+    child = start("import signal; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])")
+    table = ProcessTable()
+
+    def pending() -> str:
+        rows = {row["tid"]: row for row in json.loads(table.render_records())}
+        return bytes(rows[child.pid]["signal"][:16]).decode()
+
+    assert [pending(), pending()] == ["0" * 16] * 2
+    child.send_signal(signal.SIGUSR1)
+    assert int(pending(), 16) == 1 << signal.SIGUSR1 - 1
+    table.close()
+
+
+def test_what_a_process_changes_of_itself_is_seen_at_once(start: Start) -> None:
+    child = start(
+        "os.write(1, b'\\n'); os.read(0, 1); import signal; signal.signal(signal.SIGALRM, print)"
+    )
+    table = ProcessTable()
+
+    def caught() -> int:
+        rows = {row["tid"]: row for row in json.loads(table.render_records())}
+        return int(bytes(rows[child.pid]["sigcatch"][:16]), 16) >> signal.SIGALRM - 1 & 1
+
+    assert [caught(), caught()] == [0, 0]
+    assert child.stdin and child.stdout
+    child.stdin.write(b"x")
+    child.stdin.flush()
+    child.stdout.readline()
+    assert caught() == 1
+    table.close()
+
+
+def test_those_who_come_and_go_disturb_nothing() -> None:
+    """As many in a second as 10,000 in a minute are, and more."""
+    table = ProcessTable()
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    script = "for i in $(seq 300); do /bin/true & done; wait"
+    with subprocess.Popen(["sh", "-c", script]) as child:
+        while child.poll() is None:
+            pids = [row["tid"] for row in json.loads(table.render_records())]
+            assert os.getpid() in pids
+            assert pids == sorted(set(pids))
+            assert len({process.pid for process in table.processes()}) >= 2
+    table.processes()
+    kept = len(list(Path("/proc/self/fd").iterdir())) - before
+    assert kept <= 6 * len(table.processes())
+    table.close()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
