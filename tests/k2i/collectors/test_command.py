@@ -72,6 +72,23 @@ async def test_no_such_program() -> None:
         await collect("/no/such/program")
 
 
+async def test_cancelled_while_it_starts_nothing_of_it_is_left(tmp_path: Path) -> None:
+    """At each step of its start, when the program itself is already as far as it can be."""
+    for steps in range(12):
+        begun = tmp_path / f"begun-{steps}"
+        script = f"sleep 987653 & echo >{begun}; wait"
+        taking = asyncio.ensure_future(run_here(shell(script), 60))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        while Path("/proc/thread-self/children").read_text() and not begun.exists():
+            pass  # the loop stands still meanwhile, as on a busy machine
+        taking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await taking
+    while runs("987653"):  # noqa: ASYNC110 - killed, and on its way out
+        await asyncio.sleep(0.01)
+
+
 async def test_at_its_deadline_it_and_its_children_are_killed(tmp_path: Path) -> None:
     fifo = tmp_path / "begun"
     script = f"sleep 987654 & echo $! > {fifo}; wait"

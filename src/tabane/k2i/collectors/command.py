@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from asyncio.subprocess import Process
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from tabane.errors import EngineError, NotFound, ProtocolError
 from tabane.k2i.collectors.api import MAX_ANSWER_BYTES, Reading, Setting
 from tabane.k2i.collectors.parse import parse_output
+from tabane.supervise import Supervisor
 
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C"}
 READ_BYTES = 16 << 10
@@ -43,33 +45,52 @@ class Command:
 async def run_here(argv: tuple[str, ...], timeout_s: float) -> bytes:
     """Its stdout. Raises `EngineError` when it fails, `NotFound` when it cannot be run, and
     `ProtocolError` when it writes too much. Cancelling kills it."""
+    async with Supervisor("command", on_failure=lambda *_: None) as tasks:
+        program = await _start(argv, timeout_s, tasks)
+        assert program.stdout is not None
+        assert program.stderr is not None
+        read_output, read_words = program.stdout.read, program.stderr.read
+        try:
+            output, words = await asyncio.gather(
+                take(lambda: read_output(READ_BYTES)), last_words(lambda: read_words(READ_BYTES))
+            )
+            status = await program.wait()
+        except BaseException:
+            await _kill(program)
+            raise
+    return judge(argv, status, output, words)
+
+
+async def _start(argv: tuple[str, ...], timeout_s: float, tasks: Supervisor) -> Process:
+    """Cancelled while it starts, asyncio kills only the process it knows of: so what has begun to
+    start is let start, and then killed with all that it has started itself."""
     pipe = asyncio.subprocess.PIPE
-    try:
-        program = await asyncio.create_subprocess_exec(
+    starting = tasks.start(
+        argv[0],
+        asyncio.create_subprocess_exec(
             *("timeout", "--signal=KILL", f"{timeout_s + 1:g}", *argv),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=pipe,
             stderr=pipe,
             env=ENVIRONMENT,
             start_new_session=True,
-        )
+        ),
+    )
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        await _kill(await starting)
+        raise
     except OSError as error:
         raise NotFound(f"{argv[0]} cannot be run: {error.strerror}") from None
-    assert program.stdout is not None
-    assert program.stderr is not None
-    read_output, read_words = program.stdout.read, program.stderr.read
-    try:
-        output, words = await asyncio.gather(
-            take(lambda: read_output(READ_BYTES)), last_words(lambda: read_words(READ_BYTES))
-        )
-        status = await program.wait()
-    except BaseException:
-        with suppress(ProcessLookupError):
-            os.killpg(program.pid, signal.SIGKILL)
-        program._transport.close()  # type: ignore[attr-defined]  # what it left may hold the pipes
-        await program.wait()
-        raise
-    return judge(argv, status, output, words)
+
+
+async def _kill(program: Process) -> None:
+    """All of its group; not what has left that, which may hold the pipes."""
+    with suppress(ProcessLookupError):
+        os.killpg(program.pid, signal.SIGKILL)
+    program._transport.close()  # type: ignore[attr-defined]
+    await program.wait()
 
 
 def judge(argv: tuple[str, ...], status: int, output: bytes, words: str) -> bytes:
