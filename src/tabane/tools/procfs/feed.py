@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 
 from tabane.clock import SYSTEM, Clock
 from tabane.errors import TabaneError
 from tabane.tools.procfs.local import host_uptime_s
 from tabane.tools.procfs.source import ProcSource
-from tabane.tools.procfs.view import AGE_LIMIT_S, View
+from tabane.tools.procfs.view import AGE_LIMIT_S, Change, View
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +71,8 @@ class Feed:
         self._clock = clock
         self._freshness = Freshness()
         self._turn = threading.Condition()
+        self.on_changes: Callable[[list[Change]], None] = lambda changes: None
+        """Told of changes before any reader sees them, on the feed's thread."""
         self._closed = False
         self._fetches = 0
         self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
@@ -84,7 +87,8 @@ class Feed:
         try:
             answer = self._source.fetch()
             now = self._clock.now()
-            self.view.update(answer, now, int(self._clock.wall() * _NS), host_uptime_s())
+            now_ns = int(self._clock.wall() * _NS)
+            self.on_changes(self.view.update(answer, now, now_ns, host_uptime_s()))
             good = True
         finally:
             self.view.expire(self._clock.now())

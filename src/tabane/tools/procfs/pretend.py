@@ -87,9 +87,6 @@ class Proc:
             "statm": b"2500 %d 500 10 0 200 0\n" % self.rss_pages,
             "cmdline": self.cmdline,
             "cgroup": b"0::/\n",
-            "oom_score": b"0\n",
-            "oom_score_adj": b"0\n",
-            "loginuid": b"4294967295",
         }
         content = tuple(files[name] for name in FILES)
         return RawProcess(self.pid, self.start, self.uid, self.gid, "", "", "", content)

@@ -7,6 +7,7 @@ other bytes pass as they are, names with newlines, parentheses and bytes that ar
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -16,7 +17,9 @@ _TICKS = (11, 12, 13, 14, 39, 40, 41)
 _START, _RSS = 19, 21
 _TTY_STEP = 1 << 12
 """Terminals of a node, in minor numbers."""
-_IDS = {b"Tgid": 1, b"Pid": 1, b"NStgid": 1, b"NSpid": 1, b"PPid": 2, b"TracerPid": 2}
+_ID_LINE = re.compile(
+    rb"^(Tgid|Pid|PPid|TracerPid|Uid|Gid|Groups|NStgid|NSpid|NSpgid|NSsid):([^\n]*)", re.MULTILINE
+)
 _GROUPS = {b"NSpgid": _PGRP, b"NSsid": _SESSION}
 
 
@@ -109,26 +112,28 @@ def shift_start(stat: bytes, shift: int) -> bytes:
 
 
 def rewrite_status(status: bytes, number: int, stat: bytes, terms: Terms) -> bytes:
-    return b"\n".join(_rewrite_line(line, number, stat, terms) for line in status.split(b"\n"))
+    """One pass over the lines that have ids in them; there are many others."""
+
+    def rewrite(line: re.Match[bytes]) -> bytes:
+        return b"%b:\t%b" % (line[1], _rewrite_value(line[1], line[2], number, stat, terms))
+
+    return _ID_LINE.sub(rewrite, status)
 
 
-def _rewrite_line(line: bytes, number: int, stat: bytes, terms: Terms) -> bytes:
-    name, _, value = line.partition(b":")
-    kind = _IDS.get(name)
-    if kind == 1:
-        return b"%b:\t%d" % (name, number)
-    if kind == 2:
-        other = int(value)
-        return b"%b:\t%d" % (name, terms.parent(other) if name == b"PPid" else terms.pid(other))
-    if name in (b"Uid", b"Gid"):
-        translate = terms.uid if name == b"Uid" else terms.gid
-        return name + b":\t" + b"\t".join(b"%d" % translate(int(word)) for word in value.split())
+def _rewrite_value(name: bytes, value: bytes, number: int, stat: bytes, terms: Terms) -> bytes:
+    if name == b"Uid":
+        return b"\t".join(b"%d" % terms.uid(int(word)) for word in value.split())
+    if name == b"Gid":
+        return b"\t".join(b"%d" % terms.gid(int(word)) for word in value.split())
     if name == b"Groups":
-        return b"Groups:\t" + b"".join(b"%d " % terms.gid(int(word)) for word in value.split())
+        return b"".join(b"%d " % terms.gid(int(word)) for word in value.split())
+    if name == b"PPid":
+        return b"%d" % terms.parent(int(value))
+    if name == b"TracerPid":
+        return b"%d" % terms.pid(int(value))
     if name in _GROUPS:
-        _, words = split_stat(stat)
-        return b"%b:\t%d" % (name, terms.pid(int(words[_GROUPS[name]])))
-    return line
+        return b"%d" % terms.pid(int(split_stat(stat)[1][_GROUPS[name]]))
+    return b"%d" % number
 
 
 def rewrite_statm(statm: bytes, terms: Terms) -> bytes:

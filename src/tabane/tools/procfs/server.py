@@ -12,21 +12,39 @@ import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from typing import NamedTuple
 
+from tabane.clock import SYSTEM, Clock
 from tabane.k2i.procfs import GONE
 from tabane.tools.procfs import wire
 from tabane.tools.procfs.feed import Feed
 from tabane.tools.procfs.tree import Listed, Tree
+from tabane.tools.procfs.view import Change
 from tabane.tools.procfs.wire import Request
 
 log = logging.getLogger(__name__)
 
 
+SCAN_S = 3.0
+"""As long as that a listing that stays open counts as being gone through."""
+
+
+class Scan(NamedTuple):
+    """The last listing of all processes, while it is open."""
+
+    handle: int = 0
+    began: float = float("-inf")
+
+    def goes_on(self, now: float) -> bool:
+        return now - self.began < SCAN_S
+
+
 class Server:
     """`serve` returns when the file system is no longer mounted anywhere."""
 
-    def __init__(self, fuse: int, tree: Tree, feed: Feed) -> None:
+    def __init__(self, fuse: int, tree: Tree, feed: Feed, *, clock: Clock = SYSTEM) -> None:
         """`fuse`: a descriptor of /dev/fuse, which stays the caller's."""
+        self._clock = clock
         self._fuse = fuse
         self._tree = tree
         self._feed = feed
@@ -36,6 +54,8 @@ class Server:
         self._someone_waits = threading.Event()
         self._open: dict[int, Listed] = {}
         self._handles = 0
+        self._scan = Scan()
+        feed.on_changes = self.tell
         self._answers: dict[int, Callable[[Request], bytes]] = {
             wire.LOOKUP: self._on_lookup,
             wire.GETATTR: self._on_getattr,
@@ -46,6 +66,14 @@ class Server:
             wire.RELEASEDIR: self._on_releasedir,
             wire.STATFS: lambda request: wire.encode_statfs(),
         }
+
+    def tell(self, changes: list[Change]) -> None:
+        """Have the kernel read again what has changed, of what it may have kept. From any thread
+        but the serving one."""
+        for change in changes:
+            for node in self._tree.changed_files(change):
+                with suppress(OSError):  # it has forgotten it already
+                    os.write(self._fuse, wire.encode_changed(node))
 
     def forget(self, number: int) -> None:
         """Have the kernel ask anew for a process. From any thread but the serving one."""
@@ -70,12 +98,18 @@ class Server:
             return
         if request.opcode == wire.INIT:
             self._write(wire.encode_init(request))
-        elif self._tree.is_about_nodes(request) and self._feed.wait_s():
+        elif self._wants_fresh(request) and self._feed.wait_s():
             with self._lock:
                 self._waiting.append(request)
             self._someone_waits.set()
         else:
             self._answer(request)
+
+    def _wants_fresh(self, request: Request) -> bool:
+        """A tool that goes through a listing looks at the processes as they were when it began."""
+        if not self._tree.is_about_nodes(request):
+            return False
+        return request.opcode == wire.OPENDIR or not self._scan.goes_on(self._clock.now())
 
     def _answer_waiting(self) -> None:
         while True:
@@ -126,6 +160,8 @@ class Server:
         listed = self._tree.listing(request.node)
         self._handles += 1
         self._open[self._handles] = listed
+        if request.node == wire.ROOT:
+            self._scan = Scan(self._handles, self._clock.now())
         return wire.encode_handle(self._handles)
 
     def _on_readdirplus(self, request: Request) -> bytes:
@@ -135,4 +171,6 @@ class Server:
     def _on_releasedir(self, request: Request) -> bytes:
         handle, _, _ = request.span
         self._open.pop(handle, None)
+        if handle == self._scan.handle:
+            self._scan = Scan()
         return b""

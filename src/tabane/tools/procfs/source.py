@@ -13,7 +13,7 @@ import msgspec
 from tabane.errors import ProtocolError
 from tabane.tools.client import Cluster
 
-FILES = ("stat", "status", "statm", "cmdline", "cgroup", "oom_score", "oom_score_adj", "loginuid")
+FILES = ("stat", "status", "statm", "cmdline", "cgroup")
 PATH = f"/v2/raw?scope=cluster&files={','.join(FILES)}"
 
 

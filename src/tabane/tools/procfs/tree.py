@@ -28,7 +28,7 @@ from tabane.tools.procfs.local import GONE, Local, host_btime, host_uptime_s
 from tabane.tools.procfs.numbers import FIRST
 from tabane.tools.procfs.rewrite import shift_start
 from tabane.tools.procfs.users import Owners
-from tabane.tools.procfs.view import PROCESS_FILES, Remote, View
+from tabane.tools.procfs.view import AGE_LIMIT_S, PROCESS_FILES, Change, Remote, View
 from tabane.tools.procfs.wire import FOREVER_S, Attributes
 
 DIRECTORY = mode_of.S_IFDIR | 0o555
@@ -161,11 +161,21 @@ class Tree:
         found = remote.entries.get((index, name))
         if found is None:
             try:
-                found = wire.encode_entry(self._look_up_remote(remote, index, os.fsdecode(name)))
+                attributes = self._look_up_remote(remote, index, os.fsdecode(name))
             except FileNotFoundError:
-                return wire.encode_absence(FRESH_S)
-            remote.entries[index, name] = found
+                return wire.encode_absence(AGE_LIMIT_S)
+            found = remote.entries[index, name] = wire.encode_entry(attributes)
+            remote.known.add(attributes.node)
         return found
+
+    def changed_files(self, change: Change) -> list[int]:
+        """Of those that the kernel knows, the ones with other contents."""
+        return [node for node in tuple(change.new.known) if self._differs(node & 255, change)]
+
+    def _differs(self, index: int, change: Change) -> bool:
+        if index in (0, _TASK, _THREAD) or (name := self._file_name(index)) not in PROCESS_FILES:
+            return False
+        return self._view.render(change.old, name) != self._view.render(change.new, name)
 
     def look_up(self, parent: int, name: str) -> Attributes:
         number, index = divmod(parent, 256)
@@ -284,9 +294,9 @@ class Tree:
         name = self._file_name(index)
         mode = self._cmdline_mode if name == "cmdline" else PROCESS_MODES[name]
         if name not in PROCESS_FILES or not remote.has(name):
-            return Attributes(node, mode, _UNKNOWN_SIZE, *owner, 0, FRESH_S)
+            return Attributes(node, mode, _UNKNOWN_SIZE, *owner, 0, AGE_LIMIT_S)
         size = len(self._view.render(remote, name))
-        return Attributes(node, mode, size, *owner, remote.changed_ns, FRESH_S)
+        return Attributes(node, mode, size, *owner, remote.changed_ns, AGE_LIMIT_S)
 
     def _local_attributes(self, pid: int, index: int) -> Attributes:
         owner = self.local.owner(pid)

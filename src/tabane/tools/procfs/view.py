@@ -37,7 +37,7 @@ class Remote:
 
     __slots__ = (
         *("_files", "_ids", "_terms", "changed_ns", "entries", "gid"),
-        *("key", "number", "raw", "uid"),
+        *("key", "known", "number", "raw", "uid"),
     )
 
     def __init__(self, number: int, key: Key, raw: RawProcess, terms: Terms, now_ns: int) -> None:
@@ -50,6 +50,9 @@ class Remote:
         self._terms = terms
         self.entries: dict[tuple[int, bytes], bytes] = {}
         """Answers about its files, as whoever serves them keeps them."""
+        self.known: set[int] = set()
+        """Its files that the kernel may have in its caches; those of the process, whatever it has
+        become since."""
         self._files: dict[str, bytes] = {}
         self._ids: Ids | None = None
 
@@ -93,6 +96,13 @@ class Remote:
 PROCESS_FILES = (*FILES, "comm", "wchan", "environ")
 """`environ` is empty: nobody's environment leaves its node."""
 _STAT = FILES.index("stat")
+
+
+class Change(NamedTuple):
+    """The same process, as it was and as it is."""
+
+    old: Remote
+    new: Remote
 
 
 class NodeLine(NamedTuple):
@@ -144,17 +154,19 @@ class View:
         """How much longer ago than this machine the view was started."""
         return self._shift_s or 0.0
 
-    def update(self, answer: Answer, now: float, now_ns: int, uptime_s: float) -> None:
-        """Take what the nodes have said."""
+    def update(self, answer: Answer, now: float, now_ns: int, uptime_s: float) -> list[Change]:
+        """Take what the nodes have said; which processes are not as they were."""
+        changes: list[Change] = []
         with self._lock:
             if self._shift_s is None and answer.told:
                 oldest = max(_uptime_of(told.raw) + told.age_s for told in answer.told)
                 self._shift_s = max(0.0, float(round(oldest - uptime_s)))
             living: set[Key] = set()
             for told in answer.told:
-                living.update(self._take(told, now, now_ns, uptime_s))
+                living.update(self._take(told, now, now_ns, uptime_s, changes))
             self._numbers.forget({told.node for told in answer.told}, living)
             self._gather()
+        return changes
 
     def expire(self, now: float) -> bool:
         """Stop showing what is too old. Whether anything was."""
@@ -215,7 +227,9 @@ class View:
                 seen.add(node.raw.boot_id)
                 yield node
 
-    def _take(self, told: Told, now: float, now_ns: int, uptime_s: float) -> list[Key]:
+    def _take(
+        self, told: Told, now: float, now_ns: int, uptime_s: float, changes: list[Change]
+    ) -> list[Key]:
         """Who lives there."""
         node = self._nodes.get(told.node)
         if node is None or node.incarnation != told.incarnation:
@@ -231,7 +245,11 @@ class View:
             number = node.known[key.pid]
             old = before.get(number)
             if old is None or old.raw != raw:
-                old = Remote(number, key, raw, node.terms, now_ns)
+                new = Remote(number, key, raw, node.terms, now_ns)
+                if old is not None:
+                    new.known = old.known
+                    changes.append(Change(old, new))
+                old = new
             node.processes[number] = old
         node.known = {p: n for p, n in node.known.items() if p in node.living or p in leaders}
         return keys

@@ -31,7 +31,7 @@ BATCH_FORGET, READDIRPLUS = 42, 44
 SILENT = frozenset({FORGET, BATCH_FORGET, INTERRUPT, DESTROY})
 """Nobody waits for an answer to these."""
 
-_INVAL_ENTRY = 3
+_INVAL_INODE, _INVAL_ENTRY = 2, 3
 _VERSION = (7, 31)
 _FLAGS = 1 << 0 | 1 << 12 | 1 << 13 | 1 << 18 | 1 << 22
 """ASYNC_READ, AUTO_INVAL_DATA, DO_READDIRPLUS, PARALLEL_DIROPS, MAX_PAGES."""
@@ -46,6 +46,7 @@ _READ = struct.Struct("<QQI")
 _INIT_IN = struct.Struct("<4I")
 _INIT_OUT = struct.Struct("<4I2H2I2HI28x")
 _INVAL = struct.Struct("<QII")
+_CHANGED = struct.Struct("<Qqq")
 _STATFS = struct.Struct("<5Q3I28x")
 _NS = 1_000_000_000
 
@@ -145,9 +146,14 @@ def encode_statfs() -> bytes:
     return _STATFS.pack(0, 0, 0, 0, 0, 4096, 255, 4096)
 
 
+def encode_changed(node: int) -> bytes:
+    """Tells the kernel that a file's contents and attributes are others now. Never to be written by
+    whoever answers requests: it waits for those that are under way."""
+    return _ANSWER.pack(_ANSWER.size + _CHANGED.size, _INVAL_INODE, 0) + _CHANGED.pack(node, 0, 0)
+
+
 def encode_invalid(parent: int, name: bytes) -> bytes:
-    """Tells the kernel to forget a name, and all below it. Never to be written by whoever answers
-    requests: it waits for those that are under way in the directory."""
+    """Tells the kernel to forget a name, and all below it. The same holds for it."""
     body = _INVAL.pack(parent, len(name), 0) + name + b"\0"
     return _ANSWER.pack(_ANSWER.size + len(body), _INVAL_ENTRY, 0) + body
 
