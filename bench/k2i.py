@@ -16,6 +16,7 @@ from __future__ import annotations
 import http.client
 import os
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -56,6 +57,7 @@ SCRIPTS = Path(sys.executable).parent
 
 
 def main() -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     report = Report("k2i", "A node's processes: snapshots and REST (ms), and watching them")
     with TemporaryDirectory(prefix="tabane-bench-") as scratch:
         program = compile_sleepers(Path(scratch))
@@ -85,15 +87,14 @@ def machine_with(program: Path, processes: int) -> Iterator[int]:
     more = max(0, processes - count())
     argv = ["unshare", "--pid", "--fork", "--kill-child", str(program), str(more)]
     with subprocess.Popen(argv, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
         try:
-            assert child.stdout is not None
             child.stdout.readline()
             time.sleep(SETTLE_S)
             yield count()
         finally:
             child.kill()
-    while count() > max(processes - more, 0) + more // 2:  # they end with their parent
-        time.sleep(0.1)
+            child.stdout.read()  # it ends with the last of them
 
 
 def count() -> int:
@@ -153,8 +154,13 @@ def serving(program: str, *argv: str) -> Iterator[http.client.HTTPConnection]:
 
 
 def get(connection: http.client.HTTPConnection, path: str) -> bytes:
+    """On a connection that stays open, unless it was idle for too long while others had a turn."""
     connection.request("GET", path)
-    answer = connection.getresponse()
+    try:
+        answer = connection.getresponse()
+    except http.client.RemoteDisconnected:
+        connection.close()
+        return get(connection, path)
     body = answer.read()
     if answer.status != 200 or not body.startswith(b"["):
         raise TabaneError(f"{path} answered {answer.status}: {body[:200]!r}")
