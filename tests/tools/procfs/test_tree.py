@@ -208,3 +208,24 @@ def test_the_protocol() -> None:
     assert len(wire.encode_attributes(Attributes(1, 0))) == 104
     assert len(wire.encode_statfs()) == 80
     assert len(wire.encode_listed(1, b"4194305", Attributes(1, 0))) == 160
+
+
+def test_the_kernel_is_told_of_what_it_knows_and_has_changed(source: Pretend) -> None:
+    view = View(local_users(), local_groups())
+    view.update(source.fetch(), 0.0, 0, 20_000.0)
+    tree = Tree(view, Local(), NAMES, secret=False)
+    for name in (b"stat", b"cmdline", b"nothing"):
+        tree.entry(FIRST << 8, name)
+    tree.entry((FIRST + 1) << 8, b"stat")
+    stat, other = walk(tree, f"{FIRST}/stat").node, walk(tree, f"{FIRST + 1}/stat").node
+
+    def change(pid: int) -> list[int]:
+        source["tokyo/a"].processes[pid].utime += 1
+        changes = view.update(source.fetch(), 1.0, 1, 20_001.0)
+        return [node for change in changes for node in tree.changed_files(change)]
+
+    assert view.update(source.fetch(), 1.0, 1, 20_001.0) == []
+    assert change(1) == [stat], "not the command line, which is as it was, nor what was never read"
+    assert change(1) == [stat], "it is still known after a change"
+    assert change(2) == [other]
+    assert change(3) == []

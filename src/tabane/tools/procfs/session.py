@@ -34,6 +34,8 @@ from tabane.tools.procfs.supervisor import install
 
 DEVICE = "/dev/fuse"
 TERMINAL_SIGNALS = (signal.SIGINT, signal.SIGQUIT)
+SERVER_NICE = -10
+"""It does little, and every tool waits for it thousands of times."""
 SERVER_ENDED = "tabane: what serves this shell's /proc has ended: leave it, start another\n"
 _MOUNT_OPTIONS = "rootmode=40000,user_id={uid},group_id={gid},default_permissions,allow_other"
 
@@ -151,6 +153,8 @@ def _be_server(
     os.close(said)
     os.close(saying)
     os.setsid()
+    with suppress(OSError):  # without root it waits its turn like others
+        os.setpriority(os.PRIO_PROCESS, 0, SERVER_NICE)
     nowhere = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(nowhere, fd)
