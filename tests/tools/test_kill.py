@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -41,10 +42,12 @@ def cluster_of(
 
 
 def sent(pretended: Pretended) -> tuple[str, dict[str, Any]]:
-    """The one order after the one question."""
+    """The one order after the one question, without its key."""
     (_, nothing), (line, body) = pretended.nodes["tokyo"].asked
     assert nothing == b""
-    return line.removeprefix("POST /v2/processes/"), json.loads(body)
+    order = json.loads(body)
+    assert re.fullmatch("[0-9a-f]{32}", order.pop("idempotency_key"))
+    return line.removeprefix("POST /v2/processes/"), order
 
 
 def identity(row: dict[str, Any]) -> dict[str, Any]:
@@ -86,6 +89,8 @@ def test_signals(argv: str, number: int, tabane: Run, pretended: Pretended) -> N
         ("abc1", [ROW]),
         ("abd999 42", [TWIN, ROW]),
         ("42 abc123 42", [ROW]),
+        ("42 --force tokyo/tokyo-1:43", [ROW, CHILD]),
+        ("-s TERM -- 42 43", [ROW, CHILD]),
     ],
 )
 def test_who_is_meant(words: str, meant: list[Any], tabane: Run, pretended: Pretended) -> None:
@@ -154,6 +159,79 @@ def test_what_a_node_refuses(tabane: Run, pretended: Pretended) -> None:
     assert shown["outcomes"][0]["error"] == "stale"
 
 
+class Obedient:
+    """A node that knows its orders by their keys; `lost`: so many answers go lost, of orders that
+    were obeyed, on the way to the tool or (`between`) to the node that was asked."""
+
+    def __init__(self, lost: int, *, between: bool = False) -> None:
+        self.effects: list[int] = []
+        self._lost = lost
+        self._between = between
+        self._known: dict[str, bytes] = {}
+
+    def __call__(self, line: str, body: bytes) -> bytes | Iterator[bytes]:
+        if line.startswith("GET"):
+            return answer(ROW, CHILD)
+        order = json.loads(body)
+        key = order.pop("idempotency_key")
+        if key not in self._known:
+            self.effects += [target["pid"] for target in order["targets"]]
+        if self._known.setdefault(key, body) != body:
+            return reply({"error": "conflict", "message": "another order"}, 409)
+        outcomes = [good(target) for target in order["targets"]]
+        if self._lost > 0:
+            self._lost -= 1
+            if not self._between:
+                return iter(())
+            outcomes[0] |= {"error": "unreachable", "message": "it did not say whether"}
+        return reply({"outcomes": outcomes})
+
+
+@pytest.mark.parametrize("command", ["kill 42 43", "renice 1 --relative 42 43", "pkill ."])
+@pytest.mark.parametrize("between", [False, True])
+def test_a_lost_answer_means_no_second_effect(
+    command: str, between: bool, tabane: Run, pretended: Pretended
+) -> None:
+    node = Obedient(1, between=between)
+    pretended.begin(tokyo=node)
+    assert tabane(*command.split())[::2] == (0, "")
+    assert sorted(node.effects) == [42, 43]
+    assert len(pretended.nodes["tokyo"].asked) == 3
+
+
+def test_another_node_is_asked_for_a_lost_answer(tabane: Run, pretended: Pretended) -> None:
+    node = Obedient(1)
+    pretended.begin(down=b"", tokyo=node, osaka=node)
+    assert tabane("kill", "42") == (0, "", "")
+    assert node.effects == [42]
+    asked = pretended.nodes
+    assert [len(asked[name].asked) for name in ("tokyo", "osaka")] == [2, 1]
+
+
+def test_what_nobody_says_is_said_not_to_be_known(tabane: Run, pretended: Pretended) -> None:
+    node = Obedient(99)
+    pretended.begin(tokyo=node)
+    said = "no node has said whether it was done: tokyo/tokyo-1 broke off"
+    check_refusal(tabane("kill", "42"), 1, said)
+    assert node.effects == [42]
+    between = Obedient(99, between=True)
+    pretended.nodes["tokyo"].answer = between
+    ended = tabane("kill", "42")
+    assert ended == (1, "", "tabane: tokyo/tokyo-1:42: it did not say whether\n")
+    assert between.effects == [42]
+
+
+def test_more_targets_than_one_order_takes(tabane: Run, pretended: Pretended) -> None:
+    many = [ROW | {"pid": pid, "start_ticks": pid} for pid in range(100, 2600)]
+    cluster_of(pretended, *many)
+    assert tabane("pkill", "-c", "httpd") == (0, "2500\n", "")
+    orders = [json.loads(body) for _, body in pretended.nodes["tokyo"].asked[1:]]
+    assert [len(order["targets"]) for order in orders] == [1024, 1024, 452]
+    assert len({order["idempotency_key"] for order in orders}) == 3
+    pids = [target["pid"] for order in orders for target in order["targets"]]
+    assert pids == list(range(100, 2600))
+
+
 def test_lists_of_signals(tabane: Run) -> None:
     """As /usr/bin/kill prints them, which is the oracle here; no cluster is needed."""
     for option in ("-l", "-L"):
@@ -216,10 +294,16 @@ def test_what_runs_inside_of_an_instance_is_no_process_of_its_node(
     cluster_of(pretended, guest, ROW)
     ended = tabane("pkill", "-9", "httpd|guest")
     assert sent(pretended)[1]["targets"] == [identity(ROW)]
-    said = "tokyo/tokyo-1:7: it runs inside of its instance: `tabane exec abc123` reaches it"
+    said = "tokyo/tokyo-1:abc123:7: it runs inside of abc123, where no signal from outside reaches"
+    said += " it: `tabane exec abc123 kill 7` does, if its image has a kill"
     assert ended == (0, "", f"tabane: {said}\n")
-    for word in ("7", "tokyo/tokyo-1:7"):
-        check_refusal(tabane("kill", word), 2, f"no such process: {word}")
+    (shown,) = (line for line in tabane("pgrep", ".").out.splitlines() if "abc123" in line)
+    for word in (shown, "7"):
+        check_refusal(tabane("kill", word), 1, said)
+        check_refusal(tabane("renice", "5", word), 1, said)
+    check_refusal(tabane("kill", "tokyo/tokyo-1:7"), 2, "no such process: tokyo/tokyo-1:7")
+    assert tabane("ps", "-o", "pid=", shown).out == "7\n"
+    assert tabane("pstree", shown).out == "tokyo/tokyo-1---guest[hello,container]\n"
 
 
 def test_pkill_with_a_silent_node(tabane: Run, pretended: Pretended) -> None:

@@ -31,8 +31,10 @@ class Column(NamedTuple):
 
 
 def gpid(row: Row) -> str:
-    """The process's id in the whole cluster."""
-    return f"{row['dc']}/{row['node']}:{row['pid']}"
+    """The process's id in the whole cluster. Of one inside of an instance, whose pid is not its
+    node's, the instance is a part of it."""
+    inside = f"{row['instance']}:" if row.get("inside") else ""
+    return f"{row['dc']}/{row['node']}:{inside}{row['pid']}"
 
 
 def short_app(row: Row) -> str:
@@ -135,7 +137,7 @@ COLUMNS: dict[str, Column] = {
     "instance": _text("INSTANCE", "instance"),
     "class": _text("CLASS", "class"),
     "inside": _text("INSIDE", "inside"),
-    "gpid": _made("GPID", gpid, lambda row: (row["dc"], row["node"], row["pid"])),
+    "gpid": _made("GPID", gpid, lambda row: (row["dc"], row["node"], row["inside"], row["pid"])),
     "incarnation": _text("INCARNATION", "incarnation"),
     # who
     "pid": _number("PID", "pid"),

@@ -23,6 +23,15 @@ class Parser(argparse.ArgumentParser):
         self.add_argument(*letters, "--help", action="help", help="show this and exit")
         self.add_argument("--root", type=Path, help="the cluster's directory")
 
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str], namespace: None = None
+    ) -> argparse.Namespace:
+        """Options may stand between words, as in `df / -T /srv`, unless the words after the first
+        or after `--` are another command's or no options."""
+        if "--" in args or any(action.nargs == argparse.REMAINDER for action in self._actions):
+            return super().parse_args(args, namespace)
+        return self.parse_intermixed_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{self.prog.removeprefix('tabane ')}: {message}")
 

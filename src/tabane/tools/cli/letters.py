@@ -31,7 +31,7 @@ LONG_VALUED = re.compile(
 )
 DISGUISED = re.compile(r"-au?x[axwfhlr]*")
 """`-aux` and `-ax`: the dash is a habit, no option begins like that."""
-PIDS = re.compile(r"[0-9][0-9,]*|[a-z0-9-]+/[a-z0-9-]+:[0-9]+")
+PIDS = re.compile(r"[0-9][0-9,]*|[a-z0-9-]+/[a-z0-9-]+:([a-z0-9-]+:)?[0-9]+")
 
 Letters = list[tuple[str, str]]
 

@@ -7,11 +7,19 @@ the pid meanwhile.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tabane.errors import NotFound, TabaneError, Unreachable, UsageError
+from tabane.errors import (
+    NotFound,
+    TabaneError,
+    TimedOut,
+    Unreachable,
+    Unsupported,
+    UsageError,
+)
 from tabane.tools.cli.asking import Answer
 from tabane.tools.cli.columns import Row, gpid, short_app
 from tabane.tools.cli.common import complain
@@ -23,8 +31,10 @@ SIGNAL = re.compile(r"-(?:[0-9]{1,3}|(?:SIG)?[A-Z][A-Z0-9+-]+)", re.IGNORECASE)
 SHORTEST_ID = 4
 """Of an instance's id, what may stand for it, if no other begins like that."""
 MOST_CANDIDATES = 8
-MOST_TARGETS = 4096
-"""Of one order."""
+ANSWER_S = 15.0
+"""A node waits less for others that it passes an order on to."""
+LOST = (Unreachable.code, TimedOut.code)
+"""What keeps from knowing whether a target's order was obeyed."""
 IDENTITY = ("dc", "node", "incarnation", "pid", "start_ticks")
 """What says which process, once and for all."""
 
@@ -48,22 +58,20 @@ def take_signal(argv: Sequence[str]) -> tuple[str, list[str]]:
 def find_target(word: str, answer: Answer) -> Row:
     """The one process that is meant by `dc/node:pid`, a pid, or an instance's id, whose first
     process it is then. Raises `UsageError` when there are several, `NotFound` when there is none,
-    and `Unreachable` when a node that did not answer may have it."""
+    `Unsupported` for one inside of an instance, and `Unreachable` when a node that did not answer
+    may have it."""
     if re.fullmatch("[0-9]+", word):
-        found = _with_pid(int(word), answer)
+        found = [row for row in answer.rows if str(row["pid"]) == word]
         if found or len(word) < SHORTEST_ID:
             return _only(word, found, answer)
     if ":" in word:
-        found = [row for row in answer.rows if gpid(row) == word and not row["inside"]]
+        found = [row for row in answer.rows if gpid(row) == word]
         return _only(word, found, answer, word)
     return _first_of(word, answer)
 
 
-def _with_pid(pid: int, answer: Answer) -> list[Row]:
-    return [row for row in answer.rows if row["pid"] == pid and not row["inside"]]
-
-
-def _only(word: str, found: Sequence[Row], answer: Answer, place: str = "") -> Row:
+def _only(word: str, seen: Sequence[Row], answer: Answer, place: str = "") -> Row:
+    found = [row for row in seen if not row["inside"]]
     node = place.partition(":")[0]
     silent = [name for name in answer.silent if not node or name == node]
     if len(found) > 1:
@@ -76,9 +84,19 @@ def _only(word: str, found: Sequence[Row], answer: Answer, place: str = "") -> R
             hint = f"for this one write {gpid(found[0])} ({found[0]['name']})"
             raise Unreachable(f"{word} may be on {names} too, who did not answer: {hint}")
         raise Unreachable(f"{word} is not on the nodes that answered ({names} did not)")
+    if not found and seen:
+        raise Unsupported(f"{gpid(seen[0])}: {why_out_of_reach(seen[0])}")
     if not found:
         raise NotFound(f"no such process: {word}")
     return found[0]
+
+
+def why_out_of_reach(row: Row) -> str:
+    """What runs inside of an instance has a number of its own there, which its node must never be
+    told for one of its."""
+    instance = row["instance"]
+    reach = f"`tabane exec {instance} kill {row['pid']}` does, if its image has a kill"
+    return f"it runs inside of {instance}, where no signal from outside reaches it: {reach}"
 
 
 def _first_of(word: str, answer: Answer) -> Row:
@@ -125,20 +143,45 @@ def find_all(
 def send(
     cluster: Cluster, rows: Sequence[Row], action: str, body: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """The outcome for each row, in their order. What runs inside of an instance has a number of its
-    own there, which its node must never be told for one of its."""
+    """The outcome for each row, in their order; those inside of instances are refused here."""
+    from tabane.k2i.orders import MAX_TARGETS
+
     targets = [{key: row[key] for key in IDENTITY} for row in rows if not row["inside"]]
     outcomes: list[dict[str, Any]] = []
-    for n in range(0, len(targets), MOST_TARGETS):
-        order = {"targets": targets[n : n + MOST_TARGETS], **body}
-        outcomes += cluster.post(f"/v2/processes/{action}", order)["outcomes"]
+    for n in range(0, len(targets), MAX_TARGETS):
+        order = {"targets": targets[n : n + MAX_TARGETS], **body}
+        outcomes += _send_once(cluster, f"/v2/processes/{action}", order)
     told = iter(outcomes)
     return [_refuse_inside(row) if row["inside"] else next(told) for row in rows]
 
 
+def _send_once(cluster: Cluster, path: str, order: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Its effect is one, however often it is sent: nodes know it by its key, and only answer again
+    when it is done. So it is sent again when an answer was lost, here or between the nodes."""
+    order = {**order, "idempotency_key": os.urandom(16).hex()}
+    outcomes = _deliver(cluster, path, order)
+    if any(outcome["error"] in LOST for outcome in outcomes):
+        return _deliver(cluster, path, order)
+    return outcomes
+
+
+def _deliver(cluster: Cluster, path: str, order: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Through the first node that answers; the first of all is tried again in the end. Raises
+    `Unreachable` when none does."""
+    problems: list[str] = []
+    for node in (*cluster.nodes, cluster.nodes[0]):
+        try:
+            answer = cluster.post(path, order, node=node, timeout_s=ANSWER_S)
+        except Unreachable as error:
+            problems.append(error.message)
+        else:
+            outcomes: list[dict[str, Any]] = answer["outcomes"]
+            return outcomes
+    raise Unreachable(f"no node has said whether it was done: {problems[0]}")
+
+
 def _refuse_inside(row: Row) -> dict[str, Any]:
-    reach = f"`tabane exec {row['instance']}` reaches it"
-    return {"error": "unsupported", "message": f"it runs inside of its instance: {reach}"}
+    return {"error": Unsupported.code, "message": why_out_of_reach(row)}
 
 
 def complain_of(row: Row, outcome: Mapping[str, Any]) -> None:

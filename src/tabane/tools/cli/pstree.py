@@ -15,7 +15,7 @@ from tabane.tools.cli.asking import (
     filters_of,
     say_partial,
 )
-from tabane.tools.cli.columns import Row, short_app
+from tabane.tools.cli.columns import Row, gpid, short_app
 from tabane.tools.cli.common import Parser, print_json
 from tabane.tools.cli.drawing import ASCII, UNICODE, Knot, draw_across, draw_down, tie
 from tabane.tools.cli.screen import show
@@ -100,7 +100,7 @@ def _meant(what: str, answer: Answer) -> list[Row]:
     from tabane.tools.cli.ordering import find_target
 
     if not what.isdigit():
-        rows = [row for row in answer.rows if row["user"] == what]
+        rows = [row for row in answer.rows if what in (row["user"], gpid(row))]
         if rows:
             return rows
     try:
