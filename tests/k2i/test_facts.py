@@ -93,6 +93,24 @@ async def test_without_asking_there_are_none(k2i: K2i) -> None:
         await ask(k2i, "processes", fields="facts")
 
 
+@pytest.mark.parametrize("params", [{"facts": "yes", "group": "facts"},
+                                    {"facts": "yes", "sort": "pid,-facts"},
+                                    {"tasks": "yes", "group": "app,tasks"}])  # fmt: skip
+async def test_what_has_many_values_is_no_key(k2i: K2i, params: dict[str, str]) -> None:
+    with pytest.raises(UsageError, match="s is no single value: rows are not grouped or sorted"):
+        await ask(k2i, "processes", **params)
+
+
+async def test_tasks_are_the_threads_of_each_process(k2i: K2i) -> None:
+    (me,) = await ask(k2i, "processes", pid=str(ME), tasks="yes")
+    threads = await ask(k2i, "threads", pid=str(ME))
+    ids = [[task["tid"] for task in rows] for rows in (me["tasks"], threads)]  # type: ignore[attr-defined]
+    assert ids[0] == ids[1] and ME in ids[0]
+    assert me["threads"] == len(ids[0])
+    with pytest.raises(UsageError, match="facts and tasks are not told at once"):
+        await ask(k2i, "processes", facts="yes", tasks="yes")
+
+
 async def test_facts_of_an_instance_stand_at_its_first_process() -> None:
     generation = Generation("first", InstanceId("i1"), 1)
     instance = Instance(

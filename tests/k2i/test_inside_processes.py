@@ -49,6 +49,7 @@ def test_threads_have_their_own_names(start: Start) -> None:
     assert {row.pid for row in found} == {os.getpid()}
     assert found[0].elapsed_s > 0
     assert (found[0].node, found[0].user) == (me.node, me.user)
+    assert found[0].stat[1:] == me.stat[1:]
 
 
 def test_a_pid_that_was_given_to_another_has_no_threads_files_or_bytes(start: Start) -> None:

@@ -8,8 +8,7 @@ from typing import Any
 import msgspec
 from fastapi import FastAPI
 
-from tabane.k2i.facts import ProcessWithFacts
-from tabane.k2i.kinds import KINDS, MSGPACK, Kind
+from tabane.k2i.kinds import KINDS, MORE, MSGPACK, Kind
 from tabane.k2i.orders import InstanceOutcome, Outcome
 from tabane.k2i.query import SCOPE, Parameter, Schema
 from tabane.k2i.stream import Changes
@@ -130,7 +129,7 @@ def add_schemas(app: FastAPI) -> None:
 
 def _row_schemas() -> dict[str, Schema]:
     rows = {kind.row for kind in KINDS.values() if kind.media != MSGPACK}
-    rows.add(ProcessWithFacts)
+    rows.update(MORE.values())
     whole = {Changes, Outcome, InstanceOutcome}
     _, components = msgspec.json.schema_components(rows | whole, ref_template=REF)
     for row in rows:

@@ -24,7 +24,7 @@ from tabane.k2i.process import Process
 from tabane.k2i.query import Parameter, Query
 from tabane.k2i.raw import FILES, MORE_FILES, read_raw
 from tabane.k2i.table import ProcessTable
-from tabane.k2i.threads import Thread, read_threads
+from tabane.k2i.threads import ProcessWithTasks, Thread, add_tasks, read_threads
 from tabane.k2i.tree import Branch, grow
 from tabane.model import Instance
 from tabane.security.identity import Principal
@@ -115,11 +115,14 @@ def _logins(look: Look) -> list[Login]:
 
 
 def _processes(look: Look) -> bytes:
-    found = look.processes()
-    if not look.query.options.get("facts"):
-        return ask.arrange(found, look.query, Process)
-    rows = add_facts(found, look.sources.facts(), look.instances)
-    return ask.arrange(rows, look.query, ProcessWithFacts)
+    found, sources, options = look.processes(), look.sources, look.query.options
+    if options.get("facts"):
+        with_facts = add_facts(found, sources.facts(), look.instances)
+        return ask.arrange(with_facts, look.query, ProcessWithFacts)
+    if options.get("tasks"):
+        with_tasks = add_tasks(sources.root, found, sources.host.uptime_s())
+        return ask.arrange(with_tasks, look.query, ProcessWithTasks)
+    return ask.arrange(found, look.query, Process)
 
 
 def _facts(look: Look) -> list[FactRow]:
@@ -213,15 +216,18 @@ OF_FILES: dict[str, Parameter] = {
     "mapped": Parameter(ask.FLAG, "Also the files that processes have mapped.", ask.flag),
 }
 
-WITH_FACTS = {
+WITH_MORE = {
     "facts": Parameter(ask.FLAG, "Also what collectors told, by collector.", ask.flag),
+    "tasks": Parameter(ask.FLAG, "Also the threads of each, as in `/v2/threads`.", ask.flag),
 }
+MORE: dict[str, type[Process]] = {"facts": ProcessWithFacts, "tasks": ProcessWithTasks}
+"""What processes are like with these parameters, one at a time."""
 OF_FACTS = {name: ask.OWNER[name] for name in ("namespace", "app", "instance", "pid")}
 
 KINDS: dict[str, Kind] = {
     "processes": Kind(
         "Processes, each with its place: node, app, instance, class.",
-        {**ask.PLACE, **ask.OWNER, **ask.INSIDE, **WITH_FACTS, **ask.SHAPE, **ask.GROUPS},
+        {**ask.PLACE, **ask.OWNER, **ask.INSIDE, **WITH_MORE, **ask.SHAPE, **ask.GROUPS},
         Process,
         _processes,
         looks_inside=True,
@@ -304,5 +310,8 @@ def check(kind: str, params: Mapping[str, str]) -> Query:
     parameters that are not."""
     if kind not in KINDS:
         raise NotFound(f"k2i knows no {shorten(kind)}, only {', '.join(KINDS)}")
-    row = ProcessWithFacts if params.get("facts") == "yes" else KINDS[kind].row
+    more = [name for name in MORE if params.get(name) == "yes"]
+    if len(more) > 1:
+        raise UsageError(f"{' and '.join(more)} are not told at once: ask for one of them")
+    row = MORE[more[0]] if more else KINDS[kind].row
     return ask.parse_query(params, KINDS[kind].parameters, row)

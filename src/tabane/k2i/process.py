@@ -174,12 +174,16 @@ def _describe_state(stat: Stat, locked: bool) -> str:
     """ps's STAT: the state, and what else is to know in its letters."""
     return (
         stat.state
-        + ("<" if stat.nice < 0 else "N" if stat.nice > 0 else "")
+        + nice_mark(stat.nice)
         + ("L" if locked else "")
         + ("s" if stat.session == stat.pid else "")
         + ("l" if stat.num_threads > 1 else "")
         + ("+" if stat.tpgid == stat.pgrp else "")
     )
+
+
+def nice_mark(nice: int) -> str:
+    return "<" if nice < 0 else "N" if nice > 0 else ""
 
 
 def _describe_command(stat: Stat, command: str) -> str:

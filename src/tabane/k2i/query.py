@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from operator import attrgetter, itemgetter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_origin
 
 import msgspec
 
@@ -226,8 +226,11 @@ def _check(query: Query, kind: type[msgspec.Struct]) -> None:
         raise UsageError(f"sum: {twice[0]} is what is grouped by")
     groups = (*query.group, "count", *query.sums)
     columns = groups if query.is_grouped else query.fields or attributes
-    if unknown := [word for word, _ in query.sort if word not in columns]:
+    keys = [word for word, _ in query.sort]
+    if unknown := [word for word in keys if word not in columns]:
         raise UsageError(f"sort: rows have no {unknown[0]}: {', '.join(columns)}")
+    if many := [word for word in (*query.group, *keys) if word in collections_of(kind)]:
+        raise UsageError(f"{many[0]} is no single value: rows are not grouped or sorted by it")
 
 
 @cache
@@ -242,6 +245,13 @@ def numbers_of(kind: type[msgspec.Struct]) -> frozenset[str]:
     numeric = (int, float, int | None, float | None)
     fields = msgspec.structs.fields(kind)
     return frozenset(field.encode_name for field in fields if field.type in numeric)
+
+
+@cache
+def collections_of(kind: type[msgspec.Struct]) -> frozenset[str]:
+    """The fields that have several values, by their names in JSON."""
+    fields = msgspec.structs.fields(kind)
+    return frozenset(f.encode_name for f in fields if get_origin(f.type) in (list, dict, tuple))
 
 
 def choose(rows: Iterable[Any], filters: Iterable[tuple[str, frozenset[Any]]]) -> list[Any]:

@@ -7,8 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import asdict
 
 from tabane.k2i.host import Placed, read_file
+from tabane.k2i.process import nice_mark
 from tabane.k2i.procfs import GONE, TICKS_PER_S, Stat, parse_stat
 from tabane.k2i.table import Process
 
@@ -29,6 +31,9 @@ class Thread(Placed, frozen=True, kw_only=True):
     name: str
     """The thread's own, which programs may give it."""
     state: str
+    stat: str
+    """As ps shows it with `-L`."""
+    flags: int
     processor: int
     nice: int
     priority: int
@@ -42,16 +47,26 @@ class Thread(Placed, frozen=True, kw_only=True):
     elapsed_s: float
 
 
+class ProcessWithTasks(Process, frozen=True, gc=False, kw_only=True):
+    """`tasks` are its threads; none for one inside of something, where nobody tells of them."""
+
+    tasks: list[Thread]
+
+
 def read_threads(root: Path, processes: Iterable[Process], uptime_s: float) -> list[Thread]:
     """Of these processes, those that there still are. `uptime_s` is the machine's."""
-    found: list[Thread] = []
+    return [task for row in add_tasks(root, processes, uptime_s) for task in row.tasks]
+
+
+def add_tasks(root: Path, processes: Iterable[Process], uptime_s: float) -> list[ProcessWithTasks]:
+    """The same processes, but for those that have ended meanwhile, with their threads."""
+    found = []
     for process in processes:
-        if process.inside:
-            continue
         try:
-            found += _read(root, process, uptime_s)
+            tasks = [] if process.inside else _read(root, process, uptime_s)
         except GONE:
             continue
+        found.append(ProcessWithTasks(**asdict(process), tasks=tasks))
     return found
 
 
@@ -88,6 +103,8 @@ def _make(process: Process, stat: Stat, uptime_s: float) -> Thread:
         start_ticks=stat.starttime,
         name=stat.comm,
         state=stat.state,
+        stat=stat.state + nice_mark(stat.nice) + process.stat[1:].lstrip("<N"),
+        flags=stat.flags,
         processor=stat.processor,
         nice=stat.nice,
         priority=stat.priority,
