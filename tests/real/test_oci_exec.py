@@ -235,7 +235,7 @@ async def test_a_terminal_is_the_program_s_own(bench: Bench) -> None:
             await hear(talk, b"Stopped")
             keys = b"dd bs=1 count=3 2>/dev/null | cat -v"
             await talk.write(
-                b"kill -9 %1; wait; stty raw -echo; echo n''ow; " + keys + b"; exit 7\n"
+                b"kill -9 %1; wait; stty raw -echo; echo n''ow; " + keys + b"; exit 7; exit 7\n"
             )
             await hear(talk, b"now")
             await talk.write(b"\x03\x1b\xff")

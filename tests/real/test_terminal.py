@@ -123,11 +123,13 @@ def test_a_shell(cluster: LocalCluster, awake: dict[str, Any]) -> None:
         there.hear(b"running\r\n")
         there.type(b"\x1a")
         there.hear(b"Stopped")
-        there.type(b"kill -9 %1; wait; sh -c 'echo run''ning; exec sleep 1011'\r")
+        there.type(b"kill -9 %1; sh -c 'echo run''ning; exec sleep 1011'\r")
         there.hear(b"running\r\n")
         there.type(b"\x03")
         there.hear(b"# ")
-        there.type(b"stty raw -echo; echo n''ow; head -c 4 | od -An -tx1; stty sane; exit 9\r")
+        there.type(
+            b"stty raw -echo; echo n''ow; head -c 4 | od -An -tx1; stty sane; exit 9; exit 9\r"
+        )
         there.hear(b"now")
         there.type(b"\x1b\x03\x04\xff")
         there.hear(b"1b 03 04 ff")

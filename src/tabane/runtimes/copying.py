@@ -73,7 +73,10 @@ async def converse(place: Place, transfer: Transfer) -> Conversation:
         except TimeoutError:
             child.kill()
 
-    return Piped(child, streams, end=end, tell=lambda number: None)
+    async def tell(number: int) -> None:
+        """The helper is none of the instance's processes."""
+
+    return Piped(child, streams, end=end, tell=tell)
 
 
 def mask_of(capabilities: list[str]) -> int:

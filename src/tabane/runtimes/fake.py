@@ -252,7 +252,7 @@ class FakeDriver:
         raise Unsupported(NO_CHECKPOINTS)
 
     async def exec(self, handle: Handle, execution: Execution) -> Conversation:
-        """It has `echo`, `cat`, and for terminals `stty size`."""
+        """It has `echo` and `cat`; a shell at a terminal tells its size after a line."""
         self._running(handle)
         return begin(execution)
 

@@ -101,6 +101,20 @@ class FakeTerminal(FakeTalk):
         await self.write(END)
 
 
+class FakeMeasure(FakeTerminal):
+    """Tells its size when it is given a line."""
+
+    def __init__(self, size: TerminalSize) -> None:
+        super().__init__(code=None)
+        self._size = size
+
+    async def write(self, data: bytes) -> None:
+        await super().write(data.rstrip(b"\n"))
+        if data.endswith(b"\n"):
+            self.stdout.say(f"\r\n{self._size.rows} {self._size.columns}\r\n".encode())
+            self.end(0)
+
+
 def begin(execution: Execution) -> FakeTalk:
     """A command of the fake's."""
     size = execution.terminal
@@ -108,8 +122,8 @@ def begin(execution: Execution) -> FakeTalk:
     make = FakeTerminal if size is not None else FakeTalk
     if program == "cat":
         return make(code=None if size is not None or execution.stdin else 0)
-    if program == "stty" and size is not None:
-        return make(f"{size.rows} {size.columns}\r\n".encode())
+    if program == "sh" and size is not None:
+        return FakeMeasure(size)
     if program == "echo":
         return make(" ".join(words).encode() + (b"\r\n" if size is not None else b"\n"))
     missing = f"{program}: not found\n".encode()

@@ -84,7 +84,7 @@ class Piped:
         streams: tuple[Sink | None, Source, Source],
         *,
         end: Callable[[], Awaitable[None]],
-        tell: Callable[[int], None],
+        tell: Callable[[int], Awaitable[None]],
         forget: Callable[[], None] = lambda: None,
     ) -> None:
         self._child = child
@@ -112,7 +112,7 @@ class Piped:
     async def resize(self, size: TerminalSize) -> None: ...
 
     async def signal(self, number: int) -> None:
-        self._tell(number)
+        await self._tell(number)
 
     async def wait(self) -> int:
         return await asyncio.shield(self._ended)
@@ -131,7 +131,7 @@ class Piped:
 async def start_piped(
     argv: tuple[str, ...], *, stdin: bool, env: dict[str, str] | None = None
 ) -> tuple[asyncio.subprocess.Process, tuple[Sink | None, Source, Source]]:
-    """A child, in a session of its own, and our ends of its streams."""
+    """A child, and our ends of its streams."""
     pipes = [os.pipe() for _ in range(3)]
     (give, _), (_, say), (_, complain) = pipes
     ours = [pipes[0][1], pipes[1][0], pipes[2][0]]
@@ -142,7 +142,6 @@ async def start_piped(
             stdout=say,
             stderr=complain,
             env=env,
-            start_new_session=True,
         )
     except BaseException:
         for descriptor in ours:
@@ -175,7 +174,7 @@ async def converse(place: Place, execution: Execution) -> Conversation:
         child,
         streams,
         end=lambda: _end(child, files.pid),
-        tell=lambda number: _signal(files.pid, number),
+        tell=lambda number: _signal(child, files.pid, number),
         forget=files.remove,
     )
 
@@ -252,9 +251,12 @@ def read_pid(pid_file: Path) -> int | None:
     return None
 
 
-def _signal(pid_file: Path, number: int) -> None:
-    """To the program's init, which passes it on."""
-    if (pid := read_pid(pid_file)) is not None:
+async def _signal(child: asyncio.subprocess.Process, pid_file: Path, number: int) -> None:
+    """To the program's init, which passes it on. An engine may write its pid later than the program
+    says its first words."""
+    while (pid := read_pid(pid_file)) is None and child.returncode is None:  # noqa: ASYNC110
+        await asyncio.sleep(POLL_S)
+    if pid is not None:
         with suppress(ProcessLookupError):
             os.kill(pid, number)
 

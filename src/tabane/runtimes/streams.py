@@ -101,6 +101,17 @@ class Words:
         return said
 
 
+async def wait_readable(descriptor: int) -> None:
+    """Until there is something to read, or its end."""
+    loop = asyncio.get_running_loop()
+    waiter: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(descriptor, _wake, waiter)
+    try:
+        await waiter
+    finally:
+        loop.remove_reader(descriptor)
+
+
 def _wake(waiter: asyncio.Future[None] | None) -> None:
     if waiter is not None and not waiter.done():
         waiter.set_result(None)

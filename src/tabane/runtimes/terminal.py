@@ -26,7 +26,7 @@ from tabane.runtimes.api import Command, Conversation, Execution, Spawner, Termi
 from tabane.runtimes.ending import end_session
 from tabane.runtimes.inside import Files, Place, describe_process, look_up, read_pid
 from tabane.runtimes.process import start_ticks
-from tabane.runtimes.streams import Sink, Source
+from tabane.runtimes.streams import Sink, Source, wait_readable
 from tabane.supervise import Supervisor
 
 END_OF_INPUT = b"\x04"
@@ -115,14 +115,13 @@ async def converse(
     key = key_of(place.container, files.name)
     beginning = Supervisor("console", on_failure=lambda *_: None)
     try:
-        begin = beginning.start("begin", _begin(place, files, key, spawner))
+        begin = beginning.start("begin", _begin(place, files, key, spawner, execution.terminal))
         master = await asyncio.shield(begin)  # an engine cannot be stopped half-way
     except BaseException:
         await _give_up(begin, key, files, spawner, members)
         await beginning.aclose()
         raise
     leader = read_pid(files.pid) or 0
-    set_size(master, execution.terminal)
     return Terminal(master, key, (leader, start_ticks(leader)), spawner, members, files.remove)
 
 
@@ -131,7 +130,7 @@ def key_of(container: str, name: str) -> str:
     return f"{container}/{name}"
 
 
-async def _begin(place: Place, files: Files, key: str, spawner: Spawner) -> int:
+async def _begin(place: Place, files: Files, key: str, spawner: Spawner, size: TerminalSize) -> int:
     """The terminal, once the engine has ended."""
     directory = os.open(place.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     with socket.socket(socket.AF_UNIX) as console:
@@ -143,23 +142,33 @@ async def _begin(place: Place, files: Files, key: str, spawner: Spawner) -> int:
             console.setblocking(False)
             options = ("--tty", "--detach", "--console-socket", path, *files.options())
             argv = (*place.engine, "exec", *options, place.container)
-            await spawner.spawn(Command(key, argv, pid_file=files.pid))
-            finished = await spawner.finished(key)
+            async with Supervisor("console", on_failure=lambda *_: None) as tasks:
+                taking = tasks.start("terminal", _take_terminal(console, size))
+                await spawner.spawn(Command(key, argv, pid_file=files.pid))
+                finished = await spawner.finished(key)
+                if finished.status == ExitStatus():
+                    master: int = await taking  # it was sent before the engine ended
+                    return master
         finally:
             os.close(directory)
-        if finished.status != ExitStatus():
-            words = finished.output.strip() or finished.status.describe()
-            problem = f"no terminal could be opened in {place.container}: {words}"
-            raise EngineError(problem, argv=argv, status=finished.status.code, output=words)
-        return _take_terminal(console)
+    if taking.done() and not taking.cancelled() and taking.exception() is None:
+        os.close(taking.result())
+    words = finished.output.strip() or finished.status.describe()
+    problem = f"no terminal could be opened in {place.container}: {words}"
+    raise EngineError(problem, argv=argv, status=finished.status.code, output=words)
 
 
-def _take_terminal(console: socket.socket) -> int:
-    """The engine has sent it and ended, so nothing is waited for."""
-    connection, _ = console.accept()
+async def _take_terminal(console: socket.socket, size: TerminalSize) -> int:
+    """Give it its size at once: not every engine does, and the program is about to start."""
+    loop = asyncio.get_running_loop()
+    connection, _ = await loop.sock_accept(console)
     with connection:
         connection.setblocking(False)
+        await wait_readable(connection.fileno())
         _, descriptors, _, _ = socket.recv_fds(connection, LARGEST_MESSAGE, 1)
+    if not descriptors:
+        raise EngineError("the engine sent no terminal")
+    set_size(descriptors[0], size)
     return descriptors[0]
 
 

@@ -258,10 +258,11 @@ async def check_terminal(bench: DriverBench) -> None:
         if not driver.capabilities.terminal:
             await refused(driver.exec(handle, Execution(("cat",), terminal=size)))
             return
-        shown = await run_inside(driver, handle, ("stty", "size"), terminal=size)
-        assert shown == (0, b"33 77\r\n", b"")
+        measure = ("sh", "-c", "read -r word; stty size")
+        shown = await run_inside(driver, handle, measure, given=[b"\n"], terminal=size)
+        assert shown == (0, b"\r\n33 77\r\n", b""), shown
         typed = await run_inside(driver, handle, ("cat",), given=[b"hi\n"], terminal=size)
-        assert typed == (0, b"hi\r\nhi\r\n", b"")
+        assert typed == (0, b"hi\r\nhi\r\n", b""), typed
         talk = await driver.exec(handle, Execution(("cat",), stdin=True, terminal=size))
         try:
             await talk.write(b"go on\n")

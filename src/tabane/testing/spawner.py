@@ -34,14 +34,14 @@ class _Job:
 
 
 class PlainSpawner:
-    """A `tabane.runtimes.api.Spawner` without a holder. It makes the process a child subreaper.
+    """A `tabane.runtimes.api.Spawner` without a holder. While it has books of anything, the process
+    is a child subreaper.
 
     Logs are plain lines in one file, not CRI's, and never rotated. Close it after use: what still
     runs is killed.
     """
 
     def __init__(self) -> None:
-        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         self._jobs: dict[str, _Job] = {}
         self._watched: dict[int, int] = {}
 
@@ -50,6 +50,7 @@ class PlainSpawner:
         output: BinaryIO = (
             command.log.open("ab") if command.log else tempfile.TemporaryFile()  # noqa: SIM115
         )
+        _adopt_orphans(True)
         try:
             pid = os.posix_spawnp(  # noqa: ASYNC221 - it returns at once
                 command.argv[0],
@@ -115,6 +116,8 @@ class PlainSpawner:
     async def forget(self, key: str) -> None:
         self._jobs.pop(key, None)
         self._reap_helpers()
+        if not self._jobs:
+            _adopt_orphans(False)
 
     async def signal(self, key: str, number: int) -> bool:
         job = self._jobs.get(key)
@@ -143,3 +146,7 @@ class PlainSpawner:
             await self.signal(key, signal.SIGKILL)
             await asyncio.shield(job.exited)
             await self.forget(key)
+
+
+def _adopt_orphans(wanted: bool) -> None:
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, int(wanted), 0, 0, 0)
