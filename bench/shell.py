@@ -28,7 +28,10 @@ RUNS = int(os.environ.get("RUNS", "10"))
 DATACENTERS = ["tokyo", "osaka", "ishikari"]
 EACH = 600
 TABANE = str(Path(sys.executable).with_name("tabane"))
-START = "i=0; while [ $i -lt {} ]; do sleep 86400 >/dev/null 2>&1 & i=$((i+1)); done; echo started; read -r end"
+START = """
+i=0; while [ $i -lt {} ]; do sleep 86400 >/dev/null 2>&1 & i=$((i+1)); done
+echo started; read -r end
+"""
 MEASURE = f"""
 import json, subprocess, sys, time
 def measure():
