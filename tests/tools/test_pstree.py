@@ -94,9 +94,9 @@ def test_who_is_not_there(tabane: Run, pretended: Pretended) -> None:
 def test_a_chain_of_thousands() -> None:
     rows = [process(pid, pid - 1, "sh") for pid in range(1, 3001)]
     roots = grow(rows)
-    drawn = draw_across(tie(roots, lambda branch, parent: "s", compact=True)[0])
+    drawn = draw_across(tie(roots, lambda branch, parent: "s", lambda branch: True)[0])
     assert drawn == ["---".join(["s"] * 3000)]
-    assert len(draw_down(tie(roots, lambda branch, parent: "s", compact=False)[0])) == 3000
+    assert len(draw_down(tie(roots, lambda branch, parent: "s", lambda branch: False)[0])) == 3000
 
 
 PARENTS = st.lists(st.integers(0, 12), min_size=1, max_size=12)

@@ -76,9 +76,9 @@ def ask(
     return Answer(rows, answer["silent"], max(ages, default=0.0))
 
 
-def ask_processes(cluster: Cluster, filters: Filters) -> Answer:
-    """All processes, by place and pid."""
-    answer = ask(cluster, "processes", filters)
+def ask_processes(cluster: Cluster, filters: Filters, *, tasks: bool = False) -> Answer:
+    """All processes, by place and pid; with their threads as `tasks`, if wanted."""
+    answer = ask(cluster, "processes", filters, {"tasks": "yes"} if tasks else NO_PARAMS)
     answer.rows.sort(key=lambda row: (row["dc"], row["node"], row["inside"], row["pid"]))
     return answer
 

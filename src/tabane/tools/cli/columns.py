@@ -43,6 +43,12 @@ def short_app(row: Row) -> str:
     return app.removeprefix("default/") or "-"
 
 
+def tid(row: Row) -> int:
+    """Of a thread its own, of a process that of its first thread."""
+    found: int = row["tid"] if "tid" in row else row["pid"]
+    return found
+
+
 def command_of(row: Row) -> str:
     command: str = row["command"]
     return command
@@ -150,6 +156,7 @@ COLUMNS: dict[str, Column] = {
     "gid": _number("GID", "gid"),
     "group": _text("GROUP", "group"),
     "ruid": _number("RUID", "ruid"),
+    "lwp": _made("LWP", lambda row: str(tid(row)), tid, right=True),
     # what
     "args": _made("COMMAND", command_of),
     "comm": _made("COMMAND", name_of),
@@ -234,8 +241,10 @@ ALIASES: dict[str, tuple[str, str]] = {
     "sess": ("sid", "SESS"),
     "session": ("sid", "SESS"),
     "state": ("s", "S"),
+    "spid": ("lwp", "SPID"),
     "stime": ("start_time", "STIME"),
     "tgid": ("pid", "TGID"),
+    "tid": ("lwp", "TID"),
     "thcount": ("nlwp", "THCNT"),
     "tname": ("tty", "TTY"),
     "tt": ("tty", "TT"),

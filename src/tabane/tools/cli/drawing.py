@@ -38,26 +38,27 @@ class Knot(NamedTuple):
 
 
 def tie(
-    roots: Iterable[Branch], label: Callable[[Branch, Branch | None], str], *, compact: bool
+    roots: Iterable[Branch],
+    label: Callable[[Branch, Branch | None], str],
+    merges: Callable[[Branch], bool],
 ) -> list[Knot]:
-    """What is to be drawn of these trees; `label` is given a branch and its parent."""
+    """What is to be drawn of these trees; `label` is given a branch and its parent, `merges` says
+    whether a branch is drawn once with its equal siblings."""
     roots = list(roots)
     order: list[tuple[Branch, Branch | None]] = [(root, None) for root in roots]
     for branch, _ in order:
         order += [(child, branch) for child in branch.children]
-    numbers: dict[tuple[str, tuple[tuple[int, int], ...]], int] = {}
+    numbers: dict[object, int] = {}
     made: dict[int, tuple[Knot, int]] = {}
     for branch, parent in reversed(order):
-        below = [made.pop(id(child)) for child in branch.children]
-        merged = _merge(below) if compact else [(knot, 1, shape) for knot, shape in below]
+        merged = _merge([made.pop(id(child)) for child in branch.children])
         text = printable(label(branch, parent))
-        key = text, tuple((shape, times) for _, times, shape in merged)
+        shape = text, tuple((shape, times) for _, times, shape in merged)
+        key = shape if merges(branch) else id(branch)
         knot = Knot(text, [knot._replace(times=times) for knot, times, _ in merged])
         made[id(branch)] = knot, numbers.setdefault(key, len(numbers))
-    tops = [made[id(root)] for root in roots]
-    if not compact:
-        return [knot for knot, _ in tops]
-    return [knot._replace(times=times) for knot, times, _ in _merge(tops)]
+    tops = _merge([made[id(root)] for root in roots])
+    return [knot._replace(times=times) for knot, times, _ in tops]
 
 
 def _merge(knots: Sequence[tuple[Knot, int]]) -> list[tuple[Knot, int, int]]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 from tabane.errors import UsageError
 
-FLAGS = "aAcfghjlnruwxL"
+FLAGS = "aAcfgHhjlmnruwxL"
 VALUED = "oOpqUtk"
 NOT_TOLD = {
     "e": "environments",
@@ -20,8 +20,6 @@ NOT_TOLD = {
     "X": "registers",
     "Z": "security labels",
     "S": "what children used",
-    "m": "threads",
-    "H": "threads",
     "T": "the terminal that is asked from",
 }
 UNIX_VALUED = "oOpqugUGCst"

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from tabane.errors import UsageError
 from tabane.tools.cli.asking import Filters, add_filters, ask_processes, filters_of, say_partial
 from tabane.tools.cli.columns import COLUMNS, Column, Row
 from tabane.tools.cli.common import Parser, print_json, whole
@@ -25,11 +26,24 @@ from tabane.tools.cli.formats import (
 from tabane.tools.cli.letters import Letters, has, take_letters, values_of
 from tabane.tools.cli.screen import Place, layout, show
 from tabane.tools.cli.selection import Lists, Test, tests_of
+from tabane.tools.cli.threads import blank, split, split_all, with_ids
 from tabane.tools.cli.trees import flatten, forest_prefix, grow, indent_prefix
 
 ONE_W_CELLS = 132
 """How wide a single `-w` lets lines be, as in ps; a second one lets them be as long as they are."""
 UNLIMITED = 1 << 30
+
+
+class Threads(NamedTuple):
+    """How threads are shown. `each`: in lines of their own instead of their process's; `below`:
+    in lines below it."""
+
+    each: bool
+    below: bool
+
+    @property
+    def any(self) -> bool:
+        return self.each or self.below
 
 
 class Plan(NamedTuple):
@@ -43,6 +57,7 @@ class Plan(NamedTuple):
     order: Sequence[tuple[Column, bool]]
     prefix: Callable[[tuple[bool, ...]], str] | None
     """How a forest is drawn; None: none is."""
+    threads: Threads
     heading: bool
     width: int | None
     """In cells, as asked for; None: the terminal's."""
@@ -59,11 +74,12 @@ def ps(argv: list[str]) -> int:
     wanted = plan(args, letters)
     from tabane.tools.client import Cluster
 
-    answer = ask_processes(Cluster(args.root), wanted.filters)
+    answer = ask_processes(Cluster(args.root), wanted.filters, tasks=wanted.threads.any)
     rows = choose(answer.rows, wanted)
     code = say_partial(answer)
     if wanted.json:
-        print_json({"processes": rows, "silent": answer.silent})
+        kind = "threads" if wanted.threads.each else "processes"
+        print_json({kind: rows, "silent": answer.silent})
     else:
         from tabane.clock import SYSTEM
 
@@ -86,6 +102,9 @@ def _parser() -> Parser:
     add("-o", "--format", action="append", metavar="COLUMNS", help="as pid,args or user:20,pid=")
     add("-O", action="append", metavar="COLUMNS", help="the usual ones, and these")
     add("--sort", action="append", metavar="COLUMNS", help="as -rss,pid: - is from the largest")
+    add("-L", dest="lwps", action="store_true", help="threads, with LWP and NLWP (BSD H: without)")
+    add("-T", dest="spids", action="store_true", help="threads, with SPID")
+    add("-m", dest="below", action="store_true", help="threads below their process (BSD m)")
     add("--forest", action="store_true", help="who is whose child (BSD f)")
     add("-H", dest="hierarchy", action="store_true", help="the same, only indented")
     add("--no-headers", "--no-heading", "--noheaders", action="store_true", help="rows only")
@@ -120,6 +139,9 @@ def plan(args: argparse.Namespace, letters: Letters) -> Plan:
     prefix = forest_prefix if args.forest or flag("f") else None
     if args.hierarchy and not prefix:
         prefix = indent_prefix
+    threads = _threads(args, letters)
+    if threads.any and prefix:
+        raise UsageError("ps: threads are in no forest: leave out -f, -H or --forest, or -L, -T, m")
     return Plan(
         columns=_columns(args, letters),
         lists=_lists(args, letters),
@@ -127,11 +149,22 @@ def plan(args: argparse.Namespace, letters: Letters) -> Plan:
         negated=args.negated,
         order=parse_order([*(args.sort or ()), *values_of(letters, "k")]),
         prefix=prefix,
+        threads=threads,
         heading=not (args.no_headers or flag("h")),
         width=_width(args, letters),
         json=args.json,
         filters=filters_of(args),
     )
+
+
+def _threads(args: argparse.Namespace, letters: Letters) -> Threads:
+    flag = has(letters)
+    if args.lwps and args.spids:
+        raise UsageError("ps: -L and -T exclude each other: LWP or SPID")
+    below = args.below or flag("m")
+    if below and flag("H"):
+        raise UsageError("ps: H and m exclude each other: threads alone, or below processes")
+    return Threads(not below and (args.lwps or args.spids or flag("H")), below)
 
 
 def _columns(args: argparse.Namespace, letters: Letters) -> list[Column]:
@@ -141,7 +174,11 @@ def _columns(args: argparse.Namespace, letters: Letters) -> list[Column]:
     elif inserted := [*(args.O or ()), *values_of(letters, "O")]:
         columns = with_inserted(inserted)
     else:
-        columns = named_format(_format_name(args, letters), numeric=flag("n"))
+        name = _format_name(args, letters)
+        columns = named_format(name, numeric=flag("n"))
+        if args.lwps or args.spids:
+            heading = "LWP" if args.lwps else "SPID"
+            columns = with_ids(columns, heading, counts=name not in ("-l", "-ly"))
     if flag("c"):
         comm = COLUMNS["comm"].show
         args_show = COLUMNS["args"].show
@@ -212,6 +249,8 @@ def choose(rows: Sequence[Row], wanted: Plan) -> list[Row]:
         return (listed and all(test(row) for test in wanted.tests)) is not wanted.negated
 
     found = [row for row in rows if is_meant(row)]
+    if wanted.threads.each:
+        found = split_all(found)
     for column, from_largest in reversed(wanted.order):
         found.sort(key=column.key, reverse=from_largest)
     return found
@@ -220,13 +259,28 @@ def choose(rows: Sequence[Row], wanted: Plan) -> list[Row]:
 def render(rows: Sequence[Row], wanted: Plan, now: float) -> list[str]:
     """The lines to be shown: a heading, unless it is empty or not wanted, and one for each row."""
     columns = wanted.columns
-    drawn = [(row, "") for row in rows]
-    if wanted.prefix:
-        drawn = [(row, wanted.prefix(above)) for row, above in flatten(grow(rows))]
-    cells = [[_cell(column, row, prefix, now) for column in columns] for row, prefix in drawn]
+    if wanted.threads.below:
+        cells = [cells for row in rows for cells in _with_threads(columns, row, now)]
+    elif wanted.prefix:
+        drawn = ((row, wanted.prefix(above)) for row, above in flatten(grow(rows)))
+        cells = [[_cell(column, row, prefix, now) for column in columns] for row, prefix in drawn]
+    else:
+        cells = [[column.show(row, now) for column in columns] for row in rows]
     places = [Place(column.heading, column.right, column.width) for column in columns]
     lines = layout(places, cells)
     return lines if wanted.heading and any(c.heading for c in columns) else lines[1:]
+
+
+def _with_threads(columns: Sequence[Column], row: Row, now: float) -> list[list[str]]:
+    """The line of a process, and those of its threads, each without what only the other has."""
+
+    def cells(shown: Row, in_thread: bool) -> list[str]:
+        return [
+            "-" if blank(column.show, in_thread=in_thread) else column.show(shown, now)
+            for column in columns
+        ]
+
+    return [cells(row, False), *(cells(thread, True) for thread in split(row))]
 
 
 COMMANDS = tuple(COLUMNS[name].show for name in ("args", "comm", "fname"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tabane.errors import NotFound
@@ -15,11 +15,12 @@ from tabane.tools.cli.asking import (
     filters_of,
     say_partial,
 )
-from tabane.tools.cli.columns import Row, gpid, short_app
+from tabane.tools.cli.columns import Row, gpid, short_app, tid
 from tabane.tools.cli.common import Parser, print_json
 from tabane.tools.cli.drawing import ASCII, UNICODE, Knot, draw_across, draw_down, tie
 from tabane.tools.cli.screen import show
-from tabane.tools.cli.trees import Branch, flatten, grow
+from tabane.tools.cli.threads import split
+from tabane.tools.cli.trees import Branch, flatten, grow, walk
 
 UNLIMITED = 1 << 30
 
@@ -28,8 +29,11 @@ def pstree(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     from tabane.tools.client import Cluster
 
-    answer = ask_processes(Cluster(args.root), filters_of(args))
+    with_threads = not (args.hide_threads or args.json)
+    answer = ask_processes(Cluster(args.root), filters_of(args), tasks=with_threads)
     roots = choose(answer, args.what, parents=args.show_parents)
+    if with_threads:
+        hang_threads(roots, by_name=args.thread_names)
     sort(roots, by_pid=args.numeric_sort)
     code = say_partial(answer)
     if args.json:
@@ -53,7 +57,8 @@ def _parser() -> Parser:
     add("-l", "--long", action="store_true", help="lines as long as they are, on a terminal too")
     add("-A", "--ascii", action="store_true", help="draw with ASCII, as always but on a terminal")
     add("-U", "--unicode", action="store_true", help="draw with lines")
-    add("-T", "--hide-threads", action="store_true", help="no threads, as always here")
+    add("-T", "--hide-threads", action="store_true", help="processes alone")
+    add("-t", "--thread-names", action="store_true", help="threads by their own names")
     add_filters(parser)
     add("--json", action="store_true", help="parents before children, each with its depth")
     add("what", nargs="?", help="begin at this process or instance, or at those of a user")
@@ -109,22 +114,34 @@ def _meant(what: str, answer: Answer) -> list[Row]:
         raise NotFound(f"{what} is no process, no instance, and no process is a {what}'s") from None
 
 
+def hang_threads(roots: Iterable[Branch], *, by_name: bool) -> None:
+    """Each thread but the first below its process: by the name of that, or by its own."""
+    for branch in list(walk(roots)):
+        process = branch.row
+        for thread in split(process):
+            if (number := tid(thread)) != process["pid"]:
+                name = f"{{{(thread if by_name else process)['name']}}}"
+                thread |= {"pid": number, "name": name, "command": ""}
+                branch.children.append(Branch(thread, []))
+
+
 def sort(roots: Sequence[Branch], *, by_pid: bool) -> None:
     """Siblings by name, or by pid."""
 
     def key(branch: Branch) -> Any:
         return branch.row["pid"] if by_pid else (branch.row["name"], branch.row["pid"])
 
-    waiting = list(roots)
-    while waiting:
-        branch = waiting.pop()
+    for branch in walk(roots):
         branch.children.sort(key=key)
-        waiting += branch.children
 
 
 def render(roots: Sequence[Branch], args: argparse.Namespace) -> list[str]:
     """The trees of each node below its name."""
-    compact = not (args.compact_not or args.show_pids or args.arguments)
+
+    def merges(branch: Branch) -> bool:
+        is_thread = "tid" in branch.row
+        return not (args.compact_not or args.show_pids) and (is_thread or not args.arguments)
+
     with_ = UNICODE if args.unicode or (sys.stdout.isatty() and not args.ascii) else ASCII
     nodes: dict[str, list[Branch]] = {}
     for root in roots:
@@ -132,7 +149,7 @@ def render(roots: Sequence[Branch], args: argparse.Namespace) -> list[str]:
     draw = draw_down if args.arguments else draw_across
     lines = []
     for node, own in nodes.items():
-        knots = tie(own, lambda branch, parent: label(branch, parent, args), compact=compact)
+        knots = tie(own, lambda branch, parent: label(branch, parent, args), merges)
         lines += draw(Knot(node, knots), with_)
     return lines
 

@@ -46,9 +46,18 @@ def _descends(key: Key, from_: Key, parents: dict[Key, Key]) -> bool:
     return found == from_
 
 
+def walk(roots: Iterable[Branch]) -> Iterator[Branch]:
+    """Every branch, parents before children. Not recursive: a chain may be thousands long."""
+    waiting = list(roots)
+    while waiting:
+        branch = waiting.pop()
+        yield branch
+        waiting += branch.children
+
+
 def flatten(roots: Iterable[Branch]) -> Iterator[tuple[Row, tuple[bool, ...]]]:
     """Each row with, for every level above it but the root's, whether that branch is its parent's
-    last; parents before children. Not recursive: a chain may be thousands long."""
+    last; in the order of the drawing."""
     waiting: list[tuple[Branch, tuple[bool, ...]]] = [(root, ()) for root in reversed(list(roots))]
     while waiting:
         branch, above = waiting.pop()
