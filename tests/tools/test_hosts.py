@@ -310,7 +310,9 @@ def test_df(tabane: Run, pretended: Pretended) -> None:
     ended = tabane("df", "/mnt/file")
     assert (ended.code, ended.err) == (1, "tabane: tokyo/tokyo-1: /mnt: it does not answer\n")
     assert len(json.loads(tabane("df", "--json", "-t", "ext4").out)["mounts"]) == 2
-    check_refusal(tabane("df", "nothing"), 2, "no node has a file system for nothing")
+    check_refusal(tabane("df", "-t", "zfs", "/mnt"), 1, "no node has a file system for /mnt")
+    for word in ("nothing", ""):
+        check_refusal(tabane("df", word), 2, f"df: {word!r}: write the whole path")
     check_refusal(tabane("df", "-B", "7x"), 2, "'7x' is no unit")
     check_refusal(tabane("df", "-h", "-k"), 2, "df: argument ")
 

@@ -102,13 +102,16 @@ def test_who_is_meant(words: str, meant: list[Any], tabane: Run, pretended: Pret
 @pytest.mark.parametrize(
     ("word", "code", "said"),
     [
-        ("7", 2, "7 is a process of several nodes: choose nara/nara-1:7 (httpd), osaka/osaka-1:7"),
-        ("99", 2, "no such process: 99"),
-        ("tokyo/tokyo-1:99", 2, "no such process: tokyo/tokyo-1:99"),
-        ("hello", 2, "hello is an app: `tabane stop hello` stops its instances"),
-        ("nope", 2, "nope is no process and no instance: write DC/NODE:PID, PID, or an id"),
-        (EVIL, 2, "is no process and no instance"),
-        ("ab", 2, "ab is no process and no instance"),
+        ("7", 1, "7 is a process of several nodes: choose nara/nara-1:7 (httpd), osaka/osaka-1:7"),
+        ("99", 1, "no such process: 99"),
+        ("tokyo/tokyo-1:99", 1, "no such process: tokyo/tokyo-1:99"),
+        ("hello", 1, "hello is an app: `tabane stop hello` stops its instances"),
+        ("nope", 1, "nope is no process and no instance: write DC/NODE:PID, PID, or an id"),
+        (EVIL, 1, "is no process and no instance"),
+        ("ab", 1, "ab is no process and no instance"),
+        ("", 1, "an empty word is no process"),
+        ("0", 1, "no such process: 0"),
+        ("9" * 40, 1, "is no process and no instance"),
         ("-5000", 2, "kill: -5000 is neither a signal nor a process: `tabane pkill -g"),
     ],
 )
@@ -123,7 +126,7 @@ def test_who_is_not_meant(
 def test_the_beginning_of_several_ids(tabane: Run, pretended: Pretended) -> None:
     cluster_of(pretended, ROW, TWIN | {"instance": "abc199"})
     check_refusal(
-        tabane("kill", "abc1"), 2, "abc1 begins several ids: write more of abc123, abc199"
+        tabane("kill", "abc1"), 1, "abc1 begins several ids: write more of abc123, abc199"
     )
 
 
@@ -280,6 +283,14 @@ def test_pkill_of_nobody(tabane: Run, pretended: Pretended) -> None:
     assert tabane("pkill", "-9", "nope") == (1, "", "")
     assert len(pretended.nodes["tokyo"].asked) == 1
     check_refusal(tabane("pkill", "-9"), 2, "pkill: say which")
+    check_refusal(tabane("pkill", "-9", ""), 2, "pkill: an empty pattern matches all: write .")
+    for option in ("-u", "-U", "-g", "-P", "-s", "-t"):
+        check_refusal(tabane("pkill", "-9", option, " "), 2, "pkill: an empty list names nobody")
+    for option in ("--app", "--dc", "--node", "--user"):
+        check_refusal(
+            tabane("pkill", "-9", option, ""), 2, f"{option}: an empty name means nothing"
+        )
+    assert len(pretended.nodes["tokyo"].asked) == 1
 
 
 def test_pkill_that_may_not(tabane: Run, pretended: Pretended) -> None:
@@ -301,7 +312,7 @@ def test_what_runs_inside_of_an_instance_is_no_process_of_its_node(
     for word in (shown, "7"):
         check_refusal(tabane("kill", word), 1, said)
         check_refusal(tabane("renice", "5", word), 1, said)
-    check_refusal(tabane("kill", "tokyo/tokyo-1:7"), 2, "no such process: tokyo/tokyo-1:7")
+    check_refusal(tabane("kill", "tokyo/tokyo-1:7"), 1, "no such process: tokyo/tokyo-1:7")
     assert tabane("ps", "-o", "pid=", shown).out == "7\n"
     assert tabane("pstree", shown).out == "tokyo/tokyo-1---guest[hello,container]\n"
 

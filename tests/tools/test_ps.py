@@ -272,7 +272,7 @@ def test_widths(argv: str, width: int | None) -> None:
         ("-o user:0", "'user:0': a width is a number from 1 to 1000"),
         ("--sort=-nope", "there is no column 'nope' to sort by"),
         ("-p x", "ps: 'x' is no number"),
-        ("-p ,", "-p: name processes"),
+        ("-p ,", "ps: an empty list names nobody"),
         ("axo", "'o' of 'axo' needs a value"),
         ("-o", "argument -o/--format: expected one argument"),
     ],

@@ -182,7 +182,7 @@ def test_pgrep_finds_the_same(argv: str, rows: Any, children: Any) -> None:
     words = argv.format(batch=children[3].pid, uid=os.getuid()).split(" ")
     expected = [int(line) for line in real("-P", str(os.getpid()), *words, program="pgrep")]
     args = pgrep._parser("pgrep", "").parse_args(words)
-    found = pgrep.choose(own, args, pgrep.pattern_test("pgrep", args))
+    found = pgrep.choose(own, args, pgrep.pattern_test(args))
     assert [row["pid"] for row in found] == expected
 
 

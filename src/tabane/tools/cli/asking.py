@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tabane.errors import NotFound
+from tabane.errors import NotFound, UsageError
 from tabane.tools.cli.common import app_key, complain, say_silent
 
 if TYPE_CHECKING:
@@ -53,10 +53,14 @@ def add_filters(parser: argparse._ActionsContainer, *, app: bool = True, user: b
 
 
 def filters_of(args: argparse.Namespace) -> Filters:
-    """Raises `UsageError` for what no app can be called."""
-    app, user = getattr(args, "app", None), getattr(args, "user", None)
-    users = ",".join((user or "").replace(",", " ").split())
-    return Filters(args.dc or "", args.node or "", "" if app is None else app_key(app), users)
+    """Raises `UsageError` for what nothing can be called: an empty name would mean all."""
+    given = {name: getattr(args, name, None) for name in Filters._fields}
+    named = {name: ",".join(text.replace(",", " ").split()) for name, text in given.items() if text}
+    if empty := [name for name, text in given.items() if text is not None and not named.get(name)]:
+        raise UsageError(f"--{empty[0]}: an empty name means nothing: leave the option out")
+    if "app" in named:
+        named["app"] = app_key(named["app"])
+    return Filters(**named)
 
 
 def ask(

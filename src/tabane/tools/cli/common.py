@@ -114,10 +114,17 @@ def is_number(text: str) -> bool:
 
 
 def printable(text: str) -> str:
-    """Control characters escaped, so that no program's words move the cursor."""
+    """Control characters and bytes that are no text escaped, so that no program's words move the
+    cursor."""
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(c if c.isprintable() else _escape(c) for c in text)
+
+
+def _escape(char: str) -> str:
+    if "\udc80" <= char <= "\udcff":  # of an argument, a byte that is no UTF-8
+        return f"\\x{ord(char) - 0xDC00:02x}"
+    return char.encode("unicode_escape").decode()
 
 
 def say_silent(silent: Iterable[str]) -> int:

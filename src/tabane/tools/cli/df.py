@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterable, Sequence
+from posixpath import normpath
 from typing import Any, NamedTuple
 
-from tabane.errors import NotFound
+from tabane.errors import UsageError
 from tabane.tools.cli.asking import add_filters, ask, filters_of, say_partial
 from tabane.tools.cli.common import Parser, complain, print_json
 from tabane.tools.cli.screen import RED, Place, layout, show
@@ -19,6 +20,10 @@ Row = dict[str, Any]
 
 def df(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
+    if relative := [file for file in args.files if not file.startswith("/")]:
+        raise UsageError(
+            f"df: {relative[0]!r}: write the whole path, which every node is asked for"
+        )
     style = style_of(args)
     from tabane.tools.client import Cluster
 
@@ -30,7 +35,8 @@ def df(argv: list[str]) -> int:
             complain(f"{row['dc']}/{row['node']}: {row['mount_point']}: {row['problem']}")
             code = 1
     if args.files and not rows:
-        raise NotFound(f"no node has a file system for {', '.join(args.files)}")
+        complain(f"no node has a file system for {', '.join(args.files)}")
+        return 1
     if args.json:
         print_json({"mounts": rows, "silent": answer.silent})
     else:
@@ -128,7 +134,7 @@ def _holding(rows: Sequence[Row], files: Iterable[str]) -> list[Row]:
     """For each file and node the mount that it is below of; the last of several at one place."""
     found: list[Row] = []
     nodes = dict.fromkeys((row["dc"], row["node"]) for row in rows)
-    for file in files:
+    for file in map(normpath, files):
         for node in nodes:
             own = [r for r in rows if (r["dc"], r["node"]) == node and _is_below(file, r)]
             if own:

@@ -16,6 +16,7 @@ from tabane.tools.cli.asking import add_filters, ask, filters_of, say_partial
 from tabane.tools.cli.columns import gpid, short_app
 from tabane.tools.cli.common import Parser, print_json
 from tabane.tools.cli.screen import Place, layout, show
+from tabane.tools.cli.selection import split
 
 Row = dict[str, Any]
 Test = Callable[[Row], bool]
@@ -84,6 +85,8 @@ def tests_of(args: argparse.Namespace) -> tuple[list[Test], list[Test]]:
     if args.unix:
         choices.append(lambda row: row["type"] == "unix")
     if args.files:
+        if "" in args.files:
+            raise UsageError("lsof: an empty word is no file")
         files = frozenset(args.files)
         choices.append(lambda row: row["path"] in files)
     exclusions += map(state_test, args.states or ())
@@ -96,7 +99,7 @@ def _none_of(test: Test) -> Test:
 
 def _split(texts: Sequence[str] | None) -> tuple[frozenset[str], frozenset[str]]:
     """Words, and those after a `^`."""
-    words = [word for text in texts or () for word in text.replace(",", " ").split()]
+    words = split("lsof", texts or ())
     excluded = frozenset(word[1:] for word in words if word.startswith("^"))
     return frozenset(word for word in words if not word.startswith("^")), excluded
 
@@ -193,7 +196,7 @@ def narrowing(args: argparse.Namespace, choices: int) -> Mapping[str, str]:
         asked["pid"] = ",".join(sorted(pids))
     if args.internet:
         asked["type"] = "IPv4,IPv6"
-    if len(args.files) == 1 and args.files[0]:
+    if len(args.files) == 1:
         asked["path"] = args.files[0]
     return asked
 

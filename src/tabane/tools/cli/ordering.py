@@ -60,6 +60,8 @@ def find_target(word: str, answer: Answer) -> Row:
     process it is then. Raises `UsageError` when there are several, `NotFound` when there is none,
     `Unsupported` for one inside of an instance, and `Unreachable` when a node that did not answer
     may have it."""
+    if not word:
+        raise UsageError("an empty word is no process: write DC/NODE:PID, PID, or an id")
     if re.fullmatch("[0-9]+", word):
         found = [row for row in answer.rows if str(row["pid"]) == word]
         if found or len(word) < SHORTEST_ID:

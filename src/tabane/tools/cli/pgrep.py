@@ -41,7 +41,7 @@ def pgrep(argv: list[str]) -> int:
     add("-d", "--delimiter", default="\n", metavar="TEXT", help="between them; else a newline")
     add("-c", "--count", action="store_true", help="only how many there are")
     args = parser.parse_args(argv)
-    found, answer = _find("pgrep", args)
+    found, answer = _find(args)
     partial = say_partial(answer)
     if args.json:
         print_json({"processes": found, "silent": answer.silent})
@@ -72,7 +72,7 @@ def pkill(argv: list[str]) -> int:
     given, rest = take_signal(argv)
     args = parser.parse_args(rest)
     signal = parse_signal(given or args.signal)
-    found, answer = _find("pkill", args)
+    found, answer = _find(args)
     partial = say_partial(answer)
     done = _signal(args, found, signal)
     if args.json:
@@ -102,6 +102,7 @@ def _signal(args: argparse.Namespace, found: Sequence[Row], signal: int) -> list
 
 def _parser(name: str, about: str) -> Parser:
     parser = Parser(name, about)
+    parser.set_defaults(program=name)
     add = parser.add_argument
     add("-f", "--full", action="store_true", help="match whole command lines")
     add("-i", "--ignore-case", action="store_true")
@@ -129,12 +130,15 @@ def _seconds(text: str) -> int:
     return int(text)
 
 
-def _find(name: str, args: argparse.Namespace) -> tuple[list[Row], Answer]:
+def _find(args: argparse.Namespace) -> tuple[list[Row], Answer]:
+    name = args.program
     if all(getattr(args, one) is None for one in CRITERIA):
         raise UsageError(f"{name}: say which: a pattern, or one of the options")
     if args.newest and args.oldest:
         raise UsageError(f"{name}: -n and -o exclude each other")
-    matches = pattern_test(name, args)
+    if name == "pkill" and args.pattern == "":
+        raise UsageError("pkill: an empty pattern matches all: write . if all are meant")
+    matches = pattern_test(args)
     _list_tests(args, ())  # what is wrong with them is said before anybody is asked
     from tabane.tools.client import Cluster
 
@@ -142,14 +146,16 @@ def _find(name: str, args: argparse.Namespace) -> tuple[list[Row], Answer]:
     return choose(answer.rows, args, matches), answer
 
 
-def pattern_test(name: str, args: argparse.Namespace) -> Callable[[Row], bool]:
+def pattern_test(args: argparse.Namespace) -> Callable[[Row], bool]:
     """Whether a row's name, or with -f its command line, matches. Raises `UsageError`."""
     if args.pattern is None:
         return lambda row: True
     try:
         found = re.compile(args.pattern, re.IGNORECASE if args.ignore_case else 0)
     except (re.error, RecursionError, OverflowError) as error:
-        raise UsageError(f"{name}: {args.pattern!r} is no regular expression: {error}") from None
+        raise UsageError(
+            f"{args.program}: {args.pattern!r} is no regular expression: {error}"
+        ) from None
     look = found.fullmatch if args.exact else found.search
     return lambda row: look(row["command"] if args.full else row["name"]) is not None
 
@@ -177,15 +183,15 @@ def _list_tests(args: argparse.Namespace, rows: Sequence[Row]) -> list[Callable[
 
     tests: list[Callable[[Row], bool]] = []
     for lists in (
-        Lists(ppids=of(args.parents), program="pgrep"),
-        Lists(sessions=of(args.sessions), program="pgrep"),
-        Lists(terminals=of(args.terminals)),
-        Lists(users=of(args.euid)),
-        Lists(real_users=of(args.uid)),
+        Lists(ppids=of(args.parents), program=args.program),
+        Lists(sessions=of(args.sessions), program=args.program),
+        Lists(terminals=of(args.terminals), program=args.program),
+        Lists(users=of(args.euid), program=args.program),
+        Lists(real_users=of(args.uid), program=args.program),
     ):
         tests += tests_of(lists, rows)
     if args.groups is not None:
-        groups = {number("pgrep", word) for word in split([args.groups])}
+        groups = {number(args.program, word) for word in split(args.program, [args.groups])}
         tests.append(lambda row: row["pgrp"] in groups)
     if args.older is not None:
         tests.append(lambda row: row["elapsed_s"] > args.older)

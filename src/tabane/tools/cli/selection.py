@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from tabane.errors import UsageError
@@ -27,51 +27,58 @@ class Lists(NamedTuple):
     """Who says what is wrong with them."""
 
 
-def split(texts: Iterable[str]) -> list[str]:
-    """`1,2 3` is three words."""
-    return [word for text in texts for word in text.replace(",", " ").split()]
+def split(program: str, texts: Iterable[str]) -> list[str]:
+    """`1,2 3` is three words. Raises `UsageError` for an empty list, which would choose all."""
+    words = []
+    for text in texts:
+        found = text.replace(",", " ").split()
+        if not found:
+            raise UsageError(f"{program}: an empty list names nobody: leave the option out")
+        words += found
+    return words
 
 
 def tests_of(lists: Lists, rows: Iterable[Row]) -> list[Test]:
-    """A test for each list that names something. Raises `UsageError` for an empty list."""
+    """A test for each list that names something. Raises `UsageError`."""
+
+    def words(texts: Iterable[str]) -> list[str]:
+        return split(lists.program, texts)
+
+    def numbers(texts: Iterable[str]) -> list[int]:
+        return [number(lists.program, word) for word in words(texts)]
+
     return [
-        *_pid_tests(lists.program, lists.pids),
-        *_number_tests(lists.program, "ppid", lists.ppids),
-        *_number_tests(lists.program, "session", lists.sessions),
-        *_owner_tests("uid", "user", lists.users),
-        *_real_user_tests(lists.real_users, rows),
-        *_owner_tests("gid", "group", lists.groups),
-        *_word_tests(lists.names, lambda row, word: row["name"][:15] == word[:15]),
-        *_word_tests(lists.terminals, lambda row, word: row["tty"] in (word, f"tty{word}")),
+        *_pid_tests(lists.program, words(lists.pids)),
+        *_number_tests("ppid", numbers(lists.ppids)),
+        *_number_tests("session", numbers(lists.sessions)),
+        *_owner_tests("uid", "user", words(lists.users)),
+        *_real_user_tests(words(lists.real_users), rows),
+        *_owner_tests("gid", "group", words(lists.groups)),
+        *_word_tests(words(lists.names), lambda row, word: row["name"][:15] == word[:15]),
+        *_word_tests(words(lists.terminals), lambda row, word: row["tty"] in (word, f"tty{word}")),
     ]
 
 
-def _pid_tests(program: str, texts: Iterable[str]) -> list[Test]:
+def _pid_tests(program: str, words: Sequence[str]) -> list[Test]:
     """By pid on any node, or by `dc/node:pid`."""
-    words = split(texts)
     places = {word for word in words if ":" in word}
     pids = {number(program, word) for word in words if ":" not in word}
-    if texts and not words:
-        raise UsageError(f"{program}: -p: name processes, as in -p 1,2")
     return [lambda row: row["pid"] in pids or gpid(row) in places] if words else []
 
 
-def _number_tests(program: str, field: str, texts: Iterable[str]) -> list[Test]:
-    numbers = {number(program, word) for word in split(texts)}
-    return [lambda row: row[field] in numbers] if numbers else []
+def _number_tests(field: str, numbers: Sequence[int]) -> list[Test]:
+    found = set(numbers)
+    return [lambda row: row[field] in found] if numbers else []
 
 
-def _owner_tests(id_field: str, name_field: str, texts: Iterable[str]) -> list[Test]:
+def _owner_tests(id_field: str, name_field: str, words: Sequence[str]) -> list[Test]:
     """By name or number."""
-    words = set(split(texts))
-    if not words:
-        return []
-    return [lambda row: row[name_field] in words or str(row[id_field]) in words]
+    found = set(words)
+    return [lambda row: row[name_field] in found or str(row[id_field]) in found] if words else []
 
 
-def _real_user_tests(texts: Iterable[str], rows: Iterable[Row]) -> list[Test]:
+def _real_user_tests(words: Sequence[str], rows: Iterable[Row]) -> list[Test]:
     """Nodes tell real users by number; their names are those of other processes there."""
-    words = set(split(texts))
     if not words:
         return []
     names = {(row["node"], row["uid"]): row["user"] for row in rows}
@@ -82,9 +89,9 @@ def _real_user_tests(texts: Iterable[str], rows: Iterable[Row]) -> list[Test]:
     return [test]
 
 
-def _word_tests(texts: Iterable[str], matches: Callable[[Row, str], bool]) -> list[Test]:
-    words = [word.removeprefix("/dev/") for word in split(texts)]
-    return [lambda row: any(matches(row, word) for word in words)] if words else []
+def _word_tests(words: Sequence[str], matches: Callable[[Row, str], bool]) -> list[Test]:
+    found = [word.removeprefix("/dev/") for word in words]
+    return [lambda row: any(matches(row, word) for word in found)] if words else []
 
 
 def number(program: str, word: str) -> int:
