@@ -21,7 +21,8 @@ Outcome = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def good(target: dict[str, Any]) -> dict[str, Any]:
-    return {"target": target, "error": "", "message": "", "before": 0, "after": 5}
+    """As nodes tell it, who leave out what is empty."""
+    return {"target": target, "before": 0, "after": 5}
 
 
 def cluster_of(
@@ -148,16 +149,18 @@ def test_others_are_signalled_when_one_is_not_there(tabane: Run, pretended: Pret
     assert sent(pretended)[1]["targets"] == [identity(ROW)]
 
 
-def test_what_a_node_refuses(tabane: Run, pretended: Pretended) -> None:
+@pytest.mark.parametrize("said", ["", "tokyo/tokyo-1:43: "])
+def test_what_a_node_refuses(said: str, tabane: Run, pretended: Pretended) -> None:
     def refuse(target: dict[str, Any]) -> dict[str, Any]:
         if target["pid"] == 42:
             return good(target)
-        return good(target) | {"error": "stale", "message": f"another has its pid {EVIL}"}
+        return good(target) | {"error": "stale", "message": f"{said}another has its pid {EVIL}"}
 
     cluster_of(pretended, *ROWS, outcome=refuse)
     ended = tabane("kill", "43", "42")
     assert (ended.code, ended.out) == (1, "")
     assert ended.err.startswith("tabane: tokyo/tokyo-1:43: another has its pid \\x1b[2J")
+    assert ended.err.count("tokyo-1:43") == 1
     shown = json.loads(tabane("kill", "--json", "43").out)
     assert shown["outcomes"][0]["error"] == "stale"
 
@@ -331,6 +334,8 @@ def test_pkill_with_a_silent_node(tabane: Run, pretended: Pretended) -> None:
     [
         ("-n 5 -p 42", 5, False, [ROW]),
         ("5 42", 5, False, [ROW]),
+        ("40 42", 19, False, [ROW]),
+        ("-n -30 42", -20, False, [ROW]),
         ("+5 -p 42 43", 5, False, [ROW, CHILD]),
         ("-5 42", -5, False, [ROW]),
         ("-n -5 abc123", -5, False, [ROW]),

@@ -189,14 +189,25 @@ def test_choices(argv: str, found: list[int]) -> None:
     [
         ("-p x", "-p: 'x' is no process"),
         ("-i http://x", "is no address"),
-        ("-i :99999", "ports are numbers up to 65535"),
-        ("-i :http", "ports are numbers"),
+        ("-i :99999", "'99999' is neither a port up to 65535 nor a service's name"),
+        ("-i :no-such-service", "'no-such-service' is neither a port"),
+        ("-i :80-", "'' is neither a port"),
+        ("-i :1-2-3", "'2-3' is neither a port"),
+        ("-p ,", "an empty list names nobody"),
+        ("-d 0-", "-d: '0-' is no range of descriptors"),
+        ("-d 9-1", "-d: '9-1' is no range of descriptors"),
+        ("+D /tmp", "'+D' is neither an option here nor a file"),
         ("-s LISTEN", "write a protocol and states"),
         ("-c /(/", "is no regular expression"),
     ],
 )
 def test_what_is_not_understood(argv: str, said: str, tabane: Run) -> None:
     check_refusal(tabane("lsof", *argv.split()), 2, "lsof: ", said)
+
+
+def test_a_port_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getservbyname", {"web": SOCKET["local_port"]}.__getitem__)
+    assert chosen([SOCKET, FILE], ["-i", ":web"]) == [SOCKET]
 
 
 def test_a_port_that_is_in_use(rows: list[dict[str, Any]], opener: tuple[int, int, Path]) -> None:

@@ -110,7 +110,8 @@ def renice(argv: list[str]) -> int:
             raise UsageError(f"renice: {error}") from None
     if args.priority is None or not (words or users):
         raise UsageError("renice: name a nice value and processes, as in renice -n 5 -p 4711")
-    body = {"nice": args.priority, "relative": args.relative}
+    nice = args.priority if args.relative else max(-20, min(args.priority, 19))
+    body = {"nice": nice, "relative": args.relative}
     return _act(args, words, users, "nice", body)
 
 

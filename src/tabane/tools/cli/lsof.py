@@ -85,8 +85,8 @@ def tests_of(args: argparse.Namespace) -> tuple[list[Test], list[Test]]:
     if args.unix:
         choices.append(lambda row: row["type"] == "unix")
     if args.files:
-        if "" in args.files:
-            raise UsageError("lsof: an empty word is no file")
+        if odd := [file for file in args.files if not file or file.startswith("+")]:
+            raise UsageError(f"lsof: {odd[0]!r} is neither an option here nor a file")
         files = frozenset(args.files)
         choices.append(lambda row: row["path"] in files)
     exclusions += map(state_test, args.states or ())
@@ -113,12 +113,19 @@ def _among(field: str, words: frozenset[str]) -> Test:
         return lambda row: str(row["pid"]) in words or gpid(row) in words
     if field == "user":
         return lambda row: row["user"] in words or str(row["uid"]) in words
-    ranges = [word.split("-") for word in words if re.fullmatch("[0-9]+-[0-9]+", word)]
-    spans = [range(int(low), int(high) + 1) for low, high in ranges]
+    spans = [_span(word) for word in words if "-" in word]
     return lambda row: (
         row["fd"] in words
         or (row["fd"].isdigit() and any(int(row["fd"]) in span for span in spans))
     )
+
+
+def _span(word: str) -> range:
+    """`0-2`."""
+    low, _, high = word.partition("-")
+    if not re.fullmatch("[0-9]{1,9}-[0-9]{1,9}", word) or int(low) > int(high):
+        raise UsageError(f"lsof: -d: {word!r} is no range of descriptors: write 0-2")
+    return range(int(low), int(high) + 1)
 
 
 def _named(texts: Sequence[str]) -> Test:
@@ -164,11 +171,24 @@ def _ports(text: str, words: str | None) -> frozenset[int] | None:
     ports: set[int] = set()
     for word in words.split(","):
         low, dash, high = word.partition("-")
-        ends = [low, high] if dash else [low]
-        if not all(re.fullmatch("[0-9]{1,5}", end) and int(end) <= LARGEST_PORT for end in ends):
-            raise UsageError(f"lsof: -i: {text!r}: ports are numbers up to {LARGEST_PORT}")
-        ports.update(range(int(low), int(ends[-1]) + 1))
+        if dash and low.isdigit():
+            ports.update(range(_port(text, low), _port(text, high) + 1))
+        else:
+            ports.add(_port(text, word))
     return frozenset(ports)
+
+
+def _port(text: str, word: str) -> int:
+    """By its number, or the name that this machine knows it by."""
+    from socket import getservbyname
+
+    if re.fullmatch("[0-9]{1,5}", word) and int(word) <= LARGEST_PORT:
+        return int(word)
+    try:
+        return getservbyname(word)
+    except OSError:
+        problem = f"{word!r} is neither a port up to {LARGEST_PORT} nor a service's name"
+        raise UsageError(f"lsof: -i: {text!r}: {problem}") from None
 
 
 def state_test(text: str) -> Test:

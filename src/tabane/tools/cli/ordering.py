@@ -162,7 +162,7 @@ def _send_once(cluster: Cluster, path: str, order: Mapping[str, Any]) -> list[di
     when it is done. So it is sent again when an answer was lost, here or between the nodes."""
     order = {**order, "idempotency_key": os.urandom(16).hex()}
     outcomes = _deliver(cluster, path, order)
-    if any(outcome["error"] in LOST for outcome in outcomes):
+    if any(outcome.get("error") in LOST for outcome in outcomes):
         return _deliver(cluster, path, order)
     return outcomes
 
@@ -187,4 +187,6 @@ def _refuse_inside(row: Row) -> dict[str, Any]:
 
 
 def complain_of(row: Row, outcome: Mapping[str, Any]) -> None:
-    complain(f"{gpid(row)}: {outcome['message']}")
+    """Most of what nodes say begins with the process already."""
+    place, message = gpid(row), outcome["message"]
+    complain(message if message.startswith(place) else f"{place}: {message}")
