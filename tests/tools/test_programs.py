@@ -49,11 +49,24 @@ def test_a_reader_that_goes_away(line: list[str], pretended: Pretended) -> None:
     assert done.returncode == 1
 
 
-def test_closed_streams(pretended: Pretended) -> None:
+@pytest.mark.parametrize(
+    ("line", "code", "said"),
+    [
+        ("apps >&-", 1, b"tabane: cannot write: Bad file descriptor\n"),
+        ("apps >&- 2>&-", 1, b""),
+        ("apps 2>&- >/dev/null", 0, b""),
+        ("pgrep nobody >&- 2>&-", 1, b""),
+        ("stop hello >&- 2>&- <&-", 1, b""),
+        ("completion nope >&- 2>&-", 2, b""),
+    ],
+)
+def test_closed_streams(line: str, code: int, said: bytes, pretended: Pretended) -> None:
+    """Writing to a closed stdout is a failure, as of all commands, and not writing is none."""
     pretended.begin(tokyo=answer)
-    script = 'exec "$0" -m tabane.tools.cli --root "$1" apps >&- 2>&-'
-    done = subprocess.run(["sh", "-c", script, sys.executable, str(pretended.root)], timeout=30)
-    assert done.returncode == 0
+    script = f'exec "$0" -m tabane.tools.cli --root "$1" {line}'
+    argv = ["sh", "-c", script, sys.executable, str(pretended.root)]
+    done = subprocess.run(argv, timeout=30, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (code, said)
 
 
 def test_a_terminal_without_unicode(pretended: Pretended) -> None:

@@ -68,7 +68,8 @@ def main() -> None:
 
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end)
-    sys.stdout, sys.stderr = usable(sys.stdout), usable(sys.stderr)
+    sys.stdout = usable(sys.stdout, os.O_RDONLY)
+    sys.stderr = usable(sys.stderr, os.O_WRONLY)
     os.environ["PATH"] = with_sbin(os.environ.get("PATH", os.defpath))
     code = run(sys.argv[1:], on_command=_watch_interrupts)
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
@@ -94,9 +95,10 @@ def with_sbin(path: str) -> str:
     return os.pathsep.join([*directories, *(d for d in SBIN if d not in directories)])
 
 
-def usable(stream: Any) -> TextIO:
-    """What it cannot encode is escaped; one that is closed (None) swallows all."""
-    found: TextIOWrapper = stream or open(os.devnull, "w")  # noqa: SIM115, PTH123
+def usable(stream: Any, in_place: int) -> TextIO:
+    """What it cannot encode is escaped. In place of one that is closed (None) is nothing, opened so
+    that what is written is lost, or (`O_RDONLY`) fails."""
+    found: TextIOWrapper = stream or open(os.open(os.devnull, in_place), "w")  # noqa: SIM115, PTH123
     found.reconfigure(errors="backslashreplace")
     return found
 
