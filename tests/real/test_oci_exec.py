@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,8 +12,11 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from tabane.errors import EngineError
 from tabane.model import App
 from tabane.runtimes import ending, load
+from tabane.runtimes import inside as inside_module
+from tabane.runtimes import terminal as terminal_module
 from tabane.runtimes.api import (
     Driver,
     Execution,
@@ -142,6 +145,51 @@ async def test_input_that_goes_on_after_the_command(bench: Bench) -> None:
         assert await hear_out(talk) == (0, b"one\n", b"")
 
 
+async def test_streams_can_be_opened_by_name(bench: Bench) -> None:
+    """As programs do that are told to log to /dev/stderr, whoever their user is."""
+    async with bench.running(make_app()) as inside:
+        script = "echo said >/dev/stdout; echo complained >/dev/stderr; cat /dev/stdin"
+        for user in (User(33, 33), User(0, 0)):
+            ended = await run_inside(
+                inside.driver, inside.handle, ("sh", "-c", script), given=[b"read"], user=user
+            )
+            assert ended == (0, b"said\nread", b"complained\n")
+
+
+async def test_what_the_engine_refuses_is_said(bench: Bench) -> None:
+    async with bench.running(make_app()) as inside:
+        with pytest.raises(EngineError, match=r"true could not be run in .*: .*nowhere"):
+            await run_inside(inside.driver, inside.handle, ("true",), workdir="/nowhere")
+        assert not list(inside.spec.directory.glob("exec-*"))
+
+
+async def test_what_is_left_of_a_command_that_ended_lives_on(bench: Bench) -> None:
+    async with bench.running(make_app()) as inside:
+        await run_inside(inside.driver, inside.handle, ("sh", "-c", "sleep 1009 &"))
+        assert await sleeping(inside) == {"sleep 1009"}
+
+
+@pytest.mark.parametrize("terminal", [None, TerminalSize(24, 80)])
+async def test_a_command_of_a_frozen_instance_ends_once_it_is_thawed(
+    bench: Bench, terminal: TerminalSize | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (inside_module, terminal_module):
+        monkeypatch.setattr(module, "END_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(ending, "HANGUP_S", 0.1)
+    async with bench.running(make_app()) as inside:
+        command = Execution(("sh", "-c", "echo ready; sleep 1001"), terminal=terminal)
+        talk = await inside.driver.exec(inside.handle, command)
+        await hear(talk, b"ready")
+        await inside.driver.freeze(inside.handle)
+        await talk.aclose()
+        await inside.driver.thaw(inside.handle)
+
+        async def none_sleep() -> bool:
+            return not await sleeping(inside)
+
+        await until(none_sleep)
+
+
 FAMILY = "setsid sleep 1001 & (sleep 1002 &) ; echo $$; sleep 1003"
 """A process in a session of its own, one whose parent has ended, and one that is waited for."""
 
@@ -150,8 +198,9 @@ async def sleeping(inside: Running) -> set[str]:
     """The commands of those that sleep, the main process left out."""
     lines = set()
     for pid in await inside.driver.processes(inside.handle):
-        words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-        lines.add(" ".join(words).strip())
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+            lines.add(" ".join(words).strip())
     return {line for line in lines if line.startswith("sleep 100")} - {"sleep 1000"}
 
 

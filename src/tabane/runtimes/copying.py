@@ -64,6 +64,10 @@ async def converse(place: Place, transfer: Transfer) -> Conversation:
     argv = (sys.executable, "-I", "-m", "tabane.runtimes.copying", words)
     child, streams = await start_piped(argv, stdin=transfer.inward, env=ENV)
 
+    async def code() -> int:
+        ended = await child.wait()
+        return ended if ended >= 0 else 128 - ended
+
     async def end() -> None:
         with suppress(ProcessLookupError):
             child.terminate()
@@ -72,11 +76,15 @@ async def converse(place: Place, transfer: Transfer) -> Conversation:
                 await child.wait()
         except TimeoutError:
             child.kill()
+            await child.wait()
 
     async def tell(number: int) -> None:
         """The helper is none of the instance's processes."""
 
-    return Piped(child, streams, end=end, tell=tell)
+    async def forget() -> None:
+        """It leaves nothing."""
+
+    return Piped(streams, code=code, end=end, tell=tell, forget=forget)
 
 
 def mask_of(capabilities: list[str]) -> int:

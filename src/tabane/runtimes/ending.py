@@ -18,9 +18,11 @@ Known = dict[int, int]
 """Processes, and when each began: a pid that was given to another is let alone."""
 
 
-async def end_below(init: int) -> None:
-    """End all below an init that adopts orphans, and then itself. Its engine waits for it, so that
-    its pid cannot have been reused. While it stands still, nothing leaves it."""
+async def end_below(init: int, began: int) -> None:
+    """End all below an init that adopts orphans, and then itself. While it stands still, nothing
+    leaves it."""
+    if not is_same(init, began):
+        return
     _send(init, signal.SIGSTOP)
     while state(init) not in "TZX":  # noqa: ASYNC110 - the kernel sends no event
         await asyncio.sleep(POLL_S)
@@ -28,16 +30,16 @@ async def end_below(init: int) -> None:
         _send(pid, signal.SIGHUP)
         _send(pid, signal.SIGCONT)
     await _wait_gone(lambda: descendants(init))
-    while descendants(init):
-        kill_below(init, with_it=False)
+    while is_same(init, began):
+        kill_below(init, began, with_it=not descendants(init))
         await asyncio.sleep(POLL_S)
-    _send(init, signal.SIGKILL)
 
 
-def kill_below(init: int, *, with_it: bool = True) -> None:
+def kill_below(init: int, began: int, *, with_it: bool = True) -> None:
     """Without waiting for it."""
-    for pid in (*descendants(init), *([init] if with_it else [])):
-        _send(pid, signal.SIGKILL)
+    if is_same(init, began):
+        for pid in (*descendants(init), *([init] if with_it else [])):
+            _send(pid, signal.SIGKILL)
 
 
 async def end_session(

@@ -252,7 +252,8 @@ class FakeDriver:
         raise Unsupported(NO_CHECKPOINTS)
 
     async def exec(self, handle: Handle, execution: Execution) -> Conversation:
-        """It has `echo` and `cat`; a shell at a terminal tells its size after a line."""
+        """It has `echo`, `cat`, and a shell for those; at a terminal that tells its size after a
+        line."""
         self._running(handle)
         return begin(execution)
 

@@ -124,10 +124,23 @@ def begin(execution: Execution) -> FakeTalk:
         return make(code=None if size is not None or execution.stdin else 0)
     if program == "sh" and size is not None:
         return FakeMeasure(size)
+    if program == "sh":
+        return run_script(words[-1])
     if program == "echo":
         return make(" ".join(words).encode() + (b"\r\n" if size is not None else b"\n"))
     missing = f"{program}: not found\n".encode()
     return FakeTalk(error=missing, code=127)
+
+
+def run_script(script: str) -> FakeTalk:
+    """Commands between `;` and `&`: `echo` and `exit`; others do nothing."""
+    said, code = b"", 0
+    for program, *words in (command.split() for command in script.replace("&", ";").split(";")):
+        if program == "echo":
+            said += " ".join(words).encode() + b"\n"
+        elif program == "exit":
+            code = int(words[0])
+    return FakeTalk(said, code=code)
 
 
 class FakeCopy(FakeTalk):

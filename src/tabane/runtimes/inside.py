@@ -4,10 +4,14 @@ User, groups, environment, capabilities and limits are those of the container's 
 the engine is given again as a process description (`exec --process`); without one it would enter as
 root in /. Whether the program is there is looked up first, since engines differ in how they say so.
 
-Without a terminal the engine stays in the foreground and hands its pipes on. An init of its own
-stands above the program and adopts what that leaves behind, so that all of it is found, and killed,
-when nobody waits for it any more. With a terminal (see `terminal.py`) the program leads its own
-session, as everywhere: under an init, what Ctrl-Z stops could not be continued by anyone.
+The engine hands the program its streams and ends; the spawner, which inherits the program, tells
+how that ends. So no engine stands between, which would copy what is said, or wait for what is left
+behind with the streams in its hands.
+
+Without a terminal these are pipes, and an init of its own stands above the program and adopts what
+that leaves behind, so that all of it is found, and killed, when nobody waits for it any more. With
+a terminal (see `terminal.py`) the program leads its own session, as everywhere: under an init, what
+Ctrl-Z stops could not be continued by anyone.
 
 What the end of an agent leaves of either is found by the pid files, and ended by the next agent.
 """
@@ -17,27 +21,29 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-from collections.abc import Awaitable, Callable, Iterator
+import stat
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
-from tabane.model import Value
-from tabane.runtimes.api import Conversation, Execution, TerminalSize
+from tabane.errors import EngineError, NotFound
+from tabane.model import ExitStatus, Value
+from tabane.runtimes.api import Command, Conversation, Execution, Finished, Spawner, TerminalSize
 from tabane.runtimes.bundle import INIT
 from tabane.runtimes.ending import end_below, kill_below
 from tabane.runtimes.lookup import find_command, is_file
+from tabane.runtimes.process import start_ticks
 from tabane.runtimes.streams import Sink, Source, Words
 from tabane.supervise import Supervisor
 
 NOT_EXECUTABLE, NOT_FOUND = 126, 127
 """Exit codes, as of a shell."""
-ENGINE_TIMEOUT_S = 4.0
-"""How long an engine may take to begin, and to see the end of what it began: under 0.1 s as a
-rule, and the time that a program has after it was hung up on."""
-POLL_S = 0.002
+END_TIMEOUT_S = 4.0
+"""How long the end of a program may take: the time that it has after it was hung up on, and then
+under 0.1 s as a rule. One that is frozen ends once it is thawed."""
 PREFIX = "exec-"
 """Of the files for one command, in the instance's directory."""
 
@@ -74,32 +80,38 @@ class Said:
     async def aclose(self) -> None: ...
 
 
+Streams = tuple[Sink | None, Source, Source]
+"""A program's stdin, stdout and stderr, at our ends."""
+
+
 class Piped:
-    """A `Conversation` with a child of this process over pipes. `end` ends what it does, and makes
-    it end; `tell` passes a signal on; `forget` removes what was made for it."""
+    """A `Conversation` over pipes. `code` returns the program's exit code, at its end; `end` ends
+    all it does; `tell` passes a signal on; `forget` removes what was made for it."""
 
     def __init__(
         self,
-        child: asyncio.subprocess.Process,
-        streams: tuple[Sink | None, Source, Source],
+        streams: Streams,
         *,
+        code: Callable[[], Awaitable[int]],
         end: Callable[[], Awaitable[None]],
         tell: Callable[[int], Awaitable[None]],
-        forget: Callable[[], None] = lambda: None,
+        forget: Callable[[], Awaitable[None]],
     ) -> None:
-        self._child = child
         self._stdin, self.stdout, self.stderr = streams
+        self._code = code
         self._end = end
         self._tell = tell
         self._forget = forget
-        self._tasks = Supervisor("conversation")
+        self._tasks = Supervisor("conversation", on_failure=lambda *_: None)
         self._ended = self._tasks.start("end", self._wait_end())
 
     async def _wait_end(self) -> int:
-        code = await self._child.wait()
-        self.stdout.finish()
-        self.stderr.finish()
-        return code if code >= 0 else 128 - code
+        """Whoever still has the other ends: what is there then is all."""
+        try:
+            return await self._code()
+        finally:
+            self.stdout.finish()
+            self.stderr.finish()
 
     async def write(self, data: bytes) -> None:
         if self._stdin is not None:
@@ -121,62 +133,166 @@ class Piped:
         await self.end_input()
         if not self._ended.done():
             await self._end()
-            await asyncio.shield(self._ended)
-        self.stdout.close()  # not before: runc dies of it, and leaves behind what it began
-        self.stderr.close()
+        close_streams((self._stdin, self.stdout, self.stderr))
         await self._tasks.aclose()
-        self._forget()
+        await self._forget()
+
+
+def open_pipes(*, stdin: bool) -> tuple[tuple[int, int, int], Streams]:
+    """The program's ends, which the caller closes once it has them, and ours. `stdin`: or it has
+    nothing to read."""
+    give, ours = os.pipe() if stdin else (os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), -1)
+    (said, say), (complained, complain) = os.pipe(), os.pipe()
+    return (give, say, complain), (Sink(ours) if stdin else None, Source(said), Source(complained))
+
+
+def close_streams(streams: Streams) -> None:
+    """Idempotent."""
+    for stream in streams:
+        if stream is not None:
+            stream.close()
 
 
 async def start_piped(
     argv: tuple[str, ...], *, stdin: bool, env: dict[str, str] | None = None
-) -> tuple[asyncio.subprocess.Process, tuple[Sink | None, Source, Source]]:
+) -> tuple[asyncio.subprocess.Process, Streams]:
     """A child, and our ends of its streams."""
-    pipes = [os.pipe() for _ in range(3)]
-    (give, _), (_, say), (_, complain) = pipes
-    ours = [pipes[0][1], pipes[1][0], pipes[2][0]]
+    theirs, streams = open_pipes(stdin=stdin)
+    give, say, complain = theirs
     try:
         child = await asyncio.create_subprocess_exec(
-            *argv,
-            stdin=give if stdin else asyncio.subprocess.DEVNULL,
-            stdout=say,
-            stderr=complain,
-            env=env,
+            *argv, stdin=give, stdout=say, stderr=complain, env=env
         )
     except BaseException:
-        for descriptor in ours:
-            os.close(descriptor)
+        close_streams(streams)
         raise
     finally:
-        for descriptor in (give, say, complain):
+        for descriptor in theirs:
             os.close(descriptor)
-    sink = Sink(ours[0])
-    if not stdin:
-        sink.close()
-    return child, (sink if stdin else None, Source(ours[1]), Source(ours[2]))
+    return child, streams
 
 
-async def converse(place: Place, execution: Execution) -> Conversation:
-    """Begin to run a command without a terminal."""
+class Spawned:
+    """A command in the spawner's books, which has begun."""
+
+    def __init__(self, key: str, files: Files, spawner: Spawner) -> None:
+        self._key = key
+        self._files = files
+        self._spawner = spawner
+        self.pid = read_pid(files.pid) or 0
+        self.began = start_ticks(self.pid)
+
+    async def wait(self) -> int:
+        """Its exit code, as of a shell. Raises `Closed` with the spawner's connection."""
+        status = await self._spawner.exited(self._key)
+        return 128 + status.signal if status.signal else status.code
+
+    async def signal(self, number: int) -> None:
+        await self._spawner.signal(self._key, number)
+
+    async def forget(self) -> None:
+        await self._spawner.forget(self._key)
+        self._files.remove()
+
+
+Ends = TypeVar("Ends")
+
+
+async def spawn(
+    place: Place,
+    process: dict[str, Any],
+    spawner: Spawner,
+    *,
+    run: Callable[[Files, str], Coroutine[Any, Any, Ends]],
+    give_up: Callable[[Spawned, Ends | None], Awaitable[None]],
+) -> tuple[Spawned, Ends]:
+    """Begin what `process` describes: `run` has the spawner begin it under that name, and waits for
+    the engine. When that fails, or nobody wants it any more, `give_up` ends what there may be."""
+    files = Files(place.directory)
+    files.description.write_bytes(msgspec.json.encode(process))
+    key = key_of(place.container, files.name)
+    tasks = Supervisor("engine", on_failure=lambda *_: None)
+    running = tasks.start("engine", run(files, key))
+    try:
+        ends = await asyncio.shield(running)  # an engine cannot be stopped half-way
+    except BaseException:
+        await asyncio.wait([running])
+        has_begun = not running.cancelled() and running.exception() is None
+        spawned = Spawned(key, files, spawner)
+        await give_up(spawned, running.result() if has_begun else None)
+        await spawned.forget()
+        await tasks.aclose()
+        raise
+    return Spawned(key, files, spawner), ends
+
+
+def key_of(container: str, name: str) -> str:
+    """Of a command in the spawner's books."""
+    return f"{container}/{name}"
+
+
+def failed(problem: str, argv: tuple[str, ...], finished: Finished, words: str) -> EngineError:
+    """Of an engine that could not begin a command; `words` are its own."""
+    words = words.strip() or finished.status.describe()
+    return EngineError(f"{problem}: {words}", argv=argv, status=finished.status.code, output=words)
+
+
+async def converse(place: Place, execution: Execution, spawner: Spawner) -> Conversation:
+    """Begin to run a command without a terminal. Raises `EngineError`."""
     process = describe_process((place.directory / "config.json").read_bytes(), execution)
     if (problem := look_up(Path(f"/proc/{place.pid}/root"), process)) is not None:
         return problem
     process["args"] = (INIT, "-s", "--", *execution.argv)
-    files = Files(place.directory)
-    files.description.write_bytes(msgspec.json.encode(process))
-    argv = (*place.engine, "exec", *files.options(), place.container)
+    theirs, streams = open_pipes(stdin=execution.stdin)
+
+    async def run(files: Files, key: str) -> None:
+        argv = redirect(
+            (*place.engine, "exec", "--detach", *files.options(), place.container), theirs
+        )
+        await spawner.spawn(Command(key, argv, pid_file=files.pid))
+        finished = await spawner.finished(key)
+        if finished.status != ExitStatus():
+            streams[2].finish()
+            words = finished.output + (await streams[2].read()).decode(errors="replace")
+            what = f"{execution.argv[0]} could not be run in {place.container}"
+            raise failed(what, argv, finished, words)
+
     try:
-        child, streams = await start_piped(argv, stdin=execution.stdin)
+        _hand_over(theirs, place.pid, process["user"])
+        spawned, _ = await spawn(
+            place, process, spawner, run=run, give_up=lambda spawned, _: _end(spawned)
+        )
     except BaseException:
-        files.remove()
+        close_streams(streams)
         raise
+    finally:
+        for descriptor in theirs:
+            os.close(descriptor)
     return Piped(
-        child,
         streams,
-        end=lambda: _end(child, files.pid),
-        tell=lambda number: _signal(child, files.pid, number),
-        forget=files.remove,
+        code=spawned.wait,
+        end=lambda: _end(spawned),
+        tell=spawned.signal,
+        forget=spawned.forget,
     )
+
+
+def _hand_over(pipes: tuple[int, int, int], pid: int, user: dict[str, Any]) -> None:
+    """Make them the user's, who may then open them by name, as /dev/stderr."""
+    try:
+        maps = [Path(f"/proc/{pid}/{kind}_map").read_text().split() for kind in ("uid", "gid")]
+    except FileNotFoundError:
+        raise NotFound("the instance has ended") from None
+    owner = int(maps[0][1]) + user["uid"], int(maps[1][1]) + user["gid"]
+    for descriptor in pipes:
+        if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+            os.fchown(descriptor, *owner)
+
+
+def redirect(argv: tuple[str, ...], streams: tuple[int, int, int]) -> tuple[str, ...]:
+    """The command with descriptors of this process for its streams, whoever starts it."""
+    stdin, stdout, stderr = (f"/proc/{os.getpid()}/fd/{descriptor}" for descriptor in streams)
+    return ("/bin/sh", "-c", f'exec "$0" "$@" <{stdin} >{stdout} 2>{stderr}', *argv)
 
 
 class Files:
@@ -226,39 +342,19 @@ def look_up(tree: Path, process: dict[str, Any]) -> Said | None:
     return Said(NOT_FOUND, f"{program}: not found{where}\n")
 
 
-async def _end(child: asyncio.subprocess.Process, pid_file: Path) -> None:
-    """End what an engine began, and its engine. One that is just beginning is waited for: it
-    cannot be killed half-way, its helpers would go on without it."""
-    async with Supervisor("end") as tasks:
-        engine = tasks.start("engine", child.wait())
-        try:
-            async with asyncio.timeout(ENGINE_TIMEOUT_S):
-                while not engine.done() and (pid := read_pid(pid_file)) is None:
-                    await asyncio.wait({engine}, timeout=POLL_S)
-                if not engine.done() and pid is not None:
-                    await end_below(pid)
-                await asyncio.shield(engine)
-        except TimeoutError:  # as when it is frozen: once it is thawed it ends
-            if (pid := read_pid(pid_file)) is not None:
-                kill_below(pid)
-            child.kill()
-        await engine
+async def _end(spawned: Spawned) -> None:
+    """End a program and all below its init."""
+    try:
+        async with asyncio.timeout(END_TIMEOUT_S):
+            await end_below(spawned.pid, spawned.began)
+    except TimeoutError:
+        kill_below(spawned.pid, spawned.began)
 
 
 def read_pid(pid_file: Path) -> int | None:
     with suppress(FileNotFoundError, ValueError):
         return int(pid_file.read_text())
     return None
-
-
-async def _signal(child: asyncio.subprocess.Process, pid_file: Path, number: int) -> None:
-    """To the program's init, which passes it on. An engine may write its pid later than the program
-    says its first words."""
-    while (pid := read_pid(pid_file)) is None and child.returncode is None:  # noqa: ASYNC110
-        await asyncio.sleep(POLL_S)
-    if pid is not None:
-        with suppress(ProcessLookupError):
-            os.kill(pid, number)
 
 
 def left_behind(directory: Path) -> Iterator[tuple[str, int]]:

@@ -261,7 +261,7 @@ class OciDriver:
         for name, pid in inside.left_behind(directory):
             if pid in members():
                 await end_session(pid, process.start_ticks(pid), members)
-            await self._spawner.forget(terminal.key_of(handle.id, name))
+            await self._spawner.forget(inside.key_of(handle.id, name))
         inside.clear(directory)
 
     async def destroy(self, handle: Handle) -> None:
@@ -299,7 +299,7 @@ class OciDriver:
     async def exec(self, handle: Handle, execution: Execution) -> Conversation:
         place = self._place(handle)
         if execution.terminal is None:
-            return await inside.converse(place, execution)
+            return await inside.converse(place, execution, self._spawner)
         return await terminal.converse(place, execution, self._spawner, _cgroup(handle).pids)
 
     def _place(self, handle: Handle) -> inside.Place:

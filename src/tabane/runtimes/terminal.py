@@ -18,14 +18,20 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-import msgspec
-
 from tabane.errors import EngineError
 from tabane.model import ExitStatus
 from tabane.runtimes.api import Command, Conversation, Execution, Spawner, TerminalSize
 from tabane.runtimes.ending import end_session
-from tabane.runtimes.inside import Files, Place, describe_process, look_up, read_pid
-from tabane.runtimes.process import start_ticks
+from tabane.runtimes.inside import (
+    END_TIMEOUT_S,
+    Files,
+    Place,
+    Spawned,
+    describe_process,
+    failed,
+    look_up,
+    spawn,
+)
 from tabane.runtimes.streams import Sink, Source, wait_readable
 from tabane.supervise import Supervisor
 
@@ -39,33 +45,21 @@ class Terminal:
 
     stderr = None
 
-    def __init__(
-        self,
-        master: int,
-        key: str,
-        leader: tuple[int, int],
-        spawner: Spawner,
-        members: Callable[[], list[int]],
-        forget: Callable[[], None],
-    ) -> None:
+    def __init__(self, master: int, spawned: Spawned, members: Callable[[], list[int]]) -> None:
         self._sink = Sink(os.dup(master))
         self.stdout = Source(master)
         self._master = master
-        self._key = key
-        self._leader = leader
-        self._spawner = spawner
+        self._spawned = spawned
         self._members = members
-        self._forget = forget
         self._is_open = True
         self._tasks = Supervisor("terminal", on_failure=lambda *_: None)
         self._ended = self._tasks.start("end", self._wait_end())
 
     async def _wait_end(self) -> int:
         try:
-            status = await self._spawner.exited(self._key)
+            return await self._spawned.wait()
         finally:
             self.stdout.finish()
-        return 128 + status.signal if status.signal else status.code
 
     async def write(self, data: bytes) -> None:
         await self._sink.write(data)
@@ -78,18 +72,17 @@ class Terminal:
             set_size(self._master, size)
 
     async def signal(self, number: int) -> None:
-        await self._spawner.signal(self._key, number)
+        await self._spawned.signal(number)
 
     async def wait(self) -> int:
         return await asyncio.shield(self._ended)
 
     async def aclose(self) -> None:
         if not self._ended.done():
-            await end_session(*self._leader, self._members, self._hang_up)
+            await _end(self._spawned, self._members, self._hang_up)
         self._hang_up()
         await self._tasks.aclose()
-        await self._spawner.forget(self._key)
-        self._forget()
+        await self._spawned.forget()
 
     def _hang_up(self) -> None:
         self._is_open = False
@@ -107,27 +100,29 @@ async def converse(
 ) -> Conversation:
     """Begin to run a command with a terminal. Raises `EngineError`."""
     assert execution.terminal is not None
+    size = execution.terminal
     process = describe_process((place.directory / "config.json").read_bytes(), execution)
     if (problem := look_up(Path(f"/proc/{place.pid}/root"), process)) is not None:
         return problem
-    files = Files(place.directory)
-    files.description.write_bytes(msgspec.json.encode(process))
-    key = key_of(place.container, files.name)
-    beginning = Supervisor("console", on_failure=lambda *_: None)
-    try:
-        begin = beginning.start("begin", _begin(place, files, key, spawner, execution.terminal))
-        master = await asyncio.shield(begin)  # an engine cannot be stopped half-way
-    except BaseException:
-        await _give_up(begin, key, files, spawner, members)
-        await beginning.aclose()
-        raise
-    leader = read_pid(files.pid) or 0
-    return Terminal(master, key, (leader, start_ticks(leader)), spawner, members, files.remove)
+
+    async def run(files: Files, key: str) -> int:
+        return await _begin(place, files, key, spawner, size)
+
+    async def give_up(spawned: Spawned, master: int | None) -> None:
+        if master is not None:
+            os.close(master)
+        await _end(spawned, members)
+
+    spawned, master = await spawn(place, process, spawner, run=run, give_up=give_up)
+    return Terminal(master, spawned, members)
 
 
-def key_of(container: str, name: str) -> str:
-    """Of a command in the spawner's books."""
-    return f"{container}/{name}"
+async def _end(
+    spawned: Spawned, members: Callable[[], list[int]], hang_up: Callable[[], None] = lambda: None
+) -> None:
+    with suppress(TimeoutError):  # all has been killed by then
+        async with asyncio.timeout(END_TIMEOUT_S):
+            await end_session(spawned.pid, spawned.began, members, hang_up)
 
 
 async def _begin(place: Place, files: Files, key: str, spawner: Spawner, size: TerminalSize) -> int:
@@ -153,9 +148,8 @@ async def _begin(place: Place, files: Files, key: str, spawner: Spawner, size: T
             os.close(directory)
     if taking.done() and not taking.cancelled() and taking.exception() is None:
         os.close(taking.result())
-    words = finished.output.strip() or finished.status.describe()
-    problem = f"no terminal could be opened in {place.container}: {words}"
-    raise EngineError(problem, argv=argv, status=finished.status.code, output=words)
+    problem = f"no terminal could be opened in {place.container}"
+    raise failed(problem, argv, finished, finished.output)
 
 
 async def _take_terminal(console: socket.socket, size: TerminalSize) -> int:
@@ -170,19 +164,3 @@ async def _take_terminal(console: socket.socket, size: TerminalSize) -> int:
         raise EngineError("the engine sent no terminal")
     set_size(descriptors[0], size)
     return descriptors[0]
-
-
-async def _give_up(
-    begin: asyncio.Task[int],
-    key: str,
-    files: Files,
-    spawner: Spawner,
-    members: Callable[[], list[int]],
-) -> None:
-    """Nobody wants it any more, or it failed: nothing may be left of it."""
-    with suppress(Exception):
-        os.close(await begin)
-    if (leader := read_pid(files.pid)) is not None:
-        await end_session(leader, start_ticks(leader), members)
-    await spawner.forget(key)
-    files.remove()

@@ -251,6 +251,18 @@ async def check_exec(bench: DriverBench) -> None:
         assert b"no-such-program" in missing.stderr
 
 
+async def check_left_holding(bench: DriverBench) -> None:
+    """A command has ended when its program has, whoever of those it leaves behind still has its
+    output, and all that the program said is there."""
+    driver = bench.driver
+    async with started(bench, Behaviour.WAITS) as (_, handle):
+        if not driver.capabilities.exec:
+            return
+        script = "sleep 1008 & echo said; exit 3"
+        ended = await run_inside(driver, handle, ("sh", "-c", script), given=[])
+        assert ended == (3, b"said\n", b"")
+
+
 async def check_terminal(bench: DriverBench) -> None:
     """A command has a terminal of its own: its size, its echo, its keys."""
     driver, size = bench.driver, TerminalSize(33, 77)
@@ -432,6 +444,7 @@ DRIVER_CHECKS: tuple[Check, ...] = (
     check_exec,
     check_terminal,
     check_left,
+    check_left_holding,
     check_copy,
     check_stats,
     check_guest_processes,
