@@ -13,7 +13,7 @@ import pytest
 from msgspec.structs import replace
 from tests.k2i.conftest import Start
 
-from tabane.errors import Unauthenticated
+from tabane.errors import Unauthenticated, UsageError
 from tabane.k2i import K2i, Process, ProcessTable, Question
 from tabane.k2i.files import read_files
 from tabane.k2i.raw import FILES, read_raw
@@ -58,7 +58,7 @@ def test_a_pid_that_was_given_to_another_has_no_threads_files_or_bytes(start: St
     other = replace(row, start_ticks=row.start_ticks - 1)
     assert read_threads(PROC, [row], UPTIME_S) != []
     assert read_threads(PROC, [other], UPTIME_S) == []
-    assert read_files(PROC, [other], mapped=False) == []
+    assert read_files(PROC, [other], ROOT, mapped=False) == []
     assert msgspec.msgpack.decode(read_raw(PROC, [other], FILES, ROOT))["processes"] == []
 
 
@@ -68,7 +68,7 @@ def test_one_that_is_gone_is_left_out(start: Start) -> None:
     child.kill()
     child.wait()
     assert read_threads(PROC, rows, UPTIME_S) == []
-    assert read_files(PROC, rows, mapped=True) == []
+    assert read_files(PROC, rows, ROOT, mapped=True) == []
     assert msgspec.msgpack.decode(read_raw(PROC, rows, FILES, ROOT))["processes"] == []
 
 
@@ -130,7 +130,7 @@ def test_open_files_and_sockets_with_their_peers(tmp_path: Path) -> None:
         unix.listen()
         file.read(2)
         (tmp_path / "file").unlink()
-        everything = read_files(PROC, table_of(os.getpid()), mapped=True)
+        everything = read_files(PROC, table_of(os.getpid()), ROOT, mapped=True)
         found = {row.fd: row for row in everything}
         mine = client.getsockname()[1]
         rows = [found[str(thing.fileno())] for thing in (listener, client, file, unix)]
@@ -198,6 +198,11 @@ def test_others_see_no_arguments_in_the_bytes(start: Start, who: Principal) -> N
     assert io is None
     assert stat
     assert b"secret" not in data
+
+
+def test_no_file_is_read_twice() -> None:
+    with pytest.raises(UsageError, match="files: a file is named twice"):
+        Question("raw", {"files": ",".join(["stat"] * 10_000)}).check()
 
 
 async def test_who_may_see_which_files() -> None:

@@ -1,6 +1,7 @@
 """The open files and sockets of processes, as lsof(8) shows them.
 
-Only of processes whose files who asks may see: root's own right, and everybody's over their own.
+Only of processes whose files who asks may see: root's own right, and everybody's over their own, as
+far as the kernel grants it (see `may_look_into`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from tabane.k2i.host import Placed, read_file
 from tabane.k2i.procfs import GONE, decode, parse_stat
 from tabane.k2i.sockets import Endpoint, Socket, read_sockets
 from tabane.k2i.table import Process
+from tabane.security.identity import Principal
 
 LINKS = {"cwd": "cwd", "root": "rtd", "exe": "txt"}
 """In /proc/PID, and what lsof calls them."""
@@ -74,23 +76,37 @@ class _File(NamedTuple):
     offset: int | None
 
 
-def read_files(root: Path, processes: Iterable[Process], *, mapped: bool) -> list[OpenFile]:
-    """The files of these processes, those that there still are, with the `mapped` ones or without.
-    A process whose files may not be looked at has none."""
+def read_files(
+    root: Path, processes: Iterable[Process], who: Principal, *, mapped: bool
+) -> list[OpenFile]:
+    """The files of those of these processes that there still are and whose files `who` may see,
+    with the `mapped` ones or without."""
     networks: dict[str, dict[int, Socket]] = {}
     found: list[OpenFile] = []
     for process in processes:
         if process.inside:
             continue
         try:
-            found += _read_process(root, process, networks, mapped=mapped)
+            found += _read_process(root, process, who, networks, mapped=mapped)
         except GONE:
             continue
     return found
 
 
+def may_look_into(who: Principal, process: Process, owner: int) -> bool:
+    """Whether the kernel would let `who` see what it shows only to who may trace a process; `owner`
+    is that of its `fd` in /proc. Of one that has had other ids or capabilities, as a daemon that
+    was root's when it opened its files, that is root."""
+    return who.is_root or who.uid == process.uid == process.ruid == owner
+
+
 def _read_process(
-    root: Path, process: Process, networks: dict[str, dict[int, Socket]], *, mapped: bool
+    root: Path,
+    process: Process,
+    who: Principal,
+    networks: dict[str, dict[int, Socket]],
+    *,
+    mapped: bool,
 ) -> list[OpenFile]:
     """Raises one of `GONE`, also when another process has its pid now."""
     directory = f"{root}/{process.pid}"
@@ -100,6 +116,8 @@ def _read_process(
     files = [*_links(directory), *(_mapped(directory) if mapped else ()), *_descriptors(directory)]
     if parse_stat(read_file(f"{directory}/stat")).starttime != process.start_ticks:
         raise ProcessLookupError(f"process {process.pid} has ended, another has its pid")
+    if not may_look_into(who, process, os.stat(f"{directory}/fd").st_uid):  # noqa: PTH116
+        raise PermissionError(f"the files of process {process.pid} are not shown to uid {who.uid}")
     return [_describe(process, file, networks[network]) for file in files]
 
 

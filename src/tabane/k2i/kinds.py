@@ -144,7 +144,7 @@ def _files(look: Look) -> list[OpenFile]:
         raise Unauthenticated(problem)
     mine = [row for row in look.own_processes() if look.who.is_root or look.who.uid == row.uid]
     options = look.query.options
-    found = read_files(look.sources.root, mine, mapped=options.get("mapped", False))
+    found = read_files(look.sources.root, mine, look.who, mapped=options.get("mapped", False))
     for name in ("path", "type"):
         if name in options:
             found = [row for row in found if getattr(row, name) in options[name]]
@@ -201,11 +201,13 @@ def _parse_files(text: str) -> tuple[str, ...]:
     for name in names:
         if name not in known:
             raise UsageError(f"{shorten(name)} is none of {', '.join(known)}")
+    if len(set(names)) < len(names):
+        raise UsageError("a file is named twice")
     return names
 
 
 RAW_FILES = Parameter(
-    ask.list_of({"type": "string", "enum": [*FILES, *MORE_FILES]}),
+    ask.list_of({"type": "string", "enum": [*FILES, *MORE_FILES]}) | {"uniqueItems": True},
     f"Which files of each process: of {', '.join((*FILES, *MORE_FILES))}.",
     _parse_files,
 )

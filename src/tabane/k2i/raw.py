@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from tabane.k2i.files import may_look_into
 from tabane.k2i.host import read_files
 from tabane.k2i.names import Names
 from tabane.k2i.procfs import GONE, PAGE_BYTES, TICKS_PER_S
@@ -77,12 +78,13 @@ def _read_process(
 ) -> list[bytes | None]:
     """Through a descriptor of its directory, so that all files are of one process: those of one
     that ended cannot be read through it any more, even if another has its pid."""
-    is_open = who.is_root or who.uid == process.uid
     directory = os.open(f"{root}/{process.pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         if not _is_of(process, _read(directory, "stat")):
             raise ProcessLookupError(f"process {process.pid} has ended")
-        return [_read_or_none(directory, name, process, is_open=is_open) for name in files]
+        owner = os.stat("fd", dir_fd=directory).st_uid
+        is_open = may_look_into(who, process, owner)
+        return [_read_or_none(directory, name, process, who, is_open=is_open) for name in files]
     finally:
         os.close(directory)
 
@@ -92,8 +94,10 @@ def _is_of(process: Process, stat: bytes) -> bool:
     return int(stat[stat.rindex(b")") + 2 :].split(None, 20)[19]) == process.start_ticks
 
 
-def _read_or_none(directory: int, name: str, process: Process, *, is_open: bool) -> bytes | None:
-    if name == "cmdline" and not is_open:
+def _read_or_none(
+    directory: int, name: str, process: Process, who: Principal, *, is_open: bool
+) -> bytes | None:
+    if name == "cmdline" and not (who.is_root or who.uid == process.uid):
         return f"[{process.name}]\0".encode()
     if name in ("io", "wchan") and not is_open:
         return None
