@@ -207,11 +207,11 @@ def test_a_lost_answer_means_no_second_effect(
 
 def test_another_node_is_asked_for_a_lost_answer(tabane: Run, pretended: Pretended) -> None:
     node = Obedient(1)
-    pretended.begin(down=b"", tokyo=node, osaka=node)
+    pretended.begin(broken=b"no HTTP", tokyo=node, osaka=node)
     assert tabane("kill", "42") == (0, "", "")
     assert node.effects == [42]
-    asked = pretended.nodes
-    assert [len(asked[name].asked) for name in ("tokyo", "osaka")] == [2, 1]
+    asked = {name: len(node.asked) for name, node in pretended.nodes.items()}
+    assert asked == {"broken": 2, "tokyo": 2, "osaka": 1}
 
 
 def test_what_nobody_says_is_said_not_to_be_known(tabane: Run, pretended: Pretended) -> None:

@@ -205,6 +205,13 @@ def test_what_is_not_understood(argv: str, said: str, tabane: Run) -> None:
     check_refusal(tabane("lsof", *argv.split()), 2, "lsof: ", said)
 
 
+def test_many_processes_are_chosen_here(tabane: Run, pretended: Pretended) -> None:
+    pretended.begin(tokyo=answer("files", FILE, SOCKET))
+    many = ",".join(map(str, range(3000)))
+    assert tabane("lsof", "-t", "-p", many).code == 0
+    assert pretended.nodes["tokyo"].asked[0][0] == "GET /v2/files?scope=cluster"
+
+
 def test_a_port_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getservbyname", {"web": SOCKET["local_port"]}.__getitem__)
     assert chosen([SOCKET, FILE], ["-i", ":web"]) == [SOCKET]

@@ -50,6 +50,7 @@ class Cluster:
 
     def __init__(self, root: Path | None) -> None:
         self.root = root or default_root()
+        self._answered = ""
         file = self.root / "cluster.json"
         try:
             self.config: dict[str, Any] = json.loads(file.read_bytes())
@@ -78,6 +79,7 @@ class Cluster:
             except OSError as error:
                 problems.append(f"{name}: {_reason(error)}")
                 continue
+            self._answered = name
             if status not in OK:
                 raise error_of(status, body)
             return body
@@ -162,10 +164,15 @@ class Cluster:
                 problems.append(f"{name}: {_reason(error)}")
         raise self._unreachable(problems)
 
+    def candidates(self) -> list[str]:
+        """All nodes, in the order to try them: first the one that has answered, so that one that
+        hangs costs its deadline once."""
+        return sorted(self.nodes, key=lambda name: name != self._answered)
+
     def _choose(self, node: str | None) -> list[str]:
         """The nodes to try: all, or the named one (with its data center or without)."""
         if node is None:
-            return self.nodes
+            return self.candidates()
         found = [key for key in self.nodes if node in (key, key.partition("/")[2])]
         if not found:
             raise NotFound(f"there is no node {node!r}, only {', '.join(self.nodes)}")

@@ -27,6 +27,8 @@ INTERNET = re.compile(
 )
 FAMILIES = {"": ("IPv4", "IPv6"), "4": ("IPv4",), "6": ("IPv6",)}
 LARGEST_PORT = 65535
+LONGEST_ASKED = 1000
+"""Of a question's parameter, in characters."""
 I_HELP = "sockets of the internet: [46][tcp|udp][@HOST][:PORTS]"
 
 
@@ -207,7 +209,8 @@ def state_test(text: str) -> Test:
 
 
 def narrowing(args: argparse.Namespace, choices: int) -> Mapping[str, str]:
-    """What nodes can leave out themselves. Only what every row must fulfil may be asked so."""
+    """What nodes can leave out themselves. Only what every row must fulfil may be asked so, and
+    what is no longer than questions may be."""
     asked: dict[str, str] = {}
     if choices > 1 and not args.together:
         return asked
@@ -218,7 +221,7 @@ def narrowing(args: argparse.Namespace, choices: int) -> Mapping[str, str]:
         asked["type"] = "IPv4,IPv6"
     if len(args.files) == 1:
         asked["path"] = args.files[0]
-    return asked
+    return {name: text for name, text in asked.items() if len(text) <= LONGEST_ASKED}
 
 
 def choose(

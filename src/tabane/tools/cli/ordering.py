@@ -171,7 +171,8 @@ def _deliver(cluster: Cluster, path: str, order: Mapping[str, Any]) -> list[dict
     """Through the first node that answers; the first of all is tried again in the end. Raises
     `Unreachable` when none does."""
     problems: list[str] = []
-    for node in (*cluster.nodes, cluster.nodes[0]):
+    nodes = cluster.candidates()
+    for node in (*nodes, nodes[0]):
         try:
             answer = cluster.post(path, order, node=node, timeout_s=ANSWER_S)
         except Unreachable as error:

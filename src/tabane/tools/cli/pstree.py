@@ -16,7 +16,7 @@ from tabane.tools.cli.asking import (
     say_partial,
 )
 from tabane.tools.cli.columns import Row, gpid, short_app, tid
-from tabane.tools.cli.common import Parser, print_json
+from tabane.tools.cli.common import Parser, complain, print_json
 from tabane.tools.cli.drawing import ASCII, UNICODE, Knot, draw_across, draw_down, tie
 from tabane.tools.cli.screen import show
 from tabane.tools.cli.threads import split
@@ -31,7 +31,11 @@ def pstree(argv: list[str]) -> int:
 
     with_threads = not (args.hide_threads or args.json)
     answer = ask_processes(Cluster(args.root), filters_of(args), tasks=with_threads)
-    roots = choose(answer, args.what, parents=args.show_parents)
+    try:
+        roots = choose(answer, args.what, parents=args.show_parents)
+    except NotFound as error:
+        complain(error.message)
+        return 1
     if with_threads:
         hang_threads(roots, by_name=args.thread_names)
     sort(roots, by_pid=args.numeric_sort)
