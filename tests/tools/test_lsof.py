@@ -19,6 +19,7 @@ from tests.tools.test_hosts import answer
 
 from tabane.k2i import ProcessTable
 from tabane.k2i.files import read_files
+from tabane.security.identity import Principal
 from tabane.tools.cli import lsof
 
 PROGRAM = """
@@ -58,7 +59,7 @@ def rows(opener: tuple[int, int, Path]) -> list[dict[str, Any]]:
     own = [row for row in table.processes() if row.pid in (opener[0], os.getpid())]
     table.close()
     found: list[dict[str, Any]] = json.loads(
-        msgspec.json.encode(read_files(Path("/proc"), own, mapped=True))
+        msgspec.json.encode(read_files(Path("/proc"), own, Principal("token"), mapped=True))
     )
     return found
 

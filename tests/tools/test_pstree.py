@@ -88,7 +88,7 @@ def test_nothing_moves_the_cursor(tabane: Run, pretended: Pretended) -> None:
 def test_who_is_not_there(tabane: Run, pretended: Pretended) -> None:
     pretended.begin(tokyo=answer(*FAMILY))
     check_refusal(tabane("pstree", "99"), 1, "99 is no process, no instance, and no process is")
-    check_refusal(tabane("pstree", "nobody"), 2, "nobody is no process, no instance")
+    check_refusal(tabane("pstree", "nobody"), 1, "nobody is no process, no instance")
 
 
 def test_a_chain_of_thousands() -> None:
