@@ -11,12 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tabane.errors import NotFound, UsageError
-from tabane.tools.cli.common import app_key, complain, say_silent
+from tabane.tools.cli.common import Row, app_key, complain, say_silent
 
 if TYPE_CHECKING:
     from tabane.tools.client import Cluster
 
-Row = dict[str, Any]
 MOST_NAMED = 20
 FRESH_S = 3.0
 """What is older is said to be."""

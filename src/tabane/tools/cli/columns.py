@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-Row = dict[str, Any]
+from tabane.tools.cli.common import Row
+
 Show = Callable[[Row, float], str]
 
 DAY_S = 86400

@@ -12,6 +12,9 @@ from typing import Any, NoReturn
 
 from tabane.errors import UsageError
 
+Row = dict[str, Any]
+"""What nodes tell of one thing."""
+
 
 class Parser(argparse.ArgumentParser):
     """Like argparse's, but a mistake is a `UsageError` of one sentence. `h_is_help`: whether `-h`

@@ -5,17 +5,16 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterable, Sequence
 from posixpath import normpath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tabane.errors import UsageError
 from tabane.tools.cli.asking import add_filters, ask, filters_of, say_partial
-from tabane.tools.cli.common import Parser, complain, print_json
+from tabane.tools.cli.common import Parser, Row, complain, print_json
 from tabane.tools.cli.screen import RED, Place, layout, show
 from tabane.tools.cli.sizes import IEC, SI, parse_unit, rounded_up
 
 REMOTE = ("nfs", "cifs", "smb", "ceph", "9p", "glusterfs", "lustre", "afs", "sshfs", "fuse.sshfs")
 FULL_PERCENT = 90
-Row = dict[str, Any]
 
 
 def df(argv: list[str]) -> int:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from tabane.errors import UsageError
 from tabane.tools.cli.asking import Filters, ask_processes
-from tabane.tools.cli.columns import Row, gpid
-from tabane.tools.cli.common import Parser, complain, print_json, say, say_silent
+from tabane.tools.cli.columns import gpid
+from tabane.tools.cli.common import Parser, Row, complain, print_json, say, say_silent
 
 TARGET_HELP = "DC/NODE:PID, a pid that only one node has, or an instance's id (its first process)"
 LINE_CELLS = 78

@@ -9,16 +9,14 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from tabane.errors import UsageError
 from tabane.tools.cli.asking import add_filters, ask, filters_of, say_partial
 from tabane.tools.cli.columns import gpid, short_app
-from tabane.tools.cli.common import Parser, print_json
+from tabane.tools.cli.common import Parser, Row, print_json
 from tabane.tools.cli.screen import Place, layout, show
 from tabane.tools.cli.selection import split
 
-Row = dict[str, Any]
 Test = Callable[[Row], bool]
 INTERNET = re.compile(
     r"(?P<family>[46]?)(?P<protocol>tcp|udp)?(?:@(?P<host>\[[0-9a-f:.]+\]|[^:@]+))?"

@@ -21,15 +21,14 @@ from tabane.errors import (
     UsageError,
 )
 from tabane.tools.cli.asking import Answer
-from tabane.tools.cli.columns import Row, gpid, short_app
-from tabane.tools.cli.common import complain
+from tabane.tools.cli.columns import gpid, short_app
+from tabane.tools.cli.common import Row, complain
+from tabane.tools.cli.finding import SHORTEST_ID
 
 if TYPE_CHECKING:
     from tabane.tools.client import Cluster
 
 SIGNAL = re.compile(r"-(?:[0-9]{1,3}|(?:SIG)?[A-Z][A-Z0-9+-]+)", re.IGNORECASE)
-SHORTEST_ID = 4
-"""Of an instance's id, what may stand for it, if no other begins like that."""
 MOST_CANDIDATES = 8
 ANSWER_S = 15.0
 """A node waits less for others that it passes an order on to."""

@@ -19,8 +19,8 @@ from tabane.tools.cli.asking import (
     is_self,
     say_partial,
 )
-from tabane.tools.cli.columns import Row, gpid
-from tabane.tools.cli.common import Parser, print_json, printable, say
+from tabane.tools.cli.columns import gpid
+from tabane.tools.cli.common import Parser, Row, print_json, printable, say
 from tabane.tools.cli.selection import Lists, number, split, tests_of
 
 INCOMPLETE = 3

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from tabane.errors import UsageError
 from tabane.tools.cli.asking import Filters, add_filters, ask_processes, filters_of, say_partial
-from tabane.tools.cli.columns import COLUMNS, Column, Row
-from tabane.tools.cli.common import Parser, print_json, whole
+from tabane.tools.cli.columns import COLUMNS, Column
+from tabane.tools.cli.common import Parser, Row, print_json, whole
 from tabane.tools.cli.formats import (
     list_columns,
     named_format,
@@ -24,14 +24,13 @@ from tabane.tools.cli.formats import (
     with_inserted,
 )
 from tabane.tools.cli.letters import Letters, has, take_letters, values_of
-from tabane.tools.cli.screen import Place, layout, show
+from tabane.tools.cli.screen import UNLIMITED, Place, layout, show
 from tabane.tools.cli.selection import Lists, Test, tests_of
-from tabane.tools.cli.threads import blank, split, split_all, with_ids
+from tabane.tools.cli.threads import blank, threads_of, with_ids
 from tabane.tools.cli.trees import flatten, forest_prefix, grow, indent_prefix
 
 ONE_W_CELLS = 132
 """How wide a single `-w` lets lines be, as in ps; a second one lets them be as long as they are."""
-UNLIMITED = 1 << 30
 
 
 class Threads(NamedTuple):
@@ -250,7 +249,7 @@ def choose(rows: Sequence[Row], wanted: Plan) -> list[Row]:
 
     found = [row for row in rows if is_meant(row)]
     if wanted.threads.each:
-        found = split_all(found)
+        found = [thread for row in found for thread in threads_of(row)]
     for column, from_largest in reversed(wanted.order):
         found.sort(key=column.key, reverse=from_largest)
     return found
@@ -280,7 +279,7 @@ def _with_threads(columns: Sequence[Column], row: Row, now: float) -> list[list[
             for column in columns
         ]
 
-    return [cells(row, False), *(cells(thread, True) for thread in split(row))]
+    return [cells(row, False), *(cells(thread, True) for thread in threads_of(row))]
 
 
 COMMANDS = tuple(COLUMNS[name].show for name in ("args", "comm", "fname"))

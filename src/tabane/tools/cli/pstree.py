@@ -15,14 +15,12 @@ from tabane.tools.cli.asking import (
     filters_of,
     say_partial,
 )
-from tabane.tools.cli.columns import Row, gpid, short_app, tid
-from tabane.tools.cli.common import Parser, complain, print_json
+from tabane.tools.cli.columns import gpid, short_app, tid
+from tabane.tools.cli.common import Parser, Row, complain, print_json
 from tabane.tools.cli.drawing import ASCII, UNICODE, Knot, draw_across, draw_down, tie
-from tabane.tools.cli.screen import show
-from tabane.tools.cli.threads import split
+from tabane.tools.cli.screen import UNLIMITED, show
+from tabane.tools.cli.threads import threads_of
 from tabane.tools.cli.trees import Branch, flatten, grow, walk
-
-UNLIMITED = 1 << 30
 
 
 def pstree(argv: list[str]) -> int:
@@ -122,7 +120,7 @@ def hang_threads(roots: Iterable[Branch], *, by_name: bool) -> None:
     """Each thread but the first below its process: by the name of that, or by its own."""
     for branch in list(walk(roots)):
         process = branch.row
-        for thread in split(process):
+        for thread in threads_of(process):
             if (number := tid(thread)) != process["pid"]:
                 name = f"{{{(thread if by_name else process)['name']}}}"
                 thread |= {"pid": number, "name": name, "command": ""}

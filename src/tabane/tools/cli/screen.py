@@ -13,6 +13,8 @@ from typing import NamedTuple
 from tabane.tools.cli.common import cells_of, cells_of_char, pad, printable
 
 BOLD, RED = "1", "31"
+UNLIMITED = 1 << 30
+"""A width that no line has."""
 NO_COLOURS: Mapping[int, str] = {}
 
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from tabane.errors import UsageError
-from tabane.tools.cli.columns import Row, gpid
+from tabane.tools.cli.columns import gpid
+from tabane.tools.cli.common import Row
 
 Test = Callable[[Row], bool]
 LARGEST = 1 << 32

@@ -6,9 +6,10 @@ times. Of what runs inside of an instance no threads are told: such a process st
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from tabane.tools.cli.columns import COLUMNS, Column, Row, Show
+from tabane.tools.cli.columns import COLUMNS, Column, Show
+from tabane.tools.cli.common import Row
 
 PROCESS_ONLY = frozenset(
     COLUMNS[name].show
@@ -27,14 +28,10 @@ THREAD_ONLY = frozenset(
 IDS = ("PID", "PPID", "PGID", "SID")
 
 
-def split(row: Row) -> list[Row]:
+def threads_of(row: Row) -> list[Row]:
     """A process as its threads, or as itself when none are told."""
     own = {name: value for name, value in row.items() if name != "tasks"}
     return [{**own, "recent_cpu_percent": None, **task} for task in row.get("tasks", ())] or [own]
-
-
-def split_all(rows: Iterable[Row]) -> list[Row]:
-    return [thread for row in rows for thread in split(row)]
 
 
 def with_ids(columns: Sequence[Column], heading: str, *, counts: bool) -> list[Column]:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tabane.clock import SYSTEM
 from tabane.tools.cli.asking import Answer, Filters, add_filters, ask, filters_of, say_partial
-from tabane.tools.cli.common import Parser, print_json
+from tabane.tools.cli.common import Parser, Row, print_json
 from tabane.tools.cli.screen import Place, layout, show
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ FIELDS = "dc,node,uptime_s,load_1,load_5,load_15,users"
 MINUTE_S, HOUR_S, DAY_S, WEEK_S = 60, 3600, 86400, 604800
 WORDS = {"decade": 3650 * DAY_S, "year": 365 * DAY_S, "week": WEEK_S, "day": DAY_S}
 WORDS |= {"hour": HOUR_S, "minute": MINUTE_S}
-Row = dict[str, Any]
 
 
 def uptime(argv: list[str]) -> int:

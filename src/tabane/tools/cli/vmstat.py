@@ -9,25 +9,23 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from tabane.errors import UsageError
 from tabane.tools.cli.asking import Answer, add_filters, ask, filters_of, say_partial
-from tabane.tools.cli.common import Parser, pad, print_json, printable, whole
+from tabane.tools.cli.columns import PAGE_KIB
+from tabane.tools.cli.common import Parser, Row, pad, print_json, printable, whole
 from tabane.tools.cli.repeating import every, seconds
 from tabane.tools.cli.screen import BOLD, show
 
 FIELDS = "dc,node,boot_id,uptime_s,booted_at,procs_running,procs_blocked,memory,vmstat,cpu"
 FIELDS += ",interrupts,context_switches,forks"
 UNITS = {"k": 1000, "K": 1024, "m": 1_000_000, "M": 1 << 20}
-PAGE_KIB = 4
 TICKS_PER_S = 100
 SCREENFUL = 20
 TITLED = {0: BOLD, 1: BOLD}
 TITLE = "procs -----------memory---------- ---swap-- -----io---- -system-- ------cpu-----"
 HEADING = " r  b   swpd   free {:>6} {:>6}   si   so    bi    bo   in   cs us sy id wa st"
 LINE = "{:2} {:2} {:6} {:6} {:6} {:6} {:4} {:4} {:5} {:5} {:4} {:4} {:2} {:2} {:2} {:2} {:2}"
-Row = dict[str, Any]
 
 
 def vmstat(argv: list[str]) -> int:
