@@ -60,6 +60,19 @@ def test_ps_and_its_likes(cluster: LocalCluster, awake: dict[str, Any]) -> None:
     assert f"({pids[0].partition(':')[2]})[far,container]" in drawn
 
 
+def test_threads(cluster: LocalCluster, awake: dict[str, Any]) -> None:
+    """An agent has several, a busybox one."""
+    _, *lines = good(cluster.tabane("ps", "-eLo", "dc,node,pid,lwp,nlwp,comm"))
+    assert places(lines) == NODES
+    agents = [line.split() for line in lines if "python" in line]
+    assert any(pid != lwp for _, _, pid, lwp, *_ in agents)
+    argv = ("ps", "-mo", "pid=,lwp=", "--app", "far", "-C", "busybox")
+    ((pid, dash), (blank, lwp)) = [line.split() for line in good(cluster.tabane(*argv))]
+    assert (dash, blank, lwp) == ("-", "-", pid)
+    assert "{python}" in cluster.tabane("pstree").out
+    assert "{" not in cluster.tabane("pstree", "-T").out
+
+
 @pytest.mark.parametrize(
     ("argv", "headings"),
     [
