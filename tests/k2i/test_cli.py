@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from tabane.k2i.cli import build_app
+
 K2I = str(Path(sys.executable).with_name("k2i"))
 
 
@@ -167,3 +169,29 @@ def test_a_port_that_is_taken(service: Service) -> None:
     assert done.returncode == 1
     place = f"127.0.0.1:{service.port}"
     assert done.stderr == f"k2i: cannot listen on {place}: Address already in use\n"
+
+
+async def test_a_mistake_of_its_own_is_json_too() -> None:
+    class Broken:
+        table = None
+
+        async def answer(self, *_: object) -> bytes:
+            raise ZeroDivisionError
+
+    app = build_app(Broken(), "127.0.0.1", 8000)  # type: ignore[arg-type]
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": "/v2/host",
+        "headers": [],
+        "query_string": b"",
+    }
+    heard: list[Any] = []
+
+    async def send(message: Any) -> None:
+        heard.append(message)
+
+    with pytest.raises(ZeroDivisionError):  # for the server to log
+        await app(scope, None, send)  # type: ignore[arg-type]
+    assert heard[0]["status"] == 500
+    assert json.loads(heard[1]["body"])["error"] == "fault"

@@ -12,6 +12,8 @@ from tabane.errors import Stale, TabaneError
 from tabane.k2i import orders
 from tabane.k2i.control_api import build_control_router
 from tabane.k2i.orders import (
+    MAX_PID,
+    MAX_TARGETS,
     Action,
     Affinity,
     Confine,
@@ -68,6 +70,9 @@ class Api:
         self.app.add_exception_handler(RequestValidationError, _on_invalid)
 
     async def post(self, path: str, body: Any) -> Answered:
+        return await self.post_text(path, json.dumps(body))
+
+    async def post_text(self, path: str, text: str) -> Answered:
         scope = {
             "type": "http",
             "http_version": "1.1",
@@ -83,7 +88,7 @@ class Api:
         heard: list[Any] = []
 
         async def receive() -> Any:
-            return {"type": "http.request", "body": json.dumps(body).encode()}
+            return {"type": "http.request", "body": text.encode()}
 
         async def send(message: Any) -> None:
             heard.append(message)
@@ -242,3 +247,42 @@ def test_the_description_tells_bodies_apart(api: Api) -> None:
     assert {"signal", "start_ticks", "incarnation"} <= schemas["SignalOne"]["properties"].keys()
     assert {"targets", "cpus"} <= schemas["AffinityMany"]["properties"].keys()
     assert schemas["SignalOne"]["additionalProperties"] is False
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"dry_run": true, "signal": 9, "dry_run": false, REST}',
+        '{"signal": 0, "signal": 9, REST}',
+        '{"signal": 9, "start_ticks": 100, REST}',
+        '{"signal": 9, REST, "idempotency_key": NaN}',
+        '{"signal": ' + "[" * 100_000 + "}",
+    ],
+)
+async def test_json_that_parsers_read_differently(api: Api, text: str) -> None:
+    answered = await api.post_text(
+        "/v2/processes/7/signal", text.replace("REST", json.dumps(LIFE)[1:-1])
+    )
+    assert answered.status == 400
+    assert api.obeyed.orders == []
+
+
+async def test_a_name_that_stands_twice_is_named(api: Api) -> None:
+    twice = '{"signal": 9, "targets": [{"pid": 7, "pid": 8}]}'
+    answered = await api.post_text("/v2/processes/signal", twice)
+    assert answered == (400, {"detail": "'pid' stands twice in its body"})
+
+
+async def test_a_body_that_is_too_large(api: Api) -> None:
+    answered = await api.post("/v2/processes/7/pause", {**LIFE, "dc": "x" * (1 << 20)})
+    assert answered == (413, {"detail": "its body has more than 1048576 bytes"})
+    assert api.obeyed.orders == []
+
+
+async def test_the_largest_order_fits(api: Api) -> None:
+    longest = {"dc": "d" * 64, "node": "n" * 64, "incarnation": "i" * 64}
+    targets = [{**longest, "pid": MAX_PID, "start_ticks": (1 << 63) - 1}] * MAX_TARGETS
+    api.obeyed.outcomes = ()
+    body = {"targets": targets, "signal": "RTMIN+30", "idempotency_key": "k" * 128}
+    answered = await api.post_text("/v2/processes/signal", json.dumps(body, indent=4))
+    assert answered.status == 200

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tabane.clock import SYSTEM
-from tabane.errors import NotFound, TabaneError, UsageError
+from tabane.errors import NotFound, SystemFault, TabaneError, UsageError
 from tabane.supervise import Supervisor
 from tabane.units import shorten
 
@@ -201,6 +201,7 @@ def build_app(k2i: K2i, hostname: str, port: int) -> FastAPI:
     app.add_exception_handler(TabaneError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(Exception, _on_fault)
     return app
 
 
@@ -246,6 +247,11 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     code = NotFound.code if error.status_code == 404 else UsageError.code
     message = f"{request.method} {shorten(request.url.path)}: {error.detail}"
     return JSONResponse({"error": code, "message": message}, error.status_code, error.headers)
+
+
+async def _on_fault(request: Request, error: Exception) -> Response:
+    """A mistake of ours, which the server logs."""
+    return await _on_error(request, SystemFault("k2i made a mistake: it is not your request"))
 
 
 async def _on_error(request: Request, error: Exception) -> Response:

@@ -2,7 +2,8 @@
 
 `POST /v2/processes/VERB` is for many processes on any nodes, and answers with the outcome of each.
 `POST /v2/processes/{pid}/VERB` is for one, and an outcome that is an error is the answer's status.
-Bodies are strict: a word that is not known is refused, so that no misspelled `dry_run` kills.
+Bodies are strict: a word that is not known, or stands twice, is refused, so that no misspelled or
+second `dry_run` kills.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from tabane import errors
 from tabane.errors import TabaneError
 from tabane.k2i import orders
 from tabane.k2i.api import Who
+from tabane.k2i.bodies import StrictRoute
 from tabane.k2i.description import describe_order
 from tabane.k2i.orders import (
     MAX_KEY,
@@ -175,7 +177,7 @@ VERBS: dict[str, type[Args]] = {
 
 def build_control_router(obeying: Obeying) -> APIRouter:
     """The routes over who obeys; the port's guard says who asks."""
-    router = APIRouter(prefix="/v2", tags=["control"])
+    router = APIRouter(prefix="/v2", tags=["control"], route_class=StrictRoute)
     for verb, args in VERBS.items():
         _add_many(router, obeying, verb, args)
         _add_one(router, obeying, verb, args)

@@ -33,6 +33,7 @@ ORDER_STATUSES = STATUSES | {
     404: "There is no such process, instance or node.",
     409: "It changed meanwhile, or the key was used for another order.",
     410: "The one that was meant is gone, and another has its name.",
+    413: "The body has more than 1 MiB.",
     422: "This driver or this machine cannot do that.",
     503: "Its node cannot be reached; whether it was done is in the sentence.",
 }
