@@ -89,3 +89,4 @@ def test_what_may_not_be_looked_at_says_why(
         "No such file or directory",
     )
     assert (automatic.size_kib, automatic.problem) == (None, "")
+    assert (missing.hidden, automatic.hidden) == (True, False)

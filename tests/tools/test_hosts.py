@@ -291,6 +291,7 @@ def test_df_shows_what_df_shows(argv: str, mounts: list[dict[str, Any]]) -> None
 MOUNT = {"dc": "tokyo", "node": "tokyo-1", "device": "/dev/vda", "type": "ext4", "device_id": "8:1"}
 MOUNT |= {"mount_point": "/", "size_kib": 2048, "used_kib": 1900, "available_kib": 100}
 MOUNT |= {"used_percent": 95, "inodes": 10, "inodes_used": 5, "inodes_free": 5, "problem": ""}
+MOUNT |= {"hidden": False}
 LATE = MOUNT | {"mount_point": "/mnt", "type": "nfs4", "device": "far:/x", "device_id": "0:9"}
 LATE |= {name: None for name in MOUNT if name.endswith(("kib", "percent")) or "inodes" in name}
 LATE |= {"problem": "it does not answer"}
@@ -298,8 +299,12 @@ LATE |= {"problem": "it does not answer"}
 
 def test_df(tabane: Run, pretended: Pretended) -> None:
     other = MOUNT | {"dc": "osaka", "node": "osaka-1"}
-    pretended.begin(tokyo=answer("mounts", MOUNT, MOUNT | {"mount_point": "/bound"}, LATE, other))
-    assert tabane("df", "-h", "--total").out.splitlines() == [
+    covered = LATE | {"mount_point": "/old", "hidden": True, "problem": "No such file"}
+    bound = MOUNT | {"mount_point": "/bound"}
+    pretended.begin(tokyo=answer("mounts", MOUNT, bound, LATE, covered, other))
+    ended = tabane("df", "-h", "--total")
+    assert (ended.code, ended.err) == (1, "tabane: tokyo/tokyo-1: /mnt: it does not answer\n")
+    assert ended.out.splitlines() == [
         "DC    NODE    Filesystem Size Used Avail Use% Mounted on",
         "osaka osaka-1 /dev/vda   2.0M 1.9M  100K  95% /",
         "tokyo tokyo-1 /dev/vda   2.0M 1.9M  100K  95% /",
@@ -310,6 +315,9 @@ def test_df(tabane: Run, pretended: Pretended) -> None:
     ended = tabane("df", "/mnt/file")
     assert (ended.code, ended.err) == (1, "tabane: tokyo/tokyo-1: /mnt: it does not answer\n")
     assert len(json.loads(tabane("df", "--json", "-t", "ext4").out)["mounts"]) == 2
+    assert tabane("df", "-l").code == 0
+    assert tabane("df", "-a").out.splitlines()[-1].endswith("- /old")
+    assert tabane("df", "/old").err.endswith(": /old: No such file\n")
     check_refusal(tabane("df", "-t", "zfs", "/mnt"), 1, "no node has a file system for /mnt")
     for word in ("nothing", ""):
         check_refusal(tabane("df", word), 2, f"df: {word!r}: write the whole path")

@@ -7,6 +7,7 @@ before that thread has come back.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import threading
@@ -22,6 +23,7 @@ BLOCKING = ("nfs", "cifs", "smb", "fuse", "ceph", "9p", "glusterfs", "lustre", "
 UNASKED = ("autofs",)
 """To look at one would mount it."""
 NO_ANSWER = "it does not answer"
+OUT_OF_REACH = (os.strerror(errno.ENOENT), os.strerror(errno.EACCES))
 
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 
@@ -49,6 +51,9 @@ class Mount(Placed, frozen=True, kw_only=True):
     inodes_used: int | None = None
     inodes_free: int | None = None
     problem: str = ""
+    hidden: bool = False
+    """Whether that is since it cannot be got to: another mount lies over it, or it is its owner's
+    alone."""
 
 
 def parse_mount(line: str, place: Place = NOWHERE) -> Mount:
@@ -111,7 +116,7 @@ class MountReader:
         elif mount.type not in UNASKED:
             found = _ask(mount.mount_point)
         if isinstance(found, str):
-            return replace(_printable(mount), problem=found)
+            return replace(_printable(mount), problem=found, hidden=found in OUT_OF_REACH)
         return replace(_printable(mount), **found)
 
     def _ask_with_deadline(self, path: str) -> dict[str, int] | str:

@@ -30,7 +30,7 @@ def df(argv: list[str]) -> int:
     rows = choose(answer.rows, args)
     code = say_partial(answer)
     for row in rows:
-        if row["problem"] and args.files:
+        if row["problem"] and (args.files or not row["hidden"]):
             complain(f"{row['dc']}/{row['node']}: {row['mount_point']}: {row['problem']}")
             code = 1
     if args.files and not rows:
@@ -102,7 +102,8 @@ def style_of(args: argparse.Namespace) -> Style:
 
 
 def choose(rows: Iterable[Row], args: argparse.Namespace) -> list[Row]:
-    """The mounts to show: of each file system one, and none without a size, unless -a."""
+    """The mounts to show: of each file system one, and none that has no size or cannot be got to,
+    unless -a."""
     rows = [
         row
         for row in rows
@@ -112,7 +113,11 @@ def choose(rows: Iterable[Row], args: argparse.Namespace) -> list[Row]:
     ]
     if args.files:
         return _holding(rows, args.files)
-    return rows if args.all else _one_of_each([row for row in rows if row["size_kib"] != 0])
+    return (
+        rows
+        if args.all
+        else _one_of_each([row for row in rows if row["size_kib"] != 0 and not row["hidden"]])
+    )
 
 
 def _one_of_each(rows: Sequence[Row]) -> list[Row]:
