@@ -217,7 +217,7 @@ def test_another_node_is_asked_for_a_lost_answer(tabane: Run, pretended: Pretend
 def test_what_nobody_says_is_said_not_to_be_known(tabane: Run, pretended: Pretended) -> None:
     node = Obedient(99)
     pretended.begin(tokyo=node)
-    said = "no node has said whether it was done: tokyo/tokyo-1 broke off"
+    said = "tokyo/tokyo-1:42: no node has said whether it was done: tokyo/tokyo-1 broke off"
     check_refusal(tabane("kill", "42"), 1, said)
     assert node.effects == [42]
     between = Obedient(99, between=True)
@@ -236,6 +236,21 @@ def test_more_targets_than_one_order_takes(tabane: Run, pretended: Pretended) ->
     assert len({order["idempotency_key"] for order in orders}) == 3
     pids = [target["pid"] for order in orders for target in order["targets"]]
     assert pids == list(range(100, 2600))
+
+
+def test_what_became_of_other_orders_is_told(tabane: Run, pretended: Pretended) -> None:
+    many = [ROW | {"pid": pid} for pid in range(100, 1125)]
+
+    def respond(line: str, body: bytes) -> bytes | Iterator[bytes]:
+        if line.startswith("GET"):
+            return answer(*many)
+        targets = json.loads(body)["targets"]
+        return iter(()) if len(targets) == 1 else reply({"outcomes": [*map(good, targets)]})
+
+    pretended.begin(tokyo=respond)
+    ended = tabane("pkill", "-e", "httpd")
+    assert (ended.code, ended.out.count("killed")) == (0, 1024)
+    assert ended.err.startswith("tabane: tokyo/tokyo-1:1124: no node has said whether it was done")
 
 
 def test_lists_of_signals(tabane: Run) -> None:

@@ -160,9 +160,12 @@ def _send_once(cluster: Cluster, path: str, order: Mapping[str, Any]) -> list[di
     """Its effect is one, however often it is sent: nodes know it by its key, and only answer again
     when it is done. So it is sent again when an answer was lost, here or between the nodes."""
     order = {**order, "idempotency_key": os.urandom(16).hex()}
-    outcomes = _deliver(cluster, path, order)
-    if any(outcome.get("error") in LOST for outcome in outcomes):
-        return _deliver(cluster, path, order)
+    try:
+        outcomes = _deliver(cluster, path, order)
+        if any(outcome.get("error") in LOST for outcome in outcomes):
+            outcomes = _deliver(cluster, path, order)
+    except Unreachable as error:  # what became of other orders is to be told all the same
+        return [{"error": error.code, "message": error.message}] * len(order["targets"])
     return outcomes
 
 

@@ -11,21 +11,17 @@ from collections.abc import Sequence
 from tabane.tools.cli.columns import COLUMNS, Column, Show
 from tabane.tools.cli.common import Row
 
-PROCESS_ONLY = frozenset(
-    COLUMNS[name].show
-    for name in (
-        *("gpid", "pid", "ppid", "pgid", "sid", "tpgid", "tty", "nlwp", "args", "comm", "fname"),
-        *("recent", "pmem", "vsz", "rss", "sz"),
-    )
-)
-THREAD_ONLY = frozenset(
-    COLUMNS[name].show
-    for name in (
-        *("lwp", "s", "stat", "psr", "ni", "pri", "opri", "priority", "cls", "sched", "rtprio"),
-        *("wchan",),
-    )
-)
 IDS = ("PID", "PPID", "PGID", "SID")
+
+
+def _shows(names: str) -> frozenset[Show]:
+    return frozenset(COLUMNS[name].show for name in names.split())
+
+
+PROCESS_ONLY = _shows(
+    "gpid pid ppid pgid sid tpgid tty nlwp args comm fname recent pmem vsz rss sz"
+)
+THREAD_ONLY = _shows("lwp s stat psr ni pri opri priority cls sched rtprio")
 
 
 def threads_of(row: Row) -> list[Row]:
