@@ -33,10 +33,15 @@ NODES = [NodeName("tokyo/t1"), NodeName("osaka/o1"), NodeName("nara/n1")]
 
 
 class OffClock(SystemClock):
-    """Wrong by some hours on the wall, like nobody's in between."""
+    """Wrong by some hours on the wall, like nobody's in between. Its machine was started at another
+    time than the others."""
 
-    def __init__(self, off_s: float) -> None:
+    def __init__(self, net: Net, off_s: float) -> None:
+        self._net = net
         self._off_s = off_s
+
+    def now(self) -> float:
+        return super().now() + abs(self._off_s) + self._net.passed_s
 
     def wall(self) -> float:
         return super().wall() + self._off_s
@@ -47,7 +52,7 @@ class Node:
 
     def __init__(self, net: Net, key: NodeName, off_s: float) -> None:
         self.net = net
-        self.clock = OffClock(off_s)
+        self.clock = OffClock(net, off_s)
         self.tasks = Supervisor(key)
         self.later = Later()
         peers = tuple(SimpleNamespace(key=node) for node in NODES)
@@ -104,13 +109,18 @@ class Node:
 
 
 class Net:
+    """`late_s`: how long messages of changes are on their way; the time passes for all clocks."""
+
     def __init__(self) -> None:
+        self.passed_s = self.late_s = 0.0
         self.nodes = {key: Node(self, key, off_s) for key, off_s in zip(NODES, OFF_S, strict=True)}
         self.up = list(self.nodes.values())
 
     async def deliver(self, sender: Node, member: str, data: bytes) -> bytes | None:
         for node in self.up:
             if agent_of(node.config.key) == member:
+                if isinstance(say.parse(data), say.K2iChanges):
+                    self.passed_s += self.late_s
                 return await node.hear(sender, data)
         raise Unreachable(f"{member} is down")
 
@@ -240,6 +250,13 @@ async def test_changes_of_all_nodes(net: Net, monkeypatch: pytest.MonkeyPatch) -
         assert all(0 <= data["age_s"] < 60 for data in first)
 
 
+async def test_changes_that_were_long_on_their_way_are_as_old(net: Net) -> None:
+    net.late_s = 500.0
+    async with aclosing(await follow(net, pid=str(os.getpid()))) as events:
+        for _ in range(2):
+            assert (await until(events, "changes", NODES[1]))["age_s"] >= 500
+
+
 async def test_a_node_that_goes_is_said_to_once_and_begins_anew(net: Net) -> None:
     tokyo = net.nodes[NODES[0]]
     async with aclosing(await follow(net, pid=str(os.getpid()))) as events:
@@ -272,7 +289,7 @@ async def test_who_follows_no_more_is_told_nothing(net: Net) -> None:
     with pytest.raises(NotFound):
         net.nodes[NODES[0]].cluster_k2i.following.hear("x/agent", say.K2iChanges("none", b"{}"))
     async with asyncio.timeout(30):
-        await asyncio.gather(*sending, return_exceptions=True)
+        await asyncio.gather(*(each.task for each in sending), return_exceptions=True)
     assert not osaka._sending
 
 

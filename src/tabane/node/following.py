@@ -4,6 +4,11 @@ Who follows has all agents told so (`FollowK2i`), again every few seconds, so th
 later begin by themselves. Each node sends its messages to the agent that asked, each when the one
 before was taken: so nothing waits between the nodes, who reads too slowly is noticed where it is
 read, and a node whose messages are not taken any more ends.
+
+How long a message was on its way nobody can say, for two machines' clocks are not compared. But it
+was made so long after a request was heard, by the clock of who made it; and that was not heard
+before it was sent, by the clock of who reads. So an age is never told too small, and too large by
+no more than the request was on its way.
 """
 
 from __future__ import annotations
@@ -17,11 +22,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import msgspec
+from msgspec.structs import replace
 
 from tabane.errors import Closed, NotFound, TabaneError, Unavailable
 from tabane.k2i.service import Question
 from tabane.k2i.stream import Event
-from tabane.k2i.watch import Outbox, older
+from tabane.k2i.watch import Outbox
 from tabane.model import NodeName
 from tabane.node import messages as say
 from tabane.node.config import agent_of
@@ -50,13 +56,22 @@ class _Follow:
     pieces: dict[str, bytes] = field(default_factory=dict)
 
 
+@dataclass
+class _Sending:
+    """To one who follows elsewhere: their last request, and when it was heard."""
+
+    message: say.FollowK2i
+    heard_at: float
+    task: asyncio.Task[None] | None = None
+
+
 class Following:
     """Both ends: those who follow here, and what is sent from here to others."""
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
         self._follows: dict[str, _Follow] = {}
-        self._sending: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._sending: dict[tuple[str, str], _Sending] = {}
 
     # Those who follow here
 
@@ -89,13 +104,15 @@ class Following:
             follow.outbox.end(error)
 
     async def _renew(self, follow: _Follow) -> None:
-        data = say.encode(follow.message)
         while True:
-            reached = await self._reach(data)
+            reached = await self._reach(say.encode(self._request(follow)))
             for peer in self._agent.config.cluster.nodes:
                 if peer.key != self._agent.config.key and agent_of(peer.key) not in reached:
                     self._miss(follow, peer.key)
             await asyncio.sleep(RENEW_S)
+
+    def _request(self, follow: _Follow) -> say.FollowK2i:
+        return replace(follow.message, asked_at=self._agent.clock.now())
 
     async def _reach(self, data: bytes) -> set[str]:
         try:
@@ -118,7 +135,7 @@ class Following:
             return
         for follow in self._follows.values():
             if came:
-                self._agent.tell(member, follow.message)
+                self._agent.tell(member, self._request(follow))
             else:
                 self._miss(follow, node)
         if not came:
@@ -144,46 +161,47 @@ class Following:
             follow.pieces[sender] = whole
             return
         follow.silent.discard(NodeName(sender.rpartition("/")[0]))
-        follow.outbox.put(self._agent.clock.now(), whole)
+        right_at = message.asked_at + message.after_s
+        follow.outbox.put(min(right_at, self._agent.clock.now()), whole)
 
     # What is sent from here
 
     def begin(self, sender: str, message: say.FollowK2i) -> None:
         """Send from now on, or go on. It ends by itself when a message is not taken, and there is
         one at least every few seconds."""
-        place = sender, message.key
-        if place in self._sending:
+        place, now = (sender, message.key), self._agent.clock.now()
+        sending = self._sending.get(place)
+        if sending is not None:
+            sending.message, sending.heard_at = message, now
             return
-        task = self._agent.tasks.start(f"changes for {sender}", self._send(sender, message))
-        self._sending[place] = task
-        task.add_done_callback(lambda done: self._forget(place, done))
+        sending = self._sending[place] = _Sending(message, now)
+        sending.task = self._agent.tasks.start(f"changes for {sender}", self._send(sender, sending))
+        sending.task.add_done_callback(lambda _: self._forget(place, sending))
 
-    def _forget(self, place: tuple[str, str], task: asyncio.Task[None]) -> None:
-        if self._sending.get(place) is task:
+    def _forget(self, place: tuple[str, str], sending: _Sending) -> None:
+        if self._sending.get(place) is sending:
             del self._sending[place]
 
     def stop(self, sender: str, key: str) -> None:
         """Idempotent."""
-        task = self._sending.pop((sender, key), None)
-        if task is not None:
-            task.cancel()
+        sending = self._sending.pop((sender, key), None)
+        if sending is not None and sending.task is not None:
+            sending.task.cancel()
 
-    async def _send(self, sender: str, message: say.FollowK2i) -> None:
-        """Until it is stopped, or not taken. An age cannot be told by another's clock: to each is
-        added how long the message before it was on its way there and back."""
-        way_s = 0.0
+    async def _send(self, sender: str, sending: _Sending) -> None:
+        """Until it is stopped, or not taken."""
+        question, who = sending.message.question, sending.message.who
         try:
-            async with aclosing(self._agent.k2i.follow(message.question, message.who)) as events:
+            async with aclosing(self._agent.k2i.follow(question, who)) as events:
                 async for _, data in events:
-                    began = self._agent.clock.now()
-                    await self._send_whole(sender, message.key, older(data, way_s))
-                    way_s = self._agent.clock.now() - began
+                    await self._send_whole(sender, sending, data)
         except TabaneError as error:
             log.info("%s is told no more of what changes here: %s", sender, error)
 
-    async def _send_whole(self, sender: str, key: str, data: bytes) -> None:
+    async def _send_whole(self, sender: str, sending: _Sending, data: bytes) -> None:
+        request, after_s = sending.message, self._agent.clock.now() - sending.heard_at
         for start in range(0, len(data), PIECE_BYTES):
             piece = data[start : start + PIECE_BYTES]
             more = start + PIECE_BYTES < len(data)
-            body = say.encode(say.K2iChanges(key, piece, more))
-            await self._agent.me.send(sender, body, timeout_s=TAKE_S)
+            body = say.K2iChanges(request.key, piece, more, request.asked_at, after_s)
+            await self._agent.me.send(sender, say.encode(body), timeout_s=TAKE_S)

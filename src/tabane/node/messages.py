@@ -151,20 +151,25 @@ class MoreOfK2i(Value, frozen=True, tag="more_of_k2i"):
 
 class FollowK2i(Value, frozen=True, tag="follow_k2i"):
     """To all agents: tell me what changes among your processes, as `K2iChanges` with this `key`.
-    Repeated every few seconds: that a node goes on, or begins when it has not begun."""
+    Repeated every few seconds: that a node goes on, or begins when it has not begun. `asked_at` is
+    when this was sent, by the asker's own clock, to be told back."""
 
     key: str
     question: Question
     who: Principal
+    asked_at: float = 0.0
 
 
 class K2iChanges(Value, frozen=True, tag="k2i_changes"):
     """To the agent that follows: a message of k2i, or a piece of one when there is `more`. The next
-    is sent when this one was taken."""
+    is sent when this one was taken. The age that it says was right `after_s` after the `FollowK2i`
+    of `asked_at` was heard."""
 
     key: str
     data: bytes
     more: bool = False
+    asked_at: float = 0.0
+    after_s: float = 0.0
 
 
 class UnfollowK2i(Value, frozen=True, tag="unfollow_k2i"):
