@@ -36,12 +36,12 @@ class OffClock(SystemClock):
     """Wrong by some hours on the wall, like nobody's in between. Its machine was started at another
     time than the others."""
 
-    def __init__(self, net: Net, off_s: float) -> None:
-        self._net = net
+    def __init__(self, off_s: float) -> None:
         self._off_s = off_s
+        self.passed_s = 0.0
 
     def now(self) -> float:
-        return super().now() + abs(self._off_s) + self._net.passed_s
+        return super().now() + abs(self._off_s) + self.passed_s
 
     def wall(self) -> float:
         return super().wall() + self._off_s
@@ -52,7 +52,7 @@ class Node:
 
     def __init__(self, net: Net, key: NodeName, off_s: float) -> None:
         self.net = net
-        self.clock = OffClock(net, off_s)
+        self.clock = OffClock(off_s)
         self.tasks = Supervisor(key)
         self.later = Later()
         peers = tuple(SimpleNamespace(key=node) for node in NODES)
@@ -109,10 +109,10 @@ class Node:
 
 
 class Net:
-    """`late_s`: how long messages of changes are on their way; the time passes for all clocks."""
+    """`late_s`: how long messages of changes are on their way, as who gets them sees it."""
 
     def __init__(self) -> None:
-        self.passed_s = self.late_s = 0.0
+        self.late_s = 0.0
         self.nodes = {key: Node(self, key, off_s) for key, off_s in zip(NODES, OFF_S, strict=True)}
         self.up = list(self.nodes.values())
 
@@ -120,7 +120,7 @@ class Net:
         for node in self.up:
             if agent_of(node.config.key) == member:
                 if isinstance(say.parse(data), say.K2iChanges):
-                    self.passed_s += self.late_s
+                    node.clock.passed_s += self.late_s
                 return await node.hear(sender, data)
         raise Unreachable(f"{member} is down")
 
