@@ -114,6 +114,13 @@ def test_starts(elapsed_s: float, shown: str) -> None:
     assert words("-o", "stime", rows=[ROW | {"elapsed_s": elapsed_s}]) == [shown]
 
 
+def test_a_clock_that_is_wrong_there_shows_no_other_starts() -> None:
+    columns = "lstart,stime,start,bsdstart,etime"
+    right = words("-o", columns)
+    assert words("-o", columns, rows=[ROW | {"started_at": 0.0}]) == right
+    assert words("-o", columns, rows=[ROW | {"started_at": NOW + 3600}]) == right
+
+
 def test_long_times() -> None:
     long = ROW | {"cpu_s": 2 * 86400 + 3 * 3600 + 61.9, "elapsed_s": 125.0}
     assert words("-o", "time,bsdtime,times,etime,etimes", rows=[long]) == [

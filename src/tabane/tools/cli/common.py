@@ -29,11 +29,11 @@ class Parser(argparse.ArgumentParser):
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str], namespace: None = None
     ) -> argparse.Namespace:
-        """Options may stand between words, as in `df / -T /srv`, unless the words after the first
-        or after `--` are another command's or no options."""
-        if "--" in args or any(action.nargs == argparse.REMAINDER for action in self._actions):
-            return super().parse_args(args, namespace)
-        return self.parse_intermixed_args(args, namespace)
+        """Options may stand between words, as in `df / -T /srv`, unless there is a `--`."""
+        takes_words = any(a.nargs == "*" and not a.option_strings for a in self._actions)
+        if takes_words and "--" not in args:
+            return self.parse_intermixed_args(args, namespace)
+        return super().parse_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{self.prog.removeprefix('tabane ')}: {message}")
