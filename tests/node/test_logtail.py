@@ -158,8 +158,9 @@ async def test_who_reads_slowly_still_gets_what_was_rotated_away(writer: Writer)
     assert reader.texts == wanted(0, 71)
 
 
-async def test_what_was_lost_is_said(writer: Writer) -> None:
-    reader = Reader(writer)
+@pytest.mark.parametrize("since", ["", "1970-01-01T00:00:00.000000001Z"])
+async def test_what_was_lost_is_said(writer: Writer, since: str) -> None:
+    reader = Reader(writer, since=since)
     async with Supervisor("test") as tasks:
         reading = tasks.start("read", reader.read())
         writer.say(1)

@@ -218,7 +218,7 @@ def test_logs_are_followed_until_ctrl_c(cluster: LocalCluster) -> None:
                    reactive={"min": 1, "ready": "started"})  # fmt: skip
     (instance,) = wait_for(lambda: cluster.instances("writes", "ready"), "its start")
     with following(cluster, "logs", "-f", "writes") as (process, out):
-        assert out.readline() == "begun\n"
+        assert out.readline() == f"{instance['id']} | begun\n"
         assert process.poll() is None
         interrupt(process)
     assert of_json(cluster.tabane("rm", "writes", "--json"))["name"] == "default/writes"

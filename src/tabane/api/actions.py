@@ -286,7 +286,7 @@ class _Life:
 
     def subscribe(self, wake: Callable[[], None]) -> Callable[[], None]:
         """Be told when that may have changed. Returns how to end it."""
-        return self._agent.follow_events(lambda transition: wake())
+        return self._agent.happenings.follow(lambda transition: wake())
 
 
 async def records(agent: Agent, kind: str, limit: int) -> dict[str, Any]:

@@ -140,13 +140,16 @@ def _add_records(router: APIRouter, agent: Agent) -> None:
         return Json(await actions.records(agent, "wakes", min(max(1, limit), MAX_RECORDS)))
 
     @router.get("/events")
-    async def events(limit: int = 100, follow: bool = False) -> Response:
+    async def events(limit: int = 100, follow: bool = False, around: bool = False) -> Response:
+        """The latest, or what comes from now on, a JSON object a line; `around`: see
+        `node/happenings.py`."""
         if not follow:
             return Json(await actions.records(agent, "events", min(max(1, limit), MAX_RECORDS)))
-        return StreamingResponse(_follow_events(agent), media_type="application/x-ndjson")
+        lines = _follow_events(agent, around=around)
+        return StreamingResponse(lines, media_type="application/x-ndjson")
 
 
-async def _follow_events(agent: Agent) -> AsyncIterator[bytes]:
+async def _follow_events(agent: Agent, *, around: bool) -> AsyncIterator[bytes]:
     """Every transition in the cluster from now on, one JSON object a line. For who reads too slowly
     it ends, and an error as the last line says so."""
     queue: asyncio.Queue[bytes] = asyncio.Queue(MAX_RECORDS)
@@ -160,7 +163,7 @@ async def _follow_events(agent: Agent) -> AsyncIterator[bytes]:
             fell_behind = True
             end()
 
-    end = agent.follow_events(take)
+    end = agent.happenings.follow(take, around=around)
     try:
         while not (fell_behind and queue.empty()):
             yield await queue.get() + b"\n"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Iterable
 from pathlib import Path
 
 import msgspec
@@ -43,6 +43,7 @@ from tabane.node.control import Apps
 from tabane.node.engines import Engines
 from tabane.node.figures import Figures
 from tabane.node.gateways import Gateways
+from tabane.node.happenings import Happenings
 from tabane.node.home import Home
 from tabane.node.images import NodeImages
 from tabane.node.instances import Executor, Transition
@@ -131,7 +132,7 @@ class Agent:
         self.figures = Figures(self)
         self.answers = Answering(self)
         self.later = Later()
-        self._followers: set[Callable[[bytes], None]] = set()
+        self.happenings = Happenings(self)
         self.gateways = Gateways(self)
         self.terms = Terms(clock, self.later, self._on_term_over, HYSTERESIS_S)
 
@@ -157,6 +158,7 @@ class Agent:
         self.follower = Follower(self.replica)
         self.replica.subscribe(self.catalog.on_changes)
         self.replica.subscribe(self.members.on_changes)
+        self.replica.subscribe(self.happenings.on_changes)
         if self.config.is_control:
             await self._open_store(paths.store)
         await asyncio.gather(
@@ -178,6 +180,7 @@ class Agent:
         self.me.on_message(concurrent=True)(self._on_message)
         self.room.on_message(concurrent=True)(self._on_message)
         self.room.on_presence(lambda presence: self._on_presence(presence.member, presence.change))
+        self.room.on_presence(self.happenings.on_presence)
         await self.me.join(say.NODES)  # now the others see this agent, and tell it how things stand
         self.lag = Lag(self)
         await self._resync()
@@ -254,6 +257,7 @@ class Agent:
         await self.figures.tell()
         for member in tuple(self.room.members):
             self._on_presence(member, Change.JOINED)
+        self.happenings.begin_anew()
         self.home.expect(self.nodes.gateways() - self.room.members.keys())
         self._take_over()
         self.later.call("spread", SETTLE_S, self._start_spread)
@@ -327,7 +331,7 @@ class Agent:
     def _on_transition(self, transition: Transition) -> None:
         harmless("events", self.events.add)(transition)
         self.watching.follow(transition.instance, transition.state)
-        self.happened(msgspec.json.encode(transition))
+        self.happenings.tell(msgspec.json.encode(transition))
         if self.joined and self.me.connected:
             self.tasks.start("event", self._spread_word(transition))
         if transition.state is State.ABSENT:
@@ -337,11 +341,6 @@ class Agent:
 
     async def _spread_word(self, transition: Transition) -> None:
         await self.room.cast(say.encode(say.Happened(msgspec.json.encode(transition))))
-
-    def happened(self, transition: bytes) -> None:
-        """Something happened to an instance, here or elsewhere; as JSON."""
-        for follower in tuple(self._followers):
-            harmless("follower", follower)(transition)
 
     def _on_instance(self, event: InstanceReady | InstanceEnded) -> None:
         if isinstance(event, InstanceReady):
@@ -417,11 +416,6 @@ class Agent:
             await reached.wait()
         finally:
             end()
-
-    def follow_events(self, take: Callable[[bytes], None]) -> Callable[[], None]:
-        """Call `take` with every transition in the cluster from now on, as JSON."""
-        self._followers.add(take)
-        return lambda: self._followers.discard(take)
 
     # Messages
 

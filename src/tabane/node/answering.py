@@ -109,7 +109,7 @@ class Answering:
         return say.encode(await self._agent.apps.perform(body))
 
     async def _happened(self, sender: str, body: say.Happened) -> None:
-        self._agent.happened(body.transition)
+        self._agent.happenings.tell(body.transition)
 
     async def _keep(self, sender: str, body: say.KeepNode) -> None:
         if self._agent.leases is None:

@@ -33,7 +33,8 @@ POLL_S = 0.2
 MOST_HELD = 16
 """Files of a log that wait for a slow reader; what is older is given up, and said."""
 STAMP_LENGTH = len("2026-01-31T23:59:59.123456789Z")
-LOST = b"%s stderr F tabane: lines are missing here: they were rotated away unread\n"
+_LOST = "stderr F tabane: lines are missing here: they were rotated away unread"
+LOST = f"{format_stamp(0)} {_LOST}\n".encode()
 IN_MODIFY, IN_MOVED_TO, IN_CREATE = 0x2, 0x80, 0x100
 RFC3339 = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?([Zz]|[+-]\d\d:\d\d)")
 
@@ -134,7 +135,7 @@ async def _select(files: _Files, since: str, tail: int) -> AsyncIterator[bytes]:
 
 def _since(block: bytes, since: str) -> bytes:
     """Its lines from that stamp on. Stamps have one length and sort as they are written."""
-    if not since or not block:
+    if not since or not block or block is LOST:
         return block
     first = since.encode()
     if block[:STAMP_LENGTH] >= first:
@@ -183,7 +184,7 @@ class _Files:
         while self._files:
             if self._is_missing:
                 self._is_missing = False
-                yield LOST % format_stamp(0).encode()
+                yield LOST
             file = self._files[0]
             while block := file.read(BLOCK_BYTES):
                 whole, newline, self._rest = (self._rest + block).rpartition(b"\n")

@@ -12,26 +12,25 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tabane.errors import TabaneError
+from tabane.clock import SYSTEM
 from tabane.node.logfile import parse_line
-from tabane.tools.cli.common import Parser, complain, printable, whole
+from tabane.tools.cli.common import Parser, app_key, printable, whole
 from tabane.tools.cli.finding import find
 from tabane.tools.client import Cluster
 
-MOST_WAITING = 1000
-"""Lines of all instances that are followed; who reads slowly holds the nodes up, not the memory."""
-
-Line = tuple[str, bytes]
-"""An instance's id (empty when it is the only one), and a line of its log."""
+if TYPE_CHECKING:
+    from tabane.tools.cli.following import Line
 
 
 def logs(argv: list[str]) -> int:
     args = _parse(argv)
     cluster = Cluster(args.root)
-    found = find(cluster, args.what, ended=True)
     show = _Show(args)
+    if args.follow:
+        return _follow(cluster, args, show)
+    found = find(cluster, args.what, ended=True)
     with ExitStack() as streams:
         opened = []
         for instance in found:
@@ -39,21 +38,36 @@ def logs(argv: list[str]) -> int:
             path = f"/api/v1/instances/{instance['id']}/log?{_query(args)}"
             stream = cluster.stream(path, node=instance["node"], or_any=True)
             opened.append(_named(name, streams.enter_context(stream)))
-        if len(opened) == 1:
-            for line in opened[0]:
-                show(line)
-            return 0
-        if not args.follow:
-            for line in heapq.merge(*opened, key=lambda line: line[1].partition(b" ")[0]):
-                show(line)
-            return 0
-        return _follow(opened, show)
+        for line in heapq.merge(*opened, key=lambda line: line[1].partition(b" ")[0]):
+            show(line)
+    return 0
+
+
+def _follow(cluster: Cluster, args: argparse.Namespace, show: _Show) -> int:
+    from tabane.tools.cli.following import Following, is_deployed
+
+    if args.since is not None:
+        from tabane.node.logtail import parse_since
+
+        parse_since(args.since, SYSTEM.wall())  # refused before anything is there to be read
+    app, tail = app_key(args.what), args.tail or 0
+    of_app = is_deployed(cluster, app)
+    following = Following(cluster, show, app if of_app else "", tail, _quoted(args))
+    if not of_app:
+        for instance in find(cluster, args.what, ended=True):
+            following.read(instance["id"], instance["node"], tail=tail)
+    return following.run()
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser("logs", "What an instance wrote; also after its end, by its id.")
     parser.add_argument("what", help="an instance id, or an app's name")
-    parser.add_argument("-f", "--follow", action="store_true", help="go on until it ends")
+    parser.add_argument(
+        "-f",
+        "--follow",
+        action="store_true",
+        help="go on: an instance's to its end, an app's also with those that start later",
+    )
     parser.add_argument("-n", "--tail", type=whole(1), metavar="N", help="the last N lines")
     about = "only what is no older than 10m, 2h, ..., or than a moment as 2026-01-31T09:00:00Z"
     parser.add_argument("--since", metavar="WHEN", help=about)
@@ -63,48 +77,21 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _query(args: argparse.Namespace) -> str:
-    query = f"tail={args.tail or 0}&follow={str(args.follow).lower()}"
+    since = f"&since={_quoted(args)}" if args.since is not None else ""
+    return f"tail={args.tail or 0}&follow=false{since}"
+
+
+def _quoted(args: argparse.Namespace) -> str:
     if args.since is None:
-        return query
+        return ""
     from urllib.parse import quote
 
-    return f"{query}&since={quote(args.since, safe='')}"
+    return quote(args.since, safe="")
 
 
 def _named(name: str, lines: Iterator[bytes]) -> Iterator[Line]:
     for line in lines:
         yield name, line
-
-
-def _follow(streams: list[Iterator[Line]], show: _Show) -> int:
-    """All at once, in the order in which the lines come. One that breaks off is said, and the
-    others go on."""
-    from queue import Queue
-    from threading import Thread
-
-    queue: Queue[Line | str | None] = Queue(MOST_WAITING)
-
-    def read(stream: Iterator[Line]) -> None:
-        try:
-            for line in stream:
-                queue.put(line)
-        except TabaneError as error:
-            queue.put(error.message)
-        queue.put(None)
-
-    for stream in streams:
-        Thread(target=read, args=(stream,), daemon=True).start()
-    left, code = len(streams), 0
-    while left:
-        heard = queue.get()
-        if heard is None:
-            left -= 1
-        elif isinstance(heard, str):
-            complain(heard)
-            code = 1
-        else:
-            show(heard)
-    return code
 
 
 class _Show:

@@ -1,0 +1,84 @@
+"""Those who follow what happens in the cluster: transitions of instances and, for who wants to know
+what is around them, nodes that come and go, and apps that are removed.
+
+A node tells its transitions once, to those that can be reached. So who depends on all of them asks
+what there is whenever a node is heard of again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from tabane.middlecon import Presence
+from tabane.middlecon.frames import Change as Fate
+from tabane.node.config import agent_of
+from tabane.node.control import APPS
+from tabane.store.api import Change
+from tabane.supervise import harmless
+
+if TYPE_CHECKING:
+    from tabane.node.agent import Agent
+
+Take = Callable[[bytes], None]
+
+
+class Happenings:
+    """See the module's text. What is taken is one JSON object each time."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self._followers: set[Take] = set()
+        self._around: set[Take] = set()
+
+    def follow(self, take: Take, *, around: bool = False) -> Callable[[], None]:
+        """Call `take` with every transition in the cluster from now on. `around`: first with the
+        nodes that are not heard of, `{"silent": [...]}`, and later with those that are heard of no
+        more, or again, `{"node", "linked"}`, and with apps, `{"app", "removed"}`. Another `silent`
+        says that this node had heard of nobody for a while. Returns how to end it."""
+        self._followers.add(take)
+        if around:
+            self._around.add(take)
+            take(self._silence())
+
+        def end() -> None:
+            self._followers.discard(take)
+            self._around.discard(take)
+
+        return end
+
+    def _silence(self) -> bytes:
+        members = self._agent.room.members
+        heard = {name for name, member in members.items() if member.known}
+        nodes = (peer.key for peer in self._agent.config.cluster.nodes)
+        silent = [node for node in nodes if agent_of(node) not in heard | {self._agent.me.name}]
+        return msgspec.json.encode({"silent": silent})
+
+    def tell(self, transition: bytes) -> None:
+        """Something happened to an instance, here or elsewhere."""
+        _tell(self._followers, transition)
+
+    def on_presence(self, presence: Presence) -> None:
+        """A member of the room came, went, or cannot be seen."""
+        node = presence.member.rpartition("/")[0]
+        if presence.member == agent_of(node) and node != self._agent.config.key:
+            linked = presence.change in (Fate.JOINED, Fate.BACK)
+            _tell(self._around, msgspec.json.encode({"node": node, "linked": linked}))
+
+    def begin_anew(self) -> None:
+        """There is a new hub session."""
+        _tell(self._around, self._silence())
+
+    def on_changes(self, changes: tuple[Change, ...]) -> None:
+        """The store changed."""
+        for change in changes:
+            if change.key.startswith(APPS) and change.value is None:
+                what = {"app": change.key.removeprefix(APPS), "removed": True}
+                _tell(self._around, msgspec.json.encode(what))
+
+
+def _tell(followers: set[Take], what: bytes) -> None:
+    for take in tuple(followers):
+        harmless("follower", take)(what)
