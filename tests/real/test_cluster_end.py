@@ -19,6 +19,8 @@ from tabane.tools.client import Cluster
 
 pytestmark = pytest.mark.real
 
+TOLD = ("cmdline", "cgroup", "mountinfo")
+
 
 class Belongings:
     """What of a cluster is on this machine."""
@@ -45,7 +47,7 @@ class Belongings:
             if int(path.name) == os.getpid():
                 continue
             try:
-                texts = [(path / n).read_text() for n in ("cmdline", "cgroup", "mountinfo")]
+                texts = [(path / n).read_text(errors="replace") for n in TOLD]
             except OSError:
                 continue
             if any(sign in text for sign in signs for text in texts):
