@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ import pytest
 from tabane.api import guard
 from tabane.api.guard import Guard
 from tabane.api.server import ApiServer
+from tabane.security.identity import Principal
 from tabane.supervise import Supervisor
 
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer secret\r\n"
@@ -102,3 +105,29 @@ async def test_who_is_refused_is_not_listened_to_any_more(connect: Connect) -> N
     reader, writer = await connect()
     writer.write(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nsome")
     assert (await end_of(reader)).startswith(b"HTTP/1.1 401 ")
+
+
+async def test_a_user_leaves_room_for_others_at_the_local_socket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "MAX_OF_ONE_USER", 2)
+    ann, bob, root = (Principal("peer", uid) for uid in (54001, 54002, os.geteuid()))
+    coming = [ann, ann, ann, bob, root, root, root]
+    answers: list[bytes] = []
+    monkeypatch.setattr(guard, "peer_principal", lambda _: coming[len(answers)])
+    writers: list[asyncio.StreamWriter] = []
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "sock"))
+        listener.listen()
+        async with Supervisor("test") as tasks:
+            server = ApiServer(hello, tasks)
+            server.serve([listener])
+            for _ in coming:
+                reader, writer = await asyncio.open_unix_connection(tmp_path / "sock")
+                writers.append(writer)
+                writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                answers.append((await reader.readline())[9:12])
+            for writer in writers:
+                writer.close()
+            await server.aclose()
+    assert answers == [b"200", b"200", b"503", b"200", b"200", b"200", b"200"]

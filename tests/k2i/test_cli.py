@@ -3,6 +3,7 @@
 import http.client
 import json
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tabane.k2i.cli import build_app
+from tabane.k2i import cli
 
 K2I = str(Path(sys.executable).with_name("k2i"))
 
@@ -171,6 +172,18 @@ def test_a_port_that_is_taken(service: Service) -> None:
     assert done.stderr == f"k2i: cannot listen on {place}: Address already in use\n"
 
 
+def test_who_takes_nothing_of_an_answer_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "UNREAD_MS", 50)
+    with (
+        cli.listen_tcp("127.0.0.1", 0) as listener,
+        socket.create_connection(listener.getsockname()) as client,
+    ):
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        answering, _ = listener.accept()
+        with answering, pytest.raises(TimeoutError):
+            answering.sendall(b"x" * (64 << 20))
+
+
 async def test_a_mistake_of_its_own_is_json_too() -> None:
     class Broken:
         table = None
@@ -178,7 +191,7 @@ async def test_a_mistake_of_its_own_is_json_too() -> None:
         async def answer(self, *_: object) -> bytes:
             raise ZeroDivisionError
 
-    app = build_app(Broken(), "127.0.0.1", 8000)  # type: ignore[arg-type]
+    app = cli.build_app(Broken(), "127.0.0.1", 8000)  # type: ignore[arg-type]
     scope = {
         "type": "http",
         "method": "GET",

@@ -6,19 +6,20 @@ import asyncio
 import json
 import os
 import subprocess
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
 from tabane.errors import Busy, Closed, UsageError
-from tabane.k2i import K2i, Process, ProcessTable, Question
+from tabane.k2i import K2i, Process, ProcessTable, Question, watch
 from tabane.k2i import query as ask
 from tabane.k2i.event_feed import EventFeed
 from tabane.k2i.events import Event as ProcessEvent
 from tabane.k2i.host import Place
 from tabane.k2i.passing import Passing
-from tabane.k2i.stream import PARAMETERS, Changes, Follower
+from tabane.k2i.stream import PARAMETERS, Changes, Event, Follower
 from tabane.k2i.watch import Listening, Outbox, older
 from tabane.security.identity import Principal
 from tabane.supervise import Supervisor
@@ -193,6 +194,56 @@ async def test_who_reads_too_slowly_is_told_so() -> None:
     with pytest.raises(Busy, match="follow anew"):
         await anext(stream)
     assert stream.ended
+
+
+@pytest.fixture
+async def watched() -> AsyncIterator[K2i]:
+    k2i = K2i(ProcessTable())
+    async with Supervisor("test") as tasks:
+        k2i.start(tasks)
+        yield k2i
+    k2i.close()
+    k2i.table.close()
+
+
+async def follow(k2i: K2i, who: Principal) -> AsyncGenerator[Event, None]:
+    """One that has been told the first."""
+    messages = k2i.follow(Question("changes", {"pid": str(os.getpid())}), who)
+    await anext(messages)
+    return messages
+
+
+async def test_a_user_leaves_room_for_others(watched: K2i, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "MOST_OF_ONE", 2)
+    monkeypatch.setattr(watch, "MOST_FOLLOWERS", 4)
+    ann, bob = Principal("peer", 54001), Principal("peer", 54002)
+    first = await follow(watched, ann)
+    rest = [await follow(watched, ann)]
+    with pytest.raises(Busy, match="you follow 2 times already"):
+        await follow(watched, Principal("peer", 54001, pid=99))
+    rest += [await follow(watched, who) for who in (bob, ROOT)]
+    with pytest.raises(Busy, match="4 follow already"):
+        await follow(watched, ROOT)
+    await first.aclose()
+    rest.append(await follow(watched, ROOT))
+    for messages in rest:
+        await messages.aclose()
+
+
+async def test_who_is_told_no_more_counts_until_they_have_gone(
+    watched: K2i, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waits for them is kept, so they must not begin anew beside it without end."""
+    monkeypatch.setattr(watch, "MOST_OF_ONE", 1)
+    monkeypatch.setattr(watch, "MOST_WAITING_BYTES", 0)
+    followers, ann = watched._watch, Principal("peer", 54001)
+    stream = followers.follow(follower(), list, ann)
+    with pytest.raises(Busy, match="all who follow"):
+        await anext(stream)
+    with pytest.raises(Busy, match="you follow 1 times already"):
+        followers.follow(follower(), list, ann)
+    followers.let_go(stream)
+    followers.let_go(followers.follow(follower(), list, ann))
 
 
 def test_an_age_grows_on_the_way() -> None:

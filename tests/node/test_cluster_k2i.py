@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from tabane.clock import SystemClock
-from tabane.errors import Closed, NotFound, TabaneError, Unreachable
-from tabane.k2i import K2i, Part, ProcessTable, Question
+from tabane.errors import Busy, Closed, NotFound, TabaneError, Unreachable
+from tabane.k2i import K2i, Part, ProcessTable, Question, watch
 from tabane.k2i import service as k2i_service
 from tabane.k2i.procfs import Procfs
 from tabane.model import NodeName
@@ -248,6 +248,15 @@ async def test_changes_of_all_nodes(net: Net, monkeypatch: pytest.MonkeyPatch) -
         assert {data["node"] for data in first} == set(NODES)
         assert all(data["first"] and data["born"][0]["pid"] == os.getpid() for data in first)
         assert all(0 <= data["age_s"] < 60 for data in first)
+
+
+async def test_a_user_follows_only_so_often(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "MOST_OF_ONE", 1)
+    tokyo, ann = net.nodes[NODES[0]].cluster_k2i, Principal("peer", 54001)
+    async with aclosing(tokyo.follow(Question("changes"), ann)) as events:
+        await anext(events)
+        with pytest.raises(Busy, match="you follow 1 times already"):
+            await anext(tokyo.follow(Question("changes"), ann))
 
 
 async def test_changes_that_were_long_on_their_way_are_as_old(net: Net) -> None:

@@ -33,7 +33,10 @@ FOR_EVERY_USER = "/v2/"
 may see and do."""
 MAX_HEAD_BYTES = 64 << 10
 MAX_CONNECTIONS = 512
-"""At a time, over TCP; the local socket, where only root may ask, is not counted out."""
+"""At a time, over TCP; at the local socket root is not counted."""
+MAX_OF_ONE_USER = 64
+"""At a time at the local socket, of a user who is not root: each is an open file of ours, and may
+leave a request half said or an answer half read for ever."""
 KEEP_ALIVE = {socket.TCP_KEEPIDLE: 15, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 3}
 """Seconds of silence until the other side is asked, between questions, and how many of them."""
 TOO_MANY = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\n\r\n"
@@ -43,6 +46,7 @@ class PeerProtocol(HttpToolsProtocol):
     """uvicorn's HTTP protocol, which also notes who is at the other end of a unix socket, and waits
     only so long for the head of a request."""
 
+    peer: Principal | None = None
     _timer: asyncio.TimerHandle | None = None
     _head_bytes = 0
 
@@ -50,14 +54,24 @@ class PeerProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family.name == "AF_UNIX":
-            self.app_state = self.app_state | {"peer": peer_principal(sock)}
-        elif len(self.connections) > MAX_CONNECTIONS:
+            self.peer = peer_principal(sock)
+            self.app_state = self.app_state | {"peer": self.peer}
+        elif sock is not None:
+            keep_alive(sock)
+        if self._is_one_too_many():
             transport.write(TOO_MANY)
             transport.close()
             return
-        elif sock is not None:
-            keep_alive(sock)
         self._await_head()
+
+    def _is_one_too_many(self) -> bool:
+        if self.peer is None:
+            return len(self.connections) > MAX_CONNECTIONS
+        if self.peer.is_root:
+            return False
+        peers = (getattr(other, "peer", None) for other in self.connections)
+        uids = [peer.uid for peer in peers if peer is not None]
+        return uids.count(self.peer.uid) > MAX_OF_ONE_USER
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from tabane.k2i.service import K2i
     from tabane.security.audit import AuditLog
 
+UNREAD_MS = 30_000
+"""How long the other side may take nothing of what waits for it (TCP_USER_TIMEOUT, tcp(7))."""
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -47,7 +49,7 @@ def run(argv: list[str]) -> int:
             return list_collectors()
         jobs = read_jobs(args.collect)
         audit = open_audit(args.audit)
-        listener = listen_unix(args.unix) if args.unix else _listen(args.host, args.port)
+        listener = listen_unix(args.unix) if args.unix else listen_tcp(args.host, args.port)
     except UsageError as error:
         print(f"k2i: {error.message}", file=sys.stderr)
         return 2
@@ -88,9 +90,13 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     return args
 
 
-def _listen(hostname: str, port: int) -> socket.socket:
+def listen_tcp(hostname: str, port: int) -> socket.socket:
+    """Listen on loopback. Connections are cut whose other end takes nothing: anybody can ask, and
+    could have answers wait for ever. Raises `OSError`."""
     family = socket.AF_INET6 if ":" in hostname else socket.AF_INET
-    return socket.create_server((hostname, port), family=family, backlog=128)
+    listener = socket.create_server((hostname, port), family=family, backlog=128)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_MS)
+    return listener
 
 
 def listen_unix(path: Path) -> socket.socket:

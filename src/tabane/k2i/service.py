@@ -134,7 +134,7 @@ class K2i:
         def see(processes: Iterable[Process]) -> list[Process]:
             return Look(sources, wanted, who, ()).show(processes)
 
-        stream = self._watch.follow(Follower(wanted, sources.place), see)
+        stream = self._watch.follow(Follower(wanted, sources.place), see, who)
         try:
             async for event in stream:
                 yield event

@@ -4,7 +4,8 @@ One look serves all. It is made on a thread; when looks take long, because there
 processes, they become rarer, so that together they take at most `SHARE` of one CPU.
 
 A follower's messages wait in a queue of bounded size. Who reads so slowly that it is full is told
-so after what waits there, and gets no more.
+so after what waits there, and gets no more. When too much waits for all together, who reads slowest
+loses what waits.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import re
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import ExitStack
+from operator import attrgetter
 
 import msgspec
 
@@ -26,6 +28,7 @@ from tabane.k2i.host import Host, Place
 from tabane.k2i.passing import Meanwhile, Passing
 from tabane.k2i.process import Process
 from tabane.k2i.stream import EVENTS, LOOKS, Event, Follower
+from tabane.security.identity import Principal
 from tabane.supervise import Supervisor
 
 PAUSE_S = 1.0
@@ -35,13 +38,19 @@ LEAST_PAUSE_S = 0.1
 SAMPLE_S = 0.5
 """Between two samples of the history, at least: CPU time is counted in ticks of 10 ms."""
 WAITING_BYTES = 8 << 20
+MOST_WAITING_BYTES = 64 << 20
+"""For all who follow."""
 MOST_FOLLOWERS = 256
+MOST_OF_ONE = 16
+"""Of one user who is not root, so that there is room for others."""
 CHANGES = "changes"
 _AGE = re.compile(rb'\{"age_s":([0-9.e-]+)')
 
 encode = msgspec.json.Encoder().encode
 Look = Callable[[], tuple[Host, list[Process]]]
 See = Callable[[Iterable[Process]], Iterable[Process]]
+User = tuple[str, int]
+"""The kind of who asks, and uid."""
 Run = Callable[[Callable[[], None]], Awaitable[None]]
 
 
@@ -73,9 +82,19 @@ class Outbox:
         self._end = self._end or why
         self._news.set()
 
+    def cut(self, why: Exception) -> None:
+        """No more messages, nor those that wait. Idempotent."""
+        self._waiting.clear()
+        self._size = 0
+        self.end(why)
+
     @property
     def ended(self) -> bool:
         return self._end is not None
+
+    @property
+    def waiting_bytes(self) -> int:
+        return self._size
 
     def __aiter__(self) -> AsyncIterator[Event]:
         return self
@@ -92,6 +111,18 @@ class Outbox:
         return Event(name, older(data, self._clock.now() - at))
 
 
+def user_of(who: Principal) -> User:
+    return who.kind, who.uid
+
+
+def check_room(following: Sequence[User], who: Principal) -> None:
+    """Whether one more may follow beside these. Raises `Busy`."""
+    if len(following) >= MOST_FOLLOWERS:
+        raise Busy(f"{MOST_FOLLOWERS} follow already: end one, or ask again later")
+    if not who.is_root and following.count(user_of(who)) >= MOST_OF_ONE:
+        raise Busy(f"you follow {MOST_OF_ONE} times already: end one")
+
+
 def older(message: bytes, by_s: float) -> bytes:
     """The same message, with a greater age."""
     found = _AGE.match(message)
@@ -103,9 +134,10 @@ def older(message: bytes, by_s: float) -> bytes:
 class Stream(Outbox):
     """The messages for one who follows, as JSON of `Changes`."""
 
-    def __init__(self, follower: Follower, see: See, clock: Clock) -> None:
-        """`see`: what who follows may see of the processes."""
+    def __init__(self, follower: Follower, see: See, who: Principal, clock: Clock) -> None:
+        """`see`: what `who` follows may see of the processes."""
         super().__init__(clock)
+        self.user = user_of(who)
         self._follower = follower
         self._see = see
 
@@ -161,11 +193,10 @@ class Watch:
         """Look from now on, until the tasks are ended."""
         tasks.keep("watch", self._watch)
 
-    def follow(self, follower: Follower, see: See) -> Stream:
+    def follow(self, follower: Follower, see: See, who: Principal) -> Stream:
         """Have a stream until it is let go of. Raises `Busy` when there are too many."""
-        if len(self._streams) >= MOST_FOLLOWERS:
-            raise Busy(f"{MOST_FOLLOWERS} follow already: end one, or ask again later")
-        stream = Stream(follower, see, self._clock)
+        check_room([stream.user for stream in self._streams], who)
+        stream = Stream(follower, see, who, self._clock)
         self._streams.add(stream)
         self._wanted.set()
         return stream
@@ -196,13 +227,19 @@ class Watch:
                 timer.cancel()
 
     async def _run_once(self) -> None:
-        streams = tuple(self._streams)
+        streams = tuple(stream for stream in self._streams if not stream.ended)
         made: list[tuple[Stream, float, bytes]] = []
         events = self._listening.take(self.events if streams else None)
         await self._run(lambda: made.extend(self._step(streams, events)))
         for stream, at, message in made:
             stream.put(at, message)
-        self._streams = {stream for stream in self._streams if not stream.ended}
+        self._make_room()
+
+    def _make_room(self) -> None:
+        """Those that have ended count too, until they are let go of: what waits may be read yet."""
+        while sum(stream.waiting_bytes for stream in self._streams) > MOST_WAITING_BYTES:
+            slowest = max(self._streams, key=attrgetter("waiting_bytes"))
+            slowest.cut(Busy("too much waited to be read by all who follow: follow anew"))
 
     def _step(
         self, streams: Sequence[Stream], events: Sequence[ProcessEvent] | None

@@ -27,7 +27,7 @@ from msgspec.structs import replace
 from tabane.errors import Closed, NotFound, TabaneError, Unavailable
 from tabane.k2i.service import Question
 from tabane.k2i.stream import Event
-from tabane.k2i.watch import Outbox
+from tabane.k2i.watch import Outbox, check_room, user_of
 from tabane.model import NodeName
 from tabane.node import messages as say
 from tabane.node.config import agent_of
@@ -78,6 +78,7 @@ class Following:
     async def follow(self, question: Question, who: Principal) -> AsyncGenerator[Event, None]:
         """See `tabane.k2i.v2.Cluster`."""
         agent = self._agent
+        check_room([user_of(follow.message.who) for follow in self._follows.values()], who)
         message = say.FollowK2i(uuid.uuid4().hex, question, who)
         follow = _Follow(message, Outbox(agent.clock))
         self._follows[message.key] = follow
