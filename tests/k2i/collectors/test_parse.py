@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tabane.errors import ProtocolError
-from tabane.k2i.collectors.api import MAX_FACTS, MAX_NAME_BYTES, MAX_TEXT_BYTES, Reading
+from tabane.k2i.collectors.api import (
+    MAX_FACTS,
+    MAX_NAME_BYTES,
+    MAX_READINGS,
+    MAX_TEXT_BYTES,
+    Reading,
+)
 from tabane.k2i.collectors.parse import parse_info, parse_output, parse_stub_status, read_value
 
 STUB_STATUS = (
@@ -62,6 +68,8 @@ def test_nothing_printed_is_no_facts() -> None:
         (b"%b 1" % (b"n" * (MAX_NAME_BYTES + 1)), "names no fact"),
         (b"".join(b"n%d 1\n" % n for n in range(MAX_FACTS + 1)), f"{MAX_FACTS} are the most"),
         (b'{"a":' * 200 + b"1" + b"}" * 200, "too deeply"),
+        (b"[" * 100_000, "too deeply"),
+        (b"[%b]" % b",".join([b'{"facts":{}}'] * (MAX_READINGS + 1)), f"{MAX_READINGS} are the"),
     ],
 )
 def test_what_is_no_output(text: bytes, sentence: str) -> None:

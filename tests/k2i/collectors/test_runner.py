@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
@@ -11,7 +12,7 @@ import pytest
 
 from tabane.errors import Refused
 from tabane.k2i.collectors.api import Reading
-from tabane.k2i.collectors.runner import Collection, FactRow, Job
+from tabane.k2i.collectors.runner import Collection, FactRow, Job, describe
 from tabane.model import Collect
 from tabane.supervise import Supervisor
 from tabane.testing import VirtualClock
@@ -93,11 +94,25 @@ async def test_facts_of_a_process_until_it_ends(bench: Bench) -> None:
     assert (bench.row.of, bench.row.pid, bench.row.start_ticks) == ("process", 7, 700)
     bench.started[7] = 701  # another has its number
     assert (bench.row.of, bench.row.pid, bench.row.facts) == ("node", 0, {})
+    del bench.started[7]
+    assert (bench.row.of, bench.row.pid, bench.row.facts) == ("node", 0, {})
+
+
+async def test_facts_of_a_process_that_is_gone_already(bench: Bench) -> None:
+    await bench.run([Reading({"n": 1}, pid=99)])
+    assert (bench.row.of, bench.row.pid, bench.row.facts) == ("node", 0, {})
+
+
+def test_a_host_without_an_address_is_said_in_words() -> None:
+    error = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+    collect = Collect("nginx", url="http://nowhere.invalid/")
+    assert describe(error, collect) == "http://nowhere.invalid/: Name or service not known"
 
 
 async def test_what_an_app_asks_for_is_of_its_instance_whatever_it_says(bench: Bench) -> None:
-    said = [Reading({"n": 1}, pid=7), Reading({"n": 2}, instance="other")]
+    said = [Reading({"n": 1}, pid=7), Reading({"n": 2}, instance="other"), Reading({}, pid=99)]
     await bench.run(said, instance="mine", app="default/shop")
+    assert len(bench.collection.rows()) == 3
     for row in bench.collection.rows():
         assert (row.of, row.pid, row.instance, row.app) == ("instance", 0, "mine", "default/shop")
         assert row.namespace == "default"

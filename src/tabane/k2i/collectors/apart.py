@@ -18,7 +18,7 @@ import msgspec
 from tabane.errors import EngineError, ProtocolError, Refused
 from tabane.k2i.collectors.api import MAX_ANSWER_BYTES, Facts, Reading
 from tabane.k2i.collectors.command import ENVIRONMENT
-from tabane.k2i.collectors.parse import check_facts
+from tabane.k2i.collectors.parse import check_count, check_facts
 from tabane.model import Collect
 
 WORKER = ("-m", "tabane.k2i.collectors.worker")
@@ -58,6 +58,7 @@ class Apart:
             raise
         if answer.error:
             raise Refused(f"{self._collect.kind}: {answer.error}")
+        check_count(answer.readings)
         return [Reading(check_facts(t.facts), t.pid, t.instance) for t in answer.readings]
 
     async def _ask(self) -> Answer:
@@ -76,7 +77,7 @@ class Apart:
         except asyncio.LimitOverrunError:
             most = MAX_ANSWER_BYTES >> 10
             raise ProtocolError(f"{kind} tells more than {most} KiB at once") from None
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, RecursionError) as error:
             raise ProtocolError(f"{kind} tells what are no facts: {error}") from None
 
     def _tell(self, line: bytes) -> None:

@@ -21,6 +21,8 @@ Streams: TypeAlias = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 MAX_FACTS = 512
 """In one reading."""
+MAX_READINGS = 256
+"""At once: each of a process is looked up, whenever somebody asks."""
 MAX_NAME_BYTES = 128
 MAX_TEXT_BYTES = 1024
 MAX_ANSWER_BYTES = 256 << 10

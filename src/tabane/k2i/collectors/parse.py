@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from typing import Any
 
 import msgspec
@@ -13,6 +13,7 @@ from tabane.errors import ProtocolError
 from tabane.k2i.collectors.api import (
     MAX_FACTS,
     MAX_NAME_BYTES,
+    MAX_READINGS,
     MAX_TEXT_BYTES,
     Facts,
     Reading,
@@ -47,7 +48,10 @@ def parse_output(data: bytes) -> list[Reading]:
         value = msgspec.json.decode(text)
     except msgspec.DecodeError as error:
         raise ProtocolError(f"what it prints begins like JSON and is none: {error}") from None
+    except RecursionError:
+        raise ProtocolError("what it prints is nested too deeply") from None
     if isinstance(value, list):
+        check_count(value)
         return [_read_part(part) for part in value]
     return [Reading(flatten(value))]
 
@@ -92,6 +96,12 @@ def flatten(document: Mapping[str, Any]) -> Facts:
             if len(prefix) > MAX_NAME_BYTES:
                 raise ProtocolError(f"it nests facts too deeply, as in {shorten(prefix)}")
     return check_facts(facts)
+
+
+def check_count(readings: Sized) -> None:
+    """Raises `ProtocolError` for too many."""
+    if len(readings) > MAX_READINGS:
+        raise ProtocolError(f"it tells of {len(readings)} things, {MAX_READINGS} are the most")
 
 
 def check_facts(facts: Facts) -> Facts:

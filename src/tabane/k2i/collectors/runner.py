@@ -148,10 +148,16 @@ class Collection:
         except Exception as error:
             self._fail(running, error)
         else:
-            running.readings = [(reading, self._ticks(reading.pid)) for reading in readings]
+            running.readings = [(reading, self._ticks_of(running, reading)) for reading in readings]
             running.at, running.wall = self._clock.now(), self._clock.wall()
             running.took_s = running.at - began
             running.error, running.failures = "", 0
+
+    def _ticks_of(self, running: _Running, reading: Reading) -> int:
+        """When the process that it is of started, -1 when it has ended; 0 when it is of none."""
+        if not reading.pid or running.job.instance:
+            return 0
+        return self._ticks(reading.pid) or -1
 
     def _fail(self, running: _Running, error: Exception) -> None:
         if not isinstance(error, TabaneError | OSError):
@@ -167,7 +173,7 @@ class Collection:
         rows = [
             self._row(running, reading, ticks, now)
             for reading, ticks in readings
-            if not reading.pid or (ticks and self._ticks(reading.pid) == ticks)
+            if ticks >= 0 and ticks == self._ticks_of(running, reading)
         ]
         return rows or [self._row(running, Reading({}), 0, now)]
 
@@ -203,5 +209,6 @@ class Collection:
 def describe(error: Exception, collect: Collect) -> str:
     """What went wrong, as one sentence that names who was asked."""
     if isinstance(error, OSError) and error.errno:
-        return f"{collect.url or collect.kind}: {os.strerror(error.errno)}"
+        known = error.strerror if error.errno < 0 else os.strerror(error.errno)
+        return f"{collect.url or collect.kind}: {known}"
     return str(error) or type(error).__name__
