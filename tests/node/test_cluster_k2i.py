@@ -259,6 +259,21 @@ async def test_a_user_follows_only_so_often(net: Net, monkeypatch: pytest.Monkey
             await anext(tokyo.follow(Question("changes"), ann))
 
 
+async def test_a_node_that_tells_no_more_is_said_to_be_silent(
+    net: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "MOST_OF_ONE", 1)
+    tokyo, osaka = (net.nodes[node] for node in NODES[:2])
+    question, ann = Question("changes", {"pid": str(os.getpid())}), Principal("peer", 54001)
+    async with aclosing(osaka.k2i.follow(question, ann)) as first:
+        await anext(first)
+        async with aclosing(tokyo.cluster_k2i.follow(question, ann)) as events:
+            assert await until(events, "silent") == {"node": NODES[1]}
+            await first.aclose()
+            tokyo.cluster_k2i.following.on_presence(agent_of(NODES[1]), came=True)
+            assert (await until(events, "changes", NODES[1]))["first"]
+
+
 async def test_changes_that_were_long_on_their_way_are_as_old(net: Net) -> None:
     net.late_s = 500.0
     async with aclosing(await follow(net, pid=str(os.getpid()))) as events:

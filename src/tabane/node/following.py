@@ -17,7 +17,7 @@ import asyncio
 import logging
 import uuid
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -157,6 +157,9 @@ class Following:
         follow = self._follows.get(message.key)
         if follow is None or follow.outbox.ended:
             raise NotFound(f"nobody at {self._agent.config.key} follows {message.key} any more")
+        if message.ended:
+            self._miss(follow, NodeName(sender.rpartition("/")[0]))
+            return
         whole = follow.pieces.pop(sender, b"") + message.data
         if message.more:
             follow.pieces[sender] = whole
@@ -198,6 +201,9 @@ class Following:
                     await self._send_whole(sender, sending, data)
         except TabaneError as error:
             log.info("%s is told no more of what changes here: %s", sender, error)
+            ended = say.K2iChanges(sending.message.key, b"", ended=True)
+            with suppress(TabaneError):  # it may be that which is gone
+                await self._agent.me.send(sender, say.encode(ended), timeout_s=TAKE_S)
 
     async def _send_whole(self, sender: str, sending: _Sending, data: bytes) -> None:
         request, after_s = sending.message, self._agent.clock.now() - sending.heard_at

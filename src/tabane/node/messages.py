@@ -163,13 +163,14 @@ class FollowK2i(Value, frozen=True, tag="follow_k2i"):
 class K2iChanges(Value, frozen=True, tag="k2i_changes"):
     """To the agent that follows: a message of k2i, or a piece of one when there is `more`. The next
     is sent when this one was taken. The age that it says was right `after_s` after the `FollowK2i`
-    of `asked_at` was heard."""
+    of `asked_at` was heard. `ended`: there are no more, until the next `FollowK2i` begins anew."""
 
     key: str
     data: bytes
     more: bool = False
     asked_at: float = 0.0
     after_s: float = 0.0
+    ended: bool = False
 
 
 class UnfollowK2i(Value, frozen=True, tag="unfollow_k2i"):
