@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from tabane.api.guard import Guard
-from tabane.security.identity import Principal
+from tabane.api.guard import Guard, read_headers
+from tabane.errors import Denied
+from tabane.security.identity import Principal, check_origin
 
 USER = Principal("peer", 54321, 54321, 42)
 ROOT = Principal("peer", os.geteuid(), os.getegid(), 42)
@@ -58,3 +59,25 @@ async def test_nobody_asks_without_a_name() -> None:
     foreign = {"host": "evil.example"}
     assert await ask("/v2/processes", USER, **foreign) == (403, "denied")
     assert await ask("/v2/processes", USER, origin="http://evil.example") == (403, "denied")
+
+
+@pytest.mark.parametrize(
+    "hosts",
+    [
+        (b"evil.example", b"tabane"),
+        (b"tabane", b"evil.example"),
+        (b"tabane:80", b"evil.example"),
+        (b"[::1]", b"evil.example"),
+        (b"[::1]evil.example",),
+        (b"tabane:80:80",),
+    ],
+)
+def test_no_host_hides_behind_another(hosts: tuple[bytes, ...]) -> None:
+    headers = read_headers({"headers": [(b"host", host) for host in hosts]})
+    with pytest.raises(Denied):
+        check_origin(headers, frozenset({"tabane", "::1"}))
+
+
+@pytest.mark.parametrize("host", ["tabane", "TABANE:7070", "[::1]", "[::1]:80", "tabane:"])
+def test_hosts_with_and_without_ports(host: str) -> None:
+    check_origin({"host": host, "origin": f"http://{host}"}, frozenset({"tabane", "::1"}))

@@ -144,9 +144,7 @@ class Guard:
             log.exception("%s %s failed", scope["method"], scope["path"])
 
     def _admit(self, scope: Scope) -> Principal:
-        headers = {
-            name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
-        }
+        headers = read_headers(scope)
         check_origin(headers, self._hosts)
         peer: Principal | None = scope["state"].get("peer")
         if peer is None:
@@ -154,6 +152,16 @@ class Guard:
         if not peer.is_root and not scope["path"].startswith(FOR_EVERY_USER):
             raise Denied(f"uid {peer.uid} may not control this cluster: ask its owner, or use sudo")
         return peer
+
+
+def read_headers(scope: Scope) -> dict[str, str]:
+    """By name. What is given twice stands there with a comma between (RFC 9110, 5.3), so that no
+    Host hides behind another."""
+    found: dict[str, str] = {}
+    for raw_name, raw_value in scope["headers"]:
+        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
+        found[name] = f"{found[name]}, {value}" if name in found else value
+    return found
 
 
 async def refuse(send: Any, error: TabaneError) -> None:

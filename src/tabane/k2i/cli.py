@@ -277,12 +277,11 @@ class LoopbackOnly:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        from tabane.api.guard import refuse
+        from tabane.api.guard import read_headers, refuse
         from tabane.security.identity import check_origin
 
-        headers = [(k.decode("latin-1"), v.decode("latin-1")) for k, v in scope["headers"]]
         try:
-            check_origin(dict(headers), frozenset(LOOPBACK))
+            check_origin(read_headers(scope), frozenset(LOOPBACK))
         except TabaneError as error:
             await refuse(send, error)
         else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hmac
 import os
+import re
 import secrets
 import socket
 import struct
@@ -17,6 +18,7 @@ from tabane.errors import Denied, Unauthenticated
 from tabane.model import Value
 
 TOKEN_BYTES = 32
+_AUTHORITY = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:,\[\]\s]*))(?::[0-9]*)?")
 
 
 class Principal(Value, frozen=True):
@@ -78,6 +80,6 @@ def check_origin(headers: dict[str, str], allowed_hosts: frozenset[str]) -> None
 
 
 def _host_of(authority: str) -> str:
-    if authority.startswith("["):
-        return authority[1:].partition("]")[0]
-    return authority.partition(":")[0]
+    """Without its port; what is no authority is no host either, and stays as it is."""
+    found = _AUTHORITY.fullmatch(authority)
+    return (found[1] or found[2] or "").lower() if found else authority
