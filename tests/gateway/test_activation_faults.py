@@ -2,16 +2,9 @@
 
 import pytest
 
-from tabane.gateway.activation import (
-    BACKOFF_FIRST_S,
-    BACKOFF_LAST_S,
-    RETRY_S,
-    SUSPECT_S,
-    GatewayGone,
-    GatewayJoined,
-)
-from tabane.gateway.decisions import HEALTHY_S
+from tabane.gateway.activation import SUSPECT_S, GatewayGone, GatewayJoined
 from tabane.gateway.messages import Broken, Refuse
+from tabane.gateway.setbacks import BACKOFF_FIRST_S, BACKOFF_LAST_S, HEALTHY_S, RETRY_S
 from tabane.model import InstanceId
 from tabane.testing.home import Decided, HandledHome
 
@@ -49,20 +42,52 @@ def test_after_the_second_failure_those_who_wait_are_told_why_and_when_to_retry(
     home.wait(1)
     ((gateway, refuse),) = home.ended("i2", "exited with code 7").told(Refuse)
     assert (gateway, refuse.kind, refuse.sessions) == ("g1", "broken", 3)
-    assert refuse.reason == "exited with code 7"
+    assert refuse.reason == "did not start twice: exited with code 7; next try in 1 s"
     assert refuse.retry_after_s == pytest.approx(2 * BACKOFF_FIRST_S)
 
 
-def test_while_it_is_blocked_newcomers_are_refused_at_once() -> None:
-    home = HandledHome()
+def paused(start_timeout_s: float) -> HandledHome:
+    """Two starts failed; the pause has 0.75 s to go."""
+    home = HandledHome(start_timeout_s=start_timeout_s)
     home.demand("g1", 1)
     home.ended("i1")
     home.wait(1)
     home.ended("i2")
     home.wait(0.25)
+    return home
+
+
+def test_newcomers_wait_for_the_end_of_a_pause_that_comes_in_time() -> None:
+    home = paused(start_timeout_s=10.0)
+    assert home.demand("g2", 2) == []
+    assert home.wait(0.7) == []
+    assert home.wait(0.1).starts == ["i3"]
+    assert home.ready("i3").grants == [("g2", "i3", 2)]
+
+
+def test_newcomers_are_refused_at_once_when_the_pause_ends_too_late() -> None:
+    home = paused(start_timeout_s=0.7)
     ((_, refuse),) = home.demand("g2", 2).told(Refuse)
-    assert (refuse.sessions, refuse.retry_after_s) == (2, pytest.approx(0.75))
+    assert (refuse.kind, refuse.sessions, refuse.waited_s) == ("paused", 2, 0.0)
+    assert refuse.retry_after_s == pytest.approx(0.75)
     assert home.wait(3600) == []
+
+
+def test_of_those_who_wait_only_those_who_cannot_wait_longer_are_refused() -> None:
+    """At a gateway the first has waited 0.5 s of 1 s, and the pause takes 0.75 s more."""
+    home = paused(start_timeout_s=1.0)
+    ((_, refuse),) = home.demand("g2", 2, waited_s=0.5).told(Refuse)
+    assert (refuse.kind, refuse.sessions) == ("broken", 2), "it came before the last failure"
+    assert refuse.waited_s == pytest.approx(0.25)
+    assert home.demand("g2", 1, waited_s=0.1) == []
+    assert home.wait(0.8).starts == ["i3"]
+
+
+def test_nobody_waits_for_what_would_end_the_same_way() -> None:
+    home = HandledHome()
+    home.demand("g1", 1)
+    home.ended("i1", "its image has no program", retry=False)
+    assert home.demand("g2", 1).refusals == [("g2", "paused", 1)]
 
 
 def test_the_pause_grows_to_a_limit_and_lets_one_trial_through_at_a_time() -> None:
@@ -73,7 +98,7 @@ def test_the_pause_grows_to_a_limit_and_lets_one_trial_through_at_a_time() -> No
         if pauses:
             assert home.demand("g2", 5).starts == []
         home.ended(instance)
-        pauses.append(home.ledger.blocked_until - home.now)
+        pauses.append(home.ledger.setbacks.blocked_until - home.now)
         home.demand("g1", 0)
         home.demand("g2", 0)
         home.wait(pauses[-1] + 0.01)
@@ -87,14 +112,14 @@ def test_a_start_that_would_fail_the_same_way_is_not_tried_again_at_once() -> No
     home.demand("g1", 1)
     decided = home.ended("i1", "it did not listen", retry=False)
     assert decided.refusals == [("g1", "broken", 1)]
-    assert home.ledger.blocked_until > home.now + RETRY_S
+    assert home.ledger.setbacks.blocked_until > home.now + RETRY_S
 
 
 def test_starts_that_fail_together_count_once() -> None:
     home = HandledHome(concurrency=1, max=20)
     for instance in home.demand("g1", 20).starts:
         assert home.ended(instance).refusals == []
-    assert home.ledger.failures == 1
+    assert home.ledger.setbacks.count == 1
     assert home.wait(RETRY_S + 0.01).starts == ["i21"]
 
 
@@ -140,10 +165,10 @@ def test_failures_are_forgotten_once_an_instance_stayed_healthy() -> None:
     home.wait(2)
     home.demand("g1", 1)
     home.ready("i3")
-    assert home.ledger.failures == 2
+    assert home.ledger.setbacks.count == 2
     home.wait(HEALTHY_S)
     home.demand("g1", 0)
-    assert (home.ledger.failures, home.ledger.reason) == (0, "")
+    assert (home.ledger.setbacks.count, home.ledger.setbacks.reason) == (0, "")
 
 
 def test_failures_are_forgotten_when_an_instance_ends_as_it_was_told_to() -> None:
@@ -155,19 +180,83 @@ def test_failures_are_forgotten_when_an_instance_ends_as_it_was_told_to() -> Non
     home.returned("g1", "i2", 1)
     home.wait(2)
     home.stopped("i2")
-    assert home.ledger.failures == 0
+    assert home.ledger.setbacks.count == 0
 
 
-def test_a_failure_of_one_that_ran_long_is_the_first() -> None:
+def test_the_end_of_one_that_served_is_no_setback() -> None:
     home = HandledHome(stop_after_s=1000.0)
     home.demand("g1", 1)
     home.ended("i1")
     home.wait(1)
     home.ready("i2")
     home.wait(HEALTHY_S)
-    home.ended("i2")
-    assert home.ledger.failures == 1
-    assert home.ledger.blocked_until == pytest.approx(home.now + RETRY_S)
+    home.ended("i2", "killed by SIGKILL")
+    assert home.ledger.setbacks.count == 0
+    assert home.demand("g1", 1).starts == ["i3"]
+
+
+def test_the_first_that_ends_soon_after_it_was_ready_is_replaced_at_once() -> None:
+    home = held(stop_after_s=1000.0)
+    home.wait(1)
+    home.ended("i1", "killed by SIGTERM")
+    home.returned("g1", "i1", 1)
+    assert home.ledger.setbacks.describe(home.now) == (
+        "ended right after its start once: killed by SIGTERM"
+    )
+    assert home.demand("g1", 1).starts == ["i2"]
+
+
+def test_who_meets_early_ends_waits_as_long_as_that_is_in_time() -> None:
+    home = HandledHome(stop_after_s=1000.0)
+    home.demand("g1", 1)
+    for number, pause_s in enumerate((0.0, 1.0, 2.0, 4.0, 8.0), 1):
+        home.ready(f"i{number}")
+        home.wait(1)
+        home.ended(f"i{number}", "killed by SIGKILL")
+        assert home.returned("g1", f"i{number}", 1).refusals == []
+        decided = home.demand("g1", 1) + home.wait(pause_s)
+        assert Decided(decided).starts == [f"i{number + 1}"]
+    home.ready("i6")
+    home.ended("i6", "killed by SIGKILL")
+    home.returned("g1", "i6", 1)
+    ((_, refuse),) = home.demand("g1", 1).told(Refuse)
+    assert refuse.reason == (
+        "ended right after its start 6 times: killed by SIGKILL; next try in 16 s"
+    )
+
+
+def test_what_is_ready_from_before_an_early_end_does_not_end_the_pause() -> None:
+    home = HandledHome(concurrency=1, max=3, stop_after_s=1000.0)
+    assert home.demand("g1", 3).starts == ["i1", "i2", "i3"]
+    home.ready("i1")
+    home.ended("i1")
+    home.returned("g1", "i1", 1)
+    home.demand("g1", 3)
+    assert home.ready("i2").starts == ["i4"]
+    home.ready("i4")
+    home.ended("i4")
+    assert home.ledger.setbacks.left_s(home.now) == pytest.approx(1.0)
+    home.ready("i3")
+    assert home.ledger.setbacks.left_s(home.now) == pytest.approx(1.0)
+
+
+def test_an_end_that_was_ordered_is_no_setback() -> None:
+    home = held(stop_after_s=1000.0)
+    for number in range(1, 9):
+        home.stopped(f"i{number}")
+        home.returned("g1", f"i{number}", 1)
+        assert home.demand("g1", 1).starts == [f"i{number + 1}"]
+        home.ready(f"i{number + 1}")
+
+
+def test_failures_are_forgotten_without_anything_else_happening() -> None:
+    home = HandledHome(stop_after_s=1000.0)
+    home.demand("g1", 1)
+    home.ended("i1")
+    home.wait(1)
+    home.ready("i2")
+    home.wait(HEALTHY_S)
+    assert home.ledger.setbacks.describe(home.now) == ""
 
 
 def test_healthy_instances_from_before_do_not_hide_new_failures() -> None:
@@ -178,7 +267,7 @@ def test_healthy_instances_from_before_do_not_hide_new_failures() -> None:
         home.wait(60)
         (trial,) = home.ledger.starting()
         home.ended(trial.id)
-    assert home.ledger.failures == 3
+    assert home.ledger.setbacks.count == 3
 
 
 def test_while_something_serves_those_who_wait_are_not_refused() -> None:
@@ -196,7 +285,7 @@ def test_what_fails_while_it_is_stopped_is_no_failure() -> None:
     home.returned("g1", "i1", 1)
     assert list(home.wait(2).stops) == ["i1"]
     home.ended("i1", "killed by SIGKILL")
-    assert home.ledger.failures == 0
+    assert home.ledger.setbacks.count == 0
 
 
 def test_a_new_revision_begins_without_failures() -> None:
@@ -224,7 +313,7 @@ def test_a_failure_of_the_old_revision_does_not_hold_up_the_new_one() -> None:
     home = held(max=1)
     home.redeploy()
     home.ended("i1")
-    assert home.ledger.failures == 0
+    assert home.ledger.setbacks.count == 0
     assert home.ready("i2").stops == {}
 
 
@@ -255,7 +344,7 @@ def test_an_end_that_is_told_twice_releases_again_and_counts_once() -> None:
     home.returned("g1", "i1", 1)
     assert home.ended("i1").releases == ["i1"]
     assert home.ended("i1").releases == ["i1"]
-    assert home.ledger.failures == 1
+    assert home.ledger.setbacks.count == 1
 
 
 def test_what_could_not_be_reached_gets_no_sessions_for_a_while() -> None:

@@ -44,7 +44,7 @@ def test_a_start_that_its_node_knows_nothing_of_is_made_again() -> None:
     home = HandledHome()
     home.demand("g1", 1)
     assert answer(home).starts == ["i2"]
-    assert home.ledger.failures == 0
+    assert home.ledger.setbacks.count == 0
 
 
 def test_a_start_that_was_on_its_way_when_its_node_answered_is_not_made_twice() -> None:

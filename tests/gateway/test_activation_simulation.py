@@ -15,11 +15,11 @@ ROUND_TRIPS_S = 1.0
 """Enough for the questions and answers before an idle stop, at the slowest links here."""
 EVENTS = {
     "calm": ("scale", "deploy", "stop"),
-    "apps": ("scale", "deploy", "deploy", "remove", "crash", "flaky", "stop"),
+    "apps": ("scale", "deploy", "deploy", "remove", "crash", "flaky", "mortal", "stop"),
     "gateways": ("disconnect", "die", "crash", "scale"),
     "nodes": ("home", "node"),
     "all": (
-        *("scale", "deploy", "remove", "crash", "flaky", "stop"),
+        *("scale", "deploy", "remove", "crash", "flaky", "mortal", "stop"),
         *("disconnect", "die", "home", "node"),
     ),
 }
@@ -39,6 +39,8 @@ class Chaos:
         self.flaky = 0.0
         self.dc.start_takes = lambda app: self.dice.uniform(0.01, 1.0)
         self.dc.fails = lambda app: self.dice.random() < self.flaky
+        self.dies_after: float | None = None
+        self.dc.dies_after = lambda app: self.dies_after
         self.revisions = dict.fromkeys(NAMES, 0)
         self.sessions: list[Session] = []
         for name in NAMES:
@@ -120,6 +122,9 @@ class Chaos:
     def do_flaky(self) -> None:
         self.flaky = self.dice.choice([0.0, 0.3, 1.0])
 
+    def do_mortal(self) -> None:
+        self.dies_after = self.dice.choice([None, 0.02, 1.5])
+
     def do_stop(self) -> None:
         if instances := self.dc.instances():
             instance = self.dice.choice(instances)
@@ -130,7 +135,7 @@ class Chaos:
 
     def calm_down(self) -> None:
         """All faults are over; both apps are there and grow as old as they like."""
-        self.flaky = 0.0
+        self.flaky, self.dies_after = 0.0, None
         self.world.run(60.0)
         for name in NAMES:
             if AppName(f"default/{name}") not in self.dc.apps:
@@ -270,3 +275,45 @@ def test_it_is_stopped_soon_after_it_was_idle_for_stop_after(takes_s: float) -> 
     assert dc.home.stopped == []
     dc.world.run(0.6)
     assert len(dc.home.stopped) == 1
+
+
+def test_one_that_is_killed_again_and_again_refuses_nobody() -> None:
+    """Four times a second after it was ready: pauses of 0, 1, 2 and 4 s are waited for."""
+    dc = cold(concurrency=10, max=1)
+    sessions, kills = [], 0
+    for _ in range(120):
+        sessions += send(dc, 0, 1, takes_s=0.01)
+        dc.world.run(0.1)
+        for instance in dc.instances():
+            served_s = dc.world.now - instance.ready_at
+            if kills < 4 and instance.state is State.READY and served_s >= 1.0:
+                kills += 1
+                dc.nodes[instance.node].end(instance, "killed by SIGTERM", failed=True)
+    dc.world.run(20.0)
+    assert kills == 4
+    assert {session.outcome for session in sessions} <= {"served", "instance crashed"}
+    assert [session.outcome for session in sessions].count("instance crashed") <= kills
+    assert dc.problems == []
+
+
+@pytest.mark.parametrize("most", [1, 5])
+def test_one_that_crashes_right_after_each_start_is_started_ever_more_rarely(most: int) -> None:
+    """Each that is ready lets all that is missing start."""
+    dc = cold(concurrency=10, max=most)
+    dc.dies_after = lambda app: 0.05
+    sessions = []
+    for _ in range(3_000):
+        sessions += send(dc, 0, 1, takes_s=0.01)
+        dc.world.run(0.1)
+    assert len(dc.home.started) <= 16 * most
+    refused = [session for session in sessions if session.outcome == "refused"]
+    assert refused
+    assert all(session.reason.startswith("ended right after its start") for session in refused)
+    dc.dies_after = lambda app: None
+    last = send(dc, 1, 1, takes_s=0.01)
+    dc.world.run(60.0)
+    (again,) = send(dc, 1, 1, takes_s=0.01)
+    dc.world.run(5.0)
+    assert last[0].outcome in ("refused", "served")
+    assert again.outcome == "served"
+    assert dc.problems == []

@@ -3,6 +3,7 @@ import itertools
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from tabane.errors import Busy
 from tabane.gateway.grants import Grants, Lease
@@ -296,15 +297,26 @@ def test_a_home_that_is_back_grants_again(grants: Grants[str]) -> None:
 def test_a_refusal_reaches_the_first_who_wait_and_no_one_else(grants: Grants[str]) -> None:
     for waiter in "abc":
         grants.wait(APP, waiter, 10, 0.0)
-    assert grants.on_refuse(refuse(2, 2)) == ["a", "b"]
+    assert grants.on_refuse(refuse(2, 2), 1.0) == (["a", "b"], [])
     assert grants.demand(APP, 1.0) == demand(1, 2, 1.0)
 
 
 def test_a_refusal_of_who_gave_up_meanwhile_refuses_no_one(grants: Grants[str]) -> None:
     grants.wait(APP, "a", 10, 0.0)
     grants.give_up(APP, "a", 1.0)
-    assert grants.on_refuse(refuse(1, 1)) == []
-    assert Grants[str]().on_refuse(refuse(1, 1)) == []
+    assert grants.on_refuse(refuse(1, 1), 1.0) == ([], [])
+    assert Grants[str]().on_refuse(refuse(1, 1), 1.0) == ([], [])
+
+
+def test_who_has_not_waited_long_is_not_refused_and_asked_for_again(grants: Grants[str]) -> None:
+    for since, waiter in enumerate("abcd"):
+        grants.wait(APP, waiter, 10, float(since))
+    late = replace(refuse(3, 3), waited_s=4.0)
+    assert grants.on_refuse(late, 5.0) == (["a", "b"], [demand(2, 3, 3.0)])
+    assert grants.on_refuse(replace(late, answered=5, sessions=2), 5.0) == (
+        [],
+        [demand(2, 5, 3.0)],
+    )
 
 
 # Reports and epochs
@@ -334,7 +346,7 @@ def test_what_was_answered_before_a_report_is_void_after_it(grants: Grants[str])
     grants.wait(APP, "a", 10, 0.0)
     grants.report(1.0, frozenset({APP}))
     assert grants.on_grant(grant(1, 1), 2.0) == ([], [])
-    assert grants.on_refuse(refuse(1, 1)) == []
+    assert grants.on_refuse(refuse(1, 1), 2.0) == ([], [])
     assert grants.leases() == []
     assert grants.demand(APP, 2.0) == demand(1, 0, 2.0, EPOCH + 1)
     served, _ = grants.on_grant(grant(1, 1, epoch=EPOCH + 1), 3.0)

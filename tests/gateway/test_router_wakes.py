@@ -70,14 +70,16 @@ def answered(message: Demand) -> dict[str, int]:
     return {"epoch": message.epoch, "answered": message.answered_seen + 1}
 
 
-async def refused(router: GatewayRouter, around: Around, clock: VirtualClock) -> None:
+async def refused(
+    router: GatewayRouter, around: Around, clock: VirtualClock, kind: str = "broken"
+) -> None:
     route = router.route("h.test", "/")
     assert route is not None
     waiting = asyncio.ensure_future(router.acquire(route))
     asked = await demand(around)
     clock.advance(0.5)
-    router.hear(Refuse(KEY, "broken", "it exits", 1.0, 1, **answered(asked)))
-    with pytest.raises(Unavailable, match="does not start: it exits"):
+    router.hear(Refuse(KEY, kind, "did not start once: it exits", 1.0, 1, **answered(asked)))
+    with pytest.raises(Unavailable, match="default/hello did not start once: it exits"):
         await waiting
 
 
@@ -86,7 +88,11 @@ async def test_a_start_that_fails_has_one_record(
 ) -> None:
     await refused(router, around, clock)
     (record,) = around.records
-    assert (record.app, record.option, record.outcome) == (KEY, "failed", "it exits")
+    assert (record.app, record.option, record.outcome) == (
+        KEY,
+        "failed",
+        "did not start once: it exits",
+    )
     assert (record.instance, record.node, record.total_us) == ("", "", 500_000)
     assert record.phases_us["queue"] == 500_000
     await refused(router, around, clock)
@@ -94,6 +100,36 @@ async def test_a_start_that_fails_has_one_record(
     clock.advance(1.0)
     await refused(router, around, clock)
     assert len(around.records) == 2
+
+
+async def test_who_is_refused_while_nothing_is_started_woke_nothing(
+    router: GatewayRouter, around: Around, clock: VirtualClock
+) -> None:
+    await refused(router, around, clock, kind="paused")
+    assert around.records == []
+
+
+async def test_who_can_wait_for_the_next_start_waits_on(
+    router: GatewayRouter, around: Around, clock: VirtualClock
+) -> None:
+    route = router.route("h.test", "/")
+    assert route is not None
+    first = asyncio.ensure_future(router.acquire(route))
+    await demand(around)
+    clock.advance(5.0)
+    second = asyncio.ensure_future(router.acquire(route))
+    asked = await demand(around)
+    answers = {"epoch": asked.epoch, "answered": asked.answered_seen + 2}
+    router.hear(
+        Refuse(KEY, "paused", "did not start twice: it exits", 9.0, 2, **answers, waited_s=3)
+    )
+    with pytest.raises(Unavailable):
+        await first
+    again = await demand(around)
+    assert (again.waiting, again.waited_s, second.done()) == (1, 0.0, False)
+    second.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await second
 
 
 async def test_a_client_that_leaves(router: GatewayRouter, around: Around) -> None:

@@ -8,9 +8,10 @@ started, one for each `concurrency` sessions, never above `max`. Grants are coun
 is idle exactly when no slot of it is held by anyone: it is then stopped without a doubt, and its
 address freed.
 
-Failures before `ready`, and soon after it, count: the first is tried again, after the second the
-waiting sessions are refused with the reason, and a growing pause lets one trial through at a time.
-Instances that were started before a failure and then fail too do not count again.
+Setbacks (`setbacks`) are starts that fail and instances that end by themselves soon after they were
+ready: growing pauses let one trial through at a time. Who waits for a second start that fails is
+refused with the reason; who comes in a pause waits for its end, or is refused at once when that is
+too late. Instances that were started before a setback and then fail too do not count again.
 
 A new revision first gets one ready instance; then those of the old one are drained.
 
@@ -25,7 +26,6 @@ from collections.abc import Callable, Iterable
 
 from tabane.gateway.decisions import (
     DRAIN_TIMEOUT_S,
-    HEALTHY_S,
     Decisions,
     Instruction,
     Place,
@@ -34,7 +34,7 @@ from tabane.gateway.decisions import (
     Stop,
     Tell,
 )
-from tabane.gateway.ledger import NEVER, AppLedger, Holding
+from tabane.gateway.ledger import AppLedger, Holding
 from tabane.gateway.messages import (
     Broken,
     Demand,
@@ -45,6 +45,7 @@ from tabane.gateway.messages import (
     StillUsed,
     ToHome,
 )
+from tabane.gateway.setbacks import HEALTHY_S
 from tabane.model import App, AppName, Instance, InstanceId, NodeName, State, Value
 
 __all__ = [
@@ -67,10 +68,6 @@ __all__ = [
     "Tick",
 ]
 
-RETRY_S = 0.1
-"""Pause before the second trial of an app whose first start failed."""
-BACKOFF_FIRST_S = 0.5
-BACKOFF_LAST_S = 30.0
 SUSPECT_S = 1.0
 """An instance that a gateway could not reach gets no sessions for so long."""
 SPARE_TIMERS = 64
@@ -242,7 +239,7 @@ class Activation:
         if event.app is None:
             ledger.floor = 0
         elif event.app.revision != ledger.revision:
-            ledger.forgive()
+            ledger.setbacks.forgive()
         ledger.set_app(event.app)
         self._settle(event.key, now)
 
@@ -265,40 +262,34 @@ class Activation:
             holding.born = holding.last_used = now
             holding.drain_until = now + DRAIN_TIMEOUT_S
             if not holding.is_leaving:
-                ledger.blocked_until = NEVER
+                ledger.setbacks.on_ready(holding.setbacks_before)
 
     def _on_ended(self, event: InstanceEnded, now: float) -> None:
         ledger = self._ledger(event.app)
         holding = ledger.holding(event.instance, event.node, now)
         holding.node = event.node
         decisions = self._decisions(ledger, now)
-        counts = (
-            event.failed
-            and not holding.is_leaving
-            and holding.began > ledger.failed_at
-            and holding.revision == ledger.revision
-        )
-        if counts:
-            self._count_failure(ledger, holding, event, now)
+        failed_starts = ledger.setbacks.failed_starts
+        self._learn(ledger, holding, event, now)
         self._enter_end(ledger, holding)
-        if counts and (ledger.failures > 1 or not event.retry):
-            decisions.refuse_broken()
-        elif not event.failed and holding.born > ledger.failed_at:
-            ledger.forgive()
+        if ledger.setbacks.failed_starts > failed_starts:
+            decisions.refuse_failed()
         self._perform(ledger, decisions, now)
 
-    def _count_failure(
-        self, ledger: AppLedger, holding: Holding, event: InstanceEnded, now: float
-    ) -> None:
-        if holding.state is State.READY and now >= holding.born + HEALTHY_S:
-            ledger.failures = 0
-        ledger.failures += 1
-        ledger.failed_at, ledger.reason = now, event.reason
-        pause_s = RETRY_S
-        if ledger.failures > 1 or not event.retry:
-            growth = min(ledger.failures, 10)
-            pause_s = min(BACKOFF_FIRST_S * 2 ** (growth - 1), BACKOFF_LAST_S)
-        ledger.blocked_until = now + pause_s
+    def _learn(self, ledger: AppLedger, holding: Holding, event: InstanceEnded, now: float) -> None:
+        """What an end tells of the app: a setback, that starts work, or nothing."""
+        setbacks, was_ready = ledger.setbacks, holding.state is State.READY
+        if not event.failed or (was_ready and now >= holding.born + HEALTHY_S):
+            if holding.born > setbacks.at:
+                setbacks.forgive()
+            return
+        is_news = holding.setbacks_before == setbacks.total
+        if holding.is_leaving or holding.revision != ledger.revision or not is_news:
+            return
+        if was_ready:
+            setbacks.add_early_end(event.reason, now)
+        else:
+            setbacks.add_failed_start(event.reason, now, retry=event.retry)
 
     def _on_node_report(self, report: NodeReport, now: float) -> None:
         named = {instance.id for instance in report.instances}

@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterable
 
 from tabane.gateway.ledger import AppLedger, Holding
 from tabane.gateway.messages import Revoke, ToGateway
+from tabane.gateway.setbacks import HEALTHY_S
 from tabane.model import App, AppName, InstanceId, NodeName, State, Value
 
-HEALTHY_S = 10.0
-"""An instance that ran this long shows that starts work: failures before it are forgotten."""
 RECALL_S = 0.1
 """How rarely gateways are asked for slots that others wait for, and how long a start waits for what
 may make it needless: longer than a round trip in a data center."""
@@ -117,11 +116,30 @@ class Decisions:
         for gateway in self._ledger.waiting_gateways():
             self._tell(gateway, self._ledger.refuse(gateway, kind, reason, retry_after_s))
 
-    def refuse_broken(self) -> None:
-        """The same because it does not start; those wait on who may get a slot of what runs."""
-        ledger = self._ledger
-        if not any(holding.app is not None for holding in ledger.serving()):
-            self.refuse("broken", ledger.reason, max(0.0, ledger.blocked_until - self._now))
+    def refuse_failed(self) -> None:
+        """A start failed: tell those who waited for it, unless it was the first to fail and may go
+        well next time, or they may get a slot of what runs."""
+        setbacks = self._ledger.setbacks
+        if (setbacks.count > 1 or setbacks.is_final) and not self._serves():
+            self.refuse("broken", setbacks.describe(self._now), setbacks.left_s(self._now))
+
+    def _refuse_late(self) -> None:
+        """Nothing is started before the pause is over: tell those who cannot wait for that."""
+        ledger, setbacks, now = self._ledger, self._ledger.setbacks, self._now
+        if self._serves():
+            return
+        left_s, reason = setbacks.left_s(now), setbacks.describe(now)
+        waited_s = max(0.0, ledger.current.reactive.start_timeout_s - left_s)
+        if setbacks.is_final:
+            waited_s = 0.0
+        for gateway in ledger.waiting_gateways():
+            since = ledger.accounts[gateway].since
+            if since <= now - waited_s:
+                kind = "broken" if since < setbacks.at else "paused"
+                self._tell(gateway, ledger.refuse(gateway, kind, reason, left_s, waited_s))
+
+    def _serves(self) -> bool:
+        return any(holding.app is not None for holding in self._ledger.serving())
 
     def moments(self) -> Iterable[float]:
         """When something is to be decided without anything happening; some may be past."""
@@ -130,13 +148,15 @@ class Decisions:
         if ledger.app is None:
             return
         reactive = ledger.app.reactive
-        yield ledger.blocked_until
+        yield ledger.setbacks.blocked_until
         if ledger.total_waiting():
             yield ledger.recalled_at + RECALL_S
         if ledger.short_since is not None:
             yield ledger.short_since + RECALL_S
         for holding in ledger.serving():
             yield holding.suspect_until
+            if ledger.setbacks.count:
+                yield holding.born + HEALTHY_S
             if reactive.max_age_s is not None:
                 yield holding.born + reactive.max_age_s
         for holding in (*ledger.serving(), *ledger.unconfirmed()):
@@ -165,13 +185,13 @@ class Decisions:
 
     def _forgive(self) -> None:
         ledger = self._ledger
-        if ledger.failures and any(
+        if ledger.setbacks.count and any(
             holding.revision == ledger.revision
-            and holding.born > ledger.failed_at
+            and holding.born > ledger.setbacks.at
             and self._now >= holding.born + HEALTHY_S
             for holding in ledger.serving()
         ):
-            ledger.forgive()
+            ledger.setbacks.forgive()
 
     def _roll(self) -> None:
         """Drain what is of an old revision, once an instance of the new one is ready."""
@@ -254,9 +274,8 @@ class Decisions:
             return
         if ledger.short_since is None:
             ledger.short_since = self._now
-        if self._now < ledger.blocked_until:
-            if ledger.failures > 1:
-                self.refuse_broken()
+        if self._now < ledger.setbacks.blocked_until:
+            self._refuse_late()
             return
         if self._may_find_slots(ledger.short_since):
             return
@@ -278,13 +297,13 @@ class Decisions:
         if trial and (starting or serving):
             if not ledger.starts_current():
                 return 1 if len(starting) + len(serving) <= reactive.max else 0
-            if serving or ledger.failures:
+            if serving or ledger.setbacks.count:
                 return 0
         existing = len(starting) + len(serving) + len(ledger.unconfirmed())
         short = ledger.total_waiting() - len(starting) * reactive.concurrency
         for_sessions = -(-short // reactive.concurrency)
         missing = min(max(for_sessions, ledger.floor - existing), reactive.max - existing)
-        return min(missing, 1) if trial and ledger.failures else missing
+        return min(missing, 1) if trial and ledger.setbacks.count else missing
 
     def _may_find_slots(self, since: float) -> bool:
         """What gateways and nodes have not said yet may make a start needless; wait a moment."""

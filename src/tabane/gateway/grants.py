@@ -7,6 +7,7 @@ messages for the home. A session waits with a *waiter*, any object of the caller
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass, field
@@ -181,14 +182,22 @@ class Grants(Generic[Waiter]):
         lost = [lease for lease in self.leases() if lease.home == home and not lease.revoked]
         return [message for lease in lost for message in self._revoke(lease, now)]
 
-    def on_refuse(self, refuse: Refuse) -> list[Waiter]:
-        """The sessions that are refused; they get the reason."""
+    def on_refuse(self, refuse: Refuse, now: float) -> tuple[list[Waiter], list[ToHome]]:
+        """The sessions that are refused; they get the reason. Those that wait on are asked for
+        again, as the home counts them as answered."""
         books = self._apps.get(refuse.app)
         if books is None or refuse.epoch != books.epoch:
-            return []
+            return [], []
         books.answered_seen = refuse.answered
-        sessions = min(refuse.sessions, len(books.queue))
-        return [books.queue.popitem(last=False)[0] for _ in range(sessions)]
+        refused: list[Waiter] = []
+        for waiter, since in itertools.islice(books.queue.items(), refuse.sessions):
+            if now - since < refuse.waited_s:
+                break
+            refused.append(waiter)
+        for waiter in refused:
+            del books.queue[waiter]
+        waits_on = books.queue and len(refused) < refuse.sessions
+        return refused, [self._demand(refuse.app, books, now)] if waits_on else []
 
     def apps(self) -> frozenset[AppName]:
         """All that sessions came for since this process began."""

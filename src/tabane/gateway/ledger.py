@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tabane.gateway.messages import Demand, Grant, Refuse, StartTrace
+from tabane.gateway.setbacks import NEVER, Setbacks
 from tabane.model import App, AppName, Instance, InstanceId, NodeName, State
-
-NEVER = float("-inf")
 
 
 @dataclass(slots=True)
@@ -35,6 +34,8 @@ class Holding:
     """It was found, and some gateway may hold slots of it that are not in `granted`."""
     began: float = 0.0
     """When it was told to start, or was found."""
+    setbacks_before: int = 0
+    """How many its app had had by then."""
     born: float = 0.0
     """When it became ready."""
     last_used: float = NEVER
@@ -113,12 +114,7 @@ class AppLedger:
     instances: dict[InstanceId, Holding] = field(default_factory=dict)
     accounts: dict[str, Account] = field(default_factory=dict)
     """By gateway."""
-    failures: int = 0
-    failed_at: float = NEVER
-    """When a failure was last counted."""
-    blocked_until: float = NEVER
-    reason: str = ""
-    """Why the last start failed."""
+    setbacks: Setbacks = field(default_factory=Setbacks)
     recalled_at: float = NEVER
     """When gateways were last asked for slots because others wait."""
     short_since: float | None = None
@@ -141,14 +137,16 @@ class AppLedger:
     ) -> Holding:
         """The books of an instance, opened if need be."""
         if instance not in self.instances:
-            self.instances[instance] = Holding(instance, node, state, began=now)
+            self._open(Holding(instance, node, state, began=now))
         return self.instances[instance]
 
     def add_start(self, instance: InstanceId, node: NodeName, now: float) -> None:
         app = self.current
-        self.instances[instance] = Holding(
-            instance, node, State.STARTING, app, app.revision, began=now
-        )
+        self._open(Holding(instance, node, State.STARTING, app, app.revision, began=now))
+
+    def _open(self, holding: Holding) -> None:
+        holding.setbacks_before = self.setbacks.total
+        self.instances[holding.id] = holding
 
     def set_app(self, app: App | None) -> None:
         """It is known what the app is now, or that it is gone."""
@@ -194,10 +192,6 @@ class AppLedger:
         """Gateways say that there are these; no node has."""
         return [h for h in self.instances.values() if h.state is State.UNKNOWN and not h.draining]
 
-    def forgive(self) -> None:
-        """Starts work, or may work again."""
-        self.failures, self.blocked_until, self.reason = 0, NEVER, ""
-
     def on_demand(self, gateway: str, demand: Demand, now: float) -> None:
         """Enter what waits there; a new epoch begins with nothing on its way."""
         account = self.accounts.get(gateway)
@@ -237,8 +231,10 @@ class AppLedger:
             trace=holding.trace,
         )
 
-    def refuse(self, gateway: str, kind: str, reason: str, retry_after_s: float) -> Refuse:
-        """Enter a refusal of all who wait there and word it."""
+    def refuse(
+        self, gateway: str, kind: str, reason: str, retry_after_s: float, waited_s: float = 0.0
+    ) -> Refuse:
+        """Enter a refusal of all who wait there, for at least `waited_s`, and word it."""
         account = self.accounts[gateway]
         sessions = account.waiting
         account.answered += sessions
@@ -250,6 +246,7 @@ class AppLedger:
             sessions=sessions,
             epoch=account.epoch,
             answered=account.answered,
+            waited_s=waited_s,
         )
 
     def drop_gateway(self, gateway: str) -> None:

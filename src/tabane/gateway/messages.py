@@ -118,17 +118,21 @@ class Revoke(Value, frozen=True, tag="revoke"):
 class Refuse(Value, frozen=True, tag="refuse"):
     """Home to gateway: the first `sessions` that wait for this app get no slot.
 
-    `kind`: `broken` (it does not start), `gone` (no such app any more), `elsewhere` (this data
-    center cannot run it).
+    `kind`: `broken` (what was started for them failed), `paused` (nothing was started for them:
+    too many starts failed before), `gone` (no such app any more), `elsewhere` (this data center
+    cannot run it). Those of them that have not waited for `waited_s` yet are not meant: they can
+    wait until the next start, and are asked for again.
     """
 
     app: AppName
     kind: str
     reason: str
+    """For `broken` and `paused`, the rest of a sentence that begins with the app's name."""
     retry_after_s: float
     sessions: int
     epoch: int
     answered: int
+    waited_s: float = 0.0
 
 
 ToHome = Demand | Returned | StillUsed | Broken | Report

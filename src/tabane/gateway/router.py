@@ -123,8 +123,8 @@ class GatewayRouter:
                 answers = self._grants.on_revoke(message, now)
                 self._forget_pool(message.app, message.instance)
             case Refuse():
-                answers = []
-                for waiter in self._grants.on_refuse(message):
+                refused, answers = self._grants.on_refuse(message, now)
+                for waiter in refused:
                     if not waiter.done():
                         waiter.set_exception(_Refused(message))
         for answer in answers:
@@ -237,8 +237,9 @@ class GatewayRouter:
             return self._elsewhere(route, refuse.reason)
         if refuse.kind == "gone":
             raise NotFound(refuse.reason)
-        problem = f"{route.app} does not start: {refuse.reason}"
-        raise Unavailable(problem, retry_after_s=max(1.0, refuse.retry_after_s))
+        raise Unavailable(
+            f"{route.app} {refuse.reason}", retry_after_s=max(1.0, refuse.retry_after_s)
+        )
 
     def give_back(self, lease: Lease) -> None:
         """A session with a slot ended."""

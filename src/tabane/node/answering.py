@@ -155,8 +155,9 @@ class Answering:
         return encode_json(
             {
                 "home": self._agent.config.key,
-                "failures": ledger.failures,
-                "reason": ledger.reason,
+                "failures": ledger.setbacks.count,
+                "reason": ledger.setbacks.reason,
+                "problem": ledger.setbacks.describe(self._agent.clock.now()),
                 "trouble": self._agent.home.trouble(body.app),
                 "waiting": ledger.total_waiting(),
                 "placement": choice.reasons,

@@ -33,6 +33,7 @@ class Session:
     patience_s: float
     outcome: str = "waiting"
     reason: str = ""
+    since: float = 0.0
 
 
 class VirtualGateway:
@@ -50,6 +51,7 @@ class VirtualGateway:
 
     def arrive(self, session: Session) -> None:
         world = self._dc.world
+        session.since = world.now
         if not self.alive:
             session.outcome = "no gateway"
             return
@@ -143,9 +145,12 @@ class VirtualGateway:
             case Revoke():
                 self._tell(*self.grants.on_revoke(message, now))
             case Refuse():
-                for waiter in self.grants.on_refuse(message):
+                refused, answers = self.grants.on_refuse(message, now)
+                for waiter in refused:
+                    self._dc.check_refusal(waiter, message)
                     waiter.outcome, waiter.reason = "refused", message.reason
                     self.waiting.remove(waiter)
+                self._tell(*answers)
             case _:
                 self.report()
 
@@ -296,7 +301,7 @@ class VirtualHome:
 
 @dataclass
 class VirtualDatacenter:
-    """`start_takes`, `fails` and `place` may be replaced at any time."""
+    """`start_takes`, `fails`, `dies_after` and `place` may be replaced at any time."""
 
     world: World
     late_s: float = 0.002
@@ -310,6 +315,8 @@ class VirtualDatacenter:
     problems: list[str] = field(default_factory=list)
     start_takes: Callable[[App], float] = lambda app: 0.1
     fails: Callable[[App], bool] = lambda app: False
+    dies_after: Callable[[App], float | None] = lambda app: None
+    """How long after it was ready an instance crashes."""
 
     def __post_init__(self) -> None:
         self.numbers = itertools.count(1)
@@ -387,6 +394,13 @@ class VirtualDatacenter:
             self.problem(f"{used} sessions in {lease.instance} at once")
         self.used(lease)
         return running.state is State.READY
+
+    def check_refusal(self, session: Session, refuse: Refuse) -> None:
+        """It met a start that failed, or could not wait until the next."""
+        limit_s = self.apps[session.app].reactive.start_timeout_s if session.app in self.apps else 0
+        waited_s = self.world.now - session.since
+        if refuse.kind == "paused" and waited_s + refuse.retry_after_s < limit_s:
+            self.problem(f"a session was refused after {waited_s} s: {refuse.reason}")
 
     def check_settled(self, decider: Activation) -> None:
         """Nothing is left to do now, and the next time to look is to come."""

@@ -76,6 +76,7 @@ class Running:
     state: State = State.STARTING
     told_to_stop: str = ""
     last_used: float = 0.0
+    ready_at: float = 0.0
 
     def view(self) -> Instance:
         return Instance(
@@ -142,8 +143,12 @@ class VirtualNode:
         if self._dc.fails(running.app):
             self.end(running, "the program exited with code 1", failed=True)
             return
-        running.state, running.last_used = State.READY, self._dc.world.now
+        running.state, running.ready_at = State.READY, self._dc.world.now
+        running.last_used = running.ready_at
         self._tell(activation.InstanceReady(running.view()))
+        if (life_s := self._dc.dies_after(running.app)) is not None:
+            died = "the program was killed by SIGSEGV"
+            self._dc.world.after(life_s, lambda: self.end(running, died, failed=True))
 
     def end(self, running: Running, reason: str, *, failed: bool = False) -> None:
         """It stopped or crashed."""

@@ -161,8 +161,8 @@ def show(argv: list[str]) -> int:
         say(f"  note      {sentence}")
     for home in answer["homes"]:
         say(f"  home      {home['home']}   waiting sessions {home['waiting']}")
-        if home["reason"]:
-            say(f"  problem   {home['failures']} failed starts; the last: {home['reason']}")
+        if home["problem"]:
+            say(f"  problem   {home['problem']}")
         if home["trouble"]:
             say(f"  trouble   the last session that broke off: {home['trouble']}")
     _show_instances(answer["instances"])
