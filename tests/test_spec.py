@@ -165,6 +165,15 @@ def test_a_mistake_in_a_collector_is_named(text: str, field: str, problem: str) 
     assert error.line >= 8
 
 
+@pytest.mark.parametrize(
+    ("told", "deadline_s"),
+    [("", 2.0), ('interval = "1s"', 1.0), ('interval = "5s"', 2.0), ('deadline = "500ms"', 0.5)],
+)
+def test_a_reading_takes_no_longer_than_the_interval(told: str, deadline_s: float) -> None:
+    text = f'{LEAST}[[collect]]\nkind = "command"\ncommand = ["b"]\n{told}\n'
+    assert parse_app(text).collect[0].deadline_s == deadline_s
+
+
 def test_more_collectors_than_there_may_be() -> None:
     each = '[[collect]]\nname = "c%d"\nkind = "command"\ncommand = ["b"]\n'
     text = LEAST + "".join(each % number for number in range(9))

@@ -297,6 +297,13 @@ def _settings(value: Any) -> dict[str, Any]:
     return dict(value)
 
 
+def make_collect(**told: Any) -> Collect:
+    """Where no deadline is told it is no longer than the interval."""
+    collect = Collect(**told)
+    told.setdefault("deadline_s", min(collect.deadline_s, collect.interval_s))
+    return Collect(**told)
+
+
 COLLECTED_BY = {"command": "command", "nginx": "url", "redis": "url"}
 """The kinds of collectors that are ours, and the field that says whom they ask."""
 _SCHEMES = {"nginx": ("http",), "redis": ("redis", "unix")}
@@ -404,7 +411,7 @@ FIELDS: dict[str, AnyField] = {
             "k2i": Field("k2i", _flag),
         },
     ),
-    "collect": Tables("collect", Collect, _COLLECT, ("kind",), _check_inside, most=8),
+    "collect": Tables("collect", make_collect, _COLLECT, ("kind",), _check_inside, most=8),
 }
 """All an app file may say, in the order it is written."""
 
