@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tabane.errors import UsageError
-from tabane.units import format_duration, format_size, parse_duration, parse_size, shorten
+from tabane.units import format_duration, format_size, parse_duration, parse_seconds, parse_size, shorten
 
 
 @pytest.mark.parametrize(
@@ -45,6 +45,19 @@ def test_no_sizes(text: str) -> None:
 )
 def test_durations(text: str, seconds: float) -> None:
     assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("2", 2.0), ("0.25", 0.25), ("2s", 2.0), ("1m30s", 90.0), ("0", 0.0)]
+)
+def test_seconds_as_they_are_typed(text: str, seconds: float) -> None:
+    assert parse_seconds(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "-1", "nan", "inf", "1e3", "5 ", "٣", "9" * 30])
+def test_no_seconds(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_seconds(text)
 
 
 @pytest.mark.parametrize("text", ["", "5", "s", "-1s", "1s1h", "1h1h", "1 h", "1w", "1msec", "٣s"])

@@ -31,6 +31,7 @@ _SECONDS = {
     "s": Decimal(1),
     "ms": Decimal("0.001"),
 }
+_PLAIN = re.compile(_NUMBER)
 _DURATION = re.compile("".join(rf"(?:{_NUMBER}{unit}(?![a-z]))?" for unit in _SECONDS))
 
 
@@ -65,6 +66,12 @@ def parse_duration(text: str) -> float:
     if seconds > LONGEST_S:
         raise UsageError(f"{shorten(text)} is too long: at most 100 years")
     return seconds
+
+
+def parse_seconds(text: str) -> float:
+    """Of what is typed, where seconds are what is usual: `2`, `0.5`, or a duration, as `1m30s`.
+    Raises `UsageError`."""
+    return parse_duration(f"{text}s" if _PLAIN.fullmatch(text) else text)
 
 
 def format_duration(seconds: float) -> str:

@@ -204,7 +204,7 @@ async def test_one_protected_is_touched_with_force_only(world: World) -> None:
     me = gpid(os.getpid())
     outcome = await world.one(me, Nice(0, relative=True))
     assert outcome.error == "denied"
-    assert "is the k2i that was asked: say force if you mean it" in outcome.message
+    assert "is the k2i that was asked: only with `--force`" in outcome.message
     assert (await world.one(me, Nice(0, relative=True), force=True)).ok
     assert world.lines()[-1].force
 

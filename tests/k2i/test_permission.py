@@ -138,7 +138,7 @@ def test_limits_want_the_groups_to_be_the_same_too() -> None:
 def test_what_the_node_needs_is_touched_by_root_with_force_only() -> None:
     what = {"protected": "a kernel thread"}
     order, forced = Order((TARGET,), TERM), Order((TARGET,), TERM, force=True)
-    assert "is a kernel thread: say force if you mean it" in refusal(order, ROOT, **what)
+    assert "is a kernel thread: only with `--force`" in refusal(order, ROOT, **what)
     assert "only root may touch it" in refusal(order, ALICE, **what)
     assert "only root may touch it" in refusal(forced, ALICE, **what)
     assert not refusal(forced, ROOT, **what)

@@ -216,6 +216,7 @@ async def test_a_cut_line_is_not_glued_to_the_next(tmp_path: Path) -> None:
     [
         ("10m", AT_NS - 600 * SECOND),
         ("1h30m", AT_NS - 5400 * SECOND),
+        ("5400", AT_NS - 5400 * SECOND),
         ("100000h", AT_NS - 360_000_000 * SECOND),
         ("2026-01-31T23:59:59Z", AT_NS),
         ("2026-01-31t23:59:59.5z", AT_NS + SECOND // 2),

@@ -169,7 +169,7 @@ def test_who_is_killed_leaves_nothing_there(
 
 def test_t_needs_a_terminal(cluster: LocalCluster, awake: dict[str, Any]) -> None:
     ended = cluster.tabane("exec", "-it", "far", "ls", stdin="")
-    assert ended.code == 2
+    assert ended.code == 125
     assert "-t needs a terminal" in ended.err
 
 

@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.tools.conftest import APP_FILE, EVIL, Ended, Pretended, Run, check_refusal, reply
+from tests.tools.conftest import (
+    APP_FILE,
+    EVIL,
+    Ended,
+    Pretended,
+    Run,
+    check_refusal,
+    failing,
+    reply,
+)
 
 from tabane import __version__
 from tabane.tools.cli import COMMANDS, run
@@ -19,12 +28,17 @@ MINIMAL = {"deploy": ["APP_FILE"], "scale": ["x", "--min", "1"], "exec": ["x", "
 MINIMAL |= {"cp": ["x:/etc", "/tmp/x"]}
 MINIMAL |= {
     "pgrep": ["x"],
+    "pidof": ["x"],
     "pkill": ["x"],
     "kill": ["x"],
     "renice": ["5", "x"],
     "nice": ["x", "ls"],
 }
 """The shortest right command line, where it is not `x` for each argument that must be there."""
+
+
+NO_OPTION = dict.fromkeys(("kill", "pkill"), " option ")
+"""Where it might have been a signal."""
 
 
 def parser_of(name: str) -> argparse.ArgumentParser:
@@ -85,8 +99,10 @@ def test_the_overview_names_every_command(argv: list[str], tabane: Run) -> None:
     assert max(map(len, ended.out.splitlines())) <= 100
 
 
-def test_the_version(tabane: Run) -> None:
-    assert tabane("--version") == (0, f"tabane {__version__}\n", "")
+@pytest.mark.parametrize("name", ["", *COMMANDS])
+@pytest.mark.parametrize("option", ["--version", "-V"])
+def test_the_version(name: str, option: str, tabane: Run) -> None:
+    assert tabane(*name.split(), option) == (0, f"tabane {__version__}\n", "")
 
 
 @pytest.mark.parametrize("name", ["pss", "PS", "-x", "--bogus", "", "ps ps", "../ps", EVIL])
@@ -113,29 +129,37 @@ def test_root_may_stand_before_and_after_the_command(
         [f"--root={root}", name, *line],
         [name, "--root", root, *line],
     ):
-        assert run(argv) == 2
-        assert f"no cluster below {root}" in capsys.readouterr().err
+        assert run(argv) == failing(name, 1)
+        assert f"{name}: no cluster below {root}" in capsys.readouterr().err
 
 
 @every_command
 @pytest.mark.parametrize("option", ["--bogus", "-Z", f"--{EVIL}"])
 def test_unknown_options(name: str, option: str, tabane: Run, tmp_path: Path) -> None:
-    check_refusal(tabane(name, option, *right_line(name, tmp_path)), 2, name)
+    line = right_line(name, tmp_path)
+    check_refusal(
+        tabane(name, option, *line),
+        failing(name, 2),
+        f"{name}: ",
+        NO_OPTION.get(name, "there is no option "),
+    )
 
 
 @every_command
 def test_missing_and_superfluous_arguments(name: str, tabane: Run, tmp_path: Path) -> None:
     if arguments(name):
-        check_refusal(tabane(name), 2, f"{name}: ")
-    takes_any = (argparse.REMAINDER, "*")
+        check_refusal(tabane(name), failing(name, 2), f"{name}: something is missing: write ")
+    takes_any = (argparse.REMAINDER, "*", "+")
     if all(a.option_strings or a.nargs not in takes_any for a in parser_of(name)._actions):
-        check_refusal(tabane(name, "x", "y", "z"), 2, f"{name}: ")
+        check_refusal(tabane(name, "x", "y", "z"), failing(name, 2), f"{name}: ")
 
 
 @every_command
 def test_options_without_their_value(name: str, tabane: Run) -> None:
     for action in options(name):
-        check_refusal(tabane(name, action.option_strings[-1]), 2, "expected one argument")
+        option = action.option_strings[-1]
+        ended = tabane(name, option)
+        check_refusal(ended, failing(name, 2), f"{option} needs a value after it")
 
 
 @every_command
@@ -145,12 +169,13 @@ def test_values_of_the_wrong_type(name: str, value: str, tabane: Run, tmp_path: 
         if action.type not in (None, Path):
             option = action.option_strings[-1]
             ended = tabane(name, f"{option}={value}", *right_line(name, tmp_path))
-            check_refusal(ended, 2, f"{name}: argument ", option)
+            check_refusal(ended, failing(name, 2), f"{name}: -", f"{option}: ")
 
 
 @every_question
 def test_no_cluster_there(name: str, tabane: Run, tmp_path: Path) -> None:
-    check_refusal(tabane(name, *right_line(name, tmp_path)), 2, "no cluster below", "tabane up")
+    ended = tabane(name, *right_line(name, tmp_path))
+    check_refusal(ended, failing(name, 1), "no cluster below", "tabane up")
 
 
 @every_question
@@ -159,20 +184,21 @@ def test_a_root_that_is_a_file(
 ) -> None:
     line = right_line(name, tmp_path)
     code = run(["--root", f"{tmp_path}/hello.toml" if line else __file__, name, *line])
-    check_refusal(Ended(code, *capsys.readouterr()), 2, "no cluster below")
+    check_refusal(Ended(code, *capsys.readouterr()), failing(name, 1), "no cluster below")
 
 
 @every_question
 def test_a_cluster_file_that_cannot_be_read(name: str, tabane: Run, tmp_path: Path) -> None:
     (tmp_path / "cluster.json").mkdir()
     ended = tabane(name, *right_line(name, tmp_path))
-    check_refusal(ended, 1, "cluster.json: Is a directory")
+    check_refusal(ended, failing(name, 1), "cluster.json: Is a directory")
 
 
 @every_question
 def test_a_cluster_file_that_is_damaged(name: str, tabane: Run, tmp_path: Path) -> None:
     (tmp_path / "cluster.json").write_text('{"nodes":')
-    check_refusal(tabane(name, *right_line(name, tmp_path)), 1, "does not describe a cluster")
+    ended = tabane(name, *right_line(name, tmp_path))
+    check_refusal(ended, failing(name, 1), "does not describe a cluster")
 
 
 every_node_question = pytest.mark.parametrize(
@@ -186,7 +212,7 @@ def test_a_cluster_that_is_down(
 ) -> None:
     pretended.begin(tokyo=b"", osaka=b"")
     ended = tabane(name, *right_line(name, tmp_path))
-    check_refusal(ended, 1, "tokyo/tokyo-1", "osaka/osaka-1")
+    check_refusal(ended, failing(name, 1), "tokyo/tokyo-1", "osaka/osaka-1")
 
 
 @every_node_question
@@ -197,15 +223,16 @@ def test_a_cluster_that_was_stopped(
     for file in tmp_path.glob("nodes/*/*/process.json"):
         file.unlink()
     said = f"the cluster below {tmp_path} is stopped: `tabane up` starts it"
-    check_refusal(tabane(name, *right_line(name, tmp_path)), 1, said)
+    check_refusal(tabane(name, *right_line(name, tmp_path)), failing(name, 1), said)
 
 
 @every_node_question
 @pytest.mark.parametrize(
     ("status", "body", "code", "words"),
     [
-        (404, {"error": "not_found", "message": f"no such {EVIL}"}, 2, "no such"),
-        (403, {"error": "denied", "message": "not you"}, 2, "not you"),
+        (404, {"error": "not_found", "message": f"no such {EVIL}"}, 1, "no such"),
+        (403, {"error": "denied", "message": "not you"}, 1, "not you"),
+        (400, {"error": "usage", "message": "limit: x is no number"}, 2, "limit: x"),
         (503, {"error": "unreachable", "message": "no control"}, 1, "no control"),
         (500, b"Internal Server Error", 1, "500"),
         (200, b"<html>", 1, "not JSON"),
@@ -222,7 +249,7 @@ def test_what_a_node_refuses(
     pretended: Pretended,
 ) -> None:
     pretended.begin(tokyo=reply(body, status))
-    check_refusal(tabane(name, *right_line(name, tmp_path)), code, words)
+    check_refusal(tabane(name, *right_line(name, tmp_path)), failing(name, code), words)
 
 
 @every_question
@@ -255,7 +282,7 @@ def test_what_no_app_can_be_called(
     pretended.begin(tokyo=reply({"instances": [], "silent": []}))
     argv = [*line[:-1], f"{line[-1]}={what}"] if line[0] == "ps" else [*line, "--", what]
     ended = tabane(*argv, *(["ls"] if line[0] == "exec" else []))
-    check_refusal(ended, 2)
+    check_refusal(ended, failing(line[0], 2))
     assert not pretended.nodes["tokyo"].asked
 
 
@@ -265,16 +292,19 @@ def test_an_instance_that_is_nowhere(name: str, tabane: Run, pretended: Pretende
     missing = reply({"error": "not_found", "message": "there is no app default/x"}, 404)
     pretended.begin(tokyo=lambda asked, _: missing if "/apps/" in asked else reply(empty))
     line = MINIMAL.get(name, ["x"])
-    check_refusal(tabane(name, *line), 2, "no instance is called x")
+    code = failing(name, 1)
+    check_refusal(tabane(name, *line), code, f"{name}: no instance is called x")
     pretended.nodes["tokyo"].answer = reply(empty)
-    check_refusal(tabane(name, *line), 2, "the app x is at rest")
+    check_refusal(tabane(name, *line), code, "the app x is at rest", "tabane scale x --min 1")
+    pretended.nodes["tokyo"].answer = reply(empty | {"homes": [{"reason": "it is in a pause"}]})
+    check_refusal(tabane(name, *line), code, "the app x has no instance: it is in a pause")
     pretended.nodes["tokyo"].answer = reply(empty | {"silent": ["osaka/osaka-1"]})
-    check_refusal(tabane(name, *line), 1, "osaka/osaka-1 did not")
+    check_refusal(tabane(name, *line), code, "osaka/osaka-1 did not")
 
 
 def test_a_node_that_is_not_there(tabane: Run, pretended: Pretended) -> None:
     pretended.begin(tokyo=reply({}))
-    check_refusal(tabane("doctor", "--node", EVIL), 2, "there is no node", "only tokyo/tokyo-1")
+    check_refusal(tabane("doctor", "--node", EVIL), 1, "there is no node", "only tokyo/tokyo-1")
 
 
 @pytest.mark.parametrize(
@@ -297,7 +327,7 @@ def test_a_node_that_is_not_there(tabane: Run, pretended: Pretended) -> None:
         (["exec", "x"], "name the command"),
         (["exec", "x", "--"], "name the command"),
         (["exec", "x", "--timeout", "5", "--", "ls"], "options go before the instance"),
-        (["exec", "--timeout", "nan", "x", "ls"], "'nan' is not a number of seconds"),
+        (["exec", "--timeout", "nan", "x", "ls"], "'nan' is no number of seconds"),
         (["exec", "--timeout", "inf", "x", "ls"], "up to 3600"),
         (["exec", "-it", "x", "ls"], "-t needs a terminal"),
         (["exec", "-e", "=x", "x", "ls"], "neither NAME=VALUE nor"),
@@ -309,7 +339,7 @@ def test_a_node_that_is_not_there(tabane: Run, pretended: Pretended) -> None:
     ],
 )
 def test_wrong_values(line: list[str], words: str, tabane: Run) -> None:
-    check_refusal(tabane(*line), 2, words)
+    check_refusal(tabane(*line), failing(line[0], 2), words)
 
 
 def test_down_of_another_s_cluster(
@@ -317,7 +347,7 @@ def test_down_of_another_s_cluster(
 ) -> None:
     pretended.begin(tokyo=reply({}))
     monkeypatch.setattr("os.geteuid", lambda: 4711)
-    check_refusal(tabane("down"), 2, "belongs to ", ": use sudo")
+    check_refusal(tabane("down"), 1, "belongs to ", ": use sudo")
     assert not pretended.nodes["tokyo"].asked
 
 

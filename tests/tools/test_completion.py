@@ -78,7 +78,7 @@ def cluster(shell: Shell) -> object:
 
 
 def test_commands(shell: Shell) -> None:
-    assert shell.complete("p") == {"ps", "pstree", "pgrep", "pkill"}
+    assert shell.complete("p") == {"ps", "pstree", "pgrep", "pidof", "pkill"}
     assert shell.complete("") == {*COMMANDS, "--root", "--help", "--version"}
     assert shell.complete("--root", "x", "unk") == set()
 
@@ -141,4 +141,6 @@ def test_every_shell_gets_every_command(name: str, tabane: Run) -> None:
 
 def test_other_shells(tabane: Run) -> None:
     check_refusal(tabane("completion"), 2, "completion: name your shell: bash, zsh or fish")
-    check_refusal(tabane("completion", "ksh"), 2, "completion: argument shell: invalid choice")
+    check_refusal(
+        tabane("completion", "ksh"), 2, "completion: SHELL: 'ksh' is none of bash, zsh, fish"
+    )

@@ -106,7 +106,7 @@ def test_who_is_meant(words: str, meant: list[Any], tabane: Run, pretended: Pret
         ("7", 1, "7 is a process of several nodes: choose nara/nara-1:7 (httpd), osaka/osaka-1:7"),
         ("99", 1, "no such process: 99"),
         ("tokyo/tokyo-1:99", 1, "no such process: tokyo/tokyo-1:99"),
-        ("hello", 1, "hello is an app: `tabane stop hello` stops its instances"),
+        ("hello", 1, "hello is an app, not a process: `tabane pkill --app hello NAME`"),
         ("nope", 1, "nope is no process and no instance: write DC/NODE:PID, PID, or an id"),
         (EVIL, 1, "is no process and no instance"),
         ("ab", 1, "ab is no process and no instance"),
@@ -270,7 +270,7 @@ def test_lists_of_signals(tabane: Run) -> None:
         ("", "kill: name processes: DC/NODE:PID"),
         ("-9", "kill: name processes"),
         ("-s NOPE 1", "'NOPE' is no signal"),
-        ("-NOPE 1", "kill: unrecognized arguments: -NOPE"),
+        ("-NOPE 1", "kill: -NOPE is neither an option nor a signal: `tabane kill -l` lists"),
         ("-99 1", "kill: -99 is neither a signal nor a process"),
     ],
 )
@@ -379,10 +379,39 @@ def test_renice(
         ("", "renice: name a nice value and processes"),
         ("5", "renice: name a nice value and processes"),
         ("x 42", "renice: 'x' is no nice value: write -20 to 19"),
-        ("-n 99 42", "renice: argument -n/--priority: '99' is no nice value"),
-        ("5 -u nobody", "renice: no process is nobody's"),
+        ("-n 99 42", "renice: -n/--priority: '99' is no nice value"),
     ],
 )
 def test_what_renice_refuses(argv: str, said: str, tabane: Run, pretended: Pretended) -> None:
     cluster_of(pretended, *ROWS)
     check_refusal(tabane("renice", *argv.split()), 2, said)
+
+
+def test_renice_of_a_user_without_processes(tabane: Run, pretended: Pretended) -> None:
+    cluster_of(pretended, *ROWS)
+    check_refusal(tabane("renice", "5", "-u", "nobody"), 1, "renice: no process is nobody's")
+
+
+def test_kill_of_a_node_that_is_not_there(tabane: Run, pretended: Pretended) -> None:
+    cluster_of(pretended, *ROWS)
+    said = "there is no node 'tokyo/nope', only tokyo/tokyo-1"
+    check_refusal(tabane("kill", "tokyo/nope:42"), 1, said)
+
+
+def test_many_refusals_of_a_kind_are_counted(tabane: Run, pretended: Pretended) -> None:
+    rows = [ROW | {"pid": 1000 + n, "start_ticks": n} for n in range(12)]
+
+    def denied(target: dict[str, Any]) -> dict[str, Any]:
+        error = "stale" if target["pid"] == 1011 else "denied"
+        return {"error": error, "message": f"tokyo/tokyo-1:{target['pid']} is not yours"}
+
+    cluster_of(pretended, *rows, outcome=denied)
+    ended = tabane("renice", "5", *(f"tokyo/tokyo-1:{row['pid']}" for row in rows))
+    assert (ended.code, ended.out) == (1, "")
+    lines = ended.err.splitlines()
+    assert lines[0] == "tabane: tokyo/tokyo-1:1000 is not yours"
+    assert lines[4:] == [
+        "tabane: tokyo/tokyo-1:1004 is not yours",
+        "tabane: tokyo/tokyo-1:1011 is not yours",
+        "tabane: 6 more in the same way: denied",
+    ]

@@ -68,7 +68,7 @@ def test_wakes_of_an_app_that_is_not_there(tabane: Run, pretended: Pretended) ->
         return missing if "/apps/" in line else answer(line, body)
 
     pretended.begin(tokyo=nobody)
-    check_refusal(tabane("wakes", "x"), 2, "there is no app default/x")
+    check_refusal(tabane("wakes", "x"), 1, "wakes: there is no app default/x")
 
 
 def test_stop_goes_on_when_one_instance_is_gone(tabane: Run, pretended: Pretended) -> None:

@@ -9,6 +9,8 @@ from tests.tools.conftest import EVIL, Pretended, Run, check_refusal
 from tests.tools.rows import HOST, ROW
 from tests.tools.test_ps import answer
 
+from tabane.tools.cli.pgrep import is_program
+
 
 @pytest.fixture
 def started(pretended: Pretended) -> Pretended:
@@ -43,6 +45,29 @@ def test_matches(argv: str, shown: str, tabane: Run, started: Pretended) -> None
     assert len(started.nodes["tokyo"].asked) == 1
 
 
+@pytest.mark.parametrize(
+    ("argv", "shown"),
+    [
+        ("httpd", "tokyo/tokyo-1:50 tokyo/tokyo-1:42\n"),
+        ("http", ""),
+        ("-s httpd sshd", "tokyo/tokyo-1:50\n"),
+        ("httpd -S ,", "tokyo/tokyo-1:50,tokyo/tokyo-1:42\n"),
+        ("-o 50,osaka/osaka-1:7 httpd sshd", "tokyo/tokyo-1:42\n"),
+    ],
+)
+def test_pidof(argv: str, shown: str, tabane: Run, started: Pretended) -> None:
+    assert tabane("pidof", *argv.split()) == (0 if shown else 1, shown, "")
+    assert tabane("pidof", "-q", *argv.split()) == (0 if shown else 1, "", "")
+
+
+def test_a_program_is_known_by_its_path_and_its_name() -> None:
+    row = ROW | {"name": "renamed", "command": "/usr/sbin/nginx -g x"}
+    for name in ("renamed", "/usr/sbin/nginx", "nginx"):
+        assert is_program(row, [name])
+    assert not is_program(row, ["sbin/nginx", "x"])
+    assert not is_program(row | {"command": "[nginx]"}, ["nginx]", "[nginx]", "nginx"])
+
+
 def test_json(tabane: Run, started: Pretended) -> None:
     found = json.loads(tabane("pgrep", "--json", "sshd").out)
     assert [row["pid"] for row in found["processes"]] == [7]
@@ -68,9 +93,9 @@ def test_who_is_silent_may_have_one_that_matches(tabane: Run, pretended: Pretend
         ("(", "'(' is no regular expression"),
         ("a{99999999999}", "is no regular expression"),
         ("-n -o x", "-n and -o exclude each other"),
-        ("-O x y", "argument -O/--older: 'x' is no number of seconds"),
+        ("-O x y", "-O/--older: 'x' is no number of seconds"),
         ("-P x", "pgrep: 'x' is no number"),
-        ("x y", "unrecognized arguments: y"),
+        ("x y", "there are more words than `tabane pgrep PATTERN` takes"),
     ],
 )
 def test_what_is_not_understood(argv: str, said: str, tabane: Run) -> None:

@@ -32,7 +32,8 @@ def test_output_that_cannot_be_written(
     environment = os.environ | {"TABANE_ROOT": str(pretended.root), "PYTHONUNBUFFERED": unbuffered}
     with Path("/dev/full").open("wb") as full, start(*line, stdout=full, env=environment) as done:
         _, err = done.communicate(timeout=30)
-    assert err == b"tabane: cannot write: No space left on device\n"
+    who = "tabane" if line == ["--help"] else f"tabane: {line[0]}"
+    assert err.decode() == f"{who}: cannot write: No space left on device\n"
     assert done.returncode == 1
 
 
@@ -52,7 +53,7 @@ def test_a_reader_that_goes_away(line: list[str], pretended: Pretended) -> None:
 @pytest.mark.parametrize(
     ("line", "code", "said"),
     [
-        ("apps >&-", 1, b"tabane: cannot write: Bad file descriptor\n"),
+        ("apps >&-", 1, b"tabane: apps: cannot write: Bad file descriptor\n"),
         ("apps >&- 2>&-", 1, b""),
         ("apps 2>&- >/dev/null", 0, b""),
         ("pgrep nobody >&- 2>&-", 1, b""),

@@ -42,6 +42,7 @@ KINDS = ("peer", "token", "member")
 BEST_NICE, WORST_NICE = -20, 19
 MAX_STEP = WORST_NICE - BEST_NICE
 MAX_LIMIT = (1 << 63) - 1
+FORCE_HINT = "only with `--force` (in REST: \"force\": true)"
 CONFINEMENTS = {"cpu": (0.01, 8192), "memory_bytes": (1 << 20, 1 << 60), "pids": (1, 1 << 22)}
 """The least and the most that an instance's cgroup can be given."""
 Pair = tuple[int, int]
@@ -177,7 +178,7 @@ def check_permission(order: Order, target: Gpid, seen: Seen, who: Principal) -> 
     """Raises `Denied`."""
     asks_only = order.action == Signal(0)
     if seen.protected and not asks_only and not (order.force and who.is_root):
-        hint = "say force if you mean it" if who.is_root else "only root may touch it"
+        hint = FORCE_HINT if who.is_root else "only root may touch it"
         raise Denied(f"{target} ({seen.name!r}) is {seen.protected}: {hint}")
     if not who.is_root and not _is_own(order.action, seen, who):
         whose = f"another user's process (uid {seen.uids[0]})"

@@ -25,7 +25,7 @@ from typing import Protocol
 
 from tabane.errors import UsageError
 from tabane.node.logfile import format_stamp
-from tabane.units import parse_duration, shorten
+from tabane.units import parse_seconds, shorten
 
 BLOCK_BYTES = 64 << 10
 POLL_S = 0.2
@@ -49,10 +49,11 @@ class Life(Protocol):
 
 
 def parse_since(text: str, now: float) -> str:
-    """A log's stamp from an age (`10m`, `1h30m`) or a moment of RFC 3339. Raises `UsageError`."""
+    """A log's stamp from an age (`10m`; `30`: seconds) or a moment of RFC 3339. Raises
+    `UsageError`."""
     if (found := RFC3339.fullmatch(text)) is None:
         try:
-            return format_stamp(max(0, int((now - parse_duration(text)) * 1e9)))
+            return format_stamp(max(0, int((now - parse_seconds(text)) * 1e9)))
         except UsageError:
             problem = "write an age as 10m or 2h, or a moment as 2026-01-31T09:00:00Z"
             raise UsageError(f"since: {shorten(text)}: {problem}") from None

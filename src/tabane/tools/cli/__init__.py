@@ -1,7 +1,9 @@
 """The `tabane` command: one literal table of commands, each loaded only when it is called.
 
-Exit codes: 0 done; 1 it failed, or only a part of the cluster answered a question that needs all;
-2 the request is wrong; 130 after Ctrl-C. Every failure is one sentence on stderr.
+Exit codes: 0 done; 1 it failed, what is meant is not there, or only a part of the cluster answered
+a question that needs all; 2 the command line is wrong; 130 after Ctrl-C. Where these mean something
+else in a command's namesake, `failure_code` has what it ends with. Every failure is one sentence on
+stderr.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "ps": ("ps", "processes of all data centers"),
     "pstree": ("pstree", "who started whom, node by node"),
     "pgrep": ("pgrep", "find processes by name and more"),
+    "pidof": ("pgrep", "find processes by exact name"),
     "pkill": ("pgrep", "signal processes by name and more"),
     "kill": ("kill", "signal processes, wherever they run"),
     "renice": ("kill", "change how nice running processes are"),
@@ -59,6 +62,14 @@ CLEANS_UP = frozenset({"up", "down", "demo", "deploy", "doctor", "cp"})
 SBIN = ("/usr/sbin", "/sbin")
 """Where programs are that users other than root do not find, as nft and runc."""
 INTERRUPTED = 130
+IN_THE_SHELL = frozenset({"top", "htop"})
+"""What `tabane shell` has of the machine's own."""
+PASSES_CODE_ON = frozenset({"exec", "nice"})
+OWN_FAILURE = 125
+"""Of a command that ends as another does: as of docker, nice and timeout."""
+FINDS = frozenset({"pgrep", "pkill", "pidof"})
+CANNOT_TELL = 3
+"""Of a command whose 1 means that nothing was found."""
 
 
 def main() -> None:
@@ -112,27 +123,43 @@ def run(argv: list[str], *, on_command: Callable[[str], object] = str) -> int:
 
 
 def _run(argv: list[str], on_command: Callable[[str], object]) -> int:
-    from tabane.errors import TabaneError, UsageError
+    from tabane.errors import SpecError, TabaneError, UsageError
 
+    name = ""
     try:
-        code = _dispatch(argv, on_command)
+        root, name, rest = _split(argv)
+        code = _dispatch(root, name, rest, on_command)
         sys.stdout.flush()
         return code
+    except SpecError as error:  # which begins with the place, for editors
+        return _fail("", error.message, failure_code(name, is_wrong=True))
     except TabaneError as error:
-        return _fail(error.message, 2 if isinstance(error, UsageError) else 1)
+        is_wrong = type(error) is UsageError
+        return _fail(name, error.message, failure_code(name, is_wrong=is_wrong))
     except BrokenPipeError:
         _drop_output()
-        return 1
+        return failure_code(name)
     except OSError as error:
         if error.filename is None:
             _drop_output()
-        return _fail(f"{error.filename or 'cannot write'}: {error.strerror or error}", 1)
+        problem = f"{error.filename or 'cannot write'}: {error.strerror or error}"
+        return _fail(name, problem, failure_code(name))
 
 
-def _fail(message: str, code: int) -> int:
+def failure_code(name: str, *, is_wrong: bool = False) -> int:
+    """What a command ends with when it fails itself, or its command line `is_wrong`."""
+    if name in PASSES_CODE_ON:
+        return OWN_FAILURE
+    if is_wrong:
+        return 2
+    return CANNOT_TELL if name in FINDS else 1
+
+
+def _fail(name: str, message: str, code: int) -> int:
     from tabane.tools.cli.common import complain
 
-    complain(message)
+    prefix = f"{name}: "
+    complain(message if name not in COMMANDS or message.startswith(prefix) else prefix + message)
     return code
 
 
@@ -141,7 +168,8 @@ def _drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _dispatch(argv: list[str], on_command: Callable[[str], object]) -> int:
+def _split(argv: list[str]) -> tuple[list[str], str, list[str]]:
+    """`--root` with its value, the command, the words for it. Raises `UsageError`."""
     root: list[str] = []
     if argv and argv[0].startswith("--root="):
         root, argv = argv[:1], argv[1:]
@@ -151,36 +179,47 @@ def _dispatch(argv: list[str], on_command: Callable[[str], object]) -> int:
             from tabane.errors import UsageError
 
             raise UsageError("--root: name the cluster's directory after it")
-    name = argv[0] if argv else "--help"
+    return root, argv[0] if argv else "--help", argv[1:]
+
+
+def _dispatch(
+    root: list[str], name: str, rest: list[str], on_command: Callable[[str], object]
+) -> int:
     if name in ("-h", "--help", "help"):
         print(_overview())
         return 0
-    if name == "--version":
+    if name in ("-V", "--version"):
         from tabane import __version__
 
         print(f"tabane {__version__}")
         return 0
     if name not in COMMANDS:
-        from difflib import get_close_matches
-
         from tabane.errors import UsageError
 
-        near = get_close_matches(name, COMMANDS, 1)
-        hint = f"did you mean '{near[0]}'?" if near else "see 'tabane --help'"
-        raise UsageError(f"there is no command '{name}': {hint}")
+        raise UsageError(f"there is no command '{name}': {_hint(name)}")
     from importlib import import_module
 
     on_command(name)
     module = import_module(f"tabane.tools.cli.{COMMANDS[name][0]}")
     try:
-        code: int = getattr(module, name)([*root, *argv[1:]])
+        code: int = getattr(module, name)([*root, *rest])
     except SystemExit:  # argparse's, after --help
         return 0
     return code
 
 
+def _hint(name: str) -> str:
+    from difflib import get_close_matches
+
+    if name in IN_THE_SHELL:
+        return f"`tabane shell -c {name}` is this machine's, over all nodes"
+    near = get_close_matches(name, COMMANDS, 1)
+    return f"did you mean '{near[0]}'?" if near else "see 'tabane --help'"
+
+
 def _overview() -> str:
     lines = ["usage: tabane [--root DIR] COMMAND ...", "", "One UNIX over all data centers.", ""]
-    lines += [f"  {name:<9} {about}" for name, (_, about) in COMMANDS.items()]
+    width = max(map(len, COMMANDS))
+    lines += [f"  {name:<{width}}  {about}" for name, (_, about) in COMMANDS.items()]
     lines += ["", "'tabane COMMAND --help' tells more of each."]
     return "\n".join(lines)

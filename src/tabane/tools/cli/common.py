@@ -8,22 +8,30 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from tabane.commandline import CommandLine
 from tabane.errors import UsageError
 
 Row = dict[str, Any]
 """What nodes tell of one thing."""
 
 
-class Parser(argparse.ArgumentParser):
-    """Like argparse's, but a mistake is a `UsageError` of one sentence. `h_is_help`: whether `-h`
-    is, or something else as in the command's namesake."""
+class Parser(CommandLine):
+    """Of a command. `h_is_help`: whether `-h` is, or something else as in the command's namesake.
+    `or_else`: as of `CommandLine`."""
 
-    def __init__(self, name: str, about: str, *, h_is_help: bool = True) -> None:
-        super().__init__(f"tabane {name}", description=about, allow_abbrev=False, add_help=False)
+    def __init__(self, name: str, about: str, *, h_is_help: bool = True, or_else: str = "") -> None:
+        super().__init__(
+            f"tabane {name}",
+            prefix=f"{name}: ",
+            or_else=or_else,
+            description=about,
+            add_help=False,
+        )
         letters = ["-h"] if h_is_help else []
         self.add_argument(*letters, "--help", action="help", help="show this and exit")
+        self.add_version("-V")
         self.add_argument("--root", type=Path, help="the cluster's directory")
 
     def parse_args(  # type: ignore[override]
@@ -32,15 +40,8 @@ class Parser(argparse.ArgumentParser):
         """Options may stand between words, as in `df / -T /srv`, unless there is a `--`."""
         takes_words = any(a.nargs == "*" and not a.option_strings for a in self._actions)
         if takes_words and "--" not in args:
-            return self.parse_intermixed_args(args, namespace)
+            return self.parse_intermixed(args)
         return super().parse_args(args, namespace)
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{self.prog.removeprefix('tabane ')}: {message}")
-
-    def print_help(self, file: Any = None) -> None:
-        """argparse's own hides that it could not write."""
-        print(self.format_help(), end="", file=file)
 
 
 NAME = re.compile(r"([a-z0-9][a-z0-9-]{0,62}/)?[a-z0-9][a-z0-9-]{0,62}")
@@ -62,6 +63,25 @@ def whole(low: int) -> Callable[[str], int]:
             problem = f"{text!r} is not a whole number from {low} to {LARGEST}"
             raise argparse.ArgumentTypeError(problem)
         return int(text)
+
+    return read
+
+
+def seconds_upto(most_s: float, *, or_none: bool = False) -> Callable[[str], float]:
+    """An option's type: `2`, `2s`, `1m30s`; more than 0 seconds, or also 0 (`or_none`)."""
+
+    def read(text: str) -> float:
+        from tabane.units import parse_seconds
+
+        try:
+            seconds = parse_seconds(text)
+        except UsageError:
+            seconds = -1.0
+        if not 0 <= seconds <= most_s or not (seconds or or_none):
+            least = "from" if or_none else "above"
+            problem = f"{text!r} is no number of seconds {least} 0, up to {most_s:g}, as 2 or 2s"
+            raise argparse.ArgumentTypeError(problem)
+        return seconds
 
     return read
 

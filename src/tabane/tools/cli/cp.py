@@ -18,8 +18,8 @@ from typing import IO, Any
 from tabane.api import frames
 from tabane.errors import UsageError
 from tabane.tools.cli.common import Parser, complain, print_json
-from tabane.tools.cli.exec import USER_HELP
-from tabane.tools.cli.finding import find_one
+from tabane.tools.cli.exec import USER_HELP, add_choice, choose
+from tabane.tools.cli.finding import find_only, place_of
 from tabane.tools.client import Cluster
 from tabane.tools.talk import BLOCK_BYTES, Talk, open_talk
 
@@ -46,6 +46,11 @@ def cp(argv: list[str]) -> int:
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser("cp", "Copy files and directories into an instance, or out of it.")
     parser.add_argument("-u", "--user", default="", metavar="USER", help=USER_HELP)
+    every = (
+        "accepted: directories are copied with all in them, and modes and times are kept, always"
+    )
+    parser.add_argument("-r", "-R", "-a", "-p", dest="ignored", action="store_true", help=every)
+    add_choice(parser)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("source", help="INSTANCE:PATH or a path here; -: a tar stream from stdin")
     parser.add_argument("target", help="the other; -: a tar stream to stdout")
@@ -62,10 +67,16 @@ def _check_stream(args: argparse.Namespace) -> None:
         raise UsageError("cp: stdout is the tar stream's, so it cannot be --json's")
 
 
-def _open(args: argparse.Namespace, instance: str, path: str, **more: object) -> Talk:
+def _open(
+    args: argparse.Namespace, instance: str, path: str, *, inward: bool, **more: object
+) -> Talk:
+    """Out of any instance of an app; but into none that was not named."""
     cluster = Cluster(args.root)
-    found = find_one(cluster, "cp", instance)
-    what = {"path": path if path.startswith("/") else f"/{path}", **more}
+    if inward:
+        found = find_only(cluster, instance, place_of(args))
+    else:
+        found = choose(cluster, args, instance)
+    what = {"path": path if path.startswith("/") else f"/{path}", "inward": inward, **more}
     what |= {"user": args.user} if args.user else {}
     return open_talk(cluster, f"/api/v1/instances/{found['id']}/copy", what, found["node"])
 

@@ -15,15 +15,19 @@ from contextlib import ExitStack
 from typing import Any
 
 from tabane.api import frames
-from tabane.errors import UsageError
+from tabane.errors import TimedOut, UsageError
 from tabane.tools import terminal
-from tabane.tools.cli.common import Parser, print_json
-from tabane.tools.cli.finding import find_one
+from tabane.tools.cli.asking import add_filters
+from tabane.tools.cli.common import Parser, complain, print_json, seconds_upto
+from tabane.tools.cli.finding import find_one, place_of, say_chosen
 from tabane.tools.client import Cluster
 from tabane.tools.talk import BLOCK_BYTES, Talk, open_talk
 
 USER_HELP = "NAME[:GROUP] or UID[:GID] of the image; else as the program itself"
+INSTANCE_HELP = "an instance id, or an app's name: the nearest of its instances that is ready"
 LONGEST_EXEC_S = 3600.0
+TOOK_TOO_LONG = 124
+"""The exit code, as of timeout(1)."""
 VARIABLE = re.compile(r"[^=\0]+")
 
 Show = Callable[[bytes], None]
@@ -34,10 +38,33 @@ def execute(argv: list[str]) -> int:
     if args.tty and not _is_terminal(sys.stdin):
         raise UsageError("exec: -t needs a terminal, and stdin is none: leave -t away")
     cluster = Cluster(args.root)
-    found = find_one(cluster, "exec", args.instance)
-    talk = open_talk(
-        cluster, f"/api/v1/instances/{found['id']}/exec", _describe(args), found["node"]
-    )
+    found = choose(cluster, args, args.instance)
+    path = f"/api/v1/instances/{found['id']}/exec"
+    talk = open_talk(cluster, path, _describe(args), found["node"])
+    try:
+        return _converse(args, talk)
+    except TimedOut as error:
+        if args.timeout is None:
+            raise
+        complain(error.message)
+        return TOOK_TOO_LONG
+
+
+def choose(cluster: Cluster, args: argparse.Namespace, what: str) -> dict[str, Any]:
+    """The instance that is meant; which that is is told to people, and those who want to know."""
+    found = find_one(cluster, what, place_of(args))
+    if args.verbose or _is_terminal(sys.stderr):
+        say_chosen(what, found)
+    return found
+
+
+def add_choice(parser: Parser) -> None:
+    """Which of an app's instances is meant, and whether to say so."""
+    add_filters(parser, app=False, user=False)
+    parser.add_argument("-v", "--verbose", action="store_true", help="say which instance it is")
+
+
+def _converse(args: argparse.Namespace, talk: Talk) -> int:
     stdin = _stdin() if args.interactive else None
     with ExitStack() as last:
         last.callback(talk.close)
@@ -65,9 +92,11 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("-e", "--env", type=_variable, action="append", metavar="NAME[=VALUE]")
     parser.add_argument("-u", "--user", default="", metavar="USER", help=USER_HELP)
     parser.add_argument("-w", "--workdir", default="", metavar="DIR", help="else the program's own")
-    parser.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="then it is killed")
+    limit = seconds_upto(LONGEST_EXEC_S)
+    parser.add_argument("--timeout", type=limit, metavar="SECONDS", help="then it is killed")
+    add_choice(parser)
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("instance", help="an instance id, or the name of an app with one instance")
+    parser.add_argument("instance", help=INSTANCE_HELP)
     parser.add_argument("command", nargs=argparse.REMAINDER, help="all that follows the instance")
     args = parser.parse_args(argv)
     if args.command[:1] == ["--"]:
@@ -188,14 +217,3 @@ def _variable(text: str) -> tuple[str, str]:
         problem = f"{text!r} is neither NAME=VALUE nor the name of a variable that is set here"
         raise argparse.ArgumentTypeError(problem)
     return name, value if given else os.environ[name]
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds <= LONGEST_EXEC_S:
-        problem = f"{text!r} is not a number of seconds above 0, up to {LONGEST_EXEC_S:g}"
-        raise argparse.ArgumentTypeError(problem)
-    return seconds

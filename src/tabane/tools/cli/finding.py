@@ -2,33 +2,86 @@
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Sequence
 from typing import Any
 
 from tabane.errors import NotFound, Unreachable, UsageError
-from tabane.tools.cli.common import NAME, app_key
+from tabane.tools.cli.asking import Filters, check_place, filters_of
+from tabane.tools.cli.common import NAME, app_key, complain
 from tabane.tools.client import Cluster
 
 SHORTEST_ID = 4
 """Of an instance's id, what may stand for it, if no other begins like that."""
 
 
-def ids(instances: list[dict[str, Any]]) -> str:
+def ids(instances: Sequence[dict[str, Any]]) -> str:
     return ", ".join(instance["id"] for instance in instances)
 
 
-def find_one(cluster: Cluster, command: str, what: str) -> dict[str, Any]:
-    """Raises `UsageError` when there are several."""
+def find_one(cluster: Cluster, what: str, place: Filters) -> dict[str, Any]:
+    """The instance to talk with; of an app with several in that place, `nearest` says which. Raises
+    `NotFound` when there is none."""
+    candidates = find_in(cluster, what, place)
+    here = cluster.candidates()[0]
+    return min(candidates, key=lambda instance: nearness(instance, here))
+
+
+def find_only(cluster: Cluster, what: str, place: Filters) -> dict[str, Any]:
+    """The same, where none may be chosen: raises `UsageError` when there are several."""
+    candidates = find_in(cluster, what, place)
+    if len(candidates) > 1:
+        named = ", ".join(f"{one['id']} ({one['node']})" for one in candidates)
+        raise UsageError(f"{what} has {len(candidates)} instances, so name one of {named}")
+    return candidates[0]
+
+
+def find_in(cluster: Cluster, what: str, place: Filters) -> list[dict[str, Any]]:
+    """Those in a data center or node; of all, if none is named."""
+    check_place(cluster.nodes, place)
     found = find(cluster, what)
-    if len(found) > 1:
-        raise UsageError(f"{command}: {what} has {len(found)} instances: {ids(found)}")
-    return found[0]
+    there = [one for one in found if is_in(one["node"], place)]
+    if not there:
+        nodes = ", ".join(dict.fromkeys(one["node"] for one in found))
+        raise NotFound(f"{what} has no instance on {place.node or place.dc}, only on {nodes}")
+    return there
+
+
+def place_of(args: argparse.Namespace) -> Filters:
+    """Which data center or node is meant by `--dc` and `--node`. Raises `UsageError`."""
+    return filters_of(argparse.Namespace(dc=args.dc, node=args.node))
+
+
+def is_in(node: str, place: Filters) -> bool:
+    dc, _, name = node.partition("/")
+    return place.dc in ("", dc) and place.node in ("", node, name)
+
+
+def nearness(instance: dict[str, Any], here: str) -> tuple[object, ...]:
+    """The least is chosen by who asks the node `here`, always the same of the same: one that is
+    ready, on this node, in its data center, the node's oldest."""
+    node, dc = instance["node"], here.partition("/")[0]
+    return (
+        instance["state"] != "ready",
+        node != here,
+        node.partition("/")[0] != dc,
+        node,
+        instance["created_at"],
+        instance["id"],
+    )
+
+
+def say_chosen(what: str, chosen: dict[str, Any]) -> None:
+    """On stderr; nothing when the instance itself was named."""
+    if not chosen["id"].startswith(what):
+        complain(f"{what}: instance {chosen['id']} on {chosen['node']}")
 
 
 def find(cluster: Cluster, what: str, *, ended: bool = False) -> list[dict[str, Any]]:
     """Instances by app, by id, or by an id's beginning; `ended`: also one of which only the log is
     left."""
     if not NAME.fullmatch(what):
-        raise NotFound(f"{what!r} is neither an instance's id nor an app's name")
+        raise UsageError(f"{what!r} is neither an instance's id nor an app's name")
     answer = cluster.get("/api/v1/instances")
     found = _matching(answer["instances"], what)
     silent = answer["silent"]
@@ -52,10 +105,14 @@ def _matching(instances: list[dict[str, Any]], what: str) -> list[dict[str, Any]
 
 def _explain_absence(cluster: Cluster, what: str) -> str:
     try:
-        cluster.get(f"/api/v1/apps/{app_key(what)}")
+        answer = cluster.get(f"/api/v1/apps/{app_key(what)}")
     except NotFound:
         return f"no instance is called {what}, and there is no app of that name"
-    return f"the app {what} is at rest: no instance of it runs now"
+    problems = [home["reason"] for home in answer.get("homes", ()) if home.get("reason")]
+    if problems:
+        return f"the app {what} has no instance: {problems[0]} (`tabane show {what}` says more)"
+    hint = f"send it a request, or keep one running: `tabane scale {what} --min 1`"
+    return f"the app {what} is at rest, no instance of it runs: {hint}"
 
 
 def _find_ended(cluster: Cluster, what: str) -> tuple[list[dict[str, Any]], list[str]]:

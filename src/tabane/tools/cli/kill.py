@@ -7,12 +7,13 @@ import argparse
 import re
 from collections.abc import Sequence
 
-from tabane.errors import UsageError
+from tabane.errors import NotFound, UsageError
 from tabane.tools.cli.asking import Filters, ask_processes
 from tabane.tools.cli.columns import gpid
 from tabane.tools.cli.common import Parser, Row, complain, print_json, say, say_silent
 
 TARGET_HELP = "DC/NODE:PID, a pid that only one node has, or an instance's id (its first process)"
+NO_SIGNAL = "neither an option nor a signal: `tabane kill -l` lists the signals"
 LINE_CELLS = 78
 TABLE_COLUMNS = 7
 
@@ -39,7 +40,7 @@ def kill(argv: list[str]) -> int:
 
 
 def _kill_parser() -> Parser:
-    parser = Parser("kill", "Signal processes, wherever they run.")
+    parser = Parser("kill", "Signal processes, wherever they run.", or_else=NO_SIGNAL)
     parser.usage = "tabane kill [-SIGNAL] TARGET ... | -l [SIGNAL ...] | -L"
     add = parser.add_argument
     add("-s", "--signal", metavar="SIGNAL", help="by name or number, as -TERM and -9 do; else TERM")
@@ -136,7 +137,7 @@ def _act(
     cluster = Cluster(args.root)
     answer = ask_processes(cluster, Filters())
     theirs = _of_users(users, answer.rows)
-    rows, problems = find_all(words, lambda word: find_target(word, answer))
+    rows, problems = find_all(words, lambda word: find_target(word, answer, cluster.nodes))
     for problem in problems:
         complain(problem.message)
     rows += [row for row in theirs if row not in rows]
@@ -150,11 +151,11 @@ def _act(
 
 
 def _of_users(words: Sequence[str], rows: Sequence[Row]) -> list[Row]:
-    """All processes of these users. Raises `UsageError` for one who has none."""
+    """All processes of these users. Raises `NotFound` for one who has none."""
     found = [row for row in rows if row["user"] in words or str(row["uid"]) in words]
     seen = {name for row in found for name in (row["user"], str(row["uid"]))}
     if missing := [word for word in words if word not in seen]:
-        raise UsageError(f"renice: no process is {missing[0]}'s")
+        raise NotFound(f"renice: no process is {missing[0]}'s")
     return found
 
 
@@ -163,9 +164,9 @@ def _say_outcomes(
 ) -> None:
     from tabane.tools.cli.ordering import complain_of
 
-    for row, outcome in zip(rows, outcomes, strict=True):
-        if outcome.get("error"):
-            complain_of(row, outcome)
-        elif not quiet:
+    results = list(zip(rows, outcomes, strict=True))
+    complain_of([(row, outcome) for row, outcome in results if outcome.get("error")])
+    for row, outcome in results:
+        if not outcome.get("error") and not quiet:
             old, new = outcome["before"], outcome["after"]
             say(f"{gpid(row)} (process ID) old priority {old}, new priority {new}")

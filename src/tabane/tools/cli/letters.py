@@ -27,8 +27,8 @@ UNIX_VALUED = "oOpqugUGCst"
 LONG_VALUED = re.compile(
     r"--(root|dc|node|app|user|format|sort|pid|ppid|sid|tty|group|cols|columns|width|quick-pid)"
 )
-DISGUISED = re.compile(r"-au?x[axwfhlr]*")
-"""`-aux` and `-ax`: the dash is a habit, no option begins like that."""
+DISGUISED = re.compile(r"-(?:au?)?x[axwfhlr]*")
+"""`-aux`, `-ax` and `-x`: the dash is a habit, no option begins like that."""
 PIDS = re.compile(r"[0-9][0-9,]*|[a-z0-9-]+/[a-z0-9-]+:([a-z0-9-]+:)?[0-9]+")
 
 Letters = list[tuple[str, str]]

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from tabane.errors import NotFound, UsageError
 from tabane.tools.cli.common import Parser
+from tabane.tools.cli.exec import INSTANCE_HELP, add_choice
 
 USUAL = 10
 
@@ -23,8 +24,9 @@ def nice(argv: list[str]) -> int:
     add = parser.add_argument
     help_ = "added to the nice value; 10 unless told, below 0 if the instance may"
     add("-n", "--adjustment", type=_adjustment, default=USUAL, metavar="N", help=help_)
+    add_choice(parser)
     add("--json", action="store_true", help="as of exec")
-    add("instance", help="an instance id, or the name of an app with one instance")
+    add("instance", help=INSTANCE_HELP)
     add("command", nargs=argparse.REMAINDER, help="all that follows the instance")
     args = parser.parse_args(_spelled_out(argv))
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
@@ -36,11 +38,15 @@ def nice(argv: list[str]) -> int:
 
     execute: Callable[[list[str]], int]
     execute = getattr(import_module(f"tabane.tools.cli.{COMMANDS['exec'][0]}"), "exec")  # noqa: B009
-    root = [f"--root={args.root}"] if args.root else []
-    json = ["--json"] if args.json else []
+    told = [
+        f"--{one}={getattr(args, one)}"
+        for one in ("root", "dc", "node")
+        if getattr(args, one) is not None
+    ]
+    told += [f"--{one}" for one in ("json", "verbose") if getattr(args, one)]
     nicely = ["nice", "-n", str(args.adjustment), *command]
     try:
-        return execute([*root, *json, args.instance, "--", *nicely])
+        return execute([*told, args.instance, "--", *nicely])
     except NotFound as error:
         hint = "`tabane renice` changes what already runs"
         raise NotFound(f"nice: {error.message} ({hint})") from None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from tabane.errors import (
     Unsupported,
     UsageError,
 )
-from tabane.tools.cli.asking import Answer
+from tabane.tools.cli.asking import Answer, Filters, check_place
 from tabane.tools.cli.columns import gpid, short_app
 from tabane.tools.cli.common import Row, complain
 from tabane.tools.cli.finding import SHORTEST_ID
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 SIGNAL = re.compile(r"-(?:[0-9]{1,3}|(?:SIG)?[A-Z][A-Z0-9+-]+)", re.IGNORECASE)
 MOST_CANDIDATES = 8
+MOST_COMPLAINTS = 5
+"""Of one kind; more are only counted."""
 ANSWER_S = 15.0
 """A node waits less for others that it passes an order on to."""
 LOST = (Unreachable.code, TimedOut.code)
@@ -54,11 +57,11 @@ def take_signal(argv: Sequence[str]) -> tuple[str, list[str]]:
     return "", list(argv)
 
 
-def find_target(word: str, answer: Answer) -> Row:
+def find_target(word: str, answer: Answer, nodes: Sequence[str] = ()) -> Row:
     """The one process that is meant by `dc/node:pid`, a pid, or an instance's id, whose first
-    process it is then. Raises `UsageError` when there are several, `NotFound` when there is none,
-    `Unsupported` for one inside of an instance, and `Unreachable` when a node that did not answer
-    may have it."""
+    process it is then. Raises `UsageError` when there are several, `NotFound` when there is none
+    (nor its node among `nodes`), `Unsupported` for one inside of an instance, and `Unreachable`
+    when a node that did not answer may have it."""
     if not word:
         raise UsageError("an empty word is no process: write DC/NODE:PID, PID, or an id")
     if re.fullmatch("[0-9]+", word):
@@ -67,6 +70,9 @@ def find_target(word: str, answer: Answer) -> Row:
             return _only(word, found, answer)
     if ":" in word:
         found = [row for row in answer.rows if gpid(row) == word]
+        node = word.partition(":")[0]
+        if not found and nodes and node not in answer.silent:
+            check_place(nodes, Filters(node=node))
         return _only(word, found, answer, word)
     return _first_of(word, answer)
 
@@ -118,7 +124,10 @@ def _first_of(word: str, answer: Answer) -> Row:
 def _nobody(word: str, answer: Answer) -> TabaneError:
     apps = {short_app(row) for row in answer.rows if row["app"]}
     if word in apps:
-        return UsageError(f"{word} is an app: `tabane stop {word}` stops its instances")
+        hint = (
+            f"`tabane pkill --app {word} NAME` signals its programs, `tabane stop {word}` ends it"
+        )
+        return UsageError(f"{word} is an app, not a process: {hint}")
     if answer.silent:
         names = ", ".join(answer.silent)
         return Unreachable(f"{word} is not on the nodes that answered ({names} did not)")
@@ -189,7 +198,15 @@ def _refuse_inside(row: Row) -> dict[str, Any]:
     return {"error": Unsupported.code, "message": why_out_of_reach(row)}
 
 
-def complain_of(row: Row, outcome: Mapping[str, Any]) -> None:
-    """Most of what nodes say begins with the process already."""
-    place, message = gpid(row), outcome["message"]
-    complain(message if message.startswith(place) else f"{place}: {message}")
+def complain_of(refused: Sequence[tuple[Row, Mapping[str, Any]]]) -> None:
+    """On stderr, what became of those whose outcome is an error: some of each kind, and how many
+    more. Most of what nodes say begins with the process already."""
+    told: Counter[str] = Counter()
+    for row, outcome in refused:
+        told[outcome["error"]] += 1
+        if told[outcome["error"]] <= MOST_COMPLAINTS:
+            place, message = gpid(row), outcome["message"]
+            complain(message if message.startswith(place) else f"{place}: {message}")
+    for error, count in told.items():
+        if count > MOST_COMPLAINTS:
+            complain(f"{count - MOST_COMPLAINTS} more in the same way: {error.replace('_', ' ')}")

@@ -7,10 +7,12 @@ is wrong, and 3 for what keeps from knowing: a node that did not answer.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Callable, Sequence
 
 from tabane.errors import UsageError
+from tabane.tools.cli import CANNOT_TELL
 from tabane.tools.cli.asking import (
     Answer,
     add_filters,
@@ -20,12 +22,11 @@ from tabane.tools.cli.asking import (
     say_partial,
 )
 from tabane.tools.cli.columns import gpid
-from tabane.tools.cli.common import Parser, Row, print_json, printable, say
+from tabane.tools.cli.common import Parser, Row, print_json, printable, say, seconds_upto
 from tabane.tools.cli.selection import Lists, number, split, tests_of
 
-INCOMPLETE = 3
-LONGEST_NAME = 15
-"""Of a process, in bytes: the kernel cuts the rest off."""
+INCOMPLETE = CANNOT_TELL
+OLDEST_S = 1e9
 FILTERS = ("dc", "node", "app", "user")
 CRITERIA = (
     *("pattern", "groups", "parents", "sessions", "terminals", "euid", "uid", "older", "runstates"),
@@ -58,11 +59,48 @@ def _describe(row: Row, args: argparse.Namespace) -> str:
     return printable(f"{gpid(row)} {row['name']}" if args.list_name else gpid(row))
 
 
+def pidof(argv: list[str]) -> int:
+    parser = Parser("pidof", "Find processes by the exact name of their program.")
+    add = parser.add_argument
+    add("-s", "--single-shot", action="store_true", help="only the youngest")
+    add("-S", "--separator", default=" ", metavar="TEXT", help="between them; else a blank")
+    add("-q", "--quiet", action="store_true", help="say nothing: only the exit code tells")
+    add("-o", "--omit-pid", metavar="PIDS", default="", help="not these: gpids or pids")
+    add_filters(parser)
+    add("--json", action="store_true", help="all that is known of each")
+    add("names", nargs="+", metavar="NAME", help="of programs, or their whole paths")
+    args = parser.parse_args(argv)
+    from tabane.tools.client import Cluster
+
+    answer = ask_processes(Cluster(args.root), filters_of(args))
+    partial = say_partial(answer)
+    omitted = args.omit_pid.split(",")
+    found = [row for row in answer.rows if is_program(row, args.names) and not is_self(row)]
+    found = [row for row in found if str(row["pid"]) not in omitted and gpid(row) not in omitted]
+    found.sort(key=lambda row: (row["elapsed_s"], -row["pid"]))
+    found = found[:1] if args.single_shot else found
+    if args.json:
+        print_json({"processes": found, "silent": answer.silent})
+    elif found and not args.quiet:
+        print(args.separator.join(printable(gpid(row)) for row in found))
+    return INCOMPLETE if partial else 0 if found else 1
+
+
+def is_program(row: Row, names: Sequence[str]) -> bool:
+    """By what the kernel calls it, or its first word, as pidof has it."""
+    first = str(row["command"]).partition(" ")[0]
+    is_kernels = first.startswith("[")
+    known = {row["name"]} if is_kernels else {row["name"], first, os.path.basename(first)}  # noqa: PTH119
+    return not known.isdisjoint(names)
+
+
 def pkill(argv: list[str]) -> int:
     from tabane.k2i.orders import parse_signal
+    from tabane.tools.cli.kill import NO_SIGNAL
     from tabane.tools.cli.ordering import take_signal
 
-    parser = _parser("pkill", "Signal processes by name or by what else is known of them.")
+    about = "Signal processes by name or by what else is known of them."
+    parser = _parser("pkill", about, or_else=NO_SIGNAL)
     parser.usage = "tabane pkill [-SIGNAL] [options] PATTERN"
     add = parser.add_argument
     add("--signal", default="TERM", metavar="SIGNAL", help="by name or number, as -HUP does")
@@ -89,19 +127,17 @@ def _signal(args: argparse.Namespace, found: Sequence[Row], signal: int) -> list
 
     body = {"signal": signal, "force": args.force}
     outcomes = send(Cluster(args.root), found, "signal", body)
-    done = []
-    for row, outcome in zip(found, outcomes, strict=True):
-        if outcome.get("error"):
-            complain_of(row, outcome)
-            continue
-        done.append(row)
-        if args.echo and not args.json:
+    results = list(zip(found, outcomes, strict=True))
+    complain_of([(row, outcome) for row, outcome in results if outcome.get("error")])
+    done = [row for row, outcome in results if not outcome.get("error")]
+    if args.echo and not args.json:
+        for row in done:
             say(f"{row['name']} killed (pid {gpid(row)})")
     return done
 
 
-def _parser(name: str, about: str) -> Parser:
-    parser = Parser(name, about)
+def _parser(name: str, about: str, *, or_else: str = "") -> Parser:
+    parser = Parser(name, about, or_else=or_else)
     parser.set_defaults(program=name)
     add = parser.add_argument
     add("-f", "--full", action="store_true", help="match whole command lines")
@@ -110,7 +146,13 @@ def _parser(name: str, about: str) -> Parser:
     add("-v", "--inverse", action="store_true", help="all that do not match")
     add("-n", "--newest", action="store_true", help="only the one that started last")
     add("-o", "--oldest", action="store_true", help="only the one that started first")
-    add("-O", "--older", type=_seconds, metavar="SECONDS", help="older than that")
+    add(
+        "-O",
+        "--older",
+        type=seconds_upto(OLDEST_S, or_none=True),
+        metavar="SECONDS",
+        help="older than that",
+    )
     add("-g", "--pgroup", dest="groups", metavar="PGIDS", help="process groups")
     add("-P", "--parent", dest="parents", metavar="PIDS", help="children of these")
     add("-s", "--session", dest="sessions", metavar="SIDS", help="of these sessions")
@@ -122,12 +164,6 @@ def _parser(name: str, about: str) -> Parser:
     add("--json", action="store_true", help="all that is known of each")
     add("pattern", nargs="?", help="a regular expression")
     return parser
-
-
-def _seconds(text: str) -> int:
-    if not re.fullmatch("[0-9]{1,9}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
-    return int(text)
 
 
 def _find(args: argparse.Namespace) -> tuple[list[Row], Answer]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
-import re
 import time
 from collections.abc import Iterator
 
 from tabane.clock import SYSTEM
+from tabane.tools.cli.common import seconds_upto
 
 LONGEST_S = 1_000_000.0
+seconds = seconds_upto(LONGEST_S)
+"""The type of an option or word that is a delay."""
 
 
 def every(delay_s: float, count: int | None) -> Iterator[int]:
@@ -27,12 +28,3 @@ def every(delay_s: float, count: int | None) -> Iterator[int]:
 
 def pause(seconds: float) -> None:
     time.sleep(max(0.0, seconds))
-
-
-def seconds(text: str) -> float:
-    """An option's type: a number of seconds above 0."""
-    value = float(text) if re.fullmatch(r"[0-9]{1,7}(\.[0-9]{0,9})?|\.[0-9]{1,9}", text) else 0.0
-    if not 0 < value <= LONGEST_S:
-        problem = f"{text!r} is no number of seconds above 0, up to {LONGEST_S:.0f}"
-        raise argparse.ArgumentTypeError(problem)
-    return value
