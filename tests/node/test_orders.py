@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -62,6 +63,10 @@ def ticks_of(pid: int) -> int:
 class FakeExecutor:
     def __init__(self) -> None:
         self.running: dict[str, Any] = {}
+        self.signalled: list[str] = []
+
+    def on_signal(self, instance: str) -> None:
+        self.signalled.append(instance)
 
     def get(self, instance: str) -> Any:
         if instance not in self.running:
@@ -264,6 +269,26 @@ def test_what_the_holder_started_is_the_nodes_own(tmp_path: Path) -> None:
     assert around.protects(80, 77, "abc") == ""
     assert around.protects(81, 80, "") == ""
     assert (around.owner("abc"), around.owner("gone")) == (5, -1)
+
+
+async def test_whose_instance_gets_a_signal_by_order_is_told_before(
+    cluster: Cluster, sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tabane.node.orders.instance_at", lambda pid: f"of-{pid}")
+    told = cluster.nodes[OSAKA].executor.signalled
+    target = at(OSAKA, sleeper.pid)
+    for order in (
+        Order((target,), Signal(0)),
+        Order((target,), Signal(signal.SIGCONT)),
+        Order((target,), Signal(signal.SIGTERM), dry_run=True),
+        Order((target,), Nice(1)),
+    ):
+        await cluster.orders.obey(order, ROOT)
+    (refused,) = await cluster.orders.obey(Order((target,), Signal(signal.SIGTERM)), ALICE)
+    assert refused.error == Denied.code
+    assert told == []
+    await cluster.orders.obey(Order((target,), Signal(signal.SIGTERM)), ROOT)
+    assert told == [f"of-{sleeper.pid}"]
 
 
 class Driver:

@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from tabane.clock import SYSTEM
-from tabane.model import PHASES, App, InstanceId, Reactive, State
+from tabane.model import PHASES, App, ExitStatus, InstanceId, Reactive, State
 from tabane.node.instances import Transition
 from tabane.runtimes.fake import Script
 from tabane.testing.pretend import NODE, PretendNode, fetch
@@ -117,6 +117,38 @@ async def test_what_fails_again_and_again_is_said_and_backed_off_from() -> None:
         assert ledger is not None
         assert ledger.setbacks.failed_starts >= 2
         assert starts(node) < 10
+
+
+async def end_of(node: PretendNode, *, ordered: bool) -> str:
+    """One that serves is killed; returns why it ended, as told."""
+    (instance,) = (one for one in node.executor.instances() if one.state is State.READY)
+    if ordered:
+        node.executor.on_signal(instance.id)
+    node.driver.world.lives[instance.id].end(ExitStatus(signal=15))
+    await until(lambda: node.events[-1].state is State.ABSENT)
+    return node.events[-1].reason
+
+
+@pytest.mark.parametrize(("ordered", "setbacks"), [(True, 0), (False, 2)])
+async def test_one_that_serves_and_is_killed_is_woken_again(ordered: bool, setbacks: int) -> None:
+    async with PretendNode(make_app()) as node:
+        for _ in range(2):
+            assert (await fetch(node.port, HOST))[0] == 200
+            reason = await end_of(node, ordered=ordered)
+            by_order = ", after a signal by order" if ordered else ""
+            assert reason == f"the program was killed by SIGTERM{by_order}"
+        ledger = node.home.ledger(make_app().key)
+        assert ledger is not None
+        assert (ledger.setbacks.early_ends, ledger.setbacks.failed_starts) == (setbacks, 0)
+        assert (await fetch(node.port, HOST))[0] == 200
+        assert {wake.option for wake in node.wakes} == {"cold"}
+
+
+async def test_what_cannot_be_prepared_is_not_tried_twice_for_one_request() -> None:
+    async with PretendNode(make_app(), script=Script(fail_prepare=True)) as node:
+        status, body = await fetch(node.port, HOST)
+        assert (status, starts(node)) == (503, 1)
+        assert b"default/app did not start once: " in body
 
 
 async def test_programs_that_never_listen_keep_no_other_from_starting() -> None:

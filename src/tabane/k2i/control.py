@@ -26,6 +26,7 @@ from tabane.k2i.orders import (
     InstanceTarget,
     Order,
     Outcome,
+    Signal,
 )
 from tabane.k2i.permission import (
     Here,
@@ -139,6 +140,8 @@ class Control:
                     return Outcome(target, before=change.before, after=change.after)
                 ledger.tell(target, "doing", name=name)
                 begun = True
+                if isinstance(order.action, Signal):
+                    self._surroundings.on_signal(target.pid, order.action.number)
                 after = change.make()
         except (TabaneError, OSError) as error:
             problem = error if isinstance(error, TabaneError) else SystemFault(f"{target}: {error}")

@@ -46,6 +46,9 @@ class Surroundings(Protocol):
     def protects(self, pid: int, ppid: int, instance: str) -> str:
         """What the process is when the node cannot do without it, else nothing."""
 
+    def on_signal(self, pid: int, number: int) -> None:
+        """By an order the process is sent a signal now. Called from any thread."""
+
 
 class Alone:
     """Outside of a cluster."""
@@ -55,6 +58,9 @@ class Alone:
 
     def protects(self, pid: int, ppid: int, instance: str) -> str:
         return "the k2i that was asked" if pid == os.getpid() else ""
+
+    def on_signal(self, pid: int, number: int) -> None:
+        """Nobody else has to know."""
 
 
 class Held(NamedTuple):
@@ -99,6 +105,14 @@ def _leader(tid: int) -> int:
         return int(parse_status(Path(f"/proc/{tid}/status").read_bytes())[b"Tgid"])
     except GONE:
         return 0
+
+
+def instance_at(pid: int) -> str:
+    """The instance that a process belongs to; empty outside of instances, and when it is gone."""
+    try:
+        return instance_of(parse_cgroup(Path(f"/proc/{pid}/cgroup").read_bytes()))
+    except GONE:
+        return ""
 
 
 def look(held: Held, surroundings: Surroundings) -> Seen:

@@ -22,9 +22,10 @@ from tabane.errors import NotFound, TabaneError, Unsupported
 from tabane.gateway.activation import InstanceEnded, InstanceReady
 from tabane.gateway.messages import StartTrace
 from tabane.lifecycle import Event, follow
-from tabane.model import App, ExitStatus, Generation, Instance, InstanceId, NodeName, State, Value
+from tabane.model import App, Generation, Instance, InstanceId, NodeName, State, Value
+from tabane.node.ends import explain_end, explain_timeout, with_last_line, would_repeat
 from tabane.node.readiness import describe_unready, wait_ready
-from tabane.node.records import Record, last_line, read_record, write_record
+from tabane.node.records import Record, read_record, write_record
 from tabane.runtimes.api import Driver, Image, InstanceSpec, Link
 from tabane.supervise import Supervisor, harmless
 
@@ -73,6 +74,9 @@ class Running:
     began: float = 0.0
     stopping: bool = False
     ended: bool = False
+    expected_until: float = 0.0
+    """That it ends before is what somebody ordered."""
+    ordered: bool = False
 
     @property
     def instance(self) -> Instance:
@@ -186,7 +190,7 @@ class Executor:
             try:
                 running = await self._prepare(app, instance_id, phases)
             except (TabaneError, OSError) as error:
-                self._fail_early(app, instance_id, str(error))
+                self._fail_early(app, instance_id, error)
                 return
             if (reason := self._unwanted.pop(instance_id, None)) is not None:
                 await self._end(running, reason, failed=False)
@@ -227,16 +231,17 @@ class Executor:
         if spec.services is None:
             return
         if not driver.capabilities.services:
-            raise Unsupported(f"{spec.app.key}: {driver.name} cannot show services to an instance")
+            raise Unsupported(f"its driver {driver.name} cannot show services to an instance")
         spec.services.mkdir()
         await self._services.open(spec)
 
-    def _fail_early(self, app: App, instance_id: InstanceId, reason: str) -> None:
+    def _fail_early(self, app: App, instance_id: InstanceId, error: Exception) -> None:
         """Nothing was started: say so, and forget it."""
+        reason, retry = str(error), not would_repeat(error)
         for known in (self._preparing, self._running, self._unwanted):
             known.pop(instance_id, None)
         self._say(instance_id, app.key, State.FAILED, reason)
-        self._notify(InstanceEnded(app.key, instance_id, self._node, reason, failed=True))
+        self._notify(InstanceEnded(app.key, instance_id, self._node, reason, True, retry))
 
     async def _launch(self, running: Running) -> None:
         """Start the engine and, beside it, watch for readiness: whichever way it goes first.
@@ -315,12 +320,9 @@ class Executor:
 
     async def _give_up(self, running: Running) -> None:
         app = running.record.app
-        what = f"did not become ready ({app.reactive.ready}"
-        what += f" on port {app.port})" if app.port is not None else ")"
-        reason = f"it {what} within {app.reactive.start_timeout_s:g} s"
         seen = await describe_unready(app, running.instance.address, running.record.link)
-        reason += f": {seen}" if seen else ""
-        await self._end(running, self._with_last_line(running, reason), failed=True, retry=False)
+        reason = with_last_line(explain_timeout(app, seen), self.spec(running.record).log)
+        await self._end(running, reason, failed=True, retry=False)
 
     # End
 
@@ -329,20 +331,16 @@ class Executor:
         assert handle is not None
         status = await running.driver.wait(handle)
         if not running.stopping:
-            was_ready = running.instance.state is State.READY
-            reason = self._with_last_line(running, self._explain(running, status, was_ready))
+            app, was_ready = running.record.app, running.instance.state is State.READY
+            running.ordered = self._clock.now() <= running.expected_until
+            reason = explain_end(app, status, was_ready=was_ready, ordered=running.ordered)
+            reason = with_last_line(reason, self.spec(running.record).log)
             await self._end(running, reason, failed=True)
 
-    def _explain(self, running: Running, status: ExitStatus, was_ready: bool) -> str:
-        app = running.record.app
-        ended = f"was {status.describe()}" if status.signal else status.describe()
-        if was_ready or app.port is None:
-            return f"the program {ended}"
-        return f"the program {ended} before it listened on port {app.port}"
-
-    def _with_last_line(self, running: Running, reason: str) -> str:
-        line = last_line(self.spec(running.record).log)
-        return f"{reason}; its last line: {line}" if line else reason
+    def on_signal(self, instance_id: InstanceId) -> None:
+        """By somebody's order it gets one: that it ends within its `stop_timeout` is meant."""
+        if (running := self._running.get(instance_id)) is not None:
+            running.expected_until = self._clock.now() + running.record.app.reactive.stop_timeout_s
 
     def stop(self, instance_id: InstanceId, reason: str) -> None:
         """Begin to stop an instance: TERM, `stop_timeout`, KILL. Of one that is gone: nothing."""
@@ -372,7 +370,7 @@ class Executor:
         await self._clean_up(running)
         self._become(running, Event.GONE, reason=reason)
         running.ended = True
-        self._notify_ended(running, failed, retry)
+        self._notify_ended(running, failed and not running.ordered, retry)
 
     def _notify_ended(self, running: Running, failed: bool, retry: bool = True) -> None:
         instance = running.instance
@@ -426,8 +424,7 @@ class Executor:
         if handle is None:
             await self._bury(running)
             return
-        pid = int(str(handle.data["pid"]))
-        instance = replace(record.instance, pid=pid)
+        instance = replace(record.instance, pid=int(str(handle.data["pid"])))
         running.record = replace(record, handle=handle, instance=instance)
         if record.app.services.needs_directory:
             await self._services.open(self.spec(record))
@@ -469,8 +466,8 @@ class Executor:
             status = await running.driver.wait(record.handle)
         except TabaneError:
             return reason
-        explained = self._explain(running, status, state is State.READY)
-        return self._with_last_line(running, f"{explained}, while its node's agent was away")
+        words = explain_end(record.app, status, was_ready=state is State.READY)
+        return with_last_line(f"{words}, while its node's agent was away", self.spec(record).log)
 
     # Records
 

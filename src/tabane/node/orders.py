@@ -28,6 +28,7 @@ from tabane.errors import (
     Unsupported,
 )
 from tabane.k2i.control import Control, SeenInstance
+from tabane.k2i.kernel import instance_at
 from tabane.k2i.orders import (
     Confine,
     InstanceAction,
@@ -43,6 +44,7 @@ from tabane.k2i.permission import Here
 from tabane.model import InstanceId, NodeName, State
 from tabane.node import messages as say
 from tabane.node.config import agent_of, node_of
+from tabane.node.ends import HARMLESS_SIGNALS
 from tabane.node.instances import Executor, Running
 from tabane.runtimes.api import Handle
 from tabane.runtimes.cgroups import Cgroup
@@ -144,6 +146,11 @@ class NodeSurroundings:
         if pid == holder:
             return "the holder of its node"
         return "a process of Tabane's own" if ppid == holder and not instance else ""
+
+    def on_signal(self, pid: int, number: int) -> None:
+        """What ends by it was not going wrong."""
+        if number not in HARMLESS_SIGNALS:
+            self._executor.on_signal(InstanceId(instance_at(pid)))
 
 
 class NodeInstances:

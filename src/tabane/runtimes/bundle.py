@@ -122,7 +122,7 @@ def make_program(app: App, image: Image, mounts: dict[str, Path]) -> Program:
     """
     args = app.command or (*image.entrypoint, *image.cmd)
     if not args:
-        raise UsageError(f"{app.key} has no command and neither has its image: give it one")
+        raise UsageError("it has no command and neither has its image: give it one")
     env = dict(entry.partition("=")[::2] for entry in (f"PATH={DEFAULT_PATH}", *image.env))
     env |= app.env
     if app.services.middlecon:
@@ -132,7 +132,7 @@ def make_program(app: App, image: Image, mounts: dict[str, Path]) -> Program:
     cwd = app.workdir or image.workdir or "/"
     if find_command(image.tree, args[0], env["PATH"], cwd, mounts) is None:
         where = "there" if "/" in args[0] else f"in {env['PATH']}"
-        raise UsageError(f"{app.key}: its image has no program {args[0]!r} {where}")
+        raise UsageError(f"its image has no program {args[0]!r} {where}")
     return Program(
         args,
         tuple(f"{name}={value}" for name, value in env.items()),

@@ -1,0 +1,44 @@
+"""Why instances end: in words, and whether a new start would end the same way."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+from tabane.errors import Corrupt, NotFound, Unsupported, UsageError
+from tabane.model import App, ExitStatus
+from tabane.node.records import last_line
+
+HARMLESS_SIGNALS = frozenset(
+    {0, signal.SIGCONT, signal.SIGSTOP, signal.SIGTSTP, signal.SIGCHLD, signal.SIGWINCH}
+)
+"""After these an end is a program's own; after any other it is what the sender may have wanted."""
+
+
+def explain_end(app: App, status: ExitStatus, *, was_ready: bool, ordered: bool = False) -> str:
+    """`ordered`: somebody had a signal sent to it."""
+    ended = f"was {status.describe()}" if status.signal else status.describe()
+    reason = f"the program {ended}"
+    if not was_ready and app.port is not None:
+        reason += f" before it listened on port {app.port}"
+    return f"{reason}, after a signal by order" if ordered else reason
+
+
+def explain_timeout(app: App, seen: str) -> str:
+    """`seen`: what it was found doing instead of becoming ready, if anything."""
+    port = f" on port {app.port}" if app.port is not None else ""
+    what = f"did not become ready ({app.reactive.ready}{port})"
+    reason = f"it {what} within {app.reactive.start_timeout_s:g} s"
+    return f"{reason}: {seen}" if seen else reason
+
+
+def with_last_line(reason: str, log: Path) -> str:
+    """And what the program said last, if it said anything."""
+    line = last_line(log)
+    return f"{reason}; its last line: {line}" if line else reason
+
+
+def would_repeat(error: Exception) -> bool:
+    """Whether what could not be prepared cannot be next time either: another image or file is
+    needed. One that is not here yet may come."""
+    return isinstance(error, UsageError | Unsupported | Corrupt) and not isinstance(error, NotFound)
