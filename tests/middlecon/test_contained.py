@@ -22,7 +22,6 @@ from tabane.errors import (
     UsageError,
 )
 from tabane.middlecon import Change, connect
-from tabane.middlecon.addresses import connect_unix
 from tabane.middlecon.contained import (
     ROOMS,
     STATE_BYTES,
@@ -36,6 +35,7 @@ from tabane.middlecon.contained import (
 )
 from tabane.middlecon.frames import GONE, MAGIC, Decoder, Frame, JoinFlag, Kind, encode_frame
 from tabane.middlecon.session import Hello, encode_hello
+from tabane.unix import connect_unix
 
 WEB = "default/web-0123456789ab"
 ROOMS_OF_WEB = ("deploys", "chat.*")
@@ -205,7 +205,7 @@ async def test_it_may_not_serve_nor_link(instance, tmp_path):
 
 
 async def open_raw(path: Path):
-    return await asyncio.open_unix_connection(sock=connect_unix(path))
+    return await asyncio.open_unix_connection(sock=connect_unix(path, timeout_s=0))
 
 
 def test_limits_on_rooms_and_state(brain):

@@ -16,7 +16,7 @@ import pytest
 from tabane.errors import Closed, EngineError, NotFound
 from tabane.model import ExitStatus
 from tabane.node import holder as module
-from tabane.node.spawner import HolderSpawner, connect_unix
+from tabane.node.spawner import HolderSpawner, connect_holder
 from tabane.runtimes.api import Command, Finished
 
 
@@ -313,7 +313,7 @@ async def test_bad_requests_are_answered_and_harm_nobody(
     spawner: HolderSpawner, holder: Any
 ) -> None:
     before = len(holder.descriptors())
-    with connect_unix(holder.control) as sock:
+    with connect_holder(holder.control) as sock:
         sock.setblocking(True)
         sock.sendall(b"\n".join((*BAD_REQUESTS, b"")))
         answers = sock.makefile("rb")
@@ -326,7 +326,7 @@ async def test_bad_requests_are_answered_and_harm_nobody(
 
 
 async def test_a_request_without_an_end_is_cut(spawner: HolderSpawner, holder: Any) -> None:
-    with connect_unix(holder.control) as sock, pytest.raises(ConnectionError):
+    with connect_holder(holder.control) as sock, pytest.raises(ConnectionError):
         sock.setblocking(True)
         sock.sendall(b"x" * (2 * module.REQUEST_BYTES))
     assert (await run(spawner, sh("a", "echo alive")))[1] == "alive\n"
@@ -334,7 +334,7 @@ async def test_a_request_without_an_end_is_cut(spawner: HolderSpawner, holder: A
 
 async def test_requests_in_pieces_and_many_at_once(spawner: HolderSpawner, holder: Any) -> None:
     request = json.dumps({"id": 5, "do": "forget", "with": {"key": "x"}}).encode() + b"\n"
-    with connect_unix(holder.control) as sock:
+    with connect_holder(holder.control) as sock:
         sock.setblocking(True)
         for byte in request:
             sock.send(bytes([byte]))
@@ -349,7 +349,7 @@ async def test_requests_in_pieces_and_many_at_once(spawner: HolderSpawner, holde
 async def test_a_client_that_never_reads_blocks_nobody_and_is_dropped(
     spawner: HolderSpawner, holder: Any
 ) -> None:
-    with connect_unix(holder.control) as lazy:
+    with connect_holder(holder.control) as lazy:
         report_bytes = 6 * module.OUTPUT_BYTES
         for _ in range(module.OUTBOX_BYTES // report_bytes + 3):
             zeros = f"head -c {module.OUTPUT_BYTES} /dev/zero"

@@ -21,6 +21,7 @@ import socket
 from asyncio import StreamReader, StreamWriter
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
 
 import msgspec
@@ -37,6 +38,7 @@ from tabane.k2i.process import Process
 from tabane.k2i.stream import Changes
 from tabane.k2i.threads import Thread
 from tabane.k2i.tree import Branch
+from tabane.unix import connect_unix, shortened
 
 __all__ = ["AsyncClient", "Changes", "Client", "Limit", "Node", "Outcome", "Rows", "Silent"]
 
@@ -209,29 +211,14 @@ class Client(_Common):
         address = self._address
         try:
             if address.path:
-                sock = socket.socket(socket.AF_UNIX)
+                sock = connect_unix(Path(address.path), self._timeout_s)
             else:
                 place = address.host, address.port
                 sock = socket.create_connection(place, timeout=self._timeout_s)
             with sock:
-                sock.settimeout(self._timeout_s)
-                if address.path:
-                    with shortened(address.path) as path:
-                        sock.connect(path)
                 yield sock
         except OSError as error:
             raise self._unreachable(error) from None
-
-
-@contextmanager
-def shortened(path: str) -> Iterator[str]:
-    """The path of a unix socket, which may be longer than the kernel's 108 bytes."""
-    directory, _, name = path.rpartition("/")
-    fd = os.open(directory or "/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{fd}/{name}"
-    finally:
-        os.close(fd)
 
 
 def _receive_head(sock: socket.socket) -> Reply:
@@ -356,7 +343,7 @@ class AsyncClient(_Common):
         try:
             async with self._deadline():
                 if address.path:
-                    with shortened(address.path) as path:
+                    with shortened(Path(address.path)) as path:
                         reader, writer = await asyncio.open_unix_connection(path)
                 else:
                     reader, writer = await asyncio.open_connection(address.host, address.port)

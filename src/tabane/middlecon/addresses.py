@@ -1,20 +1,15 @@
-"""Where a hub is: `tcp://HOST:PORT` and `unix:///PATH`, for those who dial and those who listen.
-
-A unix socket's address holds 108 bytes of path, and the trees of Tabane's nodes go deeper. So its
-directory is opened, and the path used is `/proc/self/fd/N/NAME`, which is always short.
-"""
+"""Where a hub is: `tcp://HOST:PORT` and `unix:///PATH`, for those who dial and those who listen."""
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
 import os
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tabane.errors import Conflict, UsageError
+from tabane.unix import connect_unix, shortened
 
 BACKLOG = 4096
 """As large as the kernel's default limit (net.core.somaxconn): after a restart all come at once."""
@@ -69,28 +64,6 @@ def is_loopback(sock: socket.socket) -> bool:
     return ipaddress.ip_address(sock.getsockname()[0]).is_loopback
 
 
-@contextlib.contextmanager
-def _short(path: Path) -> Iterator[str]:
-    """A path to the same file that fits into a unix socket's address."""
-    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{directory}/{path.name}"
-    finally:
-        os.close(directory)
-
-
-def connect_unix(path: Path) -> socket.socket:
-    """A connected, non-blocking socket. Raises `OSError`."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    try:
-        with _short(path) as short:
-            sock.connect(short)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
 def listen_on(address: Address) -> socket.socket:
     """A listening socket. A unix socket that a dead process left behind is replaced.
 
@@ -124,7 +97,7 @@ def _listen_unix(path: Path) -> socket.socket:
         _remove_dead(path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        with _short(path) as short:
+        with shortened(path) as short:
             sock.bind(short)
         sock.listen(BACKLOG)
     except BaseException:

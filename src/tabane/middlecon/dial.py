@@ -8,10 +8,11 @@ import random
 from collections.abc import Callable, Iterator
 
 from tabane.errors import Closed, TabaneError, TimedOut, Unreachable
-from tabane.middlecon.addresses import Address, Unix, connect_unix
+from tabane.middlecon.addresses import Address, Unix
 from tabane.middlecon.frames import Frame
 from tabane.middlecon.session import Hello, Session, Side, Welcome, encode_hello, parse_welcome
 from tabane.middlecon.wire import Flusher, Wire
+from tabane.unix import connect_unix
 
 FIRST_PAUSE_S = 0.05
 LAST_PAUSE_S = 2.0
@@ -108,7 +109,7 @@ def _drop(wire: Wire | None) -> None:
 async def _connect(address: Address, make_wire: Callable[[], Wire]) -> Wire:
     loop = asyncio.get_running_loop()
     if isinstance(address, Unix):
-        sock = connect_unix(address.path)
+        sock = connect_unix(address.path, timeout_s=0)
         _, wire = await loop.create_unix_connection(make_wire, sock=sock)
     else:
         _, wire = await loop.create_connection(make_wire, address.host, address.port)

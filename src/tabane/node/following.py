@@ -30,7 +30,7 @@ from tabane.k2i.stream import Event
 from tabane.k2i.watch import Outbox, check_room, user_of
 from tabane.model import NodeName
 from tabane.node import messages as say
-from tabane.node.config import agent_of
+from tabane.node.config import agent_of, node_of
 from tabane.security.identity import Principal
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ class Following:
 
     def on_presence(self, member: str, *, came: bool) -> None:
         """An agent came, or went, or cannot be seen."""
-        node = NodeName(member.rpartition("/")[0])
+        node = node_of(member)
         if member != agent_of(node) or node == self._agent.config.key:
             return
         for follow in self._follows.values():
@@ -158,13 +158,13 @@ class Following:
         if follow is None or follow.outbox.ended:
             raise NotFound(f"nobody at {self._agent.config.key} follows {message.key} any more")
         if message.ended:
-            self._miss(follow, NodeName(sender.rpartition("/")[0]))
+            self._miss(follow, node_of(sender))
             return
         whole = follow.pieces.pop(sender, b"") + message.data
         if message.more:
             follow.pieces[sender] = whole
             return
-        follow.silent.discard(NodeName(sender.rpartition("/")[0]))
+        follow.silent.discard(node_of(sender))
         right_at = message.asked_at + message.after_s
         follow.outbox.put(min(right_at, self._agent.clock.now()), whole)
 

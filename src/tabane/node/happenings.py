@@ -14,7 +14,7 @@ import msgspec
 
 from tabane.middlecon import Presence
 from tabane.middlecon.frames import Change as Fate
-from tabane.node.config import agent_of
+from tabane.node.config import agent_of, node_of
 from tabane.node.control import APPS
 from tabane.store.api import Change
 from tabane.supervise import harmless
@@ -62,7 +62,7 @@ class Happenings:
 
     def on_presence(self, presence: Presence) -> None:
         """A member of the room came, went, or cannot be seen."""
-        node = presence.member.rpartition("/")[0]
+        node = node_of(presence.member)
         if presence.member == agent_of(node) and node != self._agent.config.key:
             linked = presence.change in (Fate.JOINED, Fate.BACK)
             _tell(self._around, msgspec.json.encode({"node": node, "linked": linked}))

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tabane.unix import shortened
+
 IP_FREEBIND = 15
 FIRST_SOCKET_FD = 100
 """Sockets are handed to parts from this number up; below it their own files fit."""
@@ -112,17 +114,16 @@ def say(text: str) -> None:
 
 
 def listen_unix(path: str) -> socket.socket:
-    """Bind a unix socket for root only. The path may be longer than the kernel's 108 bytes."""
+    """Bind a unix socket for root only."""
     target = Path(path)
     target.unlink(missing_ok=True)
-    directory = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
     before = os.umask(0o177)
     try:
         sock = socket.socket(socket.AF_UNIX)
-        sock.bind(f"/proc/self/fd/{directory}/{target.name}")
+        with shortened(target) as short:
+            sock.bind(short)
     finally:
         os.umask(before)
-        os.close(directory)
     sock.listen(4096)
     return sock
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 from tabane.errors import Closed, EngineError, NotFound
 from tabane.model import ExitStatus
 from tabane.runtimes.api import Command, Finished
+from tabane.unix import connect_unix
 
 GREETING = 0
 """The holder answers this request, which is the connection itself, when it has told all."""
@@ -46,7 +46,7 @@ class HolderSpawner(asyncio.Protocol):
 
         Raises `Closed` when there is no holder.
         """
-        sock = connect_unix(self._path)
+        sock = connect_holder(self._path)
         loop = asyncio.get_running_loop()
         told = self._answers[GREETING] = loop.create_future()
         self._transport, _ = await loop.create_unix_connection(lambda: self, sock=sock)
@@ -165,20 +165,11 @@ class HolderSpawner(asyncio.Protocol):
         return tuple(self._jobs)
 
 
-def connect_unix(path: Path) -> socket.socket:
-    """Connect to a unix socket whose path may be longer than the kernel's 108 bytes.
-
-    Raises `Closed` when nobody listens there.
-    """
-    sock = socket.socket(socket.AF_UNIX)
+def connect_holder(path: Path) -> socket.socket:
+    """Raises `Closed` when nobody listens there."""
     try:
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            sock.connect(f"/proc/self/fd/{directory}/{path.name}")
-        finally:
-            os.close(directory)
+        sock = connect_unix(path)
     except OSError as error:
-        sock.close()
         raise Closed(f"no holder answers at {path}: {error.strerror}") from error
     sock.setblocking(False)
     return sock

@@ -13,7 +13,8 @@ import asyncio
 from types import TracebackType
 from typing import Self, cast
 
-from tabane.middlecon.addresses import Unix, connect_unix, parse_url
+from tabane.middlecon.addresses import Unix, parse_url
+from tabane.unix import connect_unix
 
 
 class _End(asyncio.Protocol):
@@ -79,7 +80,7 @@ class Delay:
         loop = asyncio.get_running_loop()
         try:
             if isinstance(self._target, Unix):
-                sock = connect_unix(self._target.path)
+                sock = connect_unix(self._target.path, timeout_s=0)
                 _, far = await loop.create_unix_connection(lambda: _End(self), sock=sock)
             else:
                 host, port = self._target

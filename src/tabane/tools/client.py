@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from tabane.clock import SYSTEM
 from tabane.errors import Corrupt, NotFound, ProtocolError, TabaneError, Unreachable
+from tabane.unix import connect_unix
 
 if TYPE_CHECKING:
     from http.client import HTTPResponse
@@ -27,22 +28,6 @@ ACTION_TIMEOUT_S = 70.0
 BLOCK_BYTES = 1 << 16
 OK = range(200, 300)
 LENGTH = re.compile(rb"\r\ncontent-length: *([0-9]+)(?:\r\n|$)", re.IGNORECASE)
-
-
-def connect_unix(path: Path, timeout_s: float) -> socket.socket:
-    """Connect to a unix socket, whose path may be longer than the kernel's 108 bytes."""
-    sock = socket.socket(socket.AF_UNIX)
-    try:
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            sock.settimeout(timeout_s)
-            sock.connect(f"/proc/self/fd/{directory}/{path.name}")
-        finally:
-            os.close(directory)
-    except OSError:
-        sock.close()
-        raise
-    return sock
 
 
 class Cluster:
