@@ -20,7 +20,8 @@ NODES = [f"{dc}/{dc}-1" for dc in DATACENTERS]
 
 
 def processes(cluster: LocalCluster, query: str = "") -> dict[str, Any]:
-    answer: dict[str, Any] = cluster.api.get(f"/v2/processes?scope=cluster{query}")
+    path = f"/v2/processes?scope=cluster{query}"
+    answer: dict[str, Any] = cluster.api.get(path, node=NODES[0])
     return answer
 
 
