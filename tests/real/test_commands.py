@@ -357,7 +357,9 @@ def test_stop(cluster: LocalCluster) -> None:
     (told,) = of_json(cluster.tabane("stop", "stops", "--json"))["told"]
     assert told["id"] == second["id"]
     wait_for(lambda: not cluster.instances("stops"), "its end")
-    refused(cluster.tabane("stop", "stops"), "the app stops is at rest")
+    again = cluster.tabane("stop", "stops")
+    assert (again.code, "no instance of stops runs" in again.err) == (0, True)
+    refused(cluster.tabane("stop", "nothing-there"), "no instance is called nothing-there")
 
 
 @pytest.mark.parametrize("page", ["README.md", "README.ja.md"])

@@ -42,6 +42,7 @@ EVENT = {"at": 0.0, "instance": "abc123", "app": "default/hello", "state": "fail
 EVENT |= {"node": "tokyo/tokyo-1"}
 WAKE = EVENT | {"option": EVIL, "total_us": 5, "phases_us": {}, "outcome": EVIL, "gateway": EVIL}
 HOME = {"home": EVIL, "waiting": 0, "reason": EVIL, "failures": 1, "trouble": EVIL}
+HOME |= {"problem": EVIL}
 DRIVER = {"driver": EVIL, "class": EVIL, "works": False, "reason": EVIL}
 DRIVER |= {"defaults": [{"default": EVIL, "enforced": True, "how": EVIL}]}
 MEMBER = {"node": EVIL, "gateway": EVIL, "asked": False, "linked": True, "control": True}

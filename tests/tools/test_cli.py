@@ -286,7 +286,7 @@ def test_what_no_app_can_be_called(
     assert not pretended.nodes["tokyo"].asked
 
 
-@pytest.mark.parametrize("name", ["stop", "logs", "exec", "cp"])
+@pytest.mark.parametrize("name", ["logs", "exec", "cp"])
 def test_an_instance_that_is_nowhere(name: str, tabane: Run, pretended: Pretended) -> None:
     empty = {"instances": [], "records": [], "silent": []}
     missing = reply({"error": "not_found", "message": "there is no app default/x"}, 404)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.tools.answers import INSTANCE, answer
+from tests.tools.answers import APP, INSTANCE, answer
 from tests.tools.conftest import APP_FILE, EVIL, Pretended, Run, check_refusal, reply
 
 from tabane.api.frames import BEGIN, CLIENTS, Parser
@@ -84,6 +84,32 @@ def test_stop_goes_on_when_one_instance_is_gone(tabane: Run, pretended: Pretende
     assert ended.code == 1
     assert ended.out == "abc123 on tokyo/tokyo-1 is told to stop\n"
     assert ended.err == "tabane: gone is not here\n"
+
+
+@pytest.mark.parametrize(("option", "out"), [([], ""), (["--json"], '{"told":[]}')])
+def test_stop_of_an_app_at_rest_has_nothing_to_do(
+    tabane: Run, pretended: Pretended, option: list[str], out: str
+) -> None:
+    def at_rest(line: str, body: bytes) -> bytes:
+        none = {"instances": [], "silent": []}
+        return reply(none) if "/instances HTTP" in line else answer(line, body)
+
+    pretended.begin(tokyo=at_rest)
+    ended = tabane("stop", "hello", *option)
+    assert (ended.code, "".join(ended.out.split())) == (0, out)
+    assert ended.err == "tabane: stop: no instance of hello runs, so there is nothing to stop\n"
+
+
+@pytest.mark.parametrize(
+    ("least", "silent", "ready"),
+    [(0, [], "at rest"), (1, [], "0/0"), (0, ["osaka/osaka-1"], "0/0")],
+)
+def test_ready_of_an_app_without_instances(
+    tabane: Run, pretended: Pretended, least: int, silent: list[str], ready: str
+) -> None:
+    app = APP | {"instances": 0, "reactive": {"min": least, "max": 1}}
+    pretended.begin(tokyo=lambda line, _: reply({"apps": [app], "silent": silent}))
+    assert tabane("apps").out.splitlines()[-1].endswith(f" {ready}")
 
 
 @pytest.mark.parametrize(

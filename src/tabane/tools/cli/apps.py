@@ -91,7 +91,7 @@ def _packed(source: str, base: Path, *, file: str, text: str) -> Iterator[Packed
 
 
 def apps(argv: list[str]) -> int:
-    parser = Parser("apps", "List apps.")
+    parser = Parser("apps", "List apps. READY: of their instances how many are.")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
     answer = Cluster(args.root).get("/api/v1/apps")
@@ -99,11 +99,13 @@ def apps(argv: list[str]) -> int:
         print_json(answer)
     else:
         headings = ("APP", "REV", "CLASS", "IMAGE", "DIGEST", "PORT", "HOSTS", "READY")
-        print_table(headings, [_app_row(app) for app in answer["apps"]])
+        whole_answer = not answer["silent"]
+        print_table(headings, [_app_row(app, whole_answer) for app in answer["apps"]])
     return say_silent(answer["silent"])
 
 
-def _app_row(app: dict[str, Any]) -> tuple[object, ...]:
+def _app_row(app: dict[str, Any], whole_answer: bool) -> tuple[object, ...]:
+    rests = whole_answer and not app["instances"] and not app["reactive"]["min"]
     return (
         f"{app['namespace']}/{app['name']}",
         app["revision"],
@@ -112,7 +114,7 @@ def _app_row(app: dict[str, Any]) -> tuple[object, ...]:
         _digits(app["digest"]),
         app.get("port") or "-",
         _hosts(app.get("hosts", [])),
-        f"{app['ready']}/{app['instances']}",
+        "at rest" if rests else f"{app['ready']}/{app['instances']}",
     )
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from tabane.clock import SYSTEM
 from tabane.errors import TabaneError, TimedOut, UsageError
-from tabane.tools.cli.common import Parser
+from tabane.tools.cli.common import Parser, complain, say
 from tabane.tools.client import Cluster, default_root
 
 if TYPE_CHECKING:
@@ -33,25 +33,30 @@ def up(argv: list[str]) -> int:
     parser.add_argument("--driver", help="preferred driver of class container")
     parser.epilog = "A cluster that was stopped starts as it was, where nothing else is said."
     args = parser.parse_args(argv)
+    from tabane.node.cluster import former_shape
+
     root = args.root or default_root()
-    shape = _shape_of(args, root)
+    before = former_shape(root.resolve())
+    shape = _shape_of(args, before)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if _restart_dead(root, shape):
+    if shape == before and _runs(root):
         return 0
     if args.detach:
         start_cluster(root, *shape)
+        _say_left_out(before, shape)
         return 0
     with running_cluster(root, *shape):
+        _say_left_out(before, shape)
         print("the cluster runs until Ctrl-C", flush=True)
         signal.sigwait({signal.SIGINT, signal.SIGTERM})
     return 0
 
 
-def _shape_of(args: argparse.Namespace, root: Path) -> Shape:
+def _shape_of(args: argparse.Namespace, before: Shape | None) -> Shape:
     """As asked for; what was not said as it was before."""
-    from tabane.node.cluster import Shape, former_shape
+    from tabane.node.cluster import Shape
 
-    before = former_shape(root.resolve()) or Shape(DATACENTERS.split(","), 1, 1, "")
+    before = before or Shape(DATACENTERS.split(","), 1, 1, "")
     said = {
         "datacenters": None if args.datacenters is None else args.datacenters.split(","),
         "nodes": args.nodes,
@@ -61,19 +66,41 @@ def _shape_of(args: argparse.Namespace, root: Path) -> Shape:
     return before._replace(**{name: value for name, value in said.items() if value is not None})
 
 
-def _restart_dead(root: Path, shape: Shape) -> bool:
-    """Whether a cluster of this shape runs and nodes of it had to be started again."""
+def _runs(root: Path) -> bool:
+    """Whether the cluster there runs, in which case all of it does: dead nodes are started again.
+    Says where the gateways are."""
     from tabane.node import cluster as local
     from tabane.node.local import missing
 
-    if shape != local.former_shape(root.resolve()) or missing():
+    nodes = local.processes(root.resolve())
+    if missing() or not any(process.runs for _, process in nodes):
         return False
     restarted = local.restart_dead(root.resolve())
     if restarted:
         wait_until_up(Cluster(root))
-    for peer in restarted:
-        print(f"{peer.key:<24} started again: gateway http://{peer.address}:80", flush=True)
-    return bool(restarted)
+    for peer, _ in nodes:
+        again = "started again: " if peer in restarted else ""
+        say(f"{peer.key:<24} {again}gateway http://{peer.address}:80")
+    if not restarted:
+        say(f"the cluster below {root} runs already")
+    return True
+
+
+def _say_left_out(before: Shape | None, shape: Shape) -> None:
+    if before is None:
+        return
+    nodes = [
+        f"{dc}/{dc}-{number}"
+        for dc in before.datacenters
+        for number in range(1, before.nodes + 1)
+        if dc not in shape.datacenters or number > shape.nodes
+    ]
+    if nodes:
+        wanted = f"--datacenters {','.join(before.datacenters)} --nodes {before.nodes}"
+        complain(
+            f"up: without {', '.join(nodes)}, which the cluster had before: what is stored there "
+            f"stays, and `tabane down` and `tabane up {wanted}` start all of it again"
+        )
 
 
 @contextmanager

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tabane.errors import TabaneError
-from tabane.tools.cli.common import Parser, complain, print_json, say
+from tabane.errors import NotFound, TabaneError
+from tabane.tools.cli.common import Parser, app_key, complain, print_json, say
 from tabane.tools.cli.finding import find
 from tabane.tools.client import Cluster
 
@@ -16,7 +16,7 @@ def stop(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
     cluster = Cluster(args.root)
-    found = find(cluster, args.what)
+    found = _find(cluster, args.what)
     told = [instance for instance in found if _tell_to_stop(cluster, instance)]
     if args.json:
         print_json({"told": told})
@@ -24,6 +24,25 @@ def stop(argv: list[str]) -> int:
         for instance in told:
             say(f"{instance['id']} on {instance['node']} is told to stop")
     return 0 if told == found else 1
+
+
+def _find(cluster: Cluster, what: str) -> list[dict[str, Any]]:
+    """None of an app that has none: it is as it shall be. Raises `NotFound` for no app at all."""
+    try:
+        return find(cluster, what)
+    except NotFound:
+        if not _is_app(cluster, what):
+            raise
+        complain(f"stop: no instance of {what} runs, so there is nothing to stop")
+        return []
+
+
+def _is_app(cluster: Cluster, name: str) -> bool:
+    try:
+        cluster.get(f"/api/v1/apps/{app_key(name)}")
+    except NotFound:
+        return False
+    return True
 
 
 def _tell_to_stop(cluster: Cluster, instance: dict[str, Any]) -> bool:
