@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tabane import __version__
 from tabane.k2i import cli
 
 K2I = str(Path(sys.executable).with_name("k2i"))
@@ -52,6 +53,17 @@ def serve(*arguments: str, program: Sequence[str] = (K2I,)) -> Iterator[Service]
 @pytest.fixture(scope="module")
 def service() -> Iterator[Service]:
     yield from serve()
+
+
+def test_the_way_from_the_root(service: Service) -> None:
+    for path in service.get("/").values():
+        assert service.ask(path)[0] == 200
+
+
+def test_the_version() -> None:
+    for option in ("-V", "--version"):
+        done = subprocess.run([K2I, option], capture_output=True, text=True)
+        assert (done.returncode, done.stdout, done.stderr) == (0, f"k2i {__version__}\n", "")
 
 
 def test_the_pages_of_2018(service: Service) -> None:
@@ -152,10 +164,11 @@ def test_it_ends_quietly(end: signal.Signals) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--port", "x"], "k2i: argument --port: invalid int value: 'x'\n"),
-        (["--port", "70000"], "k2i: argument --port: 70000 is not from 0 to 65535\n"),
-        (["--host", "0.0.0.0"], "k2i: argument --host: invalid choice: '0.0.0.0'"),
-        (["extra"], "k2i: unrecognized arguments: extra\n"),
+        (["--port", "x"], "k2i: --port: 'x' is no whole number\n"),
+        (["--port", "70000"], "k2i: --port: 70000 is not from 0 to 65535\n"),
+        (["--host", "0.0.0.0"], "k2i: --host: '0.0.0.0' is none of 127.0.0.1, ::1"),
+        (["--prot", "1"], "k2i: there is no option --prot: did you mean --port?\n"),
+        (["extra"], "k2i: there are more words than `k2i` takes\n"),
     ],
 )
 def test_wrong_arguments(arguments: list[str], sentence: str) -> None:

@@ -59,6 +59,7 @@ def test_typed_rows(unix: str, start: Start) -> None:
     assert rows.nodes[0].age_s < 60
     assert k2i.threads(pid=child.pid)[0].tid == child.pid
     assert any(row.pid == child.pid and row.depth > 0 for row in k2i.tree())
+    assert [row.pid for row in k2i.tree(limit=2)] == [row.pid for row in k2i.tree()][:2]
     assert any(row.fd == "cwd" for row in k2i.files(pid=child.pid))
     assert k2i.host()[0].hostname == socket.gethostname()
     assert any(row.mount_point == "/" for row in k2i.mounts())

@@ -8,14 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from tests.k2i.conftest import Start
-from tests.k2i.test_cli import serve
+from tests.k2i.test_cli import K2I, serve
 
 from tabane.k2i.kinds import KINDS
 from tabane.k2i.query import GROUPS, OWNER, PLACE, SHAPE
 
 PAGE = (Path(__file__).parents[2] / "docs" / "k2i.md").read_text()
-PROGRAM = PAGE.split("```python\n")[1].split("```")[0]
+PROGRAM, SNIPPET = (block.split("```")[0] for block in PAGE.split("```python\n")[1:3])
 
 
 def ps(*arguments: str, url: str) -> subprocess.CompletedProcess[str]:
@@ -38,6 +39,33 @@ def test_ps_in_20_lines(start: Start) -> None:
         refused = ps("--cluster", url=f"http://127.0.0.1:{service.port}")
         assert refused.returncode == 1
         assert refused.stderr == "ps: scope: this k2i belongs to no cluster\n"
+
+
+@pytest.mark.parametrize("options", [[], ["--audit"]], ids=["port", "unix"])
+def test_what_the_client_does(options: list[str], tmp_path: Path) -> None:
+    """Literally, at a port, and at a socket where orders are obeyed."""
+    socket, audit = str(tmp_path / "k2i.sock"), str(tmp_path / "audit.log")
+    where = ["--unix", socket, "--audit", audit] if options else ["--port", "0"]
+    with subprocess.Popen([K2I, *where], stdout=subprocess.PIPE, text=True) as k2i:
+        assert k2i.stdout
+        place = k2i.stdout.readline().removeprefix("On ").strip()
+        url = f"unix://{place}" if options else f"http://{place}"
+        done = subprocess.run(
+            [sys.executable, "-c", SNIPPET],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"TABANE_K2I": url},
+            timeout=60,
+        )
+        k2i.terminate()
+    assert (done.returncode, done.stderr) == (0, "")
+    *refused, last = done.stdout.splitlines()
+    assert re.fullmatch("(looks|events) [0-9]+ processes", last)
+    if not options:
+        assert refused == [
+            "this k2i only tells: it obeys where it knows who asks: "
+            "start it with `--unix PATH --audit FILE`"
+        ]
 
 
 def test_ps_without_a_k2i() -> None:

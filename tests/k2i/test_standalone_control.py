@@ -105,7 +105,9 @@ def test_a_port_obeys_nobody(start: Start) -> None:
     services: Iterator[Service] = serve()
     service = next(services)
     for path in (f"/v2/processes/{child.pid}/signal", "/v2/processes/signal"):
-        assert service.ask(path, "POST")[0] in (404, 405)
+        status, said = service.ask(path, "POST")
+        assert status == 403
+        assert b"start it with `--unix PATH --audit FILE`" in said
     for _ in services:
         pass
     assert child.poll() is None
@@ -124,7 +126,7 @@ def test_orders_are_taken_only_where_they_can_be_written_down(
     command = [K2I, "--port", "0", *(word.format(tmp_path) for word in audit)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.startswith(f"k2i: argument --audit: {problem.format(tmp_path)}")
+    assert done.stderr.startswith(f"k2i: --audit: {problem.format(tmp_path)}")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -136,7 +138,8 @@ def test_without_an_audit_log_nobody_is_obeyed(tmp_path: Path, start: Start) -> 
         assert process.stdout
         process.stdout.readline()
         body = {**k2i.life(child.pid), "signal": 9}
-        status, _ = k2i.ask("POST", f"/v2/processes/{child.pid}/signal", body)
+        status, said = k2i.ask("POST", f"/v2/processes/{child.pid}/signal", body)
         process.terminate()
-    assert status in (404, 405)
+    assert (status, said["error"]) == (403, "denied")
+    assert "`--unix PATH --audit FILE`" in said["message"]
     assert child.poll() is None

@@ -11,10 +11,11 @@ import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from tabane.clock import SYSTEM
-from tabane.errors import NotFound, SystemFault, TabaneError, UsageError
+from tabane.commandline import CommandLine
+from tabane.errors import Denied, NotFound, SystemFault, TabaneError, UsageError
 from tabane.supervise import Supervisor
 from tabane.units import shorten
 
@@ -29,11 +30,6 @@ if TYPE_CHECKING:
 UNREAD_MS = 30_000
 """How long the other side may take nothing of what waits for it (TCP_USER_TIMEOUT, tcp(7))."""
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message)
 
 
 def main() -> None:
@@ -71,7 +67,8 @@ def run(argv: list[str]) -> int:
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = Parser("k2i", description="The processes of this machine over REST.")
+    parser = CommandLine("k2i", description="The processes of this machine over REST.")
+    parser.add_version("-V")
     parser.add_argument("--host", default="127.0.0.1", choices=LOOPBACK, help="where to listen")
     parser.add_argument("--port", type=int, default=8000, help="0 takes any free one")
     unix = "a unix socket instead, which knows who asks: own processes are shown in full"
@@ -84,9 +81,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--list-collectors", action="store_true", help=kinds)
     args = parser.parse_args(argv)
     if args.audit and not args.unix:
-        raise UsageError("argument --audit: only at a unix socket is it known who asks: add --unix")
+        raise UsageError("--audit: only at a unix socket is it known who asks: add --unix")
     if not 0 <= args.port <= 65535:
-        raise UsageError(f"argument --port: {args.port} is not from 0 to 65535")
+        raise UsageError(f"--port: {args.port} is not from 0 to 65535")
     return args
 
 
@@ -170,6 +167,8 @@ async def _serve(
         app = build_app(k2i, hostname, port)
         if audit is not None:
             add_control(app, audit, incarnation, tasks)
+        else:
+            refuse_control(app)
         server = ApiServer(LoopbackOnly(app), tasks)
         server.serve([listener])
         print(f"On {_describe(address)}", flush=True)
@@ -204,6 +203,7 @@ def build_app(k2i: K2i, hostname: str, port: int) -> FastAPI:
     app.include_router(build_router(k2i.table, hostname=hostname, port=port))
     app.include_router(build_v2(k2i))
     add_schemas(app)
+    app.add_api_route("/", _show_way, include_in_schema=False)
     app.add_exception_handler(TabaneError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http_error)
@@ -220,7 +220,7 @@ def open_audit(path: Path | None) -> AuditLog | None:
     try:
         return AuditLog(path)
     except OSError as error:
-        problem = f"argument --audit: {path} cannot be written"
+        problem = f"--audit: {path} cannot be written"
         raise UsageError(f"{problem} ({error.strerror}): name another file") from None
 
 
@@ -233,6 +233,23 @@ def add_control(app: FastAPI, audit: AuditLog, incarnation: str, tasks: Supervis
 
     control = Control(Here(NodeName(""), incarnation), audit, tasks)
     app.include_router(build_control_router(control))
+
+
+def refuse_control(app: FastAPI) -> None:
+    """Say why it changes nothing here to who wants to."""
+
+    async def refuse() -> None:
+        hint = "start it with `--unix PATH --audit FILE`"
+        raise Denied(f"this k2i only tells: it obeys where it knows who asks: {hint}")
+
+    for kind in ("processes", "instances"):
+        path = f"/v2/{kind}/{{what:path}}"
+        app.add_api_route(path, refuse, methods=["POST"], include_in_schema=False)
+
+
+async def _show_way() -> dict[str, str]:
+    """What there is, to who asks for nothing in particular."""
+    return {"v1": "/v1/proc", "v2": "/v2/processes", "description": "/openapi.json"}
 
 
 async def _on_invalid(request: Request, error: Exception) -> Response:

@@ -248,7 +248,7 @@ KINDS: dict[str, Kind] = {
     ),
     "tree": Kind(
         "Processes as a tree: parents before their children, with `depth`.",
-        {**ask.PLACE, **ask.OWNER, **ask.INSIDE, "fields": ask.SHAPE["fields"]},
+        {**ask.PLACE, **ask.OWNER, **ask.INSIDE, **{n: ask.SHAPE[n] for n in ("fields", "limit")}},
         Branch,
         _rows(Branch, _tree),
         looks_inside=True,

@@ -42,7 +42,7 @@ KINDS = ("peer", "token", "member")
 BEST_NICE, WORST_NICE = -20, 19
 MAX_STEP = WORST_NICE - BEST_NICE
 MAX_LIMIT = (1 << 63) - 1
-FORCE_HINT = "only with `--force` (in REST: \"force\": true)"
+FORCE_HINT = 'only with `--force` (in REST: "force": true)'
 CONFINEMENTS = {"cpu": (0.01, 8192), "memory_bytes": (1 << 20, 1 << 60), "pids": (1, 1 << 22)}
 """The least and the most that an instance's cgroup can be given."""
 Pair = tuple[int, int]
