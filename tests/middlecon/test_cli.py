@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tabane import __version__
 from tabane.errors import Refused, UsageError
 from tabane.middlecon import Client, Hub
 from tabane.middlecon.addresses import Tcp, parse_host_port
@@ -26,10 +27,13 @@ from tabane.middlecon.frames import DATA_BYTES
         (["bogus"], "there is no command 'bogus', only serve, join, say, ask, cast, state, top"),
         (["serve", "--listen", "foo"], "'foo' is no hub's address"),
         (["0.0.0.0:99999"], "is no address"),
-        (["say"], "the following arguments are required: ROOM, TEXT"),
+        (["say"], "something is missing: write `middlecon say ROOM TEXT`"),
         (["say", "r", "t", "--timeout", "0"], "no time to wait"),
-        (["say", "r", "t", "--timeout=-inf"], "no time to wait"),
-        (["say", "r", "t", "--timeout", "inf"], "too long to wait"),
+        (["say", "r", "t", "--timeout=-1"], "'-1' is no number of seconds"),
+        (["say", "r", "t", "--timeout", "inf"], "'inf' is no number of seconds"),
+        (["say", "r", "t", "--timeout", "2h"], "too long to wait"),
+        (["say", "r", "t", "--timout", "2"], "no option --timout: did you mean --timeout?"),
+        (["--bogus"], "no option --bogus: `middlecon --help` lists them"),
         (["ask", "r", "t", "--timeout", "nan"], "'nan' is no number of seconds"),
         (["ask", "r", "t", "--timeout", "soon"], "'soon' is no number of seconds"),
         (["say", "r\x07", "t"], "cannot be printed"),
@@ -55,6 +59,18 @@ def test_a_wrong_command_line_is_one_sentence_and_2(arguments, sentence, capsys)
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert sentence in error and error.count("\n") == 1
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    for option in ("-V", "--version"):
+        with pytest.raises(SystemExit, match="0"):
+            main([option])
+        assert capsys.readouterr().out == f"middlecon {__version__}\n"
+
+
+def test_seconds_may_have_a_unit() -> None:
+    assert _parse(["say", "r", "t", "--timeout", "2"]).timeout == 2.0
+    assert _parse(["say", "r", "t", "--timeout", "1m5s"]).timeout == 65.0
 
 
 def test_bare_addresses_serve() -> None:

@@ -19,18 +19,19 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import math
 import os
 import sys
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from tabane.commandline import CommandLine
 from tabane.errors import TabaneError, UsageError
 from tabane.middlecon import commands
 from tabane.middlecon.addresses import parse_host_port, parse_url
 from tabane.middlecon.frames import DATA_BYTES, check_name
 from tabane.security.identity import read_token
+from tabane.units import parse_seconds
 
 COMMANDS = ("serve", "join", "say", "ask", "cast", "state", "top", "bench")
 HUB_VARIABLE = "TABANE_HUB"
@@ -39,13 +40,6 @@ MAX_SECONDS = 3600.0
 """The longest timeout a hub keeps."""
 MAX_BENCH_MEMBERS = 9_000
 """Below the sessions a hub takes unless told."""
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one sentence."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -133,15 +127,15 @@ def _as_usage() -> Iterator[None]:
 
 
 def _seconds(text: str) -> float:
-    with contextlib.suppress(ValueError):
-        seconds = float(text)
-        if 0 < seconds <= MAX_SECONDS:
-            return seconds
-        if not math.isnan(seconds):
-            raise argparse.ArgumentTypeError(
-                f"{seconds:g} seconds are {'no time' if seconds <= 0 else 'too long'} to wait"
-            )
-    raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
+    try:
+        seconds = parse_seconds(text)
+    except UsageError:
+        problem = f"{text!r} is no number of seconds, as 2, 0.5 or 2s"
+        raise argparse.ArgumentTypeError(problem) from None
+    if 0 < seconds <= MAX_SECONDS:
+        return seconds
+    problem = f"{seconds:g} seconds are {'too long' if seconds else 'no time'} to wait"
+    raise argparse.ArgumentTypeError(problem)
 
 
 def _number(least: int, most: int) -> Callable[[str], int]:
@@ -172,12 +166,13 @@ def _link(text: str) -> tuple[str, str]:
 
 
 def _make_parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="middlecon",
+    parser = CommandLine(
+        "middlecon",
         description="Messages to many processes, with receipts.",
         epilog="'middlecon' alone, and 'middlecon ADDR:PORT', run a hub.",
     )
-    commands = parser.add_subparsers(required=True, parser_class=_Parser, metavar="COMMAND")
+    parser.add_version("-V")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_serve(commands)
     _add_join(commands)
     _add_messages(commands)
@@ -188,7 +183,7 @@ def _make_parser() -> argparse.ArgumentParser:
 
 
 def _client_options() -> argparse.ArgumentParser:
-    client = _Parser(add_help=False)
+    client = CommandLine("middlecon", add_help=False)
     client.add_argument(
         "--hub",
         metavar="URL",
@@ -200,7 +195,7 @@ def _client_options() -> argparse.ArgumentParser:
 
 
 def _member_options() -> argparse.ArgumentParser:
-    member = _Parser(add_help=False, parents=[_client_options()])
+    member = CommandLine("middlecon", add_help=False, parents=[_client_options()])
     member.add_argument("room", metavar="ROOM")
     member.add_argument("--name", help="the name of this member")
     return member
