@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import pytest
 from tests.real.conftest import HTTPD, Answer, LocalCluster, wait_for
@@ -119,3 +120,36 @@ def test_one_that_dies_later_is_started_again_by_a_request(cluster: LocalCluster
     cluster.inside("mortal", "sh", "-c", "kill -9 $(busybox pidof busybox httpd)")
     wait_for(lambda: before not in cluster.instances("mortal"), "its end")
     assert cluster.wake("mortal")["id"] != before["id"]
+
+
+def wait_until_gone(cluster: LocalCluster, name: str, instance: dict[str, Any]) -> None:
+    def is_gone() -> bool:
+        return instance["id"] not in {one["id"] for one in cluster.instances(name)}
+
+    wait_for(is_gone, "its end")
+
+
+def test_one_that_somebody_kills_again_and_again_is_woken_each_time(cluster: LocalCluster) -> None:
+    cluster.deploy("victim")
+    for _ in range(6):
+        before = cluster.wake("victim")
+        killed = cluster.tabane("pkill", "-TERM", "-e", "--app", "victim", "busybox")
+        assert killed.code == 0, killed
+        wait_until_gone(cluster, "victim", before)
+    assert cluster.wake("victim")["id"] != before["id"]
+    assert " problem " not in cluster.tabane("show", "victim").out
+    assert "failed" not in {wake["option"] for wake in cluster.records("wakes", "victim")}
+    reasons = {event.get("reason", "") for event in cluster.records("events", "victim")}
+    assert "the program was killed by SIGTERM, after a signal by order" in reasons
+
+
+def test_one_that_dies_right_after_its_start_is_waited_for(cluster: LocalCluster) -> None:
+    cluster.deploy("frail")
+    for _ in range(3):
+        before = cluster.wake("frail")
+        cluster.inside("frail", "sh", "-c", "kill -9 $(busybox pidof busybox httpd)")
+        wait_until_gone(cluster, "frail", before)
+    shown = cluster.tabane("show", "frail").out
+    assert "ended right after its start 3 times: the program was killed by SIGKILL" in shown
+    cluster.wake("frail")
+    assert "failed" not in {wake["option"] for wake in cluster.records("wakes", "frail")}
