@@ -359,7 +359,7 @@ def test_stop(cluster: LocalCluster) -> None:
     wait_for(lambda: not cluster.instances("stops"), "its end")
     again = cluster.tabane("stop", "stops")
     assert (again.code, "no instance of stops runs" in again.err) == (0, True)
-    refused(cluster.tabane("stop", "nothing-there"), "no instance is called nothing-there")
+    refused(cluster.tabane("stop", "nothing-there"), "no instance is called nothing-there", code=1)
 
 
 @pytest.mark.parametrize("page", ["README.md", "README.ja.md"])
