@@ -126,7 +126,7 @@ def test_deploy_a_bad_file(
     cluster: LocalCluster, tmp_path: Path, fields: dict[str, Any], words: str
 ) -> None:
     refused(cluster.tabane("deploy", app_file(tmp_path, "bad", **fields)), words)
-    refused(cluster.tabane("show", "bad"), "there is no app default/bad")
+    refused(cluster.tabane("show", "bad"), "there is no app default/bad", code=1)
 
 
 def test_apps(cluster: LocalCluster, awake: dict[str, Any]) -> None:
@@ -148,7 +148,7 @@ def test_show(cluster: LocalCluster, awake: dict[str, Any]) -> None:
     shown = of_json(cluster.tabane("show", "default/talks", "--json"))
     assert [instance["id"] for instance in shown["instances"]] == [awake["id"]]
     assert shown["app"]["command"] == ["sh", "-c", TALKING]
-    refused(cluster.tabane("show", "other/talks"), "there is no app other/talks")
+    refused(cluster.tabane("show", "other/talks"), "there is no app other/talks", code=1)
 
 
 def test_scale(cluster: LocalCluster, awake: dict[str, Any]) -> None:
@@ -159,17 +159,17 @@ def test_scale(cluster: LocalCluster, awake: dict[str, Any]) -> None:
         cluster.tabane("scale", "talks", "--min", "9", "--max", "8"), "min 9 and max 8 do not fit"
     )
     refused(cluster.tabane("scale", "talks", "--max", "1000001"), "--max")
-    refused(cluster.tabane("scale", "nobody", "--max", "1"), "no app default/nobody")
+    refused(cluster.tabane("scale", "nobody", "--max", "1"), "no app default/nobody", code=1)
 
 
 def test_wakes(cluster: LocalCluster, awake: dict[str, Any]) -> None:
     heading, row = good(cluster.tabane("wakes", "talks")).splitlines()
-    assert heading.split()[:5] == ["AT", "APP", "NODE", "OPTION", "TOTAL"]
+    assert heading.split()[:5] == ["AT", "APP", "NODE", "OPTION", "TOTAL_MS"]
     assert row.split()[1:4] == ["default/talks", awake["node"], "cold"]
-    (wake,) = of_json(cluster.tabane("wakes", "talks", "-n", "1", "--json"))
+    (wake,) = of_json(cluster.tabane("wakes", "talks", "-n", "1", "--json"))["wakes"]
     assert wake["instance"] == awake["id"]
     assert sum(wake["phases_us"].values()) == pytest.approx(wake["total_us"], rel=0.1)
-    refused(cluster.tabane("wakes", "nobody"), "there is no app default/nobody")
+    refused(cluster.tabane("wakes", "nobody"), "there is no app default/nobody", code=1)
 
 
 def test_events(cluster: LocalCluster, awake: dict[str, Any]) -> None:
@@ -210,7 +210,7 @@ def test_logs(cluster: LocalCluster, awake: dict[str, Any]) -> None:
     lines = good(cluster.tabane("logs", "talks", "--json")).splitlines()
     found = {(line["stream"], line["text"]) for line in map(json.loads, lines)}
     assert found == {("stdout", "out"), ("stderr", "err"), ("stdout", "\x1b[1mbold\x1b[0m")}
-    refused(cluster.tabane("logs", "nobody"), "no instance is called nobody")
+    refused(cluster.tabane("logs", "nobody"), "no instance is called nobody", code=1)
 
 
 def test_logs_are_followed_until_ctrl_c(cluster: LocalCluster) -> None:
@@ -278,17 +278,17 @@ def test_an_instance_by_the_beginning_of_its_id(
     cluster: LocalCluster, awake: dict[str, Any]
 ) -> None:
     assert good(cluster.tabane("exec", awake["id"][:6], "echo", "here")) == "here\n"
-    refused(cluster.tabane("exec", awake["id"][:3], "echo"), "no instance is called")
+    refused(cluster.tabane("exec", awake["id"][:3], "echo"), "no instance is called", code=125)
 
 
 def test_logs_of_one_that_said_nothing(cluster: LocalCluster) -> None:
     cluster.deploy("quiet")
-    refused(cluster.tabane("logs", "quiet"), "the app quiet is at rest")
+    refused(cluster.tabane("logs", "quiet"), "the app quiet is at rest", code=1)
     instance = cluster.wake("quiet")["id"]
     good(cluster.tabane("stop", instance[:8]))
     wait_for(lambda: not cluster.instances("quiet"), "its end")
     assert good(cluster.tabane("logs", instance)) == ""
-    refused(cluster.tabane("exec", "quiet", "true"), "the app quiet is at rest")
+    refused(cluster.tabane("exec", "quiet", "true"), "the app quiet is at rest", code=125)
 
 
 def test_exec(cluster: LocalCluster, awake: dict[str, Any]) -> None:
@@ -300,8 +300,8 @@ def test_exec(cluster: LocalCluster, awake: dict[str, Any]) -> None:
     shown = run("exec", "--json", "talks", "--", "sh", "-c", r"printf '\033\377'; exit 4")
     assert shown.code == 4
     assert json.loads(shown.out) == {"code": 4, "stdout": "\x1b\\xff", "stderr": ""}
-    refused(run("exec", "--timeout", "0.1", "talks", "sleep", "60"), "within 0.1 s", code=1)
-    refused(run("exec", "nobody", "ls"), "no instance is called nobody")
+    refused(run("exec", "--timeout", "0.1", "talks", "sleep", "60"), "within 0.1 s", code=124)
+    refused(run("exec", "nobody", "ls"), "no instance is called nobody", code=125)
 
 
 @pytest.mark.parametrize("stdin", [subprocess.DEVNULL, subprocess.PIPE])
@@ -341,8 +341,11 @@ def test_exec_as_another_user(cluster: LocalCluster, awake: dict[str, Any]) -> N
     other = good(run("exec", "--user", "nobody:nogroup", "-w", "/tmp", "talks", *script))
     assert other == "65534\n65534\n/tmp\n"
     assert good(run("exec", "-u", "7:8", "talks", *script)) == "7\n8\n/\n"
-    refused(run("exec", "-u", "nosuch", "talks", "id"), "the image has no user 'nosuch'")
-    refused(run("exec", "-w", "tmp", "talks", "pwd"), "'tmp' is not an absolute path")
+    refused(run("exec", "-u", "nosuch", "talks", "id"), "the image has no user 'nosuch'", code=125)
+    refused(run("exec", "-w", "tmp", "talks", "pwd"), "'tmp' is not an absolute path", code=125)
+    for missing in ("/nope", "/etc/passwd"):
+        said = f"workdir: there is no directory {missing} in the instance"
+        refused(run("exec", "-w", missing, "talks", "pwd"), said, code=125)
     assert run("exec", "talks", "nosuch").code == 127
     assert run("exec", "talks", "/etc/passwd") == (126, "", "/etc/passwd: cannot be executed\n")
 
@@ -378,7 +381,7 @@ def test_rm(cluster: LocalCluster) -> None:
     cluster.deploy("goes")
     gone = good(cluster.tabane("rm", "goes"))
     assert gone == "default/goes removed; known in tokyo, osaka, ishikari\n"
-    refused(cluster.tabane("rm", "goes"), "no app default/goes")
+    refused(cluster.tabane("rm", "goes"), "no app default/goes", code=1)
     assert cluster.get("goes").status == 404
 
 
@@ -398,7 +401,9 @@ def test_doctor(cluster: LocalCluster) -> None:
     found = of_json(cluster.tabane("doctor", "--node", "osaka/osaka-1", "--json"))
     assert found["node"] == "osaka/osaka-1"
     assert {"runc", "crun"} <= {driver["driver"] for driver in found["drivers"]}
-    refused(cluster.tabane("doctor", "--node", "nara"), "no node 'nara', only tokyo/tokyo-1")
+    refused(
+        cluster.tabane("doctor", "--node", "nara"), "no node 'nara', only tokyo/tokyo-1", code=1
+    )
 
 
 @pytest.mark.parametrize(
@@ -428,6 +433,10 @@ def test_ps_of_some(cluster: LocalCluster, awake: dict[str, Any]) -> None:
     assert {row["dc"] for row in rows} == {"osaka"}
     rows = of_json(cluster.tabane("ps", "--json", "--node", "osaka-1"))["processes"]
     assert {row["node"] for row in rows} == {"osaka-1"}
-    refused(cluster.tabane("ps", "--app", "nobody"), "there is no app default/nobody, only ")
-    refused(cluster.tabane("ps", "--dc", "nara"), "no data center nara, only tokyo, osaka")
-    refused(cluster.tabane("ps", "--node", "nara-1"), "no node 'nara-1', only tokyo/tokyo-1")
+    refused(
+        cluster.tabane("ps", "--app", "nobody"), "there is no app default/nobody, only ", code=1
+    )
+    refused(cluster.tabane("ps", "--dc", "nara"), "no data center nara, only tokyo, osaka", code=1)
+    refused(
+        cluster.tabane("ps", "--node", "nara-1"), "no node 'nara-1', only tokyo/tokyo-1", code=1
+    )

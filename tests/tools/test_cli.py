@@ -114,6 +114,11 @@ def test_a_near_miss_is_corrected(tabane: Run) -> None:
     check_refusal(tabane("deplyo"), 2, "did you mean 'deploy'?")
 
 
+@pytest.mark.parametrize("name", ["top", "htop"])
+def test_what_the_shell_has_is_named(name: str, tabane: Run) -> None:
+    check_refusal(tabane(name), 2, f"there is no command '{name}': `tabane shell -c {name}` is")
+
+
 def test_root_without_a_directory(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--root"]) == 2
     assert capsys.readouterr().err == "tabane: --root: name the cluster's directory after it\n"
@@ -335,7 +340,9 @@ def test_a_node_that_is_not_there(tabane: Run, pretended: Pretended) -> None:
         (["cp", "x", "y"], "one of the two is INSTANCE:PATH"),
         (["cp", "x:/a", "y:/b"], "one of the two is INSTANCE:PATH"),
         (["cp", "-", "x:/b"], "there is none"),
-        (["ps", "auxx!"], "write aux, -ef, or nothing"),
+        (["ps", "auxx!"], "write aux, -ef, --app NAME, or nothing"),
+        (["ps", "hello"], "nodes do not tell environments (an app is named by --app hello)"),
+        (["shell", "ps", "aux"], "a command comes after -c: `tabane shell -c 'ps aux'`"),
     ],
 )
 def test_wrong_values(line: list[str], words: str, tabane: Run) -> None:

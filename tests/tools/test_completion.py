@@ -104,6 +104,20 @@ def test_options_in_bash(shell: Shell) -> None:
     assert shell.complete("completion", "") == {"bash", "zsh", "fish"}
 
 
+def test_columns_of_ps(shell: Shell) -> None:
+    assert {"pid", "rss", "gpid"} <= shell.complete("ps", "-o", "")
+    assert shell.complete("ps", "--sort", "gp") == {"gpid"}
+    assert shell.complete("ps", "-eo", "x") == set()
+    assert shell.complete("ps", "-e", "-o", "pid,user,gp") == {"pid,user,gpid"}
+    assert shell.complete("ps", "--sort", "=", "gp") == {"gpid"}
+
+
+def test_what_nobody_knows_is_not_completed(shell: Shell, cluster: object) -> None:
+    for line in ("exec -u", "exec -w", "logs -n", "kill -s", "nice -n", "wakes --limit"):
+        assert shell.complete(*line.split(), "") == set()
+    assert shell.complete("exec", "-i", "") == {"hello", "shop/cart", "abc123", "abd456"}
+
+
 def test_names_of_the_cluster(shell: Shell, cluster: object) -> None:
     assert shell.complete("show", "") == {"hello", "shop/cart"}
     assert shell.complete("logs", "") == {"hello", "shop/cart", "abc123", "abd456"}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.tools.answers import APP, INSTANCE, answer
+from tests.tools.answers import APP, INSTANCE, WAKE, answer
 from tests.tools.conftest import APP_FILE, EVIL, Pretended, Run, check_refusal, reply
 
 from tabane.api.frames import BEGIN, CLIENTS, Parser
@@ -60,6 +60,14 @@ def test_who_did_not_answer_is_told_with_and_without_json(
         assert shown.code == 1
         assert shown.out
         assert shown.err.startswith("tabane: no answer from \\x1b[2J")
+
+
+def test_wakes_in_json_say_who_is_silent(tabane: Run, pretended: Pretended) -> None:
+    told = reply({"records": [WAKE], "silent": ["osaka/osaka-1"]})
+    pretended.begin(tokyo=told)
+    ended = tabane("wakes", "--json")
+    assert json.loads(ended.out) == {"wakes": [WAKE], "silent": ["osaka/osaka-1"]}
+    assert (ended.code, ended.err) == (1, "tabane: no answer from osaka/osaka-1\n")
 
 
 def test_wakes_of_an_app_that_is_not_there(tabane: Run, pretended: Pretended) -> None:

@@ -341,6 +341,15 @@ def test_what_is_old_is_said_to_be(tabane: Run, pretended: Pretended) -> None:
     assert tabane("ps", "-o", "pid=") == (0, "42\n", old)
 
 
+def test_those_of_any_app(tabane: Run, pretended: Pretended) -> None:
+    pretended.begin(tokyo=answer(ROW, HOST))
+    found = json.loads(tabane("ps", "--app", "*", "--json").out)
+    assert [row["pid"] for row in found["processes"]] == [ROW["pid"]]
+    assert "app=" not in pretended.nodes["tokyo"].asked[0][0]
+    pretended.nodes["tokyo"].answer = answer(HOST)
+    assert tabane("ps", "--app", "*").code == 1
+
+
 def test_nothing_found_is_told_by_the_exit_code(tabane: Run, pretended: Pretended) -> None:
     known = {"apps": [{"namespace": "default", "name": "hello"}]}
     pretended.begin(

@@ -29,12 +29,12 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from tabane.errors import EngineError, NotFound
+from tabane.errors import EngineError, NotFound, UsageError
 from tabane.model import ExitStatus, Value
 from tabane.runtimes.api import Command, Conversation, Execution, Finished, Spawner, TerminalSize
 from tabane.runtimes.bundle import INIT
 from tabane.runtimes.ending import end_below, kill_below
-from tabane.runtimes.lookup import find_command, is_file
+from tabane.runtimes.lookup import find_command, is_file, resolve
 from tabane.runtimes.process import start_ticks
 from tabane.runtimes.streams import Sink, Source, Words
 from tabane.supervise import Supervisor
@@ -331,8 +331,11 @@ def describe_process(config: bytes, execution: Execution) -> dict[str, Any]:
 
 
 def look_up(tree: Path, process: dict[str, Any]) -> Said | None:
-    """What a shell would answer when there is no such program in `tree`, or none to execute."""
+    """What a shell would answer when there is no such program in `tree`, or none to execute. Raises
+    `UsageError` when there is no such directory to run it in."""
     program, cwd = process["args"][0], process["cwd"]
+    if (found := resolve(tree, cwd)) is None or not found.is_dir():
+        raise UsageError(f"workdir: there is no directory {cwd} in the instance")
     env = dict(entry.partition("=")[::2] for entry in process["env"])
     if find_command(tree, program, env["PATH"], cwd) is not None:
         return None

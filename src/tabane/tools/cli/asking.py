@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 MOST_NAMED = 20
 FRESH_S = 3.0
 """What is older is said to be."""
+ANY_APP = "*"
 NO_PARAMS: Mapping[str, str] = {}
 PLAIN = re.compile(r"[A-Za-z0-9_./,-]*")
 
@@ -46,7 +47,9 @@ def add_filters(parser: argparse._ActionsContainer, *, app: bool = True, user: b
     parser.add_argument("--dc", metavar="DC", help="only of this data center")
     parser.add_argument("--node", metavar="NODE", help="only of this node")
     if app:
-        parser.add_argument("--app", metavar="APP", help="only of this app's instances")
+        parser.add_argument(
+            "--app", metavar="APP", help="only of this app's instances; '*': of any app's"
+        )
     if user:
         parser.add_argument("--user", metavar="USERS", help="only of these users (names, uids)")
 
@@ -57,7 +60,7 @@ def filters_of(args: argparse.Namespace) -> Filters:
     named = {name: ",".join(text.replace(",", " ").split()) for name, text in given.items() if text}
     if empty := [name for name, text in given.items() if text is not None and not named.get(name)]:
         raise UsageError(f"--{empty[0]}: an empty name means nothing: leave the option out")
-    if "app" in named:
+    if named.get("app", ANY_APP) != ANY_APP:
         named["app"] = app_key(named["app"])
     return Filters(**named)
 
@@ -71,9 +74,12 @@ def ask(
     """The rows of all nodes that the filters leave, by place. Raises `NotFound` for a data center,
     node or app that is not there."""
     check_place(cluster.nodes, filters)
-    answer = cluster.get(path_of(kind, filters, params))
+    of_any = filters.app == ANY_APP
+    answer = cluster.get(path_of(kind, filters._replace(app="") if of_any else filters, params))
     rows = sorted(answer[kind], key=lambda row: (row["dc"], row["node"]))
-    if filters.app and not rows:
+    if of_any:
+        rows = [row for row in rows if row["app"]]
+    elif filters.app and not rows:
         check_app(filters.app, cluster.get("/api/v1/apps")["apps"])
     ages = [node["age_s"] for node in answer["nodes"]]
     return Answer(rows, answer["silent"], max(ages, default=0.0))

@@ -21,7 +21,7 @@ from tabane.errors import TabaneError, TimedOut, UsageError
 from tabane.tools.cli.common import Parser
 
 SHELLS = ("bash", "zsh", "fish")
-KINDS = ("apps", "instances", "targets", "nodes", "datacenters")
+KINDS = ("apps", "instances", "targets", "nodes", "datacenters", "columns")
 DEADLINE_S = 1.0
 """Who waits for names in the middle of typing does not wait longer."""
 VALUES = {"--dc": "datacenters", "--node": "nodes", "--app": "apps"}
@@ -31,6 +31,8 @@ WORDS = {
     **dict.fromkeys(("kill", "renice", "pstree"), "instances"),
 }
 """What the first words of commands are; of others: files."""
+COLUMN_OPTIONS = ("-o", "-O", "--format", "--sort")
+"""Of ps."""
 SIGNALS = "-TERM -KILL -HUP -INT -QUIT -USR1 -USR2 -STOP -CONT"
 SENDS_SIGNALS = ("kill", "pkill")
 _OPTION = re.compile(r"^  (-.*?)(?:  |$)", re.MULTILINE)
@@ -84,6 +86,10 @@ def _give_up(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _ask(kind: str, root: object) -> set[str]:
+    if kind == "columns":
+        from tabane.tools.cli.columns import COLUMNS
+
+        return set(COLUMNS)
     from pathlib import Path
 
     from tabane.tools.client import Cluster
@@ -131,11 +137,20 @@ def script(shell: str) -> str:
     bash = BASH.format(
         commands=" ".join(COMMANDS),
         options="\n".join(_case(name, of) for name, of in options.items()),
+        valued="|".join(_valued(options)),
+        columns="|".join(f'"ps {option}"' for option in COLUMN_OPTIONS),
         values="\n".join(f"        {opt}) kind={kind} ;;" for opt, kind in VALUES.items()),
         words="\n".join(f"        {name}) kind={kind} ;;" for name, kind in WORDS.items()),
         shells=" ".join(SHELLS),
     )
     return f"autoload -U +X bashcompinit && bashcompinit\n{bash}" if shell == "zsh" else bash
+
+
+def _valued(options: dict[str, list[Option]]) -> list[str]:
+    """The patterns of a command and an option of it that takes a value."""
+    return [
+        f'"{name} {one.spelling}"' for name, of in options.items() for one in of if one.takes_value
+    ]
 
 
 def _case(name: str, options: Iterable[Option]) -> str:
@@ -151,9 +166,16 @@ _tabane_options() {{
     esac
 }}
 
+_tabane_wants_value() {{
+    case "$1 $2" in
+        {valued}) return 0 ;;
+    esac
+    return 1
+}}
+
 _tabane() {{
     local cur=${{COMP_WORDS[COMP_CWORD]}} prev=${{COMP_WORDS[COMP_CWORD-1]}}
-    local command="" kind="" words="" n
+    local command="" kind="" words="" lead="" n
     local -a root
     root=()
     if [[ $cur == "=" ]]; then
@@ -173,10 +195,15 @@ _tabane() {{
 {values}
         --root) return ;;
     esac
+    case "$command $prev" in
+        {columns}) kind=columns ;;
+    esac
     if [[ -n $kind ]]; then
         :
     elif [[ -z $command ]]; then
         words="{commands} --root --help --version"
+    elif _tabane_wants_value "$command" "$prev"; then
+        compopt +o default 2>/dev/null
     elif [[ $cur == -* ]]; then
         words=$(_tabane_options "$command")
     else
@@ -188,7 +215,10 @@ _tabane() {{
     if [[ -n $kind ]]; then
         words=$("${{COMP_WORDS[0]}}" "${{root[@]}}" completion --names "$kind" 2>/dev/null)
     fi
-    COMPREPLY=($(compgen -W "$words" -- "$cur"))
+    if [[ $kind == columns && $cur == *,* ]]; then
+        lead=${{cur%,*}},
+    fi
+    COMPREPLY=($(compgen -P "$lead" -W "$words" -- "${{cur#"$lead"}}"))
 }}
 
 complete -o default -F _tabane tabane"""

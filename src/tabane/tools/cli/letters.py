@@ -29,6 +29,8 @@ LONG_VALUED = re.compile(
 )
 DISGUISED = re.compile(r"-(?:au?)?x[axwfhlr]*")
 """`-aux`, `-ax` and `-x`: the dash is a habit, no option begins like that."""
+APP = re.compile("[a-z0-9-]{4,}")
+"""What may have been meant as an app's name."""
 PIDS = re.compile(r"[0-9][0-9,]*|[a-z0-9-]+/[a-z0-9-]+:([a-z0-9-]+:)?[0-9]+")
 
 Letters = list[tuple[str, str]]
@@ -77,9 +79,12 @@ def _read_cluster(word: str, words: Iterator[str]) -> Letters:
                 raise UsageError(f"ps: {letter!r} of {word!r} needs a value after it")
             return [*letters, (letter, value)]
         if letter in NOT_TOLD:
-            raise UsageError(f"ps: {letter!r} of {word!r}: nodes do not tell {NOT_TOLD[letter]}")
+            hint = f" (an app is named by --app {word})" if APP.fullmatch(word) else ""
+            problem = f"nodes do not tell {NOT_TOLD[letter]}{hint}"
+            raise UsageError(f"ps: {letter!r} of {word!r}: {problem}")
         if letter not in FLAGS:
-            raise UsageError(f"ps: {word!r} is not understood: write aux, -ef, or nothing")
+            hint = "write aux, -ef, --app NAME, or nothing"
+            raise UsageError(f"ps: {word!r} is not understood: {hint}")
         letters.append((letter, ""))
     if not word:
         raise UsageError("ps: an empty word is not understood: write aux, -ef, or nothing")

@@ -36,9 +36,17 @@ def wakes(argv: list[str]) -> int:
     if key and not records:
         cluster.get(f"/api/v1/apps/{key}")  # raises `NotFound` for a name nobody has
     if args.json:
-        print_json(records)
+        print_json({"wakes": records, "silent": answer["silent"]})
     else:
-        headings = ("AT", "APP", "NODE", "OPTION", "TOTAL", *(p.upper() for p in PHASES), "OUTCOME")
+        headings = (
+            "AT",
+            "APP",
+            "NODE",
+            "OPTION",
+            "TOTAL_MS",
+            *(p.upper() for p in PHASES),
+            "OUTCOME",
+        )
         print_table(headings, [_wake_row(wake) for wake in records])
     return say_silent(answer["silent"])
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import pwd
 import sys
 
+from tabane.errors import UsageError
 from tabane.tools.cli.common import Parser
 
 RC = "/proc/tabane/bashrc"
@@ -15,7 +17,11 @@ PROMPT = "(cluster) "
 def shell(argv: list[str]) -> int:
     parser = Parser("shell", "A shell in which ps, top, kill and the like see every data center.")
     parser.add_argument("-c", dest="command", metavar="COMMAND", help="run this and end as it ends")
+    parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
+    if args.words:
+        command = " ".join(args.words)
+        raise UsageError(f"shell: a command comes after -c: `tabane shell -c '{command}'`")
     from tabane.tools.client import Cluster
     from tabane.tools.procfs.filter import numbering
     from tabane.tools.procfs.serving import ClusterShell
