@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tabane.middlecon import Change, Hub
-from tabane.middlecon.frames import AGAIN, OPEN, Kind
+from tabane.middlecon.frames import AGAIN, LOST, OPEN, Kind
 from tabane.middlecon.receipts import Cause
 
 ORDER = ("a", "b", "c")
@@ -213,6 +213,61 @@ def test_members_behind_a_second_way_are_not_believed_before_it_is_open(make_bra
     brain.tell(other, Kind.HUB, name="b2", value=1, data=b"b")
     brain.tell(other, Kind.MEMBER, to=1, name="x", data=b"b2")
     assert brain.directory.members == {}
+
+
+@pytest.fixture
+def two_ways(make_brain, take) -> tuple[Any, Any, Any]:
+    """A hub that dialed a far one before its neighbour was there, which has a link there, too."""
+    brain = make_brain("b2", datacenter="b")
+    far = brain.link("a1", datacenter="a")
+    for name in ("b1", "c1"):
+        brain.tell(far, Kind.HUB, name=name, value=1, flags=OPEN, data=name[:1].encode())
+        brain.tell(far, Kind.MEMBER, to=1, name=f"{name}/x", data=name.encode())
+    brain.tell(far, Kind.SYNCED)
+    near = brain.link("b1", datacenter="b")
+    for name in ("a1", "c1"):
+        brain.tell(near, Kind.HUB, name=name, value=1, flags=OPEN, data=name[:1].encode())
+    take(far), take(near)
+    return brain, far, near
+
+
+def test_what_is_said_of_a_hub_that_is_linked_by_now_counts_for_nothing(two_ways):
+    brain, far, near = two_ways
+    brain.tell(near, Kind.MEMBER, to=1, name="b1/x")
+    brain.tell(far, Kind.MEMBER, to=1, name="b1/y", data=b"b1")
+    brain.tell(far, Kind.MEMBER, flags=LOST, to=1, name="b1/x", data=b"b1")
+    members = brain.directory.members
+    assert "b1/y" not in members and members["b1/x"].port is near
+    assert [(port, why) for port, why in brain.directory.cuts if port is far]
+
+
+def test_what_was_on_its_way_when_the_first_way_ended_costs_no_link(two_ways, take):
+    brain, far, near = two_ways
+    brain.relay.close(far)
+    assert [f.flags for f in take(near) if f.kind == Kind.SYNCED] == [AGAIN]
+    brain.tell(near, Kind.MEMBER, to=2, name="c1/y", data=b"c1")
+    brain.tell(near, Kind.SYNCED)  # of what it told first
+    assert not near.synced and brain.directory.members["c1/x"].port is None
+    for name in ("a1", "c1"):
+        brain.tell(near, Kind.HUB, name=name, value=1, flags=OPEN, data=name[:1].encode())
+    brain.tell(near, Kind.MEMBER, to=2, name="c1/y", data=b"c1")
+    brain.tell(near, Kind.SYNCED)
+    assert {m.name: m.port for m in brain.directory.members.values()} == {"c1/y": near}
+    assert brain.directory.hubs == {"a1": True, "b1": True, "c1": True}
+
+
+def test_who_is_reached_in_another_way_is_not_heard_on_the_second(two_ways, take):
+    brain, far, near = two_ways
+    x = brain.session("x")
+    room = brain.join(x, "r")
+    member = brain.directory.members["x"].number
+    take(x), take(near)
+    for kind, to in ((Kind.SAY, room), (Kind.CAST, room), (Kind.POST, member)):
+        assert brain.tell(near, kind, to=to, id=1, value=1000, name="c1/x") == []
+    (nack,) = brain.tell(near, Kind.CALL, to=member, id=7, value=1000, name="c1/x")
+    assert (nack.kind, nack.id) == (Kind.NACK, 7) and take(x) == []
+    brain.tell(far, Kind.POST, to=member, name="c1/x")
+    assert [frame.kind for frame in take(x)] == [Kind.POST]
 
 
 def test_who_is_asked_tells_all_again(brain, take):

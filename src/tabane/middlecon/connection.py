@@ -179,10 +179,11 @@ class Connection:
                 try:
                     await self._open()
                     await self._owner.restore()
-                    break
                 except TabaneError as error:
                     self.abort()
                     self.trouble = error.message
+                if self.connected:  # it may be lost again already
+                    break
             self._owner.on_restored()
 
     async def _open(self) -> None:

@@ -8,7 +8,8 @@ started again, for the moment they need to come back to it.
 
 Between data centers there must be one way only. If there are two for a moment, what comes on the
 second is not believed, and of two links of one data center that of the hub with the larger name is
-cut (`cuts`). When the first way ends, the second is asked to tell again.
+cut (`cuts`). When the first way ends, the second is asked to tell again; until it names a hub
+again, what it still says of its members was on its way before, and counts for nothing.
 
 A name belongs to one session in all hubs (docs/decisions/one-name.md). Who has the name of a member
 elsewhere is not let in, unless it is the same run of it, so two hubs can have one name only if they
@@ -155,6 +156,9 @@ class Directory(Rooms):
         before = self._ways.get(name)
         if before is not None and before is not link:
             before.hubs.pop(name, None)
+            before.shadowed.add(name)
+        link.shadowed.discard(name)
+        link.awaited.discard(name)
         self._ways[name] = link
 
     def _on_second_way(self, way: LinkPort | None, link: LinkPort, name: str) -> None:
@@ -175,7 +179,7 @@ class Directory(Rooms):
             return
         origin = parse_text(frame.data, "hub name") if frame.data else link.name
         is_ours = known is not None and known.hub == self.hub
-        if origin == self.hub or origin in link.shadowed or (is_ours and frame.flags & LOST):
+        if origin == self.hub or link.disbelieves(origin) or (is_ours and frame.flags & LOST):
             return
         if origin != link.name and origin not in link.hubs:
             raise ProtocolError(f"hub {link.name} did not say that it leads to hub {origin}")
@@ -251,6 +255,9 @@ class Directory(Rooms):
         if frame.flags & AGAIN:
             self._tell_all(link)
             return
+        link.tellings -= 1
+        if link.tellings > 0:
+            return
         before = self._instances.get(link.name, link.instance)
         self._instances[link.name] = link.instance
         link.synced = True
@@ -313,9 +320,10 @@ class Directory(Rooms):
         """A hub is not reached any more: what was told of it elsewhere may be believed now."""
         for link in self.links.values():
             if name in link.shadowed:
+                link.awaited |= link.shadowed
                 link.shadowed.clear()
                 link.synced = False
-                link.members = {}
+                link.tellings += 1
                 link.send(encode_frame(Kind.SYNCED, flags=AGAIN))
 
 

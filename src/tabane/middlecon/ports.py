@@ -84,7 +84,16 @@ class SessionPort(Port):
 class LinkPort(Port):
     """A link to the hub `name` in `datacenter`, of which `instance` is the running one."""
 
-    __slots__ = ("datacenter", "hubs", "instance", "members", "shadowed", "synced")
+    __slots__ = (
+        "awaited",
+        "datacenter",
+        "hubs",
+        "instance",
+        "members",
+        "shadowed",
+        "synced",
+        "tellings",
+    )
 
     def __init__(
         self, name: str, wake: Callable[[], None], instance: str = "", datacenter: str = ""
@@ -97,9 +106,17 @@ class LinkPort(Port):
         self.members: dict[str, Member] = {}
         """Those that it told of: its own, and those of the hubs behind it."""
         self.shadowed: set[str] = set()
-        """Hubs that it told of, which were reached in another way already."""
+        """Hubs that it told of, or led to, which are reached in another way by now."""
+        self.awaited: set[str] = set()
+        """Hubs that it was asked to tell of again, as they are not reached that way any more."""
         self.synced = False
-        """It has told everything once."""
+        """It has told everything, and has not been asked to tell it again."""
+        self.tellings = 1
+        """How often it will still say that it has told everything."""
+
+    def disbelieves(self, hub: str) -> bool:
+        """Whether what it says of that hub's members counts for nothing."""
+        return hub in self.shadowed or hub in self.awaited
 
 
 class Reach(NamedTuple):

@@ -258,8 +258,8 @@ class Relay:
         return tally.maybe_end()
 
     def _on_link_say(self, link: LinkPort, frame: Frame, now: float) -> None:
-        self._check_sender(link, frame)
-        self._pass_on(link, frame, now)
+        if self._may_speak(link, frame):  # else its sender hears of nobody here that it arrived
+            self._pass_on(link, frame, now)
 
     def _on_link_outcome(self, link: LinkPort, frame: Frame, now: float) -> None:
         """To a room (then `flags` says how many links are behind it) or one member, in the name of
@@ -342,8 +342,9 @@ class Relay:
         room = self._directory.numbered.get(frame.to)
         if room is None:
             return
-        if room.name != LOBBY or frame.name in self._directory.members:  # else it is a person's
-            self._check_sender(link, frame)
+        is_person = room.name == LOBBY and frame.name not in self._directory.members
+        if not is_person and not self._may_speak(link, frame):
+            return
         self._cast(link, room, frame, frame.name)
 
     def _cast(self, origin: Port, room: Room, frame: Frame, sender: str) -> None:
@@ -389,8 +390,11 @@ class Relay:
             self.call_for(port, frame, member, member.port, port.name, now)
 
     def _on_link_call(self, link: LinkPort, frame: Frame, now: float) -> None:
-        self._check_sender(link, frame)
-        self._call_on(link, frame, now)
+        if self._may_speak(link, frame):
+            self._call_on(link, frame, now)
+        else:
+            text = f"{frame.name} is reached in another way by now"
+            link.send(encode_nack(frame.id, Cause.UNREACHABLE, text))
 
     def _call_on(self, link: LinkPort, frame: Frame, now: float) -> None:
         member = self._directory.addressed.get(frame.to)
@@ -430,9 +434,8 @@ class Relay:
         self._post(member, frame, port.name)
 
     def _on_link_post(self, link: LinkPort, frame: Frame, now: float) -> None:
-        self._check_sender(link, frame)
-        member = self._directory.addressed.get(frame.to)
-        self._post(member, frame, frame.name)
+        if self._may_speak(link, frame):
+            self._post(self._directory.addressed.get(frame.to), frame, frame.name)
 
     def _post(self, member: Member | None, frame: Frame, sender: str) -> None:
         if member is None or member.port is None:
@@ -459,10 +462,14 @@ class Relay:
         if (pending := self.pending.get(frame.id)) is not None:
             pending.on_nack(port, frame)
 
-    def _check_sender(self, link: LinkPort, frame: Frame) -> None:
-        """A hub may speak for the members it told of only."""
-        if frame.name not in link.members:
+    def _may_speak(self, link: LinkPort, frame: Frame) -> bool:
+        """Whether the sender is one that the hub told of. It may only be another while there are
+        two ways to its hub, or were just so."""
+        if frame.name in link.members:
+            return True
+        if not (link.shadowed or link.awaited):
             raise ProtocolError(f"hub {link.name} has no member {frame.name} to speak for")
+        return False
 
     def _copy(self, frame: Frame, to: int, id: int, sender: str, flags: int = 0) -> bytes:
         return encode_frame(
