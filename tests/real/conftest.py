@@ -214,6 +214,12 @@ class LocalCluster:
                 return pid
         raise AssertionError(f"{node} has no {part}")
 
+    def has_part(self, part: str, node: str = "tokyo/tokyo-1") -> bool:
+        try:
+            return self.part(part, node) > 0
+        except (AssertionError, FileNotFoundError):  # one ended while it was looked at
+            return False
+
     def kill(self, part: str, node: str = "tokyo/tokyo-1") -> int:
         """kill -9; returns the pid, which is gone."""
         pid = self.part(part, node)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from tests.real.conftest import HTTPD, LocalCluster, wait_for
+from tests.real.conftest import DATACENTERS, HTTPD, LocalCluster, wait_for
 
 pytestmark = pytest.mark.real
 
-TOKYO = "tokyo/tokyo-1"
+TOKYO, OSAKA, ISHIKARI = "tokyo/tokyo-1", "osaka/osaka-1", "ishikari/ishikari-1"
 COUNTING = "n=0; while :; do echo line $n; n=$((n+1)); sleep 0.002; done"
 
 
@@ -51,6 +53,28 @@ def test_cold_requests_wait_until_it_is_back(cluster: LocalCluster, part: str) -
         answers = list(threads.map(lambda name: cluster.get(name, path="/GPL-3"), names))
     assert [answer.status for answer in answers] == [200] * len(names)
     cluster.wait_whole()
+
+
+def test_what_is_deployed_while_a_hub_starts_is_stored_and_no_failure(
+    cluster: LocalCluster,
+) -> None:
+    cluster.kill("hubd")
+    wait_for(lambda: cluster.has_part("hubd"), "the new hub")
+    hub = cluster.part("hubd")
+    os.kill(hub, signal.SIGSTOP)
+    try:
+        assert cluster.api.get("/api/v1/node", node=TOKYO)["whole"] is False
+        deployed = cluster.deploy("unheard")
+        assert (deployed["known"], deployed["unreachable"]) == ([], sorted(DATACENTERS))
+        shown = cluster.api.get("/api/v1/apps/default/unheard")
+        assert shown["app"]["revision"] == 1
+        assert shown["silent"] == sorted([OSAKA, ISHIKARI])
+    finally:
+        os.kill(hub, signal.SIGCONT)
+    cluster.wait_whole()
+    assert cluster.deploy("heard")["known"] == list(DATACENTERS)
+    for name in ("unheard", "heard"):
+        assert cluster.get(name, path="/GPL-3").status == 200
 
 
 def test_a_killed_gateway_loses_at_most_what_it_was_answering(cluster: LocalCluster) -> None:

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from tests.real.conftest import wait_for
 
 from tabane.tools.cli import run
 from tabane.tools.cli.cluster import start_cluster, stop_cluster, wait_until_up
@@ -66,12 +67,14 @@ class Local:
         return [i for i in found if i["app"] == f"default/{name}"]
 
     def kill(self, part: str, node: str = "tokyo-1") -> None:
-        """kill -9 one of Tabane's own processes, by its pid as this machine sees it."""
+        """kill -9 one of Tabane's own processes, by its pid as this machine sees it; it is gone
+        when this returns, so its sessions are over, too."""
         holder = json.loads((self.root / "nodes/tokyo" / node / "process.json").read_bytes())
         children = Path(f"/proc/{holder['pid']}/task/{holder['pid']}/children").read_text()
         for pid in map(int, children.split()):
             if part in Path(f"/proc/{pid}/cmdline").read_text():
                 os.kill(pid, signal.SIGKILL)
+                wait_for(lambda pid=pid: not Path(f"/proc/{pid}").exists(), f"the end of {part}")
                 return
         raise AssertionError(f"{node} has no {part}")
 

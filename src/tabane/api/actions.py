@@ -93,7 +93,8 @@ async def scale(
 async def _who_knows(agent: Agent, revision: int) -> dict[str, Any]:
     """Data centers where every node has this revision, and those where one did not say so."""
     answers = await agent.ask_all(say.AskKnown(revision), ASK_S)
-    silent = {node.partition("/")[0] for node in answers.silent}
+    failed = [node for node, answer in answers.by_node.items() if answer]
+    silent = {node.partition("/")[0] for node in (*answers.silent, *failed)}
     datacenters = agent.config.cluster.datacenters()
     return {
         "known": [dc for dc in datacenters if dc not in silent],
@@ -300,7 +301,7 @@ async def records(agent: Agent, kind: str, limit: int) -> dict[str, Any]:
 def describe_node(agent: Agent) -> dict[str, Any]:
     config = agent.config
     gateways = [f"{config.key}/gateway-{n}" for n in range(config.gateways)]
-    linked = len(agent.nodes.live_nodes()) == len(config.cluster.nodes)
+    linked = agent.session.is_open and len(agent.nodes.live_nodes()) == len(config.cluster.nodes)
     return {
         "node": config.key,
         "incarnation": config.incarnation,

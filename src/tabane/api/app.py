@@ -197,8 +197,8 @@ def _add_node(router: APIRouter, agent: Agent) -> None:
 
     @router.get("/node")
     async def node() -> Response:
-        """This node; `whole`: it sees all others, its gateways are there, and its replica of the
-        store is not behind."""
+        """This node; `whole`: its agent has a session with its hub, it sees all others, its
+        gateways are there, and its replica of the store is not behind."""
         return Json(actions.describe_node(agent))
 
     @router.get("/doctor")

@@ -55,6 +55,7 @@ from tabane.node.membership import Membership, Terms
 from tabane.node.orders import Orders
 from tabane.node.replication import Follower, Publisher
 from tabane.node.services import NodeServices
+from tabane.node.session import HubSession
 from tabane.node.settling import SETTLE_S, Settling
 from tabane.node.spawner import HolderSpawner
 from tabane.node.spreading import spread
@@ -92,6 +93,7 @@ class Agent:
         self.audit = AuditLog(paths.audit)
         self.pool = NetworkPool(self.spawner, config.key, size=config.pool)
         self.services = NodeServices()
+        self.session = HubSession(clock)
         self.executor = Executor(
             config.key,
             config.incarnation,
@@ -176,12 +178,14 @@ class Agent:
         self.nodes = Membership(self.config, self.me.hubs)
         self.me.on_hub(self._on_hub)
         self.me.on_connected(self._on_connected)
+        self.me.on_disconnected(self.session.on_lost)
         self.room: Room = await self.me.join(say.NODES, member=False)
         self.me.on_message(concurrent=True)(self._on_message)
         self.room.on_message(concurrent=True)(self._on_message)
         self.room.on_presence(lambda presence: self._on_presence(presence.member, presence.change))
         self.room.on_presence(self.happenings.on_presence)
         await self.me.join(say.NODES)  # now the others see this agent, and tell it how things stand
+        self.session.on_open()
         self.lag = Lag(self)
         await self._resync()
         self.tasks.keep("lease", lambda: keep_lease(self.clock, self.members.keep))
@@ -246,6 +250,7 @@ class Agent:
 
     def _on_connected(self) -> None:
         """A new hub session: learn what was missed, say what is here."""
+        self.session.on_open()
         self.tasks.start("hub sockets", self.services.hub.restore(self.me))
         self.tasks.start("resync", self._resync())
 
@@ -462,14 +467,30 @@ class Agent:
         return deployed
 
     async def ask_all(self, request: say.Message, timeout_s: float) -> Answers:
-        """Ask every agent, this one included; who did not answer is said."""
-        data = say.encode(request)
-        replies = await self.room.ask(data, timeout_s=timeout_s)
-        given = dict(replies.answers)
-        mine = await self.answers.answer(self.me.name, request)
-        given[self.me.name] = mine or b""
+        """Ask every agent, this one included; who did not answer is said. A session with
+        our hub that was lost just so is waited for; without one nobody else is asked."""
+        others, mine = await asyncio.gather(
+            self._ask_others(say.encode(request), timeout_s),
+            self._ask_itself(request, timeout_s),
+        )
+        given = others | mine
         everyone = [peer.key for peer in self.config.cluster.nodes]
         return Answers(
             {node: given[agent_of(node)] for node in everyone if agent_of(node) in given},
             tuple(node for node in everyone if agent_of(node) not in given),
         )
+
+    async def _ask_others(self, data: bytes, timeout_s: float) -> dict[str, bytes]:
+        try:
+            await self.session.wait(timeout_s)
+            return (await self.room.ask(data, timeout_s=timeout_s)).answers
+        except (Closed, Unavailable) as error:
+            log.info("no other node could be asked: %s", error)
+            return {}
+
+    async def _ask_itself(self, request: say.Message, timeout_s: float) -> dict[str, bytes]:
+        try:
+            async with asyncio.timeout(timeout_s):
+                return {self.me.name: await self.answers.answer(self.me.name, request) or b""}
+        except TimeoutError:
+            return {}

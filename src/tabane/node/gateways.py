@@ -50,7 +50,7 @@ class Gateways:
 
     async def wait_told(self) -> None:
         """Return once those that run have taken in all they were told before. One that is not
-        there takes no connection before it knows the routes."""
+        there takes no connection before it knows the routes. Raises `Closed` without a session."""
         for number in range(self._agent.config.gateways):
             gateway = f"{self._agent.config.key}/gateway-{number}"
             if gateway not in self._agent.room.members:
@@ -59,8 +59,11 @@ class Gateways:
                 self.greet(gateway)
             try:
                 await self._agent.send(gateway, say.encode(say.Routes(())))
-            except (Closed, NotFound):
+            except NotFound:
                 continue
+            except Closed:
+                if not self._agent.session.is_open:
+                    raise  # it runs on, and serves by what it was told
 
     def _all_instances(self) -> say.LocalInstances:
         ready = [i for i in self._agent.executor.instances() if i.state is State.READY]

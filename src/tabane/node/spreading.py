@@ -19,7 +19,9 @@ ASK_S = 1.0
 async def spread(agent: Agent, apps: Apps) -> None:
     """Look at who is alive and what is ready, and store the shares that changed."""
     live = {node.partition("/")[0] for node in agent.nodes.live_nodes()}
-    await apps.spread(sorted(live), await count_ready(agent))
+    ready = await count_ready(agent)
+    if agent.session.is_open:  # else this node sees only itself; it looks again when it is back
+        await apps.spread(sorted(live), ready)
 
 
 async def count_ready(agent: Agent) -> dict[AppName, Counter[str]]:
