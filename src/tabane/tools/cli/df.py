@@ -28,18 +28,23 @@ def df(argv: list[str]) -> int:
 
     answer = ask(Cluster(args.root), "mounts", filters_of(args))
     rows = choose(answer.rows, args)
-    code = say_partial(answer)
-    for row in rows:
-        if row["problem"] and (args.files or not row["hidden"]):
-            complain(f"{row['dc']}/{row['node']}: {row['mount_point']}: {row['problem']}")
-            code = 1
-    if args.files and not rows:
-        complain(f"no node has a file system for {', '.join(args.files)}")
-        return 1
     if args.json:
         print_json({"mounts": rows, "silent": answer.silent})
-    else:
+    elif rows or not args.files:
         _show(rows, style, args)
+    return _complain_of(rows, args.files) | say_partial(answer)
+
+
+def _complain_of(rows: Sequence[Row], files: Sequence[str]) -> int:
+    """What could not be found out, on stderr: 1 when there is anything."""
+    code = 0
+    for row in rows:
+        if row["problem"] and (files or not row["hidden"]):
+            complain(f"{row['dc']}/{row['node']}: {row['mount_point']}: {row['problem']}")
+            code = 1
+    if files and not rows:
+        complain(f"no node has a file system for {', '.join(files)}")
+        code = 1
     return code
 
 

@@ -31,12 +31,12 @@ def free(argv: list[str]) -> int:
     code = 0
     for n in every(args.seconds or 1.0, count):
         answer = ask(cluster, "host", filters, {"fields": FIELDS})
-        code |= say_partial(answer)
         if args.json:
             print_json({"host": answer.rows, "silent": answer.silent})
         else:
             show(["", *render(answer.rows, args)][0 if n else 1 :], heading=not n)
         sys.stdout.flush()
+        code |= say_partial(answer)
     return code
 
 

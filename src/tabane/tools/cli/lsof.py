@@ -37,7 +37,6 @@ def lsof(argv: list[str]) -> int:
 
     answer = ask(Cluster(args.root), "files", filters_of(args), narrowing(args, len(choices)))
     rows = choose(answer.rows, choices, exclusions, together=args.together)
-    code = say_partial(answer)
     if args.json:
         print_json({"files": rows, "silent": answer.silent})
     elif args.terse:
@@ -45,7 +44,7 @@ def lsof(argv: list[str]) -> int:
             print(process)
     elif rows:
         show(render(rows))
-    return code or (0 if rows else 1)
+    return say_partial(answer) or (0 if rows else 1)
 
 
 def _parser() -> Parser:

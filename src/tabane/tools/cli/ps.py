@@ -75,7 +75,6 @@ def ps(argv: list[str]) -> int:
 
     answer = ask_processes(Cluster(args.root), wanted.filters, tasks=wanted.threads.any)
     rows = choose(answer.rows, wanted)
-    code = say_partial(answer)
     if wanted.json:
         kind = "threads" if wanted.threads.each else "processes"
         print_json({kind: rows, "silent": answer.silent})
@@ -84,7 +83,7 @@ def ps(argv: list[str]) -> int:
 
         lines = render(rows, wanted, SYSTEM.wall())
         show(lines, heading=wanted.heading, width=wanted.width)
-    return code or (0 if rows else 1)
+    return say_partial(answer) or (0 if rows else 1)
 
 
 def _parser() -> Parser:

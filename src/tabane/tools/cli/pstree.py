@@ -37,13 +37,12 @@ def pstree(argv: list[str]) -> int:
     if with_threads:
         hang_threads(roots, by_name=args.thread_names)
     sort(roots, by_pid=args.numeric_sort)
-    code = say_partial(answer)
     if args.json:
         rows = [{**row, "depth": len(above)} for row, above in flatten(roots)]
         print_json({"processes": rows, "silent": answer.silent})
     else:
         show(render(roots, args), heading=False, width=UNLIMITED if args.long else None)
-    return code or (0 if roots else 1)
+    return say_partial(answer) or (0 if roots else 1)
 
 
 def _parser() -> Parser:

@@ -40,9 +40,9 @@ def vmstat(argv: list[str]) -> int:
     written, code = 0, 0
     for _ in every(args.delay or 1.0, count):
         answer = ask(cluster, "host", filters, {"fields": FIELDS})
-        code |= say_partial(answer)
         with_heading = not written or (written >= SCREENFUL and not args.one_header)
         written = _report(answer, before, args, with_heading) + (0 if with_heading else written)
+        code |= say_partial(answer)
         before = {(row["dc"], row["node"]): row for row in answer.rows}
         if args.stats:
             break
