@@ -8,7 +8,6 @@ import os
 import random
 import re
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -16,13 +15,11 @@ from typing import Any
 import msgspec
 import pytest
 from tests.tools.conftest import EVIL, Pretended, Run, check_refusal, reply
-from tests.tools.rows import ROW
-from tests.tools.test_lsof import FILE
 
 from tabane.errors import UsageError
 from tabane.k2i.host import HostReader, Place
 from tabane.k2i.mounts import MountReader
-from tabane.tools.cli import df, free, repeating, run, uptime, vmstat
+from tabane.tools.cli import df, free, repeating, uptime, vmstat
 from tabane.tools.cli.repeating import every, seconds
 from tabane.tools.cli.sizes import parse_unit, rounded_up, scaled
 
@@ -381,21 +378,3 @@ def test_vmstat_repeats(
     assert tabane("vmstat", "-s").out.splitlines() == vmstat.counters(host, 1024)
     check_refusal(tabane("vmstat", "x"), 2, "vmstat: DELAY: 'x' is no number of seconds")
     check_refusal(tabane("vmstat", "-S", "x"), 2, "vmstat: -S/--unit: 'x' is none of k, K, m, M")
-
-
-@pytest.mark.parametrize("line", ["free", "uptime", "vmstat", "df", "ps", "pstree", "lsof"])
-def test_who_is_silent_is_said_after_what_the_others_said(
-    line: str, pretended: Pretended, host: dict[str, Any], capsys: pytest.CaptureFixture[str]
-) -> None:
-    kinds = {"df": "mounts", "ps": "processes", "pstree": "processes", "lsof": "files"}
-    kind = kinds.get(line, "host")
-    rows = [as_json(row) for row in MountReader(HERE).read()] if kind == "mounts" else []
-    rows = {"processes": [ROW], "files": [FILE], "host": [host]}.get(kind, rows)
-    pretended.begin(tokyo=answer(kind, *rows, silent=("nara/nara-1",)))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TABANE_ROOT", str(pretended.root))
-        patch.setattr("sys.stderr", sys.stdout)
-        assert run([line]) == 1
-    *shown, last = capsys.readouterr().out.splitlines()
-    assert last == "tabane: no answer from nara/nara-1"
-    assert shown and "nara" not in "".join(shown)

@@ -15,12 +15,15 @@ from typing import Any
 import msgspec
 import pytest
 from tests.tools.conftest import EVIL, Pretended, Run, check_refusal
-from tests.tools.test_hosts import answer
+from tests.tools.rows import ROW
+from tests.tools.test_hosts import HERE, answer, as_json
 
 from tabane.k2i import ProcessTable
 from tabane.k2i.files import read_files
+from tabane.k2i.host import HostReader
+from tabane.k2i.mounts import MountReader
 from tabane.security.identity import Principal
-from tabane.tools.cli import lsof
+from tabane.tools.cli import lsof, run
 
 PROGRAM = """
 import socket, sys
@@ -225,3 +228,25 @@ def test_a_port_that_is_in_use(rows: list[dict[str, Any]], opener: tuple[int, in
         pass
     listening = chosen(rows, ["-i", f"tcp:{port}", "-s", "TCP:LISTEN"])
     assert [row["pid"] for row in listening] == [opener[0]]
+
+
+@pytest.mark.parametrize("line", ["free", "uptime", "vmstat", "df", "ps", "pstree", "lsof"])
+def test_who_is_silent_is_said_after_what_the_others_said(
+    line: str, pretended: Pretended, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows: dict[str, list[Any]] = {
+        "processes": [ROW],
+        "files": [FILE],
+        "mounts": [as_json(row) for row in MountReader(HERE).read()],
+        "host": [as_json(HostReader(HERE).read()) | {"users": 2}],
+    }
+    kinds = {"df": "mounts", "ps": "processes", "pstree": "processes", "lsof": "files"}
+    kind = kinds.get(line, "host")
+    pretended.begin(tokyo=answer(kind, *rows[kind], silent=("nara/nara-1",)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TABANE_ROOT", str(pretended.root))
+        patch.setattr("sys.stderr", sys.stdout)
+        assert run([line]) == 1
+    *shown, last = capsys.readouterr().out.splitlines()
+    assert last == "tabane: no answer from nara/nara-1"
+    assert shown and "nara" not in "".join(shown)
