@@ -3,7 +3,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tabane.errors import UsageError
-from tabane.units import format_duration, format_size, parse_duration, parse_seconds, parse_size, shorten
+from tabane.units import (
+    format_duration,
+    format_size,
+    parse_duration,
+    parse_seconds,
+    parse_size,
+    shorten,
+)
 
 
 @pytest.mark.parametrize(
