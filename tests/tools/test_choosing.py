@@ -112,9 +112,13 @@ def test_which_it_is_is_told_to_who_asks(
     cluster_of(pretended, FAR, NEAR)
     said = "tabane: hello: instance cccc on tokyo/tokyo-1\n"
     assert tabane("exec", "-v", "hello", "ls") == (7, "hi\n", said)
-    assert tabane("exec", "-v", "cccc", "ls") == (7, "hi\n", "")
+    assert (
+        tabane("exec", "-v", "cccc", "ls").err == "tabane: cccc: instance cccc on tokyo/tokyo-1\n"
+    )
     monkeypatch.setattr("tabane.tools.cli.exec._is_terminal", lambda stream: stream is not None)
     assert tabane("exec", "hello", "ls") == (7, "hi\n", said)
+    assert tabane("exec", "cccc", "ls") == (7, "hi\n", ""), "there was no choice"
+    assert tabane("exec", "--dc", "osaka", "hello", "ls") == (7, "hi\n", "")
 
 
 def test_a_place_without_an_instance(tabane: Run, pretended: Pretended) -> None:

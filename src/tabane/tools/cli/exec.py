@@ -19,7 +19,7 @@ from tabane.errors import TimedOut, UsageError
 from tabane.tools import terminal
 from tabane.tools.cli.asking import add_filters
 from tabane.tools.cli.common import Parser, complain, print_json, seconds_upto
-from tabane.tools.cli.finding import find_one, place_of, say_chosen
+from tabane.tools.cli.finding import find_in, nearness, place_of
 from tabane.tools.client import Cluster
 from tabane.tools.talk import BLOCK_BYTES, Talk, open_talk
 
@@ -51,11 +51,14 @@ def execute(argv: list[str]) -> int:
 
 
 def choose(cluster: Cluster, args: argparse.Namespace, what: str) -> dict[str, Any]:
-    """The instance that is meant; which that is is told to people, and those who want to know."""
-    found = find_one(cluster, what, place_of(args))
-    if args.verbose or _is_terminal(sys.stderr):
-        say_chosen(what, found)
-    return found
+    """The instance to talk with; of an app with several in the place that is meant, `nearness` says
+    which. That is told to people, and to those who want to know. Raises `NotFound`."""
+    candidates = find_in(cluster, what, place_of(args))
+    here = cluster.candidates()[0]
+    chosen = min(candidates, key=lambda instance: nearness(instance, here))
+    if args.verbose or (len(candidates) > 1 and _is_terminal(sys.stderr)):
+        complain(f"{what}: instance {chosen['id']} on {chosen['node']}")
+    return chosen
 
 
 def add_choice(parser: Parser) -> None:

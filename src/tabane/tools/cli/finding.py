@@ -8,7 +8,7 @@ from typing import Any
 
 from tabane.errors import NotFound, Unreachable, UsageError
 from tabane.tools.cli.asking import Filters, check_place, filters_of
-from tabane.tools.cli.common import NAME, app_key, complain
+from tabane.tools.cli.common import NAME, app_key
 from tabane.tools.client import Cluster
 
 SHORTEST_ID = 4
@@ -19,16 +19,9 @@ def ids(instances: Sequence[dict[str, Any]]) -> str:
     return ", ".join(instance["id"] for instance in instances)
 
 
-def find_one(cluster: Cluster, what: str, place: Filters) -> dict[str, Any]:
-    """The instance to talk with; of an app with several in that place, `nearest` says which. Raises
-    `NotFound` when there is none."""
-    candidates = find_in(cluster, what, place)
-    here = cluster.candidates()[0]
-    return min(candidates, key=lambda instance: nearness(instance, here))
-
-
 def find_only(cluster: Cluster, what: str, place: Filters) -> dict[str, Any]:
-    """The same, where none may be chosen: raises `UsageError` when there are several."""
+    """The instance in that place, where none may be chosen. Raises `UsageError` when there are
+    several, `NotFound` when there is none."""
     candidates = find_in(cluster, what, place)
     if len(candidates) > 1:
         named = ", ".join(f"{one['id']} ({one['node']})" for one in candidates)
@@ -37,7 +30,8 @@ def find_only(cluster: Cluster, what: str, place: Filters) -> dict[str, Any]:
 
 
 def find_in(cluster: Cluster, what: str, place: Filters) -> list[dict[str, Any]]:
-    """Those in a data center or node; of all, if none is named."""
+    """Those in a data center or node; all, if neither is named. Raises `NotFound` when there is
+    none."""
     check_place(cluster.nodes, place)
     found = find(cluster, what)
     there = [one for one in found if is_in(one["node"], place)]
@@ -69,12 +63,6 @@ def nearness(instance: dict[str, Any], here: str) -> tuple[object, ...]:
         instance["created_at"],
         instance["id"],
     )
-
-
-def say_chosen(what: str, chosen: dict[str, Any]) -> None:
-    """On stderr; nothing when the instance itself was named."""
-    if not chosen["id"].startswith(what):
-        complain(f"{what}: instance {chosen['id']} on {chosen['node']}")
 
 
 def find(cluster: Cluster, what: str, *, ended: bool = False) -> list[dict[str, Any]]:
