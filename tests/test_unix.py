@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tabane.unix import connect_unix, shortened
+from tabane.unix import LONGEST, connect_unix, shortened
 
 
 @pytest.fixture
@@ -30,6 +30,16 @@ def test_a_deep_socket_is_reached(deep: Path, timeout_s: float | None) -> None:
             with taken:
                 sock.send(b"x")
                 assert taken.recv(10) == b"x"
+
+
+def test_a_path_that_fits_is_shown_as_it_is(tmp_path: Path) -> None:
+    longest = tmp_path / ("s" * (LONGEST - len(f"{tmp_path}/")))
+    with socket.socket(socket.AF_UNIX) as server:
+        with shortened(longest) as short:
+            server.bind(short)
+        assert server.getsockname() == str(longest)
+    with shortened(tmp_path / (longest.name + "s")) as short:
+        assert short.startswith("/proc/self/fd/")
 
 
 def test_one_that_never_blocks_does_not_wait_for_room(deep: Path) -> None:

@@ -1,5 +1,6 @@
-"""Unix sockets in deep directories: the kernel takes 108 bytes of path. So the socket's directory
-is opened, and the path used is `/proc/self/fd/N/NAME`, which is always short.
+"""Unix sockets in deep directories: the kernel takes 108 bytes of path. So where a path is longer
+the socket's directory is opened, and the path used is `/proc/self/fd/N/NAME`, which is always
+short. (The kernel shows everybody the path that a socket was bound with: the true one, if it fits.)
 
 The standard library only, as the holder wants it.
 """
@@ -12,10 +13,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+LONGEST = 107
+"""Of a path, in bytes; a zero ends it."""
+
 
 @contextmanager
 def shortened(path: Path) -> Iterator[str]:
     """A path to the same file, while it is needed. Raises `OSError` without its directory."""
+    if len(os.fsencode(path.absolute())) <= LONGEST:
+        yield str(path.absolute())
+        return
     directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield f"/proc/self/fd/{directory}/{path.name}"

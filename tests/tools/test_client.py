@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -107,7 +106,7 @@ def test_a_socket_that_others_may_not_use(
 
     pretended.begin(tokyo=WHOLE)
     cluster = Cluster(pretended.root)
-    monkeypatch.setattr(os, "open", refuse)
+    monkeypatch.setattr(client, "connect_unix", refuse)
     with pytest.raises(errors.Unreachable, match=r"tokyo/tokyo-1: Permission denied"):
         cluster.get("/x")
     with pytest.raises(errors.Unreachable, match=r"tokyo/tokyo-1: Permission denied"):
