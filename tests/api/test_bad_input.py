@@ -24,6 +24,16 @@ async def test_scaling_to_what_is_no_number_of_instances(api: Api, body: dict[st
     assert answer.json()["error"] == "usage"
 
 
+async def test_the_way_from_the_root(api: Api) -> None:
+    answer = await api.ask("GET", "/")
+    assert answer.status == 200
+    for path in (answer.json()["v1"], answer.json()["description"]):
+        assert (await api.ask("GET", path)).status == 200
+    assert {answer.json()["api"], answer.json()["v2"]} <= set(
+        (await api.ask("GET", "/openapi.json")).json()["paths"]
+    )
+
+
 EXEC, COPY = "/api/v1/instances/abc/exec", "/api/v1/instances/abc/copy"
 
 

@@ -63,11 +63,18 @@ def build_app(agent: Agent) -> ASGIApp:
     app.include_router(build_v2(agent.k2i, agent.cluster_k2i))
     app.include_router(build_control_router(agent.orders))
     add_schemas(app)
+    app.add_api_route("/", _show_way, include_in_schema=False)
     app.add_exception_handler(TabaneError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(Exception, _on_fault)
     return Guard(app, agent.token, frozenset({agent.config.node.address}))
+
+
+async def _show_way() -> Response:
+    """What there is, to who asks for nothing in particular."""
+    k2i = {"v1": "/v1/proc", "v2": "/v2/processes"}
+    return Json({"api": "/api/v1/apps", **k2i, "description": "/openapi.json"})
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
