@@ -12,6 +12,7 @@ from tabane.api.actions import describe_node, remove
 from tabane.clock import SYSTEM
 from tabane.errors import Closed, NotFound
 from tabane.middlecon.receipts import Replies
+from tabane.middlecon.views import MemberInfo
 from tabane.model import App, AppName
 from tabane.node import messages as say
 from tabane.node.agent import Agent
@@ -23,6 +24,12 @@ from tabane.security.identity import Principal
 
 TOKYO, OSAKA = "tokyo/tokyo-1", "osaka/osaka-1"
 FOREVER_S = 3600.0
+
+
+SEEN = {
+    name: MemberInfo(name, name.rpartition("/")[0])
+    for name in (agent_of(TOKYO), agent_of(OSAKA), f"{TOKYO}/gateway-0")
+}
 
 
 class Room(SimpleNamespace):
@@ -43,7 +50,7 @@ def make_agent(answer: bytes | Exception = b"", mine: bytes = b"") -> Any:
     agent: Any = SimpleNamespace(
         session=HubSession(SYSTEM),
         config=SimpleNamespace(key=TOKYO, cluster=cluster, gateways=1, incarnation="first"),
-        room=Room(answer=answer, members={f"{TOKYO}/gateway-0"}),
+        room=Room(answer=answer, members=SEEN),
         me=SimpleNamespace(name=agent_of(TOKYO)),
         answers=SimpleNamespace(answer=answer_itself),
         nodes=SimpleNamespace(live_nodes=lambda: [TOKYO, OSAKA]),
@@ -138,6 +145,16 @@ async def test_a_node_without_a_hub_is_not_whole_whatever_it_saw_last():
     agent.session.on_open()
     assert describe_node(agent)["whole"]
     agent.session.on_lost()
+    assert not describe_node(agent)["whole"]
+
+
+@pytest.mark.parametrize("part", SEEN)
+async def test_a_node_that_does_not_see_all_is_not_whole(part):
+    agent = make_agent()
+    agent.session.on_open()
+    agent.room.members = {name: info for name, info in SEEN.items() if name != part}
+    assert not describe_node(agent)["whole"]
+    agent.room.members = SEEN | {part: MemberInfo(part, "x", known=False)}
     assert not describe_node(agent)["whole"]
 
 

@@ -15,7 +15,7 @@ from tabane.errors import NotFound, Unreachable, UsageError
 from tabane.gateway.activation import StopAsked
 from tabane.model import App, AppName, Instance, InstanceId, NodeName, State
 from tabane.node import messages as say
-from tabane.node.config import HTTP_PORT
+from tabane.node.config import HTTP_PORT, agent_of
 from tabane.node.logtail import follow_lines, parse_since, read_lines
 from tabane.runtimes import registry
 from tabane.runtimes.api import Conversation, Execution, Handle, TerminalSize, Transfer, User
@@ -300,7 +300,9 @@ async def records(agent: Agent, kind: str, limit: int) -> dict[str, Any]:
 
 def describe_node(agent: Agent) -> dict[str, Any]:
     config = agent.config
-    gateways = [f"{config.key}/gateway-{n}" for n in range(config.gateways)]
+    parts = [f"{config.key}/gateway-{n}" for n in range(config.gateways)]
+    parts += [agent_of(peer.key) for peer in config.cluster.nodes]
+    seen = agent.room.members
     linked = agent.session.is_open and len(agent.nodes.live_nodes()) == len(config.cluster.nodes)
     return {
         "node": config.key,
@@ -308,7 +310,7 @@ def describe_node(agent: Agent) -> dict[str, Any]:
         "revision": agent.replica.revision,
         "whole": linked
         and not agent.lag.behind(config.key)
-        and all(gateway in agent.room.members for gateway in gateways),
+        and all(part in seen and seen[part].known for part in parts),
     }
 
 
