@@ -189,3 +189,27 @@ def test_of_two_calls_with_one_name_the_earlier_is_done(
 
     with asyncio.Runner(loop_factory=make_loop) as runner:
         assert runner.run(scenario()) == [done]
+
+
+async def test_what_has_begun_is_let_begin_and_then_undone() -> None:
+    undone: list[int] = []
+    go = asyncio.Event()
+
+    async def begin() -> int:
+        await go.wait()
+        return 7
+
+    async def undo(result: int) -> None:
+        undone.append(result)
+
+    async with Supervisor("test") as tasks:
+        assert await tasks.begin("at once", asyncio.sleep(0, 5), undo) == 5
+        beginning = tasks.start("slow", tasks.begin("it", begin(), undo))
+        await asyncio.sleep(0)
+        beginning.cancel()
+        await asyncio.sleep(0)
+        assert not beginning.done()
+        go.set()
+        with pytest.raises(asyncio.CancelledError):
+            await beginning
+    assert undone == [7]

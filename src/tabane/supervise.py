@@ -14,7 +14,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from types import TracebackType
-from typing import Any, ParamSpec, Self
+from typing import Any, ParamSpec, Self, TypeVar
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +23,7 @@ LAST_RETRY_S = 5.0
 
 Failure = Callable[[str, BaseException], None]
 P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def log_failure(name: str, error: BaseException) -> None:
@@ -60,6 +61,19 @@ class Supervisor:
         self._tasks.add(task)
         task.add_done_callback(self._on_done)
         return task
+
+    async def begin(
+        self, name: str, work: Coroutine[Any, Any, T], undo: Callable[[T], Awaitable[object]]
+    ) -> T:
+        """What `work` gives. Cancelled meanwhile, it is let come to its end and then undone: for
+        the start of a program, of which asyncio otherwise kills only the process that it knows of,
+        and nothing that this has started itself."""
+        task = self.start(name, work)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await undo(await task)
+            raise
 
     def keep(self, name: str, loop: Callable[[], Awaitable[None]]) -> asyncio.Task[Any]:
         """Run `loop` for ever: when it returns or fails it starts again, after a growing pause."""

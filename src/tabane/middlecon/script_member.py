@@ -8,12 +8,14 @@ import contextlib
 import os
 import signal
 import sys
+from asyncio.subprocess import Process
 
 from tabane.errors import Refused, TimedOut, UsageError
 from tabane.middlecon.client import Client, Room
 from tabane.middlecon.frames import DATA_BYTES
 from tabane.middlecon.inbox import Message
 from tabane.middlecon.screen import as_json, json_data, one_line, printable
+from tabane.supervise import Supervisor
 
 MAX_PROCESSES = 16
 """Commands of one `join --exec` that run at a time; more messages wait, until their deadline."""
@@ -75,22 +77,29 @@ async def run_command(command: str, message: Message) -> tuple[int, bytes]:
     with os.fdopen(os.memfd_create("message"), "w+b") as given:
         given.write(message.data)
         given.seek(0)
-        process = await asyncio.create_subprocess_shell(
+        starting = asyncio.create_subprocess_shell(
             command,
             stdin=given,
             stdout=asyncio.subprocess.PIPE,
             env=os.environ | about,
             start_new_session=True,
         )
+        async with Supervisor("member") as tasks:
+            process = await tasks.begin(command, starting, _kill)
     try:
         output, _ = await process.communicate()
     finally:
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
+        await _kill(process)
     assert process.returncode is not None
     return process.returncode, output
+
+
+async def _kill(process: Process) -> None:
+    """It and what it started, unless it has ended."""
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
 
 
 def describe_status(status: int) -> str:

@@ -62,25 +62,17 @@ async def run_here(argv: tuple[str, ...], timeout_s: float) -> bytes:
 
 
 async def _start(argv: tuple[str, ...], timeout_s: float, tasks: Supervisor) -> Process:
-    """Cancelled while it starts, asyncio kills only the process it knows of: so what has begun to
-    start is let start, and then killed with all that it has started itself."""
     pipe = asyncio.subprocess.PIPE
-    starting = tasks.start(
-        argv[0],
-        asyncio.create_subprocess_exec(
-            *("timeout", "--signal=KILL", f"{timeout_s + 1:g}", *argv),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=pipe,
-            stderr=pipe,
-            env=ENVIRONMENT,
-            start_new_session=True,
-        ),
+    starting = asyncio.create_subprocess_exec(
+        *("timeout", "--signal=KILL", f"{timeout_s + 1:g}", *argv),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=pipe,
+        stderr=pipe,
+        env=ENVIRONMENT,
+        start_new_session=True,
     )
     try:
-        return await asyncio.shield(starting)
-    except asyncio.CancelledError:
-        await _kill(await starting)
-        raise
+        return await tasks.begin(argv[0], starting, _kill)
     except OSError as error:
         raise NotFound(f"{argv[0]} cannot be run: {error.strerror}") from None
 
