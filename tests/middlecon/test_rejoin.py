@@ -55,11 +55,15 @@ class Machines:
         self.members.append(await self._stack.enter_async_context(member))
         (await member.join("r")).on_message(lambda message: member.name.encode())
 
+    def _known_at(self, hub: Hub) -> dict[str, str]:
+        members = hub._directory.members.values()
+        return {member.name: member.hub for member in members if member.port is not None}
+
     async def everybody_is_back(self) -> None:
         """All sessions are there, all hubs know of all, and each member hears from all others."""
         where = {member.name: member.name.partition("/")[0] for member in self.members}
-        await until(lambda: all(member.connected for member in self.members))
-        await until(lambda: all(hub.members == where for hub in self.hubs.values()))
+        await until(lambda: all(member.connected and member._numbered for member in self.members))
+        await until(lambda: all(self._known_at(hub) == where for hub in self.hubs.values()))
         for member in self.members:
             room = member._rooms["r"]
             await until(lambda room=room: set(room.members) == set(where))
