@@ -169,7 +169,12 @@ async def test_what_the_engine_refuses_is_said(bench: Bench) -> None:
 async def test_what_is_left_of_a_command_that_ended_lives_on(bench: Bench) -> None:
     async with bench.running(make_app()) as inside:
         await run_inside(inside.driver, inside.handle, ("sh", "-c", "sleep 1009 &"))
-        assert await sleeping(inside) == {"sleep 1009"}
+
+        async def it_sleeps() -> bool:  # it may still be a shell that is about to be sleep
+            return await sleeping(inside) == {"sleep 1009"}
+
+        await until(it_sleeps)
+        assert await it_sleeps()
 
 
 @pytest.mark.parametrize("terminal", [None, TerminalSize(24, 80)])
