@@ -8,6 +8,7 @@ second `dry_run` kills.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, get_type_hints
 
@@ -107,11 +108,11 @@ class One(How, Life):
     pass
 
 
-class Args(Body):
+class Args(Body, ABC):
     """What belongs to one action."""
 
-    def action(self) -> Action:
-        raise NotImplementedError
+    @abstractmethod
+    def action(self) -> Action: ...
 
 
 class SignalArgs(Args):
