@@ -137,6 +137,10 @@ class App(Value, frozen=True, omit_defaults=True):
     workdir: str = ""
     isolation: Class = Class.CONTAINER
     driver: str = ""
+    allow_emulation: bool = False
+    """It may run where its class's engine has to emulate a processor."""
+    image_kind: str = "linux"
+    """`linux`, `wasm` or `solo5`: known when its image is, at deploy."""
     port: int | None = None
     hosts: tuple[str, ...] = ()
     resources: Resources = Resources()
@@ -157,6 +161,11 @@ class App(Value, frozen=True, omit_defaults=True):
     @property
     def key(self) -> AppName:
         return AppName(f"{self.namespace}/{self.name}")
+
+    @property
+    def kind(self) -> str:
+        """Of its image: `image_kind`, or `host`."""
+        return "host" if self.image == "host" else self.image_kind
 
 
 class Datacenter(Value, frozen=True, omit_defaults=True):

@@ -388,6 +388,7 @@ FIELDS: dict[str, AnyField] = {
     "command": Field("command", _command),
     "class": Field("isolation", _class, str),
     "driver": Field("driver", _label),
+    "allow_emulation": Field("allow_emulation", _flag),
     "port": Field("port", _whole(1, 65535)),
     "hosts": Field("hosts", _set(_host)),
     "env": Field("env", _env),

@@ -18,6 +18,7 @@ from tabane.model import (
 )
 from tabane.node.home import Home
 from tabane.node.membership import GATEWAY_GRACE_S
+from tabane.scheduler.engines import EngineView
 from tabane.scheduler.placement import NodeView
 from tabane.testing.clock import VirtualClock
 
@@ -48,7 +49,7 @@ class Rig:
         self.started: list[InstanceId] = []
         self.stopped: list[InstanceId] = []
         self.told: list[tuple[str, ToGateway]] = []
-        view = NodeView(NODE, ("runc",), (Class.CONTAINER,))
+        view = NodeView(NODE, (EngineView("runc", Class.CONTAINER),))
         self.apps = {APP.key: APP}
         self.revision = 7
         self.home = Home(

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from tabane.clock import SYSTEM
 from tabane.model import PHASES, App, ExitStatus, InstanceId, Reactive, State
-from tabane.node.instances import Transition
+from tabane.node.running import Transition
 from tabane.runtimes.fake import Script
 from tabane.testing.pretend import NODE, PretendNode, fetch
 

@@ -15,8 +15,8 @@ import pytest
 
 from tabane.clock import SYSTEM
 from tabane.model import App, AppName, Collect, Generation, Instance, InstanceId, NodeName, State
-from tabane.node.instances import Running
 from tabane.node.records import Record
+from tabane.node.running import Running
 from tabane.node.watching import Watching
 from tabane.runtimes.api import Image, InstanceSpec, Link
 from tabane.runtimes.fake import FakeDriver, Script

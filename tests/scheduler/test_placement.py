@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tabane.model import App, AppName, Class, NodeName, Placement, Reactive, Resources
+from tabane.scheduler.engines import EngineView
 from tabane.scheduler.placement import NodeView, floors, home_of, place
 
 NODES = [NodeName(f"tokyo/tokyo-{number}") for number in range(5)]
@@ -13,7 +14,7 @@ APPS = [AppName(f"default/app-{number}") for number in range(500)]
 
 def view(name: str = "tokyo-1", *, instances: int = 0, memory: int | None = None) -> NodeView:
     node = NodeName(f"tokyo/{name}")
-    return NodeView(node, ("runc",), (Class.CONTAINER,), instances, memory)
+    return NodeView(node, (EngineView("runc", Class.CONTAINER),), instances, memory)
 
 
 def app(**changes: object) -> App:
@@ -67,7 +68,7 @@ def test_then_where_the_fewest_are_in_all_then_by_name() -> None:
     ("wanted", "reason"),
     [
         (app(isolation=Class.VM), "has no working driver for class vm"),
-        (app(driver="crun"), "driver crun does not work there"),
+        (app(driver="crun"), "has no working driver crun"),
         (app(placement=Placement(("osaka",))), "may not run in tokyo"),
         (
             app(resources=Resources(memory_bytes=300 << 20)),

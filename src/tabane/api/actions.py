@@ -26,7 +26,7 @@ from tabane.spec_fields import Mistake
 
 if TYPE_CHECKING:
     from tabane.node.agent import Agent
-    from tabane.node.instances import Running
+    from tabane.node.running import Running
 
 ASK_S = 2.0
 """How long nodes have to answer; one that is dead costs this once."""
@@ -330,7 +330,7 @@ def members(agent: Agent) -> dict[str, Any]:
                 "linked": peer.key in live,
                 "control": peer.key == agent.config.cluster.control,
                 "asked": peer.key == agent.config.key,
-                "drivers": view.drivers if view is not None else (),
+                "drivers": tuple(e.name for e in view.engines) if view is not None else (),
                 "instances": view.instances if view is not None else None,
                 "behind": agent.lag.behind(peer.key),
             }

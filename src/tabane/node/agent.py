@@ -46,7 +46,7 @@ from tabane.node.gateways import Gateways
 from tabane.node.happenings import Happenings
 from tabane.node.home import Home
 from tabane.node.images import NodeImages
-from tabane.node.instances import Executor, Transition
+from tabane.node.instances import Executor
 from tabane.node.journal import Journal
 from tabane.node.k2i import ClusterK2i
 from tabane.node.lag import Lag
@@ -54,6 +54,7 @@ from tabane.node.leases import NodeLeases, Nodes, keep_lease
 from tabane.node.membership import Membership, Terms
 from tabane.node.orders import Orders
 from tabane.node.replication import Follower, Publisher
+from tabane.node.running import Transition
 from tabane.node.services import NodeServices
 from tabane.node.session import HubSession
 from tabane.node.settling import SETTLE_S, Settling
@@ -104,6 +105,7 @@ class Agent:
             services=self.services,
             prepare_image=lambda app: self.images.prepare(app.image),
             driver_for=self.engines.driver_for,
+            driver_named=self.engines.drivers.__getitem__,
             clock=clock,
             tasks=tasks,
             notify=self._on_instance,
@@ -164,7 +166,7 @@ class Agent:
         if self.config.is_control:
             await self._open_store(paths.store)
         await asyncio.gather(
-            self.engines.probe(),
+            self.engines.probe(machines=False),
             self.catalog.prepare_image("host"),
             prepare_node([self.config.cluster.network.network]),
         )
@@ -192,6 +194,7 @@ class Agent:
         self.process_events.start(self.tasks)
         self.k2i.start(self.tasks, self.process_events)
         self.tasks.keep("figures", self.figures.watch)
+        self.tasks.start("probe", self.engines.probe(machines=True))
         for app in self.all_apps():
             self.catalog.prefetch(app)
 
@@ -474,7 +477,7 @@ class Agent:
             self._ask_itself(request, timeout_s),
         )
         given = others | mine
-        everyone = [peer.key for peer in self.config.cluster.nodes]
+        everyone = self.config.cluster.keys
         return Answers(
             {node: given[agent_of(node)] for node in everyone if agent_of(node) in given},
             tuple(node for node in everyone if agent_of(node) not in given),

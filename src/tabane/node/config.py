@@ -62,11 +62,16 @@ class ClusterConfig(Value, frozen=True):
     control: NodeName
     network: ClusterNetwork
 
+    @property
+    def keys(self) -> tuple[NodeName, ...]:
+        """The nodes' names, in the cluster's order."""
+        return tuple(peer.key for peer in self.nodes)
+
     def node(self, key: str) -> Peer:
         for peer in self.nodes:
             if peer.key == key:
                 return peer
-        known = ", ".join(peer.key for peer in self.nodes)
+        known = ", ".join(self.keys)
         raise NotFound(f"there is no node {key} in this cluster (its nodes: {known})")
 
     def datacenters(self) -> tuple[str, ...]:
@@ -86,6 +91,8 @@ class NodeConfig(Value, frozen=True):
     pool: int = 8
     driver: str = ""
     """Preferred driver of class container; the first that works when empty."""
+    allow_emulation: bool = False
+    """Every app may run on an engine that emulates a processor, for want of /dev/kvm."""
 
     @property
     def paths(self) -> NodePaths:

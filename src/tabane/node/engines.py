@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from tabane.errors import Unsupported
-from tabane.model import App, Class
+from tabane.model import App
 from tabane.node.config import NodeConfig
 from tabane.runtimes import registry
 from tabane.runtimes.api import Driver, Probe, Spawner
+from tabane.scheduler.engines import EngineView, pick_engine, why_not
 from tabane.scheduler.placement import NodeView
 
 
@@ -20,28 +23,42 @@ class Engines:
             for name in registry.DRIVERS
             if name != "fake"
         }
-        self.probes: dict[str, Probe] = {}
-        self._working: list[Driver] = []
+        self.probes = dict.fromkeys(self.drivers, Probe(False, "is still being tried"))
+        self._working: tuple[EngineView, ...] = ()
         """The preferred first."""
 
-    async def probe(self) -> None:
-        for name, driver in self.drivers.items():
-            self.probes[name] = await driver.probe()
-        names = [name for name, probe in self.probes.items() if probe.works]
-        names.sort(key=lambda name: name != self._config.driver)
-        self._working = [self.drivers[name] for name in names]
+    async def probe(self, *, machines: bool) -> None:
+        """Try the drivers, all at once: those that start machines, which takes seconds, or the
+        others. Meanwhile the node runs what others can."""
+        names = [
+            name
+            for name, driver in self.drivers.items()
+            if driver.capabilities.needs_kvm == machines
+        ]
+        probes = await asyncio.gather(*(self.drivers[name].probe() for name in names))
+        self.probes |= zip(names, probes, strict=True)
+        working = [name for name, probe in self.probes.items() if probe.works]
+        working.sort(key=lambda name: name != self._config.driver)
+        self._working = tuple(map(self._view, working))
+
+    def _view(self, name: str) -> EngineView:
+        driver = self.drivers[name]
+        emulated = self.probes[name].emulated and not self._config.allow_emulation
+        return EngineView(name, driver.isolation, driver.capabilities.images, emulated)
 
     def driver_for(self, app: App) -> Driver:
         """Raises `Unsupported` when no driver here runs the app's class; never a weaker one."""
-        for driver in self._working:
-            if driver.isolation is app.isolation and app.driver in ("", driver.name):
-                return driver
+        if name := pick_engine(app, self._working):
+            return self.drivers[name]
         wanted = f"driver {app.driver}" if app.driver else f"class {app.isolation}"
-        reasons = "; ".join(f"{name}: {probe.reason}" for name, probe in self.probes.items())
+        reasons = "; ".join(self._reason(app, name) for name in self.probes)
         raise Unsupported(f"nothing on {self._config.key} runs {wanted} ({reasons})")
+
+    def _reason(self, app: App, name: str) -> str:
+        """Why a driver does not run an app: what is in the way, or that it does not work."""
+        probe = self.probes[name]
+        return f"{name}: {probe.reason if not probe.works else why_not(app, self._view(name))}"
 
     def view(self, instances: int, memory_available_bytes: int) -> NodeView:
         """This node, as placement wants to see it."""
-        classes: tuple[Class, ...] = tuple({driver.isolation: None for driver in self._working})
-        names = tuple(driver.name for driver in self._working)
-        return NodeView(self._config.key, names, classes, instances, memory_available_bytes)
+        return NodeView(self._config.key, self._working, instances, memory_available_bytes)

@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Protocol
 
 from msgspec.structs import replace
 
@@ -22,73 +20,16 @@ from tabane.errors import NotFound, TabaneError, Unsupported
 from tabane.gateway.activation import InstanceEnded, InstanceReady
 from tabane.gateway.messages import StartTrace
 from tabane.lifecycle import Event, follow
-from tabane.model import App, Generation, Instance, InstanceId, NodeName, State, Value
+from tabane.model import App, Generation, Instance, InstanceId, NodeName, State
 from tabane.node.ends import explain_end, explain_timeout, with_last_line, would_repeat
-from tabane.node.readiness import describe_unready, wait_ready
+from tabane.node.readiness import describe_unready
 from tabane.node.records import Record, read_record, write_record
-from tabane.runtimes.api import Driver, Image, InstanceSpec, Link
+from tabane.node.running import Links, Notify, Running, Services, Transition
+from tabane.runtimes.api import Driver, Image, InstanceSpec
 from tabane.supervise import Supervisor, harmless
 
 PARALLEL_STARTS = 4
 """Engines started at the same time; more only wait for the same cores."""
-
-
-class Links(Protocol):
-    """The part of `tabane.network.NetworkPool` the executor needs."""
-
-    async def claim(self, id_base: int, *, egress: bool) -> Link: ...
-
-    async def release(self, link: Link) -> None: ...
-
-    async def recover(self, in_use: Iterable[Link]) -> None: ...
-
-
-class Services(Protocol):
-    """What of the node an app asks for, as `tabane.node.services.NodeServices`."""
-
-    async def open(self, spec: InstanceSpec) -> None:
-        """Have it ready for an instance before its program runs. Raises when it is refused."""
-
-    async def close(self, spec: InstanceSpec) -> None:
-        """Take it away. Idempotent."""
-
-
-class Transition(Value, frozen=True):
-    """An instance changed its state (journal `events.log`, room `events`)."""
-
-    at: float
-    instance: InstanceId
-    app: str
-    node: str
-    state: State
-    reason: str = ""
-
-
-@dataclass
-class Running:
-    """One instance in memory."""
-
-    record: Record
-    driver: Driver
-    phases_us: dict[str, int] = field(default_factory=dict)
-    began: float = 0.0
-    stopping: bool = False
-    ended: bool = False
-    expected_until: float = 0.0
-    """That it ends before is what somebody ordered."""
-    ordered: bool = False
-
-    @property
-    def instance(self) -> Instance:
-        return self.record.instance
-
-    @property
-    def is_preparing(self) -> bool:
-        """Its driver prepares it: nothing else can be done to it meanwhile."""
-        return self.instance.state is State.PREPARING
-
-
-Notify = Callable[[InstanceReady | InstanceEnded], None]
 
 
 class Executor:
@@ -107,6 +48,7 @@ class Executor:
         services: Services,
         prepare_image: Callable[[App], Awaitable[Image]],
         driver_for: Callable[[App], Driver],
+        driver_named: Callable[[str], Driver],
         clock: Clock,
         tasks: Supervisor,
         notify: Notify,
@@ -122,6 +64,7 @@ class Executor:
         self._services = services
         self._prepare_image = prepare_image
         self._driver_for = driver_for
+        self._driver_named = driver_named
         self._clock = clock
         self._tasks = tasks
         self._notify = harmless("notify", notify)
@@ -251,8 +194,7 @@ class Executor:
         life = self._tasks.start(f"life {spec.id}", self._live(running, spec, started))
         ready: asyncio.Future[None] = started
         if app.reactive.ready != "started":
-            watching = wait_ready(app, running.instance.address, spec.link)
-            ready = self._tasks.start(f"ready {spec.id}", watching)
+            ready = self._tasks.start(f"ready {spec.id}", running.wait_ready())
         asyncio.get_running_loop().call_soon(self._say, spec.id, app.key, State.STARTING)
         self._tasks.start(f"verdict {spec.id}", self._await(running, ready, life))
         await asyncio.wait({started, life}, return_when=asyncio.FIRST_COMPLETED)
@@ -320,7 +262,8 @@ class Executor:
 
     async def _give_up(self, running: Running) -> None:
         app = running.record.app
-        seen = await describe_unready(app, running.instance.address, running.record.link)
+        link = None if running.driver.capabilities.own_stack else running.record.link
+        seen = await describe_unready(app, running.instance.address, link)
         reason = with_last_line(explain_timeout(app, seen), self.spec(running.record).log)
         await self._end(running, reason, failed=True, retry=False)
 
@@ -416,7 +359,7 @@ class Executor:
             await self._adopt(record)
 
     async def _adopt(self, record: Record) -> None:
-        running = Running(record, self._driver_for(record.app))
+        running = Running(record, self._driver_named(record.instance.driver))
         self._running[record.instance.id] = running
         state, handle = record.instance.state, None
         if state in (State.STARTING, State.READY) and record.handle is not None:
@@ -438,11 +381,8 @@ class Executor:
         """The rest of a start that the end of an agent interrupted."""
         running.began = self._clock.now()
         running.phases_us["decide"] = 0
-        app = running.record.app
-        waiting = wait_ready(app, running.instance.address, running.record.link)
-        await self._await(
-            running, self._tasks.start(f"listen {running.instance.id}", waiting), life
-        )
+        ready = self._tasks.start(f"ready {running.instance.id}", running.wait_ready())
+        await self._await(running, ready, life)
 
     async def _bury(self, running: Running) -> None:
         """It ended before this agent began: clear it away, and say so."""

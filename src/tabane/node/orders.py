@@ -45,7 +45,8 @@ from tabane.model import InstanceId, NodeName, State
 from tabane.node import messages as say
 from tabane.node.config import agent_of, node_of
 from tabane.node.ends import HARMLESS_SIGNALS
-from tabane.node.instances import Executor, Running
+from tabane.node.instances import Executor
+from tabane.node.running import Running
 from tabane.runtimes.api import Handle
 from tabane.runtimes.cgroups import Cgroup
 from tabane.security.identity import Principal

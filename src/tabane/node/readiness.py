@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from tabane.model import App
@@ -66,13 +67,18 @@ async def _ask(address: str, port: int, path: str, timeout_s: float) -> bytes:
         return b""
 
 
-async def wait_ready(app: App, address: str, link: Link | None) -> None:
-    """Wait as the app's `ready` says. The caller sets the deadline and watches for an exit."""
+async def wait_ready(
+    app: App, address: str, link: Link | None, look: Callable[[int], Awaitable[None]] | None = None
+) -> None:
+    """Wait as the app's `ready` says. The caller sets the deadline and watches for an exit. `look`
+    waits until a port is listened to, where the link's socket table does not show that."""
     ready = app.reactive.ready
     if ready == "started" or app.port is None:
         return
     if ready.startswith("http:"):
         await wait_healthy(address, app.port, ready.removeprefix("http:"))
+    elif look is not None:
+        await look(app.port)
     elif link is not None:
         await wait_listening(link, app.port)
 

@@ -19,13 +19,14 @@ from tabane.errors import NotFound, SpecError, TabaneError
 from tabane.k2i.collectors import registry
 from tabane.k2i.collectors.api import MAX_ANSWER_BYTES, Collector, Setting, Streams
 from tabane.k2i.collectors.command import judge, last_words, take
-from tabane.k2i.collectors.dial import start_ticks, target_of
+from tabane.k2i.collectors.dial import target_of
 from tabane.k2i.collectors.file import load_jobs
 from tabane.k2i.collectors.runner import Collection, Job
 from tabane.k2i.inside import Ask, Insides
+from tabane.k2i.procfs import start_ticks
 from tabane.model import Collect, GuestProcess, Instance, InstanceId, State
 from tabane.network.netlink import run_in_network_of
-from tabane.node.instances import Running
+from tabane.node.running import Running
 from tabane.runtimes.api import Execution, Handle
 
 if TYPE_CHECKING:

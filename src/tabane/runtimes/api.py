@@ -16,16 +16,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from tabane.model import App, Class, ExitStatus, GuestProcess, InstanceId, Value
+from tabane.model import App, Class, ExitStatus, GuestProcess, InstanceId, Resources, Value
 
 SERVICES = "/run/tabane"
 HUB_SOCKET = "hub.sock"
 """There: of the node's hub."""
 HUB_VARIABLE = "TABANE_HUB"
 """Its URL, in the program's environment."""
-K2I_SOCKET = "k2i.sock"
-"""There: of the node's k2i, to be read."""
-K2I_VARIABLE = "TABANE_K2I"
 K2I_SOCKET = "k2i.sock"
 """There: of the node's k2i, read-only."""
 K2I_VARIABLE = "TABANE_K2I"
@@ -49,6 +46,13 @@ class Capabilities(Value, frozen=True):
     network: bool = False
     services: bool = False
     """Shows a directory of the node, with sockets, to the instance (`InstanceSpec.services`)."""
+    own_stack: bool = False
+    """Its sockets are not the node's kernel's, so that the link's socket table does not show them:
+    `Driver.wait_listening` does."""
+    limit: bool = False
+    """Changes limits while it runs: `Driver.limit`."""
+    images: tuple[str, ...] = ("linux",)
+    """The kinds of images that it runs (`App.kind`): `linux`, `host`, `wasm`, `solo5`."""
     needs_root: bool = False
     needs_kvm: bool = False
     works_emulated: bool = False
@@ -59,6 +63,8 @@ class Probe(Value, frozen=True):
 
     works: bool
     reason: str
+    emulated: bool = False
+    """It works, but has to emulate a processor: an app or the node's operator must allow that."""
 
 
 class Enforcement(Value, frozen=True):
@@ -106,6 +112,9 @@ class Image(Value, frozen=True):
 
     digest: str
     tree: Path
+    kind: str = "linux"
+    """`linux`; `wasm`: `tree` has a WebAssembly module or component, which `entrypoint` begins
+    with; `solo5`: a solo5 unikernel, likewise."""
     host_usr: bool = False
     entrypoint: tuple[str, ...] = ()
     cmd: tuple[str, ...] = ()
@@ -304,6 +313,11 @@ class Driver(Protocol):
         `destroy` removes.
         """
 
+    async def wait_listening(self, handle: Handle, port: int) -> None:
+        """Return when a connection to `port` at the link's address would be taken; never by itself
+        otherwise. Where it has a network stack of its own (`Capabilities.own_stack`). May be called
+        with the handle of `prepare`, while `start` is going on."""
+
     async def wait(self, handle: Handle) -> ExitStatus:
         """Wait until the instance's first process has ended."""
 
@@ -327,6 +341,11 @@ class Driver(Protocol):
         of what went wrong, and its code is 0 when nothing did. The image needs no program."""
 
     async def stats(self, handle: Handle) -> Stats: ...
+
+    async def limit(self, handle: Handle, resources: Resources) -> None:
+        """Change the limits of what runs, at once: cpu, memory, pids. Raises `Unsupported` with
+        what cannot change, and `Conflict` when it uses more memory
+        now."""
 
     async def processes(self, handle: Handle) -> list[int]:
         """Pids of its processes as seen by the node."""

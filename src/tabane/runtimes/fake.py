@@ -36,7 +36,7 @@ from pathlib import Path
 import msgspec
 
 from tabane.errors import EngineError, NotFound, Unsupported
-from tabane.model import AppName, Class, ExitStatus, GuestProcess, InstanceId, Value
+from tabane.model import AppName, Class, ExitStatus, GuestProcess, InstanceId, Resources, Value
 from tabane.runtimes.api import (
     Capabilities,
     Conversation,
@@ -171,6 +171,8 @@ class FakeDriver:
         terminal=True,
         copy=True,
         stats=True,
+        limit=True,
+        images=("linux", "host"),
         network=True,
         services=True,
         works_emulated=True,
@@ -264,6 +266,12 @@ class FakeDriver:
     async def stats(self, handle: Handle) -> Stats:
         self._running(handle)
         return Stats(cpu_us=1000, memory_bytes=1 << 20, pids=1)
+
+    async def wait_listening(self, handle: Handle, port: int) -> None:
+        raise Unsupported("its sockets are the node's kernel's: the link's socket table has them")
+
+    async def limit(self, handle: Handle, resources: Resources) -> None:
+        self._running(handle)
 
     async def processes(self, handle: Handle) -> list[int]:
         life = self.world.lives.get(handle.id)

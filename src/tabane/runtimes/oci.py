@@ -23,7 +23,7 @@ from typing import Any
 import msgspec
 
 from tabane.errors import EngineError, NotFound, Unsupported
-from tabane.model import AppName, Class, ExitStatus, GuestProcess, Value
+from tabane.model import AppName, Class, ExitStatus, GuestProcess, Resources, Value
 from tabane.runtimes import bundle, copying, inside, process, rootfs, terminal
 from tabane.runtimes.api import (
     Capabilities,
@@ -73,6 +73,8 @@ class OciDriver:
         stats=True,
         network=True,
         services=True,
+        limit=True,
+        images=("linux", "host"),
         needs_root=True,
         works_emulated=True,
     )
@@ -207,6 +209,9 @@ class OciDriver:
         problem = f"{self.name} could not start {handle.id}: {words}"
         return EngineError(problem, argv=argv, status=code, output=words)
 
+    async def wait_listening(self, handle: Handle, port: int) -> None:
+        raise Unsupported("its sockets are the node's kernel's: the link's socket table has them")
+
     async def wait(self, handle: Handle) -> ExitStatus:
         """As `Driver.wait`. To learn of want of memory, call it before `destroy`."""
         status = parse_init_status(await self._spawner.exited(handle.id))
@@ -314,6 +319,16 @@ class OciDriver:
     async def stats(self, handle: Handle) -> Stats:
         _check_running(handle)
         return _cgroup(handle).stats()
+
+    async def limit(self, handle: Handle, resources: Resources) -> None:
+        _check_running(handle)
+        _cgroup(handle).limit(
+            {
+                "cpu": resources.cpu,
+                "memory_bytes": resources.memory_bytes,
+                "pids": resources.pids,
+            }
+        )
 
     async def processes(self, handle: Handle) -> list[int]:
         return _cgroup(handle).pids()

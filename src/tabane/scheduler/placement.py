@@ -10,15 +10,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 
-from tabane.model import App, AppName, Class, NodeName, Value
+from tabane.model import App, AppName, NodeName, Value
+from tabane.scheduler.engines import EngineView, explain_none, pick_engine
 
 
 class NodeView(Value, frozen=True):
     """What a node tells about itself for placement."""
 
     name: NodeName
-    drivers: tuple[str, ...] = ()
-    classes: tuple[Class, ...] = ()
+    engines: tuple[EngineView, ...] = ()
+    """Those that work there, the preferred first."""
     instances: int = 0
     memory_available_bytes: int | None = None
     """None: not known."""
@@ -64,10 +65,8 @@ def _problem(app: App, node: NodeView) -> str:
     datacenter = node.name.partition("/")[0]
     if not app.placement.allows(datacenter):
         return f"may not run in {datacenter}"
-    if app.isolation not in node.classes:
-        return f"has no working driver for class {app.isolation}"
-    if app.driver and app.driver not in node.drivers:
-        return f"driver {app.driver} does not work there"
+    if not pick_engine(app, node.engines):
+        return explain_none(app, node.engines)
     available, wanted = node.memory_available_bytes, app.resources.memory_bytes
     if available is not None and available < wanted:
         return f"has {available >> 20} MiB of memory available, {wanted >> 20} are needed"

@@ -31,9 +31,11 @@ from tabane.gateway.messages import ToGateway, ToHome
 from tabane.gateway.router import GatewayRouter
 from tabane.model import App, AppName, Class, InstanceId, NodeName, WakeRecord
 from tabane.node.home import Home
-from tabane.node.instances import Executor, Transition
+from tabane.node.instances import Executor
+from tabane.node.running import Transition
 from tabane.runtimes.api import Image, InstanceSpec, Link
 from tabane.runtimes.fake import FakeDriver, Script
+from tabane.scheduler.engines import EngineView
 from tabane.scheduler.placement import NodeView
 from tabane.supervise import Supervisor
 
@@ -99,6 +101,7 @@ class PretendNode:
             services=PretendServices(),
             prepare_image=self._prepare_image,
             driver_for=lambda app: self.driver,
+            driver_named=lambda name: self.driver,
             clock=clock,
             tasks=self.tasks,
             notify=self._on_instance,
@@ -169,7 +172,7 @@ class PretendNode:
         self.gateway.kick()
 
 
-VIEW = NodeView(NODE, ("fake",), (Class.CONTAINER,))
+VIEW = NodeView(NODE, (EngineView("fake", Class.CONTAINER),))
 
 
 def ask_by_http(app: App) -> App:

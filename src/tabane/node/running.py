@@ -1,0 +1,79 @@
+"""What the executor works with: an instance in memory, and the parts of the node that it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol
+
+from tabane.gateway.activation import InstanceEnded, InstanceReady
+from tabane.model import Instance, InstanceId, State, Value
+from tabane.node.readiness import wait_ready
+from tabane.node.records import Record
+from tabane.runtimes.api import Driver, InstanceSpec, Link
+
+
+class Links(Protocol):
+    """The part of `tabane.network.NetworkPool` the executor needs."""
+
+    async def claim(self, id_base: int, *, egress: bool) -> Link: ...
+
+    async def release(self, link: Link) -> None: ...
+
+    async def recover(self, in_use: Iterable[Link]) -> None: ...
+
+
+class Services(Protocol):
+    """What of the node an app asks for, as `tabane.node.services.NodeServices`."""
+
+    async def open(self, spec: InstanceSpec) -> None:
+        """Have it ready for an instance before its program runs. Raises when it is refused."""
+
+    async def close(self, spec: InstanceSpec) -> None:
+        """Take it away. Idempotent."""
+
+
+class Transition(Value, frozen=True):
+    """An instance changed its state (journal `events.log`, room `events`)."""
+
+    at: float
+    instance: InstanceId
+    app: str
+    node: str
+    state: State
+    reason: str = ""
+
+
+@dataclass
+class Running:
+    """One instance in memory."""
+
+    record: Record
+    driver: Driver
+    phases_us: dict[str, int] = field(default_factory=dict)
+    began: float = 0.0
+    stopping: bool = False
+    ended: bool = False
+    expected_until: float = 0.0
+    """That it ends before is what somebody ordered."""
+    ordered: bool = False
+
+    @property
+    def instance(self) -> Instance:
+        return self.record.instance
+
+    @property
+    def is_preparing(self) -> bool:
+        """Its driver prepares it: nothing else can be done to it meanwhile."""
+        return self.instance.state is State.PREPARING
+
+    async def wait_ready(self) -> None:
+        """As its app's `ready` says; never by itself otherwise."""
+        record, look = self.record, None
+        if self.driver.capabilities.own_stack and record.handle is not None:
+            look = partial(self.driver.wait_listening, record.handle)
+        await wait_ready(record.app, record.instance.address, record.link, look)
+
+
+Notify = Callable[[InstanceReady | InstanceEnded], None]
