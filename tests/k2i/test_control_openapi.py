@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, Phase, given, seed, settings
-from schemathesis.specs.openapi.checks import positive_data_acceptance
+from tests.k2i.described import check_answers
 from tests.k2i.test_cli import Service, serve
 
 from tabane.k2i.control_api import VERBS
@@ -20,9 +19,6 @@ PATHS = [
     *(f"/v2/processes/{{pid}}/{verb}" for verb in VERBS),
     *(f"/v2/instances/{{instance}}/{verb}" for verb in ("pause", "resume", "limits")),
 ]
-CASES = 10
-UNTRUE = [positive_data_acceptance]
-"""Not checked: which words name a signal or a resource is not described."""
 
 
 @pytest.fixture(scope="module")
@@ -41,18 +37,4 @@ def described(service: Service) -> Any:
 def test_answers_are_as_described(
     path: str, mode: schemathesis.GenerationMode, described: Any, service: Service
 ) -> None:
-    base = f"http://127.0.0.1:{service.port}"
-
-    @seed(1)
-    @settings(
-        max_examples=CASES,
-        deadline=None,
-        database=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(case=described[path]["POST"].as_strategy(generation_mode=mode))
-    def ask(case: schemathesis.Case) -> None:
-        case.call_and_validate(base_url=base, excluded_checks=UNTRUE)
-
-    ask()
+    check_answers(described[path]["POST"], mode, service)

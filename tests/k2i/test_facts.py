@@ -11,9 +11,9 @@ from msgspec.structs import replace
 
 from tabane.errors import UsageError
 from tabane.k2i import K2i, ProcessTable, Question
-from tabane.k2i.collectors.dial import start_ticks
 from tabane.k2i.collectors.runner import FactRow
 from tabane.k2i.facts import add_facts
+from tabane.k2i.procfs import start_ticks
 from tabane.model import Generation, Instance, InstanceId, NodeName, State
 from tabane.security.identity import Principal
 

@@ -8,24 +8,17 @@ from typing import Any
 
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, Phase, assume, given, seed, settings
-from schemathesis.specs.openapi.checks import positive_data_acceptance
+from tests.k2i.described import check_answers
 from tests.k2i.test_cli import Service, serve
 
 from tabane.k2i.kinds import KINDS
 
-CASES = 10
-"""Of requests as described for each route, and as many of others."""
-LONGEST_REQUEST = 50_000
-"""Much longer ones are not read to their end."""
 AS_ROOT = """
 from tabane.k2i import api, cli
 from tabane.security.identity import Principal
 api.ANYBODY = Principal("peer", 0)
 cli.main()
 """
-UNTRUE = [positive_data_acceptance]
-"""Not checked: what is refused for two parameters that go ill together cannot be described."""
 
 
 @pytest.fixture(scope="module")
@@ -44,22 +37,7 @@ def described(service: Service) -> Any:
 def test_answers_are_as_described(
     kind: str, mode: schemathesis.GenerationMode, described: Any, service: Service
 ) -> None:
-    base = f"http://127.0.0.1:{service.port}"
-
-    @seed(1)
-    @settings(
-        max_examples=CASES,
-        deadline=None,
-        database=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(case=described[f"/v2/{kind}"]["GET"].as_strategy(generation_mode=mode))
-    def ask(case: schemathesis.Case) -> None:
-        assume(len(case.as_curl_command()) < LONGEST_REQUEST)
-        case.call_and_validate(base_url=base, excluded_checks=UNTRUE)
-
-    ask()
+    check_answers(described[f"/v2/{kind}"]["GET"], mode, service)
 
 
 def test_every_route_is_described(service: Service) -> None:

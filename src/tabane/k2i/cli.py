@@ -143,9 +143,9 @@ async def _serve(
     listener: socket.socket, hostname: str, jobs: Sequence[Job], audit: AuditLog | None
 ) -> None:
     from tabane.api.server import ApiServer
-    from tabane.k2i.collectors.dial import start_ticks
     from tabane.k2i.collectors.runner import Collection
     from tabane.k2i.event_feed import EventFeed
+    from tabane.k2i.procfs import start_ticks
     from tabane.k2i.service import K2i
     from tabane.k2i.table import ProcessTable
 

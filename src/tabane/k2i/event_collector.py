@@ -28,7 +28,7 @@ import msgspec
 from tabane.errors import TabaneError
 from tabane.k2i.event_sources import Connector, Greeting, event_of
 from tabane.k2i.events import Event, Told
-from tabane.k2i.procfs import GONE, parse_stat
+from tabane.k2i.procfs import GONE, start_ticks
 from tabane.security.identity import peer_principal
 from tabane.supervise import Supervisor
 
@@ -247,8 +247,7 @@ async def serve(path: Path) -> None:
         collector = Collector(connector, tasks)
         server = await collector.listen(path)
         tasks.keep("collect", collector.collect)
-        ticks = parse_stat(Path("/proc/self/stat").read_bytes()).starttime
-        say(f"ready {os.getpid()} {ticks}")
+        say(f"ready {os.getpid()} {start_ticks(os.getpid())}")
         await told_to_end.wait()
         server.close()
         await collector.aclose()

@@ -34,7 +34,7 @@ from tabane.k2i.events import (
     parse_told,
 )
 from tabane.k2i.process import Process
-from tabane.k2i.procfs import GONE, parse_stat
+from tabane.k2i.procfs import stat_of
 
 NETLINK_CONNECTOR = 11
 SO_RCVBUFFORCE = 33
@@ -176,7 +176,8 @@ def event_of(told: Told, pid: int | None, parent: int | None, root: Path = Path(
     if told.kind == "exit":
         code, ended_by = exit_of(told.number)
         return Event(kind="exit", at=at, pid=pid, ppid=parent, code=code, signal=ended_by)
-    start_ticks, name = _look_up(root, told.pid)
+    stat = stat_of(told.pid, root)
+    start_ticks, name = (stat.starttime, stat.comm) if stat else (None, "")
     if told.kind == "comm":
         name = decode_name(told.name)
     return Event(
@@ -188,15 +189,6 @@ def event_of(told: Told, pid: int | None, parent: int | None, root: Path = Path(
         name=name,
         uid=told.number if told.kind in ("uid", "gid") else None,
     )
-
-
-def _look_up(root: Path, pid: int) -> tuple[int | None, str]:
-    """Start time and name, also of a zombie."""
-    try:
-        stat = parse_stat((root / str(pid) / "stat").read_bytes())
-    except GONE:
-        return None, ""
-    return stat.starttime, stat.comm
 
 
 class Collected:

@@ -13,9 +13,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import msgspec
-
-from tabane.k2i.host import Placed, read_file
+from tabane.k2i.host import read_file
+from tabane.k2i.process import Attributed, attribution
 from tabane.k2i.procfs import GONE, decode, parse_stat
 from tabane.k2i.sockets import Endpoint, Socket, read_sockets
 from tabane.k2i.table import Process
@@ -30,13 +29,9 @@ _MAPPED = re.compile(rb"^[0-9a-f]+-[0-9a-f]+ \S+ \S+ \S+ [0-9]+ +(/.*)$", re.MUL
 _INFO = re.compile(rb"^(?:pos|flags):\t([0-9]+)$", re.MULTILINE)
 
 
-class OpenFile(Placed, frozen=True, kw_only=True):
+class OpenFile(Attributed, frozen=True, kw_only=True):
     """One row for each descriptor (or working directory, program, mapped file) of a process."""
 
-    namespace: str
-    app: str
-    instance: str
-    isolation: str = msgspec.field(name="class")
     pid: int
     start_ticks: int
     uid: int
@@ -84,8 +79,6 @@ def read_files(
     networks: dict[str, dict[int, Socket]] = {}
     found: list[OpenFile] = []
     for process in processes:
-        if process.inside:
-            continue
         try:
             found += _read_process(root, process, who, networks, mapped=mapped)
         except GONE:
@@ -175,13 +168,7 @@ def _describe(process: Process, file: _File, sockets: dict[int, Socket]) -> Open
     sock = sockets.get(int(found[1])) if found and file.target.startswith("socket") else None
     local, peer = (sock.local, sock.peer) if sock else (Endpoint(), Endpoint())
     return OpenFile(
-        dc=process.dc,
-        node=process.node,
-        incarnation=process.incarnation,
-        namespace=process.namespace,
-        app=process.app,
-        instance=process.instance,
-        isolation=process.isolation,
+        **attribution(process),
         pid=process.pid,
         start_ticks=process.start_ticks,
         uid=process.uid,

@@ -27,11 +27,9 @@ from typing import NamedTuple, Protocol
 from tabane.errors import Busy, Conflict, Denied, NotFound, TabaneError, Unsupported, UsageError
 from tabane.k2i.orders import RESOURCES
 from tabane.k2i.permission import Pair, Seen, is_above
-from tabane.k2i.procfs import GONE, Stat, parse_cgroup, parse_stat, parse_status
+from tabane.k2i.procfs import GONE, KERNEL_THREAD, Stat, parse_cgroup, parse_stat, parse_status
 from tabane.k2i.table import instance_of
 
-PF_KTHREAD = 0x00200000
-"""Of the flags in /proc/PID/stat (include/linux/sched.h)."""
 _PERMITTED = re.compile(rb"^CapPrm:\s*([0-9a-f]+)$", re.MULTILINE)
 THREAD_ROUNDS = 16
 """New threads inherit from those that start them, so a second look hardly ever finds any."""
@@ -148,7 +146,7 @@ def _ids(line: bytes) -> tuple[int, int, int]:
 
 def describe_kernels(stat: Stat) -> str:
     """What the kernel itself made; nothing for all else."""
-    if stat.flags & PF_KTHREAD:
+    if stat.flags & KERNEL_THREAD:
         return "a kernel thread"
     return "the first process of its node" if stat.pid == 1 else ""
 

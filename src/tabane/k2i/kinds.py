@@ -103,7 +103,9 @@ def _host(look: Look) -> list[Host]:
 
 
 def _mounts(look: Look) -> list[Mount]:
-    return ask.choose(look.sources.mounts.read(), look.query.filters)
+    mounts, files = look.sources.mounts, look.query.options.get("file")
+    found = mounts.read_holding(files, looks=look.who.is_root) if files else mounts.read()
+    return ask.choose(found, look.query.filters)
 
 
 def _logins(look: Look) -> list[Login]:
@@ -156,8 +158,7 @@ def _files(look: Look) -> list[OpenFile]:
 
 def _raw(look: Look) -> bytes:
     files = look.query.options.get("files", FILES)
-    mine = [row for row in look.own_processes() if not row.inside]
-    return read_raw(look.sources.root, mine, files, look.who)
+    return read_raw(look.sources.root, look.own_processes(), files, look.who)
 
 
 def _history(look: Look) -> list[HostPoint]:
@@ -206,6 +207,13 @@ def _parse_files(text: str) -> tuple[str, ...]:
     return names
 
 
+def _parse_paths(text: str) -> tuple[str, ...]:
+    paths = tuple(text.split("\0"))
+    if odd := [path for path in paths if not path.startswith("/")]:
+        raise UsageError(f"{shorten(odd[0])} is no whole path: it begins with no slash")
+    return paths
+
+
 RAW_FILES = Parameter(
     ask.list_of({"type": "string", "enum": [*FILES, *MORE_FILES]}) | {"uniqueItems": True},
     f"Which files of each process: of {', '.join((*FILES, *MORE_FILES))}.",
@@ -216,6 +224,15 @@ OF_FILES: dict[str, Parameter] = {
     "type": Parameter(ask.LIST, "Only files of these types, as `REG` or `IPv4`.", ask.any_text),
     "port": Parameter(ask.PIDS, "Only sockets at these ports, here or there.", ask.numbers),
     "mapped": Parameter(ask.FLAG, "Also the files that processes have mapped.", ask.flag),
+}
+
+OF_MOUNTS = {
+    "file": Parameter(
+        ask.TEXT,
+        "Instead of all mounts, for each of these files (whole paths, with `%00` between them) the "
+        "one that it lies on. Whether there is such a file is looked up for root only.",
+        _parse_paths,
+    )
 }
 
 WITH_MORE = {
@@ -268,7 +285,7 @@ KINDS: dict[str, Kind] = {
     ),
     "mounts": Kind(
         "Mounted file systems, and how full they are.",
-        {**ask.PLACE, **ask.SHAPE, **ask.GROUPS},
+        {**ask.PLACE, **OF_MOUNTS, **ask.SHAPE, **ask.GROUPS},
         Mount,
         _rows(Mount, _mounts),
         may_block=True,

@@ -11,26 +11,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
-import msgspec
-from msgspec.structs import replace
-
 from tabane.k2i.events import Event
-from tabane.k2i.host import Place, Placed
-from tabane.k2i.process import Process
+from tabane.k2i.host import Place
+from tabane.k2i.process import Attributed, Process, attribution
 
 Life = tuple[int, int]
 """pid and start_ticks."""
 
 
-class Passed(Placed, frozen=True, kw_only=True):
+class Passed(Attributed, frozen=True, kw_only=True):
     """A process that nobody looked at while it lived. `start_ticks` is null where that was not to
     be learnt any more, as the pid is for one in another pid namespace that was too quick. `code`
     is its exit code, null when a signal ended it."""
 
-    namespace: str = ""
-    app: str = ""
-    instance: str = ""
-    isolation: str = msgspec.field(name="class", default="")
     inside: str = ""
     pid: int | None
     ppid: int | None
@@ -94,8 +87,11 @@ class Passing:
         return None
 
     def _describe(self, event: Event, parent: Process | None) -> Passed:
-        found = Passed(
-            **self._place._asdict(),
+        nowhere = {"namespace": "", "app": "", "instance": "", "isolation": ""}
+        return Passed(
+            **(attribution(parent) if parent else self._place._asdict() | nowhere),
+            uid=parent.uid if parent else -1,
+            user=parent.user if parent else "",
             pid=event.pid,
             ppid=event.ppid,
             start_ticks=event.start_ticks,
@@ -103,10 +99,6 @@ class Passing:
             code=event.code,
             signal=event.signal,
         )
-        if parent is None:
-            return found
-        return replace(found, **{name: getattr(parent, name) for name in _FROM_PARENT})
 
 
-_FROM_PARENT = ("namespace", "app", "instance", "isolation", "uid", "user")
 NOTHING = Meanwhile()

@@ -4,27 +4,36 @@ from __future__ import annotations
 
 from copy import copy
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
+from tabane.k2i.host import Placed
 from tabane.k2i.names import Names, terminal
 from tabane.k2i.procfs import PAGE_BYTES, TICKS_PER_S, Stat
 
 
-class Process(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """A process as `ps` shows it, and its place in the cluster. `stat` and percentages are as ps
-    reckons them; `namespace`, `app`, `instance` and `class` are empty outside of instances.
-    `inside` is empty for a process of the node's own table, else what looked inside and found it:
-    `sandbox`, `guest` or `wasm`."""
+class Attributed(Placed, frozen=True, kw_only=True):
+    """What belongs to a process: its node, and the instance it is one of. These are empty outside
+    of instances."""
 
-    dc: str
-    node: str
-    incarnation: str
     namespace: str
     app: str
     """As `NAMESPACE/NAME`."""
     instance: str
     isolation: str = msgspec.field(name="class")
+
+
+def attribution(row: Attributed) -> dict[str, Any]:
+    """The same fields, for what belongs to that process."""
+    return {name: getattr(row, name) for name in Attributed.__struct_fields__}
+
+
+class Process(Attributed, frozen=True, gc=False, kw_only=True):
+    """A process as `ps` shows it, and its place in the cluster. `stat` and percentages are as ps
+    reckons them. `inside` is empty for a process of the node's own table, else what looked inside
+    and found it: `sandbox`, `guest` or `wasm`."""
+
     inside: str = ""
     pid: int
     ppid: int

@@ -29,6 +29,8 @@ TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 CHUNK_BYTES = 1 << 14
 MOST_FILES = 1 << 20
 """Where there is no limit: fs.nr_open, unless somebody changed it."""
+KERNEL_THREAD = 0x00200000
+"""PF_KTHREAD of the flags in stat (include/linux/sched.h)."""
 
 
 class Stat(NamedTuple):
@@ -99,6 +101,21 @@ def parse_stat(data: bytes) -> Stat:
     numbers = _parse_numbers(b"[%b]" % data[closing + 4 :].strip().replace(b" ", b","))
     comm = decode(data[opening + 1 : closing])
     return Stat(int(data[:opening]), comm, state, *numbers[:_NUMBERS])
+
+
+def stat_of(pid: int, root: Path = Path("/proc")) -> Stat | None:
+    """Of whoever has the pid now; None when nobody has it."""
+    try:
+        return parse_stat((root / str(pid) / "stat").read_bytes())
+    except GONE:
+        return None
+
+
+def start_ticks(pid: int, root: Path = Path("/proc")) -> int:
+    """When the process started, in clock ticks since boot; 0 when it has ended. A zombie has: it
+    only waits to be reaped."""
+    stat = stat_of(pid, root)
+    return 0 if stat is None or stat.state in "ZX" else stat.starttime
 
 
 def parse_status(data: bytes) -> dict[bytes, bytes]:

@@ -1,8 +1,8 @@
 """Which rows an answer has, which of their fields, in which order: what may be asked of any list.
 
-Plain functions over msgspec structs. `PARAMETERS` is the one place that says what each parameter
-means: requests are read by it, the published description of the API is made from it, and what it
-does not know is refused.
+Plain functions over msgspec structs. A `Parameter` is the one place that says what it means:
+requests are read by it, the published description of the API is made from it, and what none is for
+is refused.
 """
 
 from __future__ import annotations

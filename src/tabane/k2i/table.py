@@ -28,6 +28,7 @@ from tabane.k2i.names import Names
 from tabane.k2i.process import NO_FACTS, Facts, Moment, Process, describe, renew
 from tabane.k2i.procfs import (
     GONE,
+    KERNEL_THREAD,
     TICKS_PER_S,
     Procfs,
     Stat,
@@ -51,8 +52,6 @@ LONGEST_COMMAND = 1 << 15
 """Of a command line in a record; `/v1` has all of it."""
 BLOCKS_NOTHING = b"\nSigBlk:\t0000000000000000\n"
 """Of a process's status."""
-KERNEL_THREAD = 0x00200000
-"""PF_KTHREAD of the flags in stat."""
 
 _INSTANCE = re.compile(r":/tabane/[^/]+/[^/]+/([^/]+)")
 

@@ -6,22 +6,17 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-import msgspec
 from msgspec.structs import asdict
 
-from tabane.k2i.host import Placed, read_file
-from tabane.k2i.process import nice_mark
+from tabane.k2i.host import read_file
+from tabane.k2i.process import Attributed, attribution, nice_mark
 from tabane.k2i.procfs import GONE, TICKS_PER_S, Stat, parse_stat
 from tabane.k2i.table import Process
 
 
-class Thread(Placed, frozen=True, kw_only=True):
+class Thread(Attributed, frozen=True, kw_only=True):
     """A thread, and the process it belongs to."""
 
-    namespace: str
-    app: str
-    instance: str
-    isolation: str = msgspec.field(name="class")
     pid: int
     tid: int
     uid: int
@@ -89,13 +84,7 @@ def _make(process: Process, stat: Stat, uptime_s: float) -> Thread:
     elapsed_s = max(0.0, uptime_s - stat.starttime / TICKS_PER_S)
     cpu_s = (stat.utime + stat.stime) / TICKS_PER_S
     return Thread(
-        dc=process.dc,
-        node=process.node,
-        incarnation=process.incarnation,
-        namespace=process.namespace,
-        app=process.app,
-        instance=process.instance,
-        isolation=process.isolation,
+        **attribution(process),
         pid=process.pid,
         tid=stat.pid,
         uid=process.uid,

@@ -8,6 +8,7 @@ two this member is in doubt; if it hears nothing, it is told so by an outcome th
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
@@ -209,7 +210,7 @@ class Ballot:
                 await work
 
 
-class Agreeing:
+class Agreeing(ABC):
     """The part of a room that is about agreements."""
 
     name: str
@@ -260,8 +261,9 @@ class Agreeing:
         self.ballot.handle_outcomes_with(handler)
         return handler
 
+    @abstractmethod
     def _joined(self) -> int:
-        raise NotImplementedError
+        """The room's number in the present session. Raises `Closed` when it is not joined."""
 
 
 def deliver_step(

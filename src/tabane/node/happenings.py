@@ -52,8 +52,8 @@ class Happenings:
     def _silence(self) -> bytes:
         members = self._agent.room.members
         heard = {name for name, member in members.items() if member.known}
-        nodes = (peer.key for peer in self._agent.config.cluster.nodes)
-        silent = [node for node in nodes if agent_of(node) not in heard | {self._agent.me.name}]
+        heard.add(self._agent.me.name)
+        silent = [node for node in self._agent.config.cluster.keys if agent_of(node) not in heard]
         return msgspec.json.encode({"silent": silent})
 
     def tell(self, transition: bytes) -> None:

@@ -91,7 +91,7 @@ class ClusterK2i:
     async def ask(self, question: Question, who: Principal) -> Gathered:
         """The parts of all nodes that the question is about, in the cluster's order."""
         began = self._agent.clock.now()
-        wanted = about(question, [peer.key for peer in self._agent.config.cluster.nodes])
+        wanted = about(question, self._agent.config.cluster.keys)
         mine = self._agent.config.key
         others = [node for node in wanted if node != mine]
         asked = self._ask_others(others, say.encode(say.AskK2i(question, who)))
@@ -116,7 +116,7 @@ class ClusterK2i:
     async def _ask_others(self, nodes: Sequence[NodeName], data: bytes) -> dict[NodeName, bytes]:
         """All other nodes together, as the room that they are; fewer one by one."""
         by_agent = {agent_of(node): node for node in nodes}
-        if len(nodes) == len(self._agent.config.cluster.nodes) - 1:
+        if len(nodes) == len(self._agent.config.cluster.keys) - 1:
             try:
                 replies = await self._agent.room.ask(data, timeout_s=ASK_S)
             except (Closed, Unavailable) as error:

@@ -32,7 +32,7 @@ class Membership:
     def live_nodes(self) -> list[NodeName]:
         """This node and those whose hub has an open link to ours."""
         own = self._config.key
-        nodes = (peer.key for peer in self._config.cluster.nodes)
+        nodes = self._config.cluster.keys
         return [node for node in nodes if node == own or self._hubs.get(node)]
 
     def neighbours(self) -> list[NodeName]:
@@ -41,7 +41,7 @@ class Membership:
 
     def gateways(self) -> set[str]:
         """The gateways that there should be in this data center."""
-        nodes = (peer.key for peer in self._config.cluster.nodes if self.is_near(peer.key))
+        nodes = filter(self.is_near, self._config.cluster.keys)
         return {f"{node}/gateway-{n}" for node in nodes for n in range(self._config.gateways)}
 
     def is_near(self, node: str) -> bool:

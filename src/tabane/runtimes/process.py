@@ -8,23 +8,9 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
-from tabane.k2i.procfs import Stat, parse_stat
+from tabane.k2i.procfs import start_ticks, stat_of
 
-
-def start_ticks(pid: int) -> int:
-    """When the process started, in clock ticks since boot; 0 when it has ended.
-
-    A zombie has ended: it only waits to be reaped.
-    """
-    stat = _stat(pid)
-    return 0 if stat is None or stat.state in "ZX" else stat.starttime
-
-
-def _stat(pid: int) -> Stat | None:
-    try:
-        return parse_stat(Path(f"/proc/{pid}/stat").read_bytes())
-    except (FileNotFoundError, ProcessLookupError):
-        return None
+__all__ = ["descendants", "handles", "ignores", "is_same", "start_ticks", "state"]
 
 
 def ignores(pid: int, name: str, number: int) -> bool:
@@ -77,5 +63,5 @@ def _children(pid: int) -> list[int]:
 
 def state(pid: int) -> str:
     """The letter of proc(5), as `R`; `X` when it is gone."""
-    stat = _stat(pid)
+    stat = stat_of(pid)
     return "X" if stat is None else stat.state

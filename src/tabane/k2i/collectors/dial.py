@@ -17,7 +17,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from tabane.k2i.collectors.api import MAX_ANSWER_BYTES, Streams
-from tabane.k2i.procfs import GONE, parse_stat
+from tabane.k2i.procfs import GONE, start_ticks
 from tabane.security.identity import peer_principal
 
 PORTS = {"http": 80, "redis": 6379}
@@ -71,13 +71,6 @@ class NodeDial:
         ]
         ticks, pid = min(holders, default=(0, 0))
         return pid, ticks
-
-
-def start_ticks(pid: int, procfs: Path = Path("/proc")) -> int:
-    """When a process was started, in ticks since its machine was; 0 when there is none."""
-    with suppress(*GONE):
-        return parse_stat((procfs / str(pid) / "stat").read_bytes()).starttime
-    return 0
 
 
 def has_open(process: Path, target: str) -> bool:
