@@ -71,7 +71,7 @@ def test_one_that_does_not_answer_costs_its_deadline_once(
     finally:
         answered.set()
     for thread in threading.enumerate():
-        if thread.name == "statvfs /far":
+        if thread.name == "look at /far":
             thread.join()
     monkeypatch.setattr(mounts, "DEADLINE_S", 60)
     assert reader.read()[0].problem == ""
@@ -90,3 +90,68 @@ def test_what_may_not_be_looked_at_says_why(
     )
     assert (automatic.size_kib, automatic.problem) == (None, "")
     assert (missing.hidden, automatic.hidden) == (True, False)
+
+
+MOUNTS = b"""\
+1 1 0:1 / / rw - ext4 /dev/root rw
+2 1 0:2 / /srv rw - tmpfs below rw
+3 1 0:3 / /srv rw - tmpfs above rw
+4 1 0:4 / /srv/a\\040b rw - tmpfs blank rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("file", "device"),
+    [
+        ("/", "/dev/root"),
+        ("/srvx", "/dev/root"),
+        ("/srv", "above"),
+        ("/srv/x/../y", "above"),
+        ("/srv/a b/c", "blank"),
+        ("/srv/a b/../..", "/dev/root"),
+    ],
+)
+def test_where_a_file_would_be(file: str, device: str, tmp_path: Path) -> None:
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self" / "mountinfo").write_bytes(MOUNTS)
+    (found,) = MountReader(root=tmp_path).read_holding([file], looks=False)
+    assert (found.device, found.file) == (device, file)
+
+
+def test_where_files_are(tmp_path: Path) -> None:
+    """Also through links, as df has it."""
+    link, missing = tmp_path / "link", tmp_path / "missing"
+    link.symlink_to("/dev/shm")
+    files = [str(tmp_path), str(link), str(missing), f"{link}/missing"]
+    here, shm, none, also_none = MountReader().read_holding(files, looks=True)
+    for found in (here, shm):
+        command = ["df", "--output=target", found.file]
+        _, target = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
+        assert (found.mount_point, found.problem) == (target, "")
+    for found in (none, also_none):
+        assert (found.problem, found.mount_point) == ("No such file or directory", "")
+        assert found.size_kib is None
+
+
+def test_a_process_below_no_mount(tmp_path: Path) -> None:
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self" / "mountinfo").write_bytes(b"2 1 0:2 / /srv rw - tmpfs none rw\n")
+    (found,) = MountReader(root=tmp_path).read_holding(["/etc"], looks=False)
+    assert (found.problem, found.file) == ("it is on no mount", "/etc")
+
+
+def test_too_many_that_do_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    over = threading.Event()
+    waiting = mounts.Waiting()
+    monkeypatch.setattr(mounts, "DEADLINE_S", 0.001)
+    try:
+        for n in range(2 * mounts.MOST_LATE):
+            assert waiting.run(f"file {n}", over.wait) == mounts.NO_ANSWER
+        late = [one for one in threading.enumerate() if one.name.startswith("look at file")]
+        assert len(late) == mounts.MOST_LATE
+    finally:
+        over.set()
+    for thread in late:
+        thread.join()
+    monkeypatch.setattr(mounts, "DEADLINE_S", 60)
+    assert waiting.run("file 0", lambda: "done") == "done"

@@ -1,7 +1,8 @@
 """The open files and sockets of processes, as lsof(8) shows them.
 
 Only of processes whose files who asks may see: root's own right, and everybody's over their own, as
-far as the kernel grants it (see `may_look_into`).
+far as the kernel grants it (see `may_look_into`). No file system is asked, since one may never
+answer: what is shown is what the kernel knows (see `statx`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from tabane.k2i.host import read_file
 from tabane.k2i.process import Attributed, attribution
 from tabane.k2i.procfs import GONE, decode, parse_stat
 from tabane.k2i.sockets import Endpoint, Socket, read_sockets
+from tabane.k2i.statx import Status, status_of
 from tabane.k2i.table import Process
 from tabane.security.identity import Principal
 
@@ -25,7 +27,9 @@ LINKS = {"cwd": "cwd", "root": "rtd", "exe": "txt"}
 MODES = {os.O_RDONLY: "r", os.O_WRONLY: "w", os.O_RDWR: "u"}
 
 _INODE = re.compile(r"(?:socket|pipe):\[([0-9]+)\]")
-_MAPPED = re.compile(rb"^[0-9a-f]+-[0-9a-f]+ \S+ \S+ \S+ [0-9]+ +(/.*)$", re.MULTILINE)
+_MAPPED = re.compile(
+    rb"^0*([0-9a-f]+)-0*([0-9a-f]+) \S+ \S+ ([0-9a-f]+):([0-9a-f]+) ([0-9]+) +(/.*)$", re.MULTILINE
+)
 _INFO = re.compile(rb"^(?:pos|flags):\t([0-9]+)$", re.MULTILINE)
 
 
@@ -67,7 +71,7 @@ class _File(NamedTuple):
     fd: str
     mode: str
     target: str
-    status: os.stat_result | None
+    status: Status | None
     offset: int | None
 
 
@@ -118,7 +122,7 @@ def _links(directory: str) -> Iterator[_File]:
     for name, called in LINKS.items():
         try:
             path = f"{directory}/{name}"
-            yield _File(called, "", _target(path), os.stat(path), None)  # noqa: PTH116
+            yield _File(called, "", _target(path), status_of(path), None)
         except OSError:  # kernel threads have no program
             continue
 
@@ -130,14 +134,16 @@ def _mapped(directory: str) -> Iterator[_File]:
         maps = read_file(f"{directory}/maps")
     except OSError:
         return
-    for path in dict.fromkeys(_MAPPED.findall(maps)):
-        name = decode(path)
-        if name == program:
+    seen = {program}
+    for start, end, major, minor, inode, path in _MAPPED.findall(maps):
+        if (name := decode(path)) in seen:
             continue
+        seen.add(name)
         try:
-            status = os.stat(f"{directory}/root{os.fsdecode(path)}")  # noqa: PTH116
-        except OSError:
-            status = None
+            status = status_of(f"{directory}/map_files/{start.decode()}-{end.decode()}")
+        except OSError:  # only root may
+            device = f"{int(major, 16)},{int(minor, 16)}"
+            status = Status(modes.S_IFREG, int(inode), None, device)
         yield _File("mem", "", name, status, None)
 
 
@@ -151,7 +157,7 @@ def _descriptors(directory: str) -> Iterator[_File]:
             continue  # closed meanwhile
         offset, flags = _INFO.findall(info)
         try:
-            status = os.stat(path)  # noqa: PTH116
+            status = status_of(path)
         except OSError:
             status = None
         yield _File(name, MODES.get(int(flags, 8) & os.O_ACCMODE, ""), target, status, int(offset))
@@ -163,7 +169,7 @@ def _target(path: str) -> str:
 
 def _describe(process: Process, file: _File, sockets: dict[int, Socket]) -> OpenFile:
     status = file.status
-    is_file = status is not None and modes.S_ISREG(status.st_mode) | modes.S_ISDIR(status.st_mode)
+    is_file = status is not None and modes.S_IFMT(status.mode) in (modes.S_IFREG, modes.S_IFDIR)
     found = _INODE.fullmatch(file.target)
     sock = sockets.get(int(found[1])) if found and file.target.startswith("socket") else None
     local, peer = (sock.local, sock.peer) if sock else (Endpoint(), Endpoint())
@@ -177,10 +183,10 @@ def _describe(process: Process, file: _File, sockets: dict[int, Socket]) -> Open
         fd=file.fd,
         mode=file.mode,
         type=sock.family if sock else _type_of(status),
-        device=_device_of(status) if status and not sock else "",
-        size=status.st_size if status and is_file else None,
+        device=status.device if status and not sock else "",
+        size=status.size if status and is_file else None,
         offset=file.offset,
-        inode=status.st_ino if status else None,
+        inode=status.inode if status else None,
         path=sock.path if sock else file.target,
         protocol=sock.protocol if sock else "",
         local_address=local.address,
@@ -201,14 +207,8 @@ _TYPES = {
 }
 
 
-def _type_of(status: os.stat_result | None) -> str:
+def _type_of(status: Status | None) -> str:
     """The kernel's nameless files (eventfd, epoll, ...) have no type at all in their mode."""
     if status is None:
         return "unknown"
-    return _TYPES.get(modes.S_IFMT(status.st_mode), "a_inode")
-
-
-def _device_of(status: os.stat_result) -> str:
-    is_device = modes.S_ISCHR(status.st_mode) or modes.S_ISBLK(status.st_mode)
-    device = status.st_rdev if is_device else status.st_dev
-    return f"{os.major(device)},{os.minor(device)}"
+    return _TYPES.get(modes.S_IFMT(status.mode), "a_inode")
