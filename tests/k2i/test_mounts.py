@@ -130,7 +130,7 @@ def test_where_files_are(tmp_path: Path) -> None:
         assert (found.mount_point, found.problem) == (target, "")
     for found in (none, also_none):
         assert (found.problem, found.mount_point) == ("No such file or directory", "")
-        assert found.size_kib is None
+        assert (found.size_kib, found.hidden) == (None, True)
 
 
 def test_a_process_below_no_mount(tmp_path: Path) -> None:

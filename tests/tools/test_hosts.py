@@ -279,6 +279,9 @@ def test_df_shows_what_df_shows(argv: str, mounts: list[dict[str, Any]]) -> None
     """But for what moves between two looks: all figures that are not of a whole file system."""
     args = df._parser().parse_args(argv.split())
     style = df.style_of(args)
+    if args.files:
+        found_there = MountReader(HERE).read_holding(args.files, looks=True)
+        mounts = [as_json(mount) for mount in found_there]
     shown = df.render(df.choose(mounts, args), style, with_type=args.with_type)
     expected = real("df", *argv.split())
     heading = ["DC", "NODE", *expected[0].split()]
@@ -291,7 +294,7 @@ def test_df_shows_what_df_shows(argv: str, mounts: list[dict[str, Any]]) -> None
 MOUNT = {"dc": "tokyo", "node": "tokyo-1", "device": "/dev/vda", "type": "ext4", "device_id": "8:1"}
 MOUNT |= {"mount_point": "/", "size_kib": 2048, "used_kib": 1900, "available_kib": 100}
 MOUNT |= {"used_percent": 95, "inodes": 10, "inodes_used": 5, "inodes_free": 5, "problem": ""}
-MOUNT |= {"hidden": False}
+MOUNT |= {"hidden": False, "file": ""}
 LATE = MOUNT | {"mount_point": "/mnt", "type": "nfs4", "device": "far:/x", "device_id": "0:9"}
 LATE |= {name: None for name in MOUNT if name.endswith(("kib", "percent")) or "inodes" in name}
 LATE |= {"problem": "it does not answer"}
@@ -312,17 +315,46 @@ def test_df(tabane: Run, pretended: Pretended) -> None:
         "osaka osaka-1 total      2.0M 1.9M  100K  95% -",
         "tokyo tokyo-1 total      2.0M 1.9M  100K  95% -",
     ]
-    ended = tabane("df", "/mnt/file")
-    assert (ended.code, ended.err) == (1, "tabane: tokyo/tokyo-1: /mnt: it does not answer\n")
     assert len(json.loads(tabane("df", "--json", "-t", "ext4").out)["mounts"]) == 2
     assert tabane("df", "-l").code == 0
     assert tabane("df", "-a").out.splitlines()[-1].endswith("- /old")
-    assert tabane("df", "/old").err.endswith(": /old: No such file\n")
-    check_refusal(tabane("df", "-t", "zfs", "/mnt"), 1, "no node has a file system for /mnt")
     for word in ("nothing", ""):
         check_refusal(tabane("df", word), 2, f"df: {word!r}: write the whole path")
     check_refusal(tabane("df", "-B", "7x"), 2, "'7x' is no unit")
     check_refusal(tabane("df", "-h", "-k"), 2, "df: -k: not allowed with")
+
+
+def test_df_of_files(tabane: Run, pretended: Pretended) -> None:
+    """One that some node has need not be on all; what nobody has is an error, once."""
+    osaka = {"dc": "osaka", "node": "osaka-1"}
+    here, far = MOUNT | {"file": "/a,b"}, LATE | {"file": "/mnt/x"}
+    none = dict.fromkeys(("device", "type", "mount_point", "device_id"), "")
+    gone = LATE | none | {"problem": "No such file or directory", "hidden": True}
+    rows = [here, far, gone | {"file": "/c"}]
+    rows += [gone | osaka | {"file": file} for file in ("/a,b", "/mnt/x", "/c")]
+    pretended.begin(tokyo=answer("mounts", *rows))
+    ended = tabane("df", "/a,b", "/mnt/x", "/c")
+    assert pretended.nodes["tokyo"].asked[0][0].endswith("&file=%2Fa%2Cb%00%2Fmnt%2Fx%00%2Fc")
+    assert (ended.code, ended.err.splitlines()) == (
+        1,
+        [
+            "tabane: tokyo/tokyo-1: /mnt: it does not answer",
+            "tabane: df: /c: No such file or directory",
+        ],
+    )
+    assert [line.split()[-1] for line in ended.out.splitlines()] == ["on", "/", "/mnt"]
+    assert len(json.loads(tabane("df", "--json", "/a,b", "/mnt/x", "/c").out)["mounts"]) == 6
+    assert tabane("df", "-t", "nfs4", "/a,b").code == 1
+
+
+def test_df_of_a_file_that_is_somewhere(tabane: Run, pretended: Pretended) -> None:
+    here = MOUNT | {"file": "/srv"}
+    gone = here | {"dc": "osaka", "node": "osaka-1", "type": "", "mount_point": "", "hidden": True}
+    pretended.begin(tokyo=answer("mounts", here, gone | {"problem": "No such file or directory"}))
+    ended = tabane("df", "/srv")
+    assert (ended.code, ended.err) == (0, "")
+    ended = tabane("df", "-t", "zfs", "/srv")
+    assert (ended.code, ended.err) == (1, "tabane: df: no node has a file system for /srv\n")
 
 
 # vmstat

@@ -194,6 +194,7 @@ def _nowhere(place: Place, file: str, problem: str = "it is on no mount") -> Mou
         options="",
         read_only=False,
         problem=problem,
+        hidden=problem in OUT_OF_REACH,
         file=file,
     )
 

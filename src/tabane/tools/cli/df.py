@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterable, Sequence
-from posixpath import normpath
 from typing import NamedTuple
 
 from tabane.errors import UsageError
@@ -26,26 +25,36 @@ def df(argv: list[str]) -> int:
     style = style_of(args)
     from tabane.tools.client import Cluster
 
-    answer = ask(Cluster(args.root), "mounts", filters_of(args))
+    params = {"file": "\0".join(args.files)} if args.files else {}
+    answer = ask(Cluster(args.root), "mounts", filters_of(args), params)
     rows = choose(answer.rows, args)
+    found = [row for row in rows if row["mount_point"]]
     if args.json:
         print_json({"mounts": rows, "silent": answer.silent})
-    elif rows or not args.files:
-        _show(rows, style, args)
-    return _complain_of(rows, args.files) | say_partial(answer)
+    elif found or not args.files:
+        _show(found, style, args)
+    problems = [*problems_of(rows), *_unfound(answer.rows, args.files)]
+    if args.files and not found and not problems:
+        problems = [f"df: no node has a file system for {', '.join(args.files)}"]
+    for problem in problems:
+        complain(problem)
+    return say_partial(answer) | bool(problems)
 
 
-def _complain_of(rows: Sequence[Row], files: Sequence[str]) -> int:
-    """What could not be found out, on stderr: 1 when there is anything."""
-    code = 0
-    for row in rows:
-        if row["problem"] and (files or not row["hidden"]):
-            complain(f"{row['dc']}/{row['node']}: {row['mount_point']}: {row['problem']}")
-            code = 1
-    if files and not rows:
-        complain(f"no node has a file system for {', '.join(files)}")
-        code = 1
-    return code
+def problems_of(rows: Iterable[Row]) -> list[str]:
+    """What of them could not be found out."""
+    return [
+        f"{row['dc']}/{row['node']}: {row['mount_point'] or row['file']}: {row['problem']}"
+        for row in rows
+        if row["problem"] and not row["hidden"]
+    ]
+
+
+def _unfound(rows: Sequence[Row], files: Sequence[str]) -> Iterable[str]:
+    """The files that no node has. One that some node has need not be on all."""
+    found = {row["file"] for row in rows if not row["hidden"]}
+    missing = [row for row in rows if row["file"] not in found] if files else ()
+    return dict.fromkeys(f"df: {row['file']}: {row['problem']}" for row in missing)
 
 
 def _parser() -> Parser:
@@ -108,20 +117,17 @@ def style_of(args: argparse.Namespace) -> Style:
 
 def choose(rows: Iterable[Row], args: argparse.Namespace) -> list[Row]:
     """The mounts to show: of each file system one, and none that has no size or cannot be got to,
-    unless -a."""
-    rows = [
-        row
-        for row in rows
-        if (not args.types or row["type"] in args.types)
-        and row["type"] not in (args.without or ())
-        and not (args.local and row["type"].startswith(REMOTE))
-    ]
-    if args.files:
-        return _holding(rows, args.files)
+    unless -a, or for each file that is named the one that it lies on."""
+    rows = [row for row in rows if not row["type"] or _is_of_type(row["type"], args)]
+    if args.all or args.files:
+        return rows
+    return _one_of_each([row for row in rows if row["size_kib"] != 0 and not row["hidden"]])
+
+
+def _is_of_type(name: str, args: argparse.Namespace) -> bool:
+    wanted = not args.types or name in args.types
     return (
-        rows
-        if args.all
-        else _one_of_each([row for row in rows if row["size_kib"] != 0 and not row["hidden"]])
+        wanted and name not in (args.without or ()) and not (args.local and name.startswith(REMOTE))
     )
 
 
@@ -137,23 +143,6 @@ def _one_of_each(rows: Sequence[Row]) -> list[Row]:
         if key not in best or len(row["mount_point"]) < len(best[key]["mount_point"]):
             best[key] = row
     return list(best.values())
-
-
-def _holding(rows: Sequence[Row], files: Iterable[str]) -> list[Row]:
-    """For each file and node the mount that it is below of; the last of several at one place."""
-    found: list[Row] = []
-    nodes = dict.fromkeys((row["dc"], row["node"]) for row in rows)
-    for file in map(normpath, files):
-        for node in nodes:
-            own = [r for r in rows if (r["dc"], r["node"]) == node and _is_below(file, r)]
-            if own:
-                found.append(max(reversed(own), key=lambda row: len(row["mount_point"])))
-    return found
-
-
-def _is_below(file: str, row: Row) -> bool:
-    top = row["mount_point"].rstrip("/")
-    return file == top or file.startswith(top + "/")
 
 
 def _show(rows: Sequence[Row], style: Style, args: argparse.Namespace) -> None:
