@@ -151,3 +151,15 @@ class Unsupported(SystemFault):
 
 class Corrupt(SystemFault):
     code = "corrupt"
+
+
+def error_of(code: str, message: str, *, otherwise: type[TabaneError] = Refused) -> TabaneError:
+    """The error with that code, as another process told it; `otherwise` for a code that is not
+    known here. A mistake in a file is a `UsageError`: what else it carries was not told."""
+    todo: list[type[TabaneError]] = [TabaneError]
+    while todo:
+        kind = todo.pop()
+        if vars(kind).get("code") == code:
+            return UsageError(message) if kind is SpecError else kind(message)
+        todo += kind.__subclasses__()
+    return otherwise(message)

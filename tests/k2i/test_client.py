@@ -25,9 +25,10 @@ from tabane.errors import (
     Unauthenticated,
     Unreachable,
     UsageError,
+    error_of,
 )
 from tabane.k2i.client import AsyncClient, Changes, Client, Outcome, Rows, Silent
-from tabane.k2i.exchange import Reply, encode_target, error_of, parse_url
+from tabane.k2i.exchange import Reply, encode_target, parse_url
 
 
 @pytest.fixture(scope="module")
@@ -259,7 +260,7 @@ def test_targets() -> None:
 def test_errors_by_their_codes() -> None:
     assert type(error_of("denied", "x")) is Denied
     assert type(error_of("unauthenticated", "x")) is Unauthenticated
-    assert type(error_of("spec", "x")) is Refused
+    assert type(error_of("spec", "x")) is UsageError
     assert type(error_of("of tomorrow", "x")) is Refused
 
 

@@ -295,7 +295,7 @@ class TestLinks:
         assert (copy.to, copy.name) == (71, "x")
         brain.relay.close(link)
         nack = take(x)[0]
-        assert (nack.kind, nack.name) == (Kind.NACK, Cause.UNREACHABLE)
+        assert (nack.kind, nack.name) == (Kind.NACK, Cause.CLOSED)
 
     def test_what_comes_over_a_link_never_goes_on_over_one(self, brain, take, far):
         x, link, number = far

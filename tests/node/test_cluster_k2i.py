@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tabane.clock import SystemClock
-from tabane.errors import Busy, Closed, NotFound, TabaneError, Unreachable
+from tabane.errors import Busy, NotFound, TabaneError, TimedOut, Unreachable
 from tabane.k2i import K2i, Part, ProcessTable, Question, watch
 from tabane.k2i import service as k2i_service
 from tabane.k2i.procfs import Procfs
@@ -56,7 +56,7 @@ class Node:
         self.tasks = Supervisor(key)
         self.later = Later()
         peers = tuple(SimpleNamespace(key=node) for node in NODES)
-        self.config = SimpleNamespace(key=key, cluster=SimpleNamespace(nodes=peers))
+        self.config = SimpleNamespace(key=key, cluster=SimpleNamespace(nodes=peers, keys=NODES))
         files = Procfs(keep=50)  # three nodes share this process's open files
         self.table = ProcessTable(key, f"life of {key}", procfs=files, clock=self.clock)
         self.k2i = K2i(self.table, node=key, incarnation=f"life of {key}", clock=self.clock)
@@ -79,6 +79,10 @@ class Node:
         return SimpleNamespace(answers=answers, acknowledged=tuple(answers))
 
     say = ask
+
+    async def ask_others(self, data: bytes, timeout_s: float) -> dict[str, bytes]:
+        answers: dict[str, bytes] = (await self.ask(data, timeout_s=timeout_s)).answers
+        return answers
 
     async def cast(self, data: bytes) -> None:
         await self.ask(data, timeout_s=1)
@@ -176,13 +180,25 @@ async def test_who_is_down_is_silent(net: Net) -> None:
 async def test_without_a_hub_there_is_still_this_node(
     net: Net, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def closed(data: bytes, *, timeout_s: float) -> Any:
-        raise Closed("no session")
+    async def nobody(data: bytes, timeout_s: float) -> dict[str, bytes]:
+        return {}
 
-    monkeypatch.setattr(net.nodes[NODES[0]], "ask", closed)
+    monkeypatch.setattr(net.nodes[NODES[0]], "ask_others", nobody)
     answer = await ask(net, pid=str(os.getpid()))
     assert answer["silent"] == NODES[1:]
     assert [node["node"] for node in answer["nodes"]] == NODES[:1]
+
+
+async def test_its_own_slowness_hides_no_other_node(
+    net: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def part(question: Question, who: Principal) -> Any:
+        raise TimedOut("processes could not be read within 10 s")
+
+    monkeypatch.setattr(net.nodes[NODES[0]].k2i, "part", part)
+    answer = await ask(net, pid=str(os.getpid()))
+    assert answer["silent"] == NODES[:1]
+    assert [node["node"] for node in answer["nodes"]] == NODES[1:]
 
 
 async def test_an_answer_of_many_messages_is_put_together(

@@ -21,7 +21,7 @@ def make() -> tuple[Happenings, dict[str, MemberInfo]]:
     agent: Any = SimpleNamespace(
         config=SimpleNamespace(
             key=NODES[0],
-            cluster=SimpleNamespace(nodes=[SimpleNamespace(key=key) for key in NODES]),
+            cluster=SimpleNamespace(keys=NODES),
         ),
         room=SimpleNamespace(members=members),
         me=SimpleNamespace(name="tokyo/tokyo-1/agent"),

@@ -17,10 +17,12 @@ import pytest
 
 from tabane.clock import SYSTEM
 from tabane.errors import (
+    Busy,
     Closed,
     Conflict,
     Denied,
     NotFound,
+    Refused,
     Stale,
     SystemFault,
     TabaneError,
@@ -44,6 +46,7 @@ from tabane.model import (
 from tabane.node import messages as say
 from tabane.node.config import Peer, agent_of
 from tabane.node.orders import NodeSurroundings, Orders
+from tabane.node.session import HubSession
 from tabane.runtimes import cgroups
 from tabane.runtimes.api import Capabilities, Handle
 from tabane.security.audit import AuditLog, read_lines
@@ -81,7 +84,7 @@ class Node:
         self.config = SimpleNamespace(
             key=peer.key,
             incarnation=f"{peer.name}-now",
-            cluster=SimpleNamespace(nodes=NODES),
+            cluster=SimpleNamespace(nodes=NODES, keys=(TOKYO, OSAKA, ISHIKARI)),
             paths=SimpleNamespace(holder_pid=directory / "holder.pid"),
         )
         directory.mkdir()
@@ -93,6 +96,8 @@ class Node:
         self.executor: Any = FakeExecutor()
         self.me = SimpleNamespace(call=self._call)
         self.calls = 0
+        self.session = HubSession(SYSTEM)
+        self.session.on_open()
         self._cluster = cluster
         self.orders = Orders(self)  # type: ignore[arg-type]
 
@@ -193,9 +198,12 @@ async def test_it_is_done_there_with_the_askers_rights(
 @pytest.mark.parametrize(
     ("fault", "code", "said"),
     [
-        (NotFound("no such member"), "unreachable", "nothing was done, osaka/osaka-1 takes no"),
+        (NotFound("no such member"), "unreachable", "nothing was done, osaka/osaka-1 cannot be"),
+        (Unreachable("link is down"), "unreachable", "nothing was done, osaka/osaka-1 cannot be"),
+        (Busy("too much waits"), "unreachable", "nothing was done, osaka/osaka-1 cannot be"),
+        (Refused("takes no messages"), "unreachable", "nothing was done, osaka/osaka-1 cannot be"),
+        (Refused("a bug", reason="error"), "unreachable", "did not say whether it was done"),
         (Closed("session ended"), "unreachable", "osaka/osaka-1 did not say whether it was done"),
-        (Unreachable("link died"), "unreachable", "did not say whether it was done"),
         (TimedOut("no answer"), "timed_out", "the same order again is done once at most"),
     ],
 )
@@ -207,6 +215,18 @@ async def test_a_dead_node_costs_only_its_own_targets(
     dead, alive = await cluster.orders.obey(Order(targets, Signal(0)), ROOT)
     assert (dead.error, alive.error) == (code, "")
     assert said in dead.message
+
+
+async def test_without_a_hub_nothing_is_sent_and_that_is_said(
+    cluster: Cluster, sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tabane.node.calling.HUB_BACK_S", 0.0)
+    cluster.nodes[TOKYO].session.on_lost()
+    targets = (at(OSAKA, sleeper.pid), at(TOKYO, sleeper.pid))
+    lost, own = await cluster.orders.obey(Order(targets, Signal(0)), ROOT)
+    assert (lost.error, own.error) == ("unreachable", "")
+    assert lost.message.startswith("nothing was done, osaka/osaka-1 cannot be told now: ")
+    assert cluster.nodes[TOKYO].calls == 0
 
 
 async def test_a_repeat_reaches_only_who_did_not_answer(

@@ -46,7 +46,8 @@ def make_agent(answer: bytes | Exception = b"", mine: bytes = b"") -> Any:
         return mine
 
     peers = [SimpleNamespace(key=node) for node in (TOKYO, OSAKA)]
-    cluster = SimpleNamespace(nodes=peers, datacenters=lambda: ("tokyo", "osaka"))
+    keys = (TOKYO, OSAKA)
+    cluster = SimpleNamespace(nodes=peers, keys=keys, datacenters=lambda: ("tokyo", "osaka"))
     agent: Any = SimpleNamespace(
         session=HubSession(SYSTEM),
         config=SimpleNamespace(key=TOKYO, cluster=cluster, gateways=1, incarnation="first"),
@@ -59,7 +60,7 @@ def make_agent(answer: bytes | Exception = b"", mine: bytes = b"") -> Any:
         lag=SimpleNamespace(behind=lambda node: 0),
         replica=SimpleNamespace(revision=1),
     )
-    for name in ("ask_all", "_ask_others", "_ask_itself"):
+    for name in ("ask_all", "ask_others", "_ask_itself"):
         setattr(agent, name, getattr(Agent, name).__get__(agent))
     return agent
 

@@ -16,8 +16,7 @@ import msgspec
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from tabane import errors
-from tabane.errors import TabaneError
+from tabane.errors import SystemFault, error_of
 from tabane.k2i import orders
 from tabane.k2i.api import Who
 from tabane.k2i.bodies import StrictRoute
@@ -204,7 +203,7 @@ def _add_one(router: APIRouter, obeying: Obeying, verb: str, args: type[Args]) -
         target = _gpid(body, parse_gpid(pid).pid)
         (outcome,) = await obeying.obey(_order((target,), body), who)
         if not outcome.ok:
-            raise error_of(outcome)
+            raise error_of(outcome.error, outcome.message, otherwise=SystemFault)
         return _json(outcome)
 
     _add_route(router, f"/processes/{{pid}}/{verb}", act, kind, describe_order(Outcome))
@@ -229,13 +228,6 @@ def _order(targets: tuple[Gpid, ...], body: Any) -> Order:
 
 def _gpid(life: Life, pid: int) -> Gpid:
     return Gpid(life.dc, life.node, life.incarnation, pid, life.start_ticks)
-
-
-def error_of(outcome: Outcome) -> TabaneError:
-    """The error that an outcome stands for."""
-    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
-    named = {kind.code: kind for kind in kinds if issubclass(kind, TabaneError)}
-    return named.get(outcome.error, errors.SystemFault)(outcome.message)
 
 
 def _add_instances(router: APIRouter, obeying: Obeying) -> None:

@@ -11,7 +11,7 @@ import httptools
 import msgspec
 
 from tabane import errors
-from tabane.errors import ProtocolError, Refused, TabaneError, UsageError
+from tabane.errors import ProtocolError, Refused, TabaneError, UsageError, error_of
 from tabane.k2i.stream import Changes, Event
 
 LONGEST_EVENT = 64 << 20
@@ -156,14 +156,3 @@ def _read_event(event: Event) -> Changes | Silent:
     except (ValueError, LookupError, msgspec.MsgspecError):
         raise ProtocolError("k2i sends events that are not understood: is it newer?") from None
     raise problem
-
-
-def error_of(code: str, message: str) -> TabaneError:
-    """The error with that code; `Refused` for one that is not known here."""
-    todo: list[type[TabaneError]] = [TabaneError]
-    while todo:
-        kind = todo.pop()
-        if vars(kind).get("code") == code and kind is not errors.SpecError:
-            return kind(message)
-        todo += kind.__subclasses__()
-    return Refused(message)

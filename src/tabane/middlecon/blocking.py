@@ -140,9 +140,9 @@ class Client:
         """What the member's handler returns.
 
         Raises `NotFound` (no such member), `Refused` (its handler raised; `reason` is the code of
-        its error), `Busy` (too much waits for it), `TimedOut`, `Unreachable` (the link to its hub
-        is down, or died meanwhile), `Closed` (its session or ours ended). After the last three the
-        handler may have run. Interrupting it stops the waiting, not the handler.
+        its error), `Busy` (too much waits for it), `Unreachable` (the link to its hub is down),
+        `TimedOut`, `Closed` (its session, ours, or a link between them ended). After the last two
+        the handler may have run. Interrupting it stops the waiting, not the handler.
         """
         return self._call(lambda: self._inner.call(member, data, timeout_s=timeout_s))
 

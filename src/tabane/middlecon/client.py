@@ -143,9 +143,9 @@ class Client(Administration):
         """What the member's handler returns.
 
         Raises `NotFound` (no such member), `Refused` (its handler raised; `reason` is the code of
-        its error), `Busy` (too much waits for it), `TimedOut`, `Unreachable` (the link to its hub
-        is down, or died meanwhile), `Closed` (its session or ours ended). After the last three the
-        handler may have run. Cancelling stops the waiting, not the handler.
+        its error), `Busy` (too much waits for it), `Unreachable` (the link to its hub is down),
+        `TimedOut`, `Closed` (its session, ours, or a link between them ended). After the last two
+        the handler may have run. Cancelling stops the waiting, not the handler.
         """
         await self._connection.wait_writable()
         answer: bytes = await self._connection.request(Kind.CALL, timeout_s, name=member, data=data)

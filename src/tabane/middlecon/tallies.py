@@ -91,7 +91,7 @@ class Call:
             self.forget()
         elif port is self._target and isinstance(port, LinkPort):
             text = f"the link to hub {port.name} died: {self._member.name} may have got it or not"
-            self._end(encode_nack(self._reply_to, Cause.UNREACHABLE, text))
+            self._end(encode_nack(self._reply_to, Cause.CLOSED, text))
         elif port is self._target:
             text = f"{self._member.name} went away before it answered"
             self._end(encode_nack(self._reply_to, Cause.CLOSED, text))

@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from tabane.clock import Clock
-from tabane.errors import Closed, NotFound, TabaneError, Unavailable, Unreachable
+from tabane.errors import Closed, TabaneError, Unavailable
 from tabane.gateway.activation import (
     InstanceEnded,
     InstanceReady,
@@ -37,6 +37,7 @@ from tabane.model import App, AppName, Instance, InstanceId, NodeName, State, Wa
 from tabane.network import NetworkPool, prepare_node
 from tabane.node import messages as say
 from tabane.node.answering import Answering, Answers
+from tabane.node.calling import call
 from tabane.node.catalog import Catalog
 from tabane.node.config import NodeConfig, agent_of, event_socket
 from tabane.node.control import Apps
@@ -452,28 +453,20 @@ class Agent:
             await self.send(agent_of(self.nodes.home_of(app)), say.encode(say.Asked(asked)))
 
     async def control(self, request: say.DeployApp | say.RemoveApp | say.ScaleApp) -> say.Deployed:
-        """Have the control node change an app. Raises its refusal, or `Unreachable`."""
+        """Have the control node change an app. Raises its refusal, or as `call` does."""
         if self.apps is not None:
             return await self.apps.perform(request)
-        control = self.config.cluster.control
-        try:
-            data = await self.me.call(
-                agent_of(control), say.encode(request), timeout_s=CONTROL_TIMEOUT_S
-            )
-        except (Closed, NotFound, Unavailable) as error:
-            problem = f"the control node {control} cannot be reached, so nothing was changed"
-            raise Unreachable(f"{problem}: {error}", retry_after_s=5.0) from error
-        answer = say.parse(data)
-        if isinstance(answer, say.Failure):
-            raise say.to_error(answer)
-        deployed: say.Deployed = answer
+        control, hint = self.config.cluster.control, "look with `tabane apps`, or do it again"
+        deployed: say.Deployed = await call(
+            self, control, request, timeout_s=CONTROL_TIMEOUT_S, hint=hint
+        )
         return deployed
 
     async def ask_all(self, request: say.Message, timeout_s: float) -> Answers:
         """Ask every agent, this one included; who did not answer is said. A session with
         our hub that was lost just so is waited for; without one nobody else is asked."""
         others, mine = await asyncio.gather(
-            self._ask_others(say.encode(request), timeout_s),
+            self.ask_others(say.encode(request), timeout_s),
             self._ask_itself(request, timeout_s),
         )
         given = others | mine
@@ -483,7 +476,8 @@ class Agent:
             tuple(node for node in everyone if agent_of(node) not in given),
         )
 
-    async def _ask_others(self, data: bytes, timeout_s: float) -> dict[str, bytes]:
+    async def ask_others(self, data: bytes, timeout_s: float) -> dict[str, bytes]:
+        """The answers of the other agents, by member: see `ask_all`."""
         try:
             await self.session.wait(timeout_s)
             return (await self.room.ask(data, timeout_s=timeout_s)).answers

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from tabane.errors import Closed, NotFound, TabaneError, Unavailable
+from tabane.errors import NotFound, TabaneError, TimedOut
 from tabane.k2i.service import Part, Question
 from tabane.k2i.stream import Event
 from tabane.k2i.v2 import Gathered
@@ -92,22 +92,28 @@ class ClusterK2i:
         """The parts of all nodes that the question is about, in the cluster's order."""
         began = self._agent.clock.now()
         wanted = about(question, self._agent.config.cluster.keys)
-        mine = self._agent.config.key
-        others = [node for node in wanted if node != mine]
+        others = [node for node in wanted if node != self._agent.config.key]
         asked = self._ask_others(others, say.encode(say.AskK2i(question, who)))
-        found: dict[NodeName, Part] = {}
-        if mine in wanted:
-            found[mine], answers = await asyncio.gather(self._agent.k2i.part(question, who), asked)
-        else:
-            answers = await asked
-        parts = [self._join(node, data, began) for node, data in answers.items()]
-        for part in await asyncio.gather(*parts):
-            if part is not None:
-                found[NodeName(part.node)] = part
+        own, answers = await asyncio.gather(self._own(question, who, wanted), asked)
+        joined = (self._join(node, data, began) for node, data in answers.items())
+        parts = [own, *await asyncio.gather(*joined)]
+        found = {NodeName(part.node): part for part in parts if part is not None}
         return Gathered(
             [found[node] for node in wanted if node in found],
             [node for node in wanted if node not in found],
         )
+
+    async def _own(
+        self, question: Question, who: Principal, wanted: Sequence[NodeName]
+    ) -> Part | None:
+        """This node's part, if it is wanted. Its slowness hides no other node's answer."""
+        if self._agent.config.key not in wanted:
+            return None
+        try:
+            return await self._agent.k2i.part(question, who)
+        except TimedOut as error:
+            log.warning("%s", error)
+            return None
 
     def follow(self, question: Question, who: Principal) -> AsyncGenerator[Event, None]:
         """What changes on all nodes."""
@@ -117,13 +123,8 @@ class ClusterK2i:
         """All other nodes together, as the room that they are; fewer one by one."""
         by_agent = {agent_of(node): node for node in nodes}
         if len(nodes) == len(self._agent.config.cluster.keys) - 1:
-            try:
-                replies = await self._agent.room.ask(data, timeout_s=ASK_S)
-            except (Closed, Unavailable) as error:
-                log.info("no other node could be asked for k2i: %s", error)
-                return {}
-            answers = replies.answers.items()
-            return {by_agent[name]: answer for name, answer in answers if name in by_agent}
+            answers = await self._agent.ask_others(data, ASK_S)
+            return {by_agent[name]: data for name, data in answers.items() if name in by_agent}
         given = await asyncio.gather(*(self._call(node, data) for node in nodes))
         return {node: data for node, data in zip(nodes, given, strict=True) if data is not None}
 
@@ -139,6 +140,7 @@ class ClusterK2i:
         """A node's whole part; None when it failed, or went away in between."""
         answer = say.parse(data) if data else None
         if not isinstance(answer, say.K2iPart):
+            log.info("%s did not answer for k2i: %s", node, answer)
             return None
         part = answer.part
         if answer.packed:

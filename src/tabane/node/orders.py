@@ -13,20 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from tabane.errors import (
-    Busy,
-    Closed,
-    Conflict,
-    Denied,
-    NotFound,
-    Refused,
-    Stale,
-    TabaneError,
-    TimedOut,
-    Unavailable,
-    Unreachable,
-    Unsupported,
-)
+from tabane.errors import Conflict, Denied, NotFound, Stale, TabaneError, Unsupported
 from tabane.k2i.control import Control, SeenInstance
 from tabane.k2i.kernel import instance_at
 from tabane.k2i.orders import (
@@ -43,6 +30,7 @@ from tabane.k2i.orders import (
 from tabane.k2i.permission import Here
 from tabane.model import InstanceId, NodeName, State
 from tabane.node import messages as say
+from tabane.node.calling import call
 from tabane.node.config import agent_of, node_of
 from tabane.node.ends import HARMLESS_SIGNALS
 from tabane.node.instances import Executor
@@ -109,24 +97,14 @@ class Orders:
         return say.encode(say.ActedK2i(await self.control.obey(body.order, body.who, via=via)))
 
     async def _call(self, node: NodeName, message: say.Message) -> Any:
-        """Raises the node's own refusal, or what became of the message."""
+        """Raises as `call` does, and `NotFound`."""
         if node not in self._nodes():
             raise NotFound(f"there is no node {node or 'without a name'} in this cluster")
-        try:
-            data = await self._agent.me.call(agent_of(node), say.encode(message), timeout_s=ACT_S)
-        except (NotFound, Busy, Refused) as error:
-            raise Unreachable(f"nothing was done, {node} takes no orders now: {error}") from error
-        except (Closed, Unavailable) as error:
-            hint = "with an idempotency key, the same order again is done once at most"
-            kind = TimedOut if isinstance(error, TimedOut) else Unreachable
-            raise kind(f"{node} did not say whether it was done ({error}): {hint}") from error
-        answer = say.parse(data)
-        if isinstance(answer, say.Failure):
-            raise say.to_error(answer)
-        return answer
+        hint = "with an idempotency key, the same order again is done once at most"
+        return await call(self._agent, node, message, timeout_s=ACT_S, hint=hint)
 
-    def _nodes(self) -> set[str]:
-        return {peer.key for peer in self._agent.config.cluster.nodes}
+    def _nodes(self) -> tuple[NodeName, ...]:
+        return self._agent.config.cluster.keys
 
 
 class NodeSurroundings:
