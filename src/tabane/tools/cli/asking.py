@@ -72,7 +72,7 @@ def ask(
     params: Mapping[str, str] = NO_PARAMS,
 ) -> Answer:
     """The rows of all nodes that the filters leave, by place. Raises `NotFound` for a data center,
-    node or app that is not there."""
+    node, app or user that is not there."""
     check_place(cluster.nodes, filters)
     of_any = filters.app == ANY_APP
     answer = cluster.get(path_of(kind, filters._replace(app="") if of_any else filters, params))
@@ -81,6 +81,8 @@ def ask(
         rows = [row for row in rows if row["app"]]
     elif filters.app and not rows:
         check_app(filters.app, cluster.get("/api/v1/apps")["apps"])
+    if filters.user and not rows:
+        check_users(cluster, filters.user.split(","))
     ages = [node["age_s"] for node in answer["nodes"]]
     return Answer(rows, answer["silent"], max(ages, default=0.0))
 
@@ -142,3 +144,28 @@ def check_app(key: str, apps: Iterable[dict[str, Any]]) -> None:
         more = ", ..." if len(known) > MOST_NAMED else ""
         shown = ", ".join(known[:MOST_NAMED]) + more or "none at all"
         raise NotFound(f"there is no app {key}, only {shown}")
+
+
+def check_users(cluster: Cluster, words: Iterable[str], seen: Iterable[Row] = ()) -> None:
+    """Raises `NotFound` for a name that is a user's neither here nor of any process; no process of
+    theirs is among the `seen`. Numbers are known to the kernel without a name."""
+    known = {row["user"] for row in seen}
+    names = [word for word in words if not (word in known or word.isdigit() or _is_user_here(word))]
+    if not names:
+        return
+    path = path_of("processes", Filters(user=",".join(names)), {"fields": "user"})
+    answer = cluster.get(path)
+    known |= {row["user"] for row in answer["processes"]}
+    unknown = [name for name in names if name not in known]
+    if unknown and not answer["silent"]:
+        raise NotFound(f"there is no user {unknown[0]}, neither here nor of any process")
+
+
+def _is_user_here(name: str) -> bool:
+    from pwd import getpwnam
+
+    try:
+        getpwnam(name)
+    except (KeyError, ValueError):
+        return False
+    return True

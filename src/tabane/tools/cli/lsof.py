@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 
 from tabane.errors import UsageError
-from tabane.tools.cli.asking import add_filters, ask, filters_of, say_partial
+from tabane.tools.cli.asking import add_filters, ask, check_users, filters_of, say_partial
 from tabane.tools.cli.columns import gpid, short_app
 from tabane.tools.cli.common import Parser, Row, print_json
 from tabane.tools.cli.screen import Place, layout, show
@@ -35,7 +35,9 @@ def lsof(argv: list[str]) -> int:
     choices, exclusions = tests_of(args)
     from tabane.tools.client import Cluster
 
-    answer = ask(Cluster(args.root), "files", filters_of(args), narrowing(args, len(choices)))
+    cluster = Cluster(args.root)
+    answer = ask(cluster, "files", filters_of(args), narrowing(args, len(choices)))
+    check_users(cluster, _split(args.users)[0], answer.rows)
     rows = choose(answer.rows, choices, exclusions, together=args.together)
     if args.json:
         print_json({"files": rows, "silent": answer.silent})

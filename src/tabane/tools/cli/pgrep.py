@@ -11,12 +11,13 @@ import os
 import re
 from collections.abc import Callable, Sequence
 
-from tabane.errors import UsageError
+from tabane.errors import NotFound, UsageError
 from tabane.tools.cli import CANNOT_TELL
 from tabane.tools.cli.asking import (
     Answer,
     add_filters,
     ask_processes,
+    check_users,
     filters_of,
     is_self,
     say_partial,
@@ -178,7 +179,13 @@ def _find(args: argparse.Namespace) -> tuple[list[Row], Answer]:
     _list_tests(args, ())  # what is wrong with them is said before anybody is asked
     from tabane.tools.client import Cluster
 
-    answer = ask_processes(Cluster(args.root), filters_of(args))
+    cluster = Cluster(args.root)
+    answer = ask_processes(cluster, filters_of(args))
+    users = [text for text in (args.euid, args.uid) if text is not None]
+    try:
+        check_users(cluster, split(name, users), answer.rows)
+    except NotFound as error:  # and not: nothing matches
+        raise UsageError(error.message) from None
     return choose(answer.rows, args, matches), answer
 
 

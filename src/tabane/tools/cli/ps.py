@@ -13,7 +13,14 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from tabane.errors import UsageError
-from tabane.tools.cli.asking import Filters, add_filters, ask_processes, filters_of, say_partial
+from tabane.tools.cli.asking import (
+    Filters,
+    add_filters,
+    ask_processes,
+    check_users,
+    filters_of,
+    say_partial,
+)
 from tabane.tools.cli.columns import COLUMNS, Column
 from tabane.tools.cli.common import Parser, Row, print_json, whole
 from tabane.tools.cli.formats import (
@@ -73,7 +80,9 @@ def ps(argv: list[str]) -> int:
     wanted = plan(args, letters)
     from tabane.tools.client import Cluster
 
-    answer = ask_processes(Cluster(args.root), wanted.filters, tasks=wanted.threads.any)
+    cluster = Cluster(args.root)
+    answer = ask_processes(cluster, wanted.filters, tasks=wanted.threads.any)
+    check_users(cluster, wanted.lists.all_users(), answer.rows)
     rows = choose(answer.rows, wanted)
     if wanted.json:
         kind = "threads" if wanted.threads.each else "processes"

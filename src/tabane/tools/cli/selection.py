@@ -27,6 +27,10 @@ class Lists(NamedTuple):
     program: str = "ps"
     """Who says what is wrong with them."""
 
+    def all_users(self) -> list[str]:
+        """Names and numbers. Raises `UsageError`."""
+        return split(self.program, [*self.users, *self.real_users])
+
 
 def split(program: str, texts: Iterable[str]) -> list[str]:
     """`1,2 3` is three words. Raises `UsageError` for an empty list, which would choose all."""
