@@ -131,6 +131,14 @@ def test_the_beginning_of_several_ids(tabane: Run, pretended: Pretended) -> None
     )
 
 
+def test_a_pid_that_is_gone_is_never_the_beginning_of_an_id(
+    tabane: Run, pretended: Pretended
+) -> None:
+    cluster_of(pretended, ROW | {"instance": "471123456789"})
+    check_refusal(tabane("kill", "4711"), 1, "no such process: 4711")
+    assert tabane("kill", "47112345") == (0, "", "")
+
+
 def test_who_is_silent_may_have_that_pid_too(tabane: Run, pretended: Pretended) -> None:
     cluster_of(pretended, ROW, silent=("nara/nara-1",))
     said = "42 may be on nara/nara-1 too, who did not answer: for this one write tokyo/tokyo-1:42"

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from tabane.tools.client import Cluster
 
 SIGNAL = re.compile(r"-(?:[0-9]{1,3}|(?:SIG)?[A-Z][A-Z0-9+-]+)", re.IGNORECASE)
+PID = re.compile("[0-9]{1,7}")
+"""What is a pid, if anybody's, and never the beginning of an id: when the process that was meant has
+ended, nobody else is."""
 MOST_CANDIDATES = 8
 MOST_COMPLAINTS = 5
 """Of one kind; more are only counted."""
@@ -64,10 +67,9 @@ def find_target(word: str, answer: Answer, nodes: Sequence[str] = ()) -> Row:
     when a node that did not answer may have it."""
     if not word:
         raise UsageError("an empty word is no process: write DC/NODE:PID, PID, or an id")
-    if re.fullmatch("[0-9]+", word):
+    if PID.fullmatch(word):
         found = [row for row in answer.rows if str(row["pid"]) == word]
-        if found or len(word) < SHORTEST_ID:
-            return _only(word, found, answer)
+        return _only(word, found, answer)
     if ":" in word:
         found = [row for row in answer.rows if gpid(row) == word]
         node = word.partition(":")[0]
