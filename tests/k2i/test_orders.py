@@ -68,6 +68,21 @@ def test_actions_have_names() -> None:
 
 
 @pytest.mark.parametrize(
+    ("action", "text"),
+    [
+        (orders.Affinity((8, 0, 1, 2, 3, 1)), "affinity 0-3,8"),
+        (orders.Affinity((5,)), "affinity 5"),
+        (orders.Affinity(tuple(range(0, 8192, 2))), "affinity 0,2,4"),
+        (orders.Limits({"x" * 100_000: orders.Limit()}), "limits xxx"),
+    ],
+)
+def test_nobody_can_make_long_lines(action: orders.Action, text: str) -> None:
+    described = orders.describe(action)
+    assert described.startswith(text)
+    assert len(described) <= orders.MOST_TEXT + 3
+
+
+@pytest.mark.parametrize(
     ("text", "number"),
     [
         *(("TERM", 15), ("SIGTERM", 15), ("term", 15), ("15", 15), ("0", 0), ("9", 9)),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import resource
 import signal
+from collections.abc import Iterable
 
 from tabane.errors import UsageError
 from tabane.model import Generation, NodeName, Value
@@ -28,6 +29,8 @@ RESOURCES = {
 """What can be limited, and the kernel's number of it."""
 MAX_KEY = 128
 """Characters of an idempotency key."""
+MOST_TEXT = 1000
+"""Characters of what `describe` says."""
 
 _REAL_TIME = re.compile(r"(RTMIN(?=\+)|RTMAX(?=-))([+-][0-9]{1,2})")
 _NAME = r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?"
@@ -154,7 +157,13 @@ def name_of(action: Action | InstanceAction) -> str:
 
 
 def describe(action: Action | InstanceAction) -> str:
-    """As people read it in the audit log: `signal 15`, `nice +5`, `limits nofile=10:20`."""
+    """As people read it in the audit log: `signal 15`, `nice +5`, `limits nofile=10:20`. What would
+    be very long makes no sense, and is cut."""
+    text = _describe(action)
+    return text if len(text) <= MOST_TEXT else f"{text[:MOST_TEXT]}..."
+
+
+def _describe(action: Action | InstanceAction) -> str:
     name = name_of(action)
     match action:
         case Signal(number):
@@ -162,13 +171,24 @@ def describe(action: Action | InstanceAction) -> str:
         case Nice(value, relative):
             return f"{name} {value:+d}" if relative else f"{name} {value}"
         case Affinity(cpus):
-            return f"{name} {','.join(map(str, cpus))}"
+            return f"{name} {_ranges(cpus)}"
         case Limits(limits):
             pairs = (f"{key}={_word(it.soft)}:{_word(it.hard)}" for key, it in limits.items())
             return f"{name} {' '.join(pairs)}"
         case Confine():
             return f"{name} {' '.join(f'{key}={value}' for key, value in wanted(action).items())}"
     return name
+
+
+def _ranges(cpus: Iterable[int]) -> str:
+    """`0-3,8`, as the kernel writes it."""
+    runs: list[list[int]] = []
+    for cpu in sorted(set(cpus)):
+        if runs and cpu == runs[-1][-1] + 1:
+            runs[-1][1:] = [cpu]
+        else:
+            runs.append([cpu])
+    return ",".join("-".join(map(str, run)) for run in runs)
 
 
 def _word(limit: int | None) -> str:
