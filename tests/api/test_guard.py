@@ -5,10 +5,11 @@ import os
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from tabane.api.guard import Guard, read_headers
 from tabane.errors import Denied
-from tabane.security.identity import Principal, check_origin
+from tabane.security.identity import Principal, check_origin, encode_principal
 
 USER = Principal("peer", 54321, 54321, 42)
 ROOT = Principal("peer", os.geteuid(), os.getegid(), 42)
@@ -59,6 +60,22 @@ async def test_nobody_asks_without_a_name() -> None:
     foreign = {"host": "evil.example"}
     assert await ask("/v2/processes", USER, **foreign) == (403, "denied")
     assert await ask("/v2/processes", USER, origin="http://evil.example") == (403, "denied")
+
+
+async def test_what_a_node_passes_on_is_asked_by_who_asked_there() -> None:
+    passed_on = {"authorization": "Bearer secret", "tabane-via": "tokyo/tokyo-1"}
+    path = "/api/v1/instances/a/exec"
+    for who in (USER, ROOT, Principal("token")):
+        words = {**passed_on, "tabane-for": encode_principal(who)}
+        assert await ask(path, None, **words) == (200, replace(who, via="tokyo/tokyo-1"))
+    for said in ("", "root", "peer 0 0", "peer 0 0 1 x", "anybody 0 0 1"):
+        assert await ask(path, None, **passed_on, **{"tabane-for": said}) == (403, "denied")
+
+
+async def test_only_who_has_the_token_speaks_for_others() -> None:
+    words = {"tabane-via": "tokyo/tokyo-1", "tabane-for": "peer 0 0 1"}
+    assert await ask("/v2/x", None, **words) == (401, "unauthenticated")
+    assert await ask("/v2/x", USER, **words) == (200, USER)
 
 
 @pytest.mark.parametrize(

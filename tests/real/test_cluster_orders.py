@@ -112,6 +112,10 @@ def test_every_line_is_in_the_log_of_the_node_that_did_it(cluster: LocalCluster)
         assert line["start_ticks"] == row["start_ticks"]
         assert (line["action"], line["process"], line["via"]) == ("affinity 0", "busybox", TOKYO)
         assert (line["kind"], line["uid"]) == ("peer", 0)
+    assert cluster.tabane("exec", "logged", "--", "true").code == 0
+    lines = [json.loads(line) for line in log.read_bytes().splitlines()]
+    (line,) = [line for line in lines if line["action"] == "exec"]
+    assert (line["kind"], line["uid"], line["via"]) == ("peer", 0, TOKYO)
 
 
 def test_what_a_node_cannot_do_without_is_protected(cluster: LocalCluster) -> None:

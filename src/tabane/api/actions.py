@@ -351,4 +351,5 @@ def note(agent: Agent, who: Principal, action: str, target: str) -> None:
 
 
 def _audit(agent: Agent, who: Principal, action: str, target: str) -> None:
-    agent.audit.add(Line(agent.clock.wall(), who.kind, who.uid, who.pid, action, target))
+    line = Line(agent.clock.wall(), who.kind, who.uid, who.pid, action, target, via=who.via)
+    agent.audit.add(line)

@@ -12,10 +12,11 @@ from starlette.responses import Response
 
 from tabane.api import actions
 from tabane.api.checks import check_instance
-from tabane.api.guard import keep_alive
+from tabane.api.guard import FOR, VIA, keep_alive
 from tabane.api.shapes import who_asks
 from tabane.errors import Unreachable
 from tabane.node.config import API_PORT, Peer
+from tabane.security.identity import Principal, encode_principal
 from tabane.supervise import Supervisor
 
 if TYPE_CHECKING:
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-VIA = "tabane-via"
-"""Header with the node that passed it on: once is enough."""
 CONNECT_TIMEOUT_S = 5.0
 BLOCK_BYTES = 64 << 10
 PASSED_ON = frozenset({b"content-type", b"retry-after"})
@@ -37,7 +36,7 @@ async def elsewhere(agent: Agent, request: Request, instance: str) -> Forward | 
     """The answer of the node that has the instance, or only its log; None when that is this one.
     Raises `NotFound`, or `Unreachable` when it may be on a node that is silent."""
     identity = check_instance(instance)
-    if VIA in request.headers or actions.knows(agent, identity):
+    if who_asks(request).via or actions.knows(agent, identity):
         return None
     peer = agent.config.cluster.node(await actions.locate(agent, identity))
     if peer.key == agent.config.key:
@@ -45,16 +44,17 @@ async def elsewhere(agent: Agent, request: Request, instance: str) -> Forward | 
     if request.method != "GET":
         what = f"{request.method} {request.url.path} to {peer.key}"
         actions.note(agent, who_asks(request), "pass-on", what)
-    return Forward(peer, agent.token, agent.config.key)
+    return Forward(peer, agent.token, agent.config.key, who_asks(request))
 
 
 class Forward(Response):
     """What `peer` answers to this request."""
 
-    def __init__(self, peer: Peer, token: str, via: str) -> None:
+    def __init__(self, peer: Peer, token: str, via: str, who: Principal) -> None:
         super().__init__()
         self._peer = peer
-        self._fields = {"Host": "tabane", "Authorization": f"Bearer {token}", VIA: via}
+        passed_on = {VIA: via, FOR: encode_principal(who)}
+        self._fields = {"Host": "tabane", "Authorization": f"Bearer {token}", **passed_on}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         reader, writer = await self._connect()

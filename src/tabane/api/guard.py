@@ -1,8 +1,9 @@
 """Nothing passes a control port without a principal: an ASGI wrapper around the whole API.
 
 On the unix socket the principal is the peer (`PeerProtocol` takes its credentials when it
-connects). On TCP it is who holds the cluster's token. A foreign Host or Origin is refused before
-that, so that no browser can be made to speak for its user.
+connects). On TCP it is who holds the cluster's token, or who asked the node that passes the request
+on with it. A foreign Host or Origin is refused before that, so that no browser can be made to speak
+for its user.
 """
 
 from __future__ import annotations
@@ -17,13 +18,21 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from tabane.api.problems import headers_of, status_of, to_body
 from tabane.errors import Denied, TabaneError, UsageError
-from tabane.security.identity import Principal, check_bearer, check_origin, peer_principal
+from tabane.security.identity import (
+    Principal,
+    check_bearer,
+    check_origin,
+    parse_principal,
+    peer_principal,
+)
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
 log = logging.getLogger(__name__)
 
+VIA, FOR = "tabane-via", "tabane-for"
+"""Headers with the node that passed a request on, with the token, and for whom."""
 LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1", "tabane"})
 HEAD_TIMEOUT_S = 10.0
 """From a connection's beginning, or a request's first byte, to the end of its head, as at the
@@ -148,7 +157,9 @@ class Guard:
         check_origin(headers, self._hosts)
         peer: Principal | None = scope["state"].get("peer")
         if peer is None:
-            return check_bearer(headers.get("authorization"), self._token)
+            bearer = check_bearer(headers.get("authorization"), self._token)
+            via = headers.get(VIA, "")
+            return parse_principal(headers.get(FOR, ""), via) if via else bearer
         if not peer.is_root and not scope["path"].startswith(FOR_EVERY_USER):
             raise Denied(f"uid {peer.uid} may not control this cluster: ask its owner, or use sudo")
         return peer

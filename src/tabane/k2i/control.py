@@ -39,11 +39,9 @@ from tabane.k2i.permission import (
     check_permission,
 )
 from tabane.k2i.repeats import Repeats
-from tabane.model import NodeName, Resources
+from tabane.model import Resources
 from tabane.security.identity import Principal
 from tabane.supervise import Supervisor
-
-NOBODY = NodeName("")
 
 
 class SeenInstance(NamedTuple):
@@ -69,7 +67,7 @@ class Instances(Protocol):
 class Control:
     """What one node does to its processes and instances. An order that makes no sense or may not be
     given is refused as a whole; else each process has an `Outcome` of its own, in the order of the
-    targets. `via`, wherever it stands, is the node that passed the order on."""
+    targets."""
 
     def __init__(
         self,
@@ -90,12 +88,10 @@ class Control:
 
     # Processes
 
-    async def obey(
-        self, order: Order, who: Principal, *, via: NodeName = NOBODY
-    ) -> tuple[Outcome, ...]:
+    async def obey(self, order: Order, who: Principal) -> tuple[Outcome, ...]:
         """Raises `UsageError`, `Denied`, `Conflict` and `Busy`; then nothing was done."""
-        await self.check(order, who, via=via)
-        ledger = Ledger(self._audit, self._clock, order, who, via)
+        await self.check(order, who)
+        ledger = Ledger(self._audit, self._clock, order, who)
 
         async def obey() -> tuple[Outcome, ...]:
             return await asyncio.to_thread(self._obey, order, who, ledger)
@@ -104,13 +100,13 @@ class Control:
             return await self._repeats.once(order, who, obey, size=len(order.targets))
         return await obey()
 
-    async def check(self, order: Order, who: Principal, *, via: NodeName = NOBODY) -> None:
+    async def check(self, order: Order, who: Principal) -> None:
         """Refuse what makes no sense or may not be given, and write that down. Raises `UsageError`,
         `Denied`."""
         try:
             check_order(order, who)
         except TabaneError as error:
-            ledger = Ledger(self._audit, self._clock, order, who, via)
+            ledger = Ledger(self._audit, self._clock, order, who)
             await asyncio.to_thread(ledger.refuse, len(order.targets), error)
             raise
 
@@ -153,12 +149,10 @@ class Control:
 
     # Instances
 
-    async def obey_instance(
-        self, order: InstanceOrder, who: Principal, *, via: NodeName = NOBODY
-    ) -> InstanceOutcome:
+    async def obey_instance(self, order: InstanceOrder, who: Principal) -> InstanceOutcome:
         """Raises `UsageError` (with `Denied`, `NotFound`, `Stale`, `Conflict`), `Unsupported` and
         `Busy`."""
-        ledger = Ledger(self._audit, self._clock, order, who, via)
+        ledger = Ledger(self._audit, self._clock, order, who)
 
         async def obey() -> InstanceOutcome:
             try:

@@ -11,7 +11,6 @@ from msgspec.structs import replace
 from tabane.clock import Clock
 from tabane.errors import TabaneError
 from tabane.k2i.orders import Gpid, InstanceOrder, InstanceTarget, Order, describe
-from tabane.model import NodeName
 from tabane.security.audit import Line
 from tabane.security.identity import Principal
 
@@ -36,7 +35,6 @@ class Ledger:
         clock: Clock,
         order: Order | InstanceOrder,
         who: Principal,
-        via: NodeName,
     ) -> None:
         self.problem = ""
         self._audit = audit
@@ -51,7 +49,7 @@ class Ledger:
             dry_run=order.dry_run,
             force=isinstance(order, Order) and order.force,
             key=order.key,
-            via=via,
+            via=who.via,
         )
 
     def tell(

@@ -91,10 +91,11 @@ class Orders:
         via = node_of(sender)
         if sender != agent_of(via) or via not in self._nodes():
             raise Denied(f"{sender} is no agent of this cluster: only they pass orders on")
+        who = replace(body.who, via=via)
         if isinstance(body, say.ActOnInstance):
-            done = await self.control.obey_instance(body.order, body.who, via=via)
+            done = await self.control.obey_instance(body.order, who)
             return say.encode(say.ActedOnInstance(done))
-        return say.encode(say.ActedK2i(await self.control.obey(body.order, body.who, via=via)))
+        return say.encode(say.ActedK2i(await self.control.obey(body.order, who)))
 
     async def _call(self, node: NodeName, message: say.Message) -> Any:
         """Raises as `call` does, and `NotFound`."""

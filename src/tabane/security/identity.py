@@ -18,6 +18,7 @@ from tabane.errors import Denied, Unauthenticated
 from tabane.model import Value
 
 TOKEN_BYTES = 32
+_PRINCIPAL = re.compile(r"(peer|token|member) (-1|\d{1,10}) (-1|\d{1,10}) (\d{1,10})")
 _AUTHORITY = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:,\[\]\s]*))(?::[0-9]*)?")
 
 
@@ -29,6 +30,8 @@ class Principal(Value, frozen=True):
     uid: int = -1
     gid: int = -1
     pid: int = 0
+    via: str = ""
+    """The node that passed the request on, and says so; `pid` is one of its processes then."""
 
     @property
     def is_root(self) -> bool:
@@ -41,6 +44,18 @@ def peer_principal(sock: socket.socket) -> Principal:
     raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     pid, uid, gid = struct.unpack("3i", raw)
     return Principal("peer", uid, gid, pid)
+
+
+def encode_principal(who: Principal) -> str:
+    """For the header with which a node says for whom it passes a request on."""
+    return f"{who.kind} {who.uid} {who.gid} {who.pid}"
+
+
+def parse_principal(text: str, via: str) -> Principal:
+    """Who the node `via` says is asking. Raises `Denied`."""
+    if not (found := _PRINCIPAL.fullmatch(text)):
+        raise Denied(f"{via or 'nobody'} does not say for whom it passes this on")
+    return Principal(found[1], int(found[2]), int(found[3]), int(found[4]), via)
 
 
 def new_token() -> str:
