@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import resource
 import shutil
 import signal
 from collections.abc import Sequence
@@ -23,8 +22,8 @@ from typing import Any
 import msgspec
 
 from tabane.errors import EngineError, NotFound, Unsupported
-from tabane.model import AppName, Class, ExitStatus, GuestProcess, Resources, Value
-from tabane.runtimes import bundle, copying, inside, process, rootfs, terminal
+from tabane.model import Class, ExitStatus, GuestProcess, Resources, Value
+from tabane.runtimes import bundle, bundles, copying, inside, process, terminal
 from tabane.runtimes.api import (
     Capabilities,
     Command,
@@ -33,13 +32,13 @@ from tabane.runtimes.api import (
     Execution,
     Handle,
     InstanceSpec,
-    Link,
     Probe,
     Spawner,
     Stats,
     Transfer,
 )
-from tabane.runtimes.cgroups import Cgroup, counts_swap, missing_controllers
+from tabane.runtimes.bundles import Bundles
+from tabane.runtimes.cgroups import Cgroup
 from tabane.runtimes.ending import end_session
 
 HANDLE_VERSION = 1
@@ -49,7 +48,6 @@ its helpers would go on without it."""
 INIT_TIMEOUT_S = 1.0
 """How long init may take from the engine's end until it takes signals: under 1 ms as a rule."""
 POLL_S = 0.001
-INIT_SOURCE = Path("/usr/bin/tini-static")
 NO_CHECKPOINTS = "containers cannot be checkpointed yet: only cold starts"
 
 
@@ -84,12 +82,8 @@ class OciDriver:
         self._engine = engine
         self._spawner = spawner
         self._state = directory / "state"
-        self._init = directory / "init"
-        self._images = rootfs.Lowers(directory / "images")
-        self._usr = rootfs.Lowers(directory / "usr")
+        self._bundles = Bundles(directory, takes_bpf=engine.takes_bpf)
         self._directory = directory
-        self._programs: dict[AppName, tuple[int, str, bundle.Program]] = {}
-        self._host: bundle.Host | None = None
         self._path = ""
         self._probe: Probe | None = None
         self._starting: set[str] = set()
@@ -107,57 +101,20 @@ class OciDriver:
     def enforcements(self) -> tuple[Enforcement, ...]:
         return bundle.ENFORCEMENTS
 
-    def _set_up(self) -> bundle.Host:
-        """Make the shared parts, once. Raises `Unsupported` when the machine lacks something."""
-        if self._host is None:
+    def _set_up(self) -> None:
+        if not self._path:
             path = shutil.which(self._engine.name)
             if path is None:
                 raise Unsupported(f"{self._engine.name} is not installed")
-            if not INIT_SOURCE.exists():
-                raise Unsupported(f"{INIT_SOURCE} is missing: install the package tini")
-            if missing := missing_controllers():
-                raise Unsupported(f"no cgroup controller {', '.join(missing)}: mount it")
-            self._make_directories()
+            self._bundles.set_up()
+            self._state.mkdir(mode=0o700, exist_ok=True)
             self._path = path
-            files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-            self._host = bundle.Host(files, counts_swap(), self._engine.takes_bpf)
-        return self._host
-
-    def _make_directories(self) -> None:
-        for path, mode in (
-            (self._directory, 0o711),
-            (self._directory / "usr", 0o711),
-            (self._directory / "images", 0o700),
-            (self._state, 0o700),
-        ):
-            path.mkdir(exist_ok=True, parents=True)
-            path.chmod(mode)
-        target = self._init / bundle.INIT.lstrip("/")
-        if not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            fresh = target.with_suffix(f".{os.getpid()}")
-            shutil.copyfile(INIT_SOURCE, fresh)
-            for path in (self._init, target.parent, fresh):
-                path.chmod(0o755)
-            fresh.rename(target)
 
     # Life
 
     async def prepare(self, spec: InstanceSpec) -> Handle:
-        host = self._set_up()
-        if spec.link is None:
-            raise Unsupported(f"{spec.app.key}: a container needs a network link")
-        program = self._program(spec)
-        _check_reachable(spec.directory)
-        usr = self._map_usr(spec, spec.link)
-        config = bundle.make_config(spec, program, host, usr)
-        try:
-            image = self._images.get(spec.image.tree, spec.app.id_base, spec.link.user_namespace)
-            rootfs.build(spec, (self._init, image), _etc_files(spec, spec.link))
-            (spec.directory / "config.json").write_bytes(config)
-        except BaseException:
-            rootfs.tear_down(spec.directory)
-            raise
+        self._set_up()
+        program = self._bundles.build(spec)
         data: dict[str, Any] = {
             "pid": 0,
             "pid_start": 0,
@@ -166,20 +123,6 @@ class OciDriver:
             "stop_signal": program.stop_signal,
         }
         return Handle(self.name, HANDLE_VERSION, spec.id, data)
-
-    def _program(self, spec: InstanceSpec) -> bundle.Program:
-        app = spec.app
-        known = self._programs.get(app.key)
-        if known is None or known[:2] != (app.revision, spec.image.digest):
-            mounts = {"usr": Path("/usr")} if spec.image.host_usr else {}
-            program = bundle.make_program(app, spec.image, mounts)
-            known = self._programs[app.key] = (app.revision, spec.image.digest, program)
-        return known[2]
-
-    def _map_usr(self, spec: InstanceSpec, link: Link) -> Path | None:
-        if not spec.image.host_usr:
-            return None
-        return self._usr.get(Path("/usr"), spec.app.id_base, link.user_namespace)
 
     async def start(self, spec: InstanceSpec, handle: Handle) -> Handle:
         os.chown(spec.directory, spec.app.id_base, spec.app.id_base)
@@ -288,16 +231,15 @@ class OciDriver:
 
     def _remove(self, handle: Handle) -> None:
         directory = _directory(handle)
-        rootfs.tear_down(directory)
+        bundles.tear_down(directory)
         shutil.rmtree(self._state / handle.id, ignore_errors=True)
-        for name in ("config.json", "pid", "engine.log"):
+        for name in ("pid", "engine.log"):
             (directory / name).unlink(missing_ok=True)
         inside.clear(directory)
 
     def close(self) -> None:
         """Unmount what is kept between instances; they go on. Call it when the node ends."""
-        self._images.drop_all()
-        self._usr.drop_all()
+        self._bundles.close()
 
     # Inside
 
@@ -349,23 +291,6 @@ def parse_init_status(status: ExitStatus) -> ExitStatus:
     """The program's own end: init says 128 + N, as shells do, when signal N ended it."""
     number = status.code - 128
     return ExitStatus(signal=number) if number in signal.valid_signals() else status
-
-
-def _etc_files(spec: InstanceSpec, link: Link) -> dict[str, str]:
-    hostname = spec.hostname or spec.id
-    names = f"127.0.0.1 localhost\n::1 localhost\n{link.address} {hostname}\n"
-    resolver = f"nameserver {link.gateway}\n"
-    return {"hostname": f"{hostname}\n", "hosts": names, "resolv.conf": resolver}
-
-
-def _check_reachable(directory: Path) -> None:
-    """The container's root is an ordinary user of the machine, who must get to its own files."""
-    for parent in directory.parents:
-        if not parent.stat().st_mode & 0o001:
-            raise Unsupported(
-                f"{parent} lets no other user in, so no container can live in {directory}: "
-                f"chmod o+x {parent}, or keep the node's state elsewhere"
-            )
 
 
 def _directory(handle: Handle) -> Path:
