@@ -392,3 +392,34 @@ def test_preparing_the_node_again_changes_nothing() -> None:
             assert not reaches(link, link.gateway, 81)
 
     with_pool(scenario)
+
+
+@pytest.mark.parametrize(("mode", "name"), [(0o755, links.PARKED), (0o700, "sleep")])
+def test_what_parked_processes_are_called(mode: int, name: str, tmp_path: Path) -> None:
+    """By a name that tells what they are for, if they can get to what gives it to them."""
+    owned = tmp_path / "owned"
+    owned.mkdir(mode)
+    links.name_sleep(owned)
+    if mode == 0o700:
+        os.chown(owned, 1, 1)
+    pool = f"test-{uuid.uuid4().hex[:8]}"
+    command = links.park_command(pool, 0, owned)
+    done = subprocess.run(command.argv, env=command.env, check=True, capture_output=True)
+    process = Path("/proc", done.stdout.decode().strip())
+    try:
+        asyncio.run(until(lambda: process.joinpath("comm").read_text() == f"{name}\n"))
+        assert process.joinpath("cmdline").read_bytes() == f"{name}\0infinity\0".encode()
+    finally:
+        links.remove([], links.find_parked(pool))
+
+
+def test_a_sleep_that_goes_by_its_name_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = tmp_path / "busybox"
+    box.touch(0o755)
+    (tmp_path / "sleep").symlink_to(box)
+    (tmp_path / links.PARKED).symlink_to("/bin/false")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    links.name_sleep(tmp_path)
+    assert not (tmp_path / links.PARKED).is_symlink()

@@ -19,9 +19,11 @@ from tests.tools.rows import HOST, ROW
 from tabane.errors import UsageError
 from tabane.k2i import ProcessTable
 from tabane.model import AppName, Class, Generation, Instance, InstanceId, NodeName, State
+from tabane.network import links
 from tabane.tools.cli import ps
 from tabane.tools.cli.common import cells_of
 from tabane.tools.cli.letters import take_letters
+from tabane.tools.cli.ps import SPARE
 from tabane.tools.cli.screen import clip
 
 NOW = 1_700_000_000.0
@@ -207,6 +209,40 @@ OTHERS = [
 def test_which_are_chosen(argv: str, found: list[int]) -> None:
     rows = [row | {"session": row["session"] if row["pid"] < 3 else 9} for row in OTHERS]
     assert pids(*argv.split(), rows=rows) == found
+
+
+SPARES = [
+    *OTHERS,
+    ROW | {"pid": 5, "ppid": 1, "name": SPARE, "app": "", "instance": ""},
+    ROW | {"pid": 6, "ppid": 1, "name": SPARE, "session": 6},
+]
+EVERY = [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("argv", "found"),
+    [
+        ("", [1, 2, 3, 4, 6]),
+        ("-f", [1, 2, 3, 4, 6]),
+        ("u", [1, 2, 3, 4, 6]),
+        ("-o pid", [1, 2, 3, 4, 6]),
+        ("--forest", [1, 2, 3, 4, 6]),
+        ("-ef", EVERY),
+        ("-A", EVERY),
+        ("aux", EVERY),
+        ("axo pid", EVERY),
+        ("-d", [2, 3, 4, 5]),
+        ("-p 5", [5]),
+        (f"-C {SPARE}", [5, 6]),
+        ("-u www-data", [1, 2, 4, 5, 6]),
+        ("-N -C sh", [1, 3, 4, 5, 6]),
+    ],
+)
+def test_spare_networks_are_shown_to_who_says_which(argv: str, found: list[int]) -> None:
+    """One of an app's that is called like that is none."""
+    assert links.PARKED == SPARE
+    rows = [row | {"session": 6 if row["pid"] == 6 else 1} for row in SPARES]
+    assert sorted(pids(*argv.split(), rows=rows)) == found
 
 
 def test_one_s_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ import socket
 from collections.abc import Iterable
 from ipaddress import IPv4Network
 from pathlib import Path
+from shutil import which
 
 from tabane.network import netlink
 from tabane.network.addresses import (
@@ -33,8 +34,13 @@ INSIDE = "eth0"
 IDS = 65536
 
 _MARK = "TABANE_LINK"
-_PARK = "(exec -a tabane-netns sleep infinity) </dev/null >/dev/null 2>&1 & echo $!"
-"""For bash, which can give it a name that says in `ps` what it is for."""
+PARKED = "tabane-netns"
+"""What parked processes are called, also by the kernel, which goes by the file that they run."""
+_PARK = f"""(
+    command -v {PARKED} && exec {PARKED} infinity
+    exec sleep infinity
+) </dev/null >/dev/null 2>&1 & echo $!"""
+"""The named one is not to be had below a directory that is its owner's alone: no capabilities."""
 _GRAVE = 0x7ABA
 """Interface group of links that are to be deleted together."""
 _EVERYWHERE = IPv4Network("0.0.0.0/0")
@@ -45,17 +51,28 @@ _SYSCTLS = {
 }
 
 
-def park_command(pool: str, slot: int) -> Command:
-    """What leaves a parked process behind and prints its pid.
+def name_sleep(directory: Path) -> None:
+    """Have in `directory` a `sleep` under the name of parked processes; unless that here is one of
+    those that are many programs, and go by the name they are called by."""
+    program = which("sleep") or ""
+    link = directory / PARKED
+    link.unlink(missing_ok=True)
+    if Path(program).resolve().name == "sleep":
+        link.symlink_to(program)
+
+
+def park_command(pool: str, slot: int, directory: Path | None = None) -> Command:
+    """What leaves a parked process behind and prints its pid; `directory` is that of `name_sleep`.
 
     The shell ends when the process exists; the spawner then adopts it. The namespaces have no id
     maps yet, so what runs there has no capabilities. Its environment names the pool, by which
     `find_parked` knows it again.
     """
+    path = os.environ.get("PATH", os.defpath)
     return Command(
         key=f"link-{slot}",
-        argv=("unshare", "--user", "--net", "--", "bash", "-c", _PARK),
-        env={"PATH": os.environ.get("PATH", os.defpath), _MARK: pool},
+        argv=("unshare", "--user", "--net", "--", "sh", "-c", _PARK),
+        env={"PATH": f"{directory}:{path}" if directory else path, _MARK: pool},
     )
 
 

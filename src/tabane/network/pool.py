@@ -21,6 +21,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import NamedTuple, TypeVar, TypeVarTuple
 
 from tabane.errors import EngineError, TabaneError, Unavailable
@@ -99,15 +100,18 @@ class _Kind:
 class NetworkPool:
     """The links of one node. Runs in the node's network namespace, after `prepare_node`.
 
-    `name` tells this node's parked processes from others' on the same machine; `size` links of
-    each kind are kept prepared. Call `recover` first, then `claim` and `release`; `aclose` leaves
-    the links that are in use alone, `destroy` does not.
+    `name` tells this node's parked processes from others' on the same machine, and `directory` is
+    for the file they run; `size` links of each kind are kept prepared. Call `recover` first, then
+    `claim` and `release`; `aclose` leaves the links that are in use alone, `destroy` does not.
     """
 
-    def __init__(self, spawner: Spawner, name: str, *, size: int = 8) -> None:
+    def __init__(
+        self, spawner: Spawner, name: str, *, size: int = 8, directory: Path | None = None
+    ) -> None:
         self._spawner = spawner
         self._name = name
         self._size = size
+        self._directory = directory
         self._slots = Slots()
         self._kinds = {True: _Kind(), False: _Kind()}
         self._in_use: dict[int, Link] = {}
@@ -124,6 +128,8 @@ class NetworkPool:
 
     async def recover(self, in_use: Iterable[Link] = ()) -> None:
         """Begin: keep the links that are `in_use`, remove all others of this pool, and refill."""
+        if self._directory is not None:
+            links.name_sleep(self._directory)
         self._in_use = {link.slot: link for link in in_use}
         for slot in self._in_use:
             self._slots.reserve(slot)
@@ -252,7 +258,7 @@ class NetworkPool:
             raise
 
     async def _park(self, slot: int) -> int:
-        command = links.park_command(self._name, slot)
+        command = links.park_command(self._name, slot, self._directory)
         await self._spawner.spawn(command)
         finished = await self._spawner.finished(command.key)
         await self._spawner.forget(command.key)

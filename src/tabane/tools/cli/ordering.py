@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 SIGNAL = re.compile(r"-(?:[0-9]{1,3}|(?:SIG)?[A-Z][A-Z0-9+-]+)", re.IGNORECASE)
 PID = re.compile("[0-9]{1,7}")
-"""What is a pid, if anybody's, and never the beginning of an id: when the process that was meant has
-ended, nobody else is."""
+"""What is a pid, if anybody's, and never the beginning of an id: when the process that was meant
+has ended, nobody else is."""
 MOST_CANDIDATES = 8
 MOST_COMPLAINTS = 5
 """Of one kind; more are only counted."""

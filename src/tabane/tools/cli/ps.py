@@ -39,6 +39,10 @@ from tabane.tools.cli.trees import flatten, forest_prefix, grow, indent_prefix
 ONE_W_CELLS = 132
 """How wide a single `-w` lets lines be, as in ps; a second one lets them be as long as they are."""
 
+SPARE = "tabane-netns"
+"""Processes of the nodes' own that only hold a network for an instance: dozens, and never any news.
+Who says nothing does not mean them; -e, aux and the like do."""
+
 
 class Threads(NamedTuple):
     """How threads are shown. `each`: in lines of their own instead of their process's; `below`:
@@ -122,7 +126,7 @@ def _parser() -> Parser:
 
 
 def _add_choices(parser: Parser) -> None:
-    chosen = parser.add_argument_group("which processes (all, unless told)")
+    chosen = parser.add_argument_group(f"which processes (all but {SPARE}, unless told)")
     add = chosen.add_argument
     add("-e", "-A", dest="every", action="store_true", help="all")
     add("-a", action="store_true", help="with a terminal, without session leaders")
@@ -149,10 +153,11 @@ def plan(args: argparse.Namespace, letters: Letters) -> Plan:
     threads = _threads(args, letters)
     if threads.any and prefix:
         raise UsageError("ps: threads are in no forest: leave out -f, -H or --forest, or -L, -T, m")
+    lists = _lists(args, letters)
     return Plan(
         columns=_columns(args, letters),
-        lists=_lists(args, letters),
-        tests=_tests(args, letters),
+        lists=lists,
+        tests=_tests(args, letters, chosen=any(lists[:-1]) or args.negated),
         negated=args.negated,
         order=parse_order([*(args.sort or ()), *values_of(letters, "k")]),
         prefix=prefix,
@@ -223,10 +228,13 @@ def _lists(args: argparse.Namespace, letters: Letters) -> Lists:
     return lists
 
 
-def _tests(args: argparse.Namespace, letters: Letters) -> list[Test]:
-    """What flags leave out. `a` alone means those with a terminal, `x` alone one's own."""
+def _tests(args: argparse.Namespace, letters: Letters, *, chosen: bool) -> list[Test]:
+    """What flags leave out. `a` alone means those with a terminal, `x` alone one's own. `chosen`:
+    something else says which are meant."""
     flag = has(letters)
     tests: list[Test] = []
+    if not (chosen or args.every or args.a or args.d or any(map(flag, "Aax"))):
+        tests.append(lambda row: row["name"] != SPARE or bool(row["app"]))
     if not args.every and not flag("A"):
         if args.a or args.d:
             tests.append(lambda row: row["session"] != row["pid"])
