@@ -106,7 +106,7 @@ class NetworkPool:
     """
 
     def __init__(
-        self, spawner: Spawner, name: str, *, size: int = 8, directory: Path | None = None
+        self, spawner: Spawner, name: str, directory: Path | None = None, *, size: int = 8
     ) -> None:
         self._spawner = spawner
         self._name = name

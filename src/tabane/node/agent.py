@@ -93,9 +93,7 @@ class Agent:
         self.events: Journal[Transition] = Journal(paths.events, Transition)
         self.wakes: Journal[WakeRecord] = Journal(paths.wakes, WakeRecord)
         self.audit = AuditLog(paths.audit)
-        self.pool = NetworkPool(
-            self.spawner, config.key, size=config.pool, directory=paths.directory
-        )
+        self.pool = NetworkPool(self.spawner, config.key, paths.directory, size=config.pool)
         self.services = NodeServices()
         self.session = HubSession(clock)
         self.executor = Executor(
