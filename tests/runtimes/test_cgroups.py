@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,39 @@ def test_limits_of_one_that_is_gone(tmp_path: Path) -> None:
         assert cgroup.limits() == {}
         with pytest.raises(NotFound, match="there is no cgroup /gone any more"):
             cgroup.limit({"pids": 1})
+
+
+def test_making_v2(tmp_path: Path) -> None:
+    """Each one above it hands its controllers down, from the root on."""
+    for directory in (tmp_path, tmp_path / "t"):
+        write(directory, cgroup__subtree_control="")
+    write(tmp_path / "t/i", cpu__max="max", memory__max="max", pids__max="max")
+    made = Cgroup("/t/i", {"": tmp_path})
+    made.make(LIMITS)
+    assert made.limits() == LIMITS
+    for directory in (tmp_path, tmp_path / "t"):
+        assert (directory / "cgroup.subtree_control").read_text() == "+cpu +memory +pids"
+
+
+def test_making_v1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only in the hierarchies that measure, limit or freeze."""
+    monkeypatch.setattr(Cgroup, "limit", lambda self, limits: None)
+    names = ("blkio", "cpu", "cpuacct", "freezer", "memory", "pids")
+    Cgroup("/t/i", {name: tmp_path / name for name in names}).make({})
+    assert sorted(path.name for path in tmp_path.iterdir()) == list(names[1:])
+
+
+def test_entering(tmp_path: Path) -> None:
+    """The shell that goes in is the program then, and its own words stay what they are."""
+    write(tmp_path / "t/i", cgroup__procs="")
+    script = 'echo $$; printf "%s/" "$@"'
+    argv = Cgroup("/t/i", {"": tmp_path}).entering(("sh", "-c", script, "sh", "a b", "--", "*"))
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    assert done.stdout == (tmp_path / "t/i/cgroup.procs").read_text() + "a b/--/*/"
+    gone = Cgroup("/gone", {"": tmp_path}).entering(("echo", "never"))
+    refused = subprocess.run(gone, capture_output=True, text=True, check=False)
+    assert (refused.returncode, refused.stdout) == (126, "")
+    assert "/gone/cgroup.procs" in refused.stderr
 
 
 async def test_freezing_v2(v2: Cgroup, tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """An instance's cgroup, read and steered through its files, in cgroup v1 and v2.
 
-The engine makes the cgroup and sets its limits (from `linux.resources`); afterwards no engine is
-needed to freeze, measure and remove it. `Cgroup` hides which version the machine has; a hybrid
-machine with controllers on v1 counts as v1.
+An OCI engine makes the cgroup and sets its limits (from `linux.resources`); for other engines
+`make` does, and they are started inside with `entering`. Afterwards no engine is needed to freeze,
+measure and remove it. `Cgroup` hides which version the machine has; a hybrid machine with
+controllers on v1 counts as v1.
 """
 
 from __future__ import annotations
@@ -29,6 +30,11 @@ POLL_S = 0.0005
 """A v1 freezer needs about 3 ms; it has no way to tell but asking."""
 FREEZE_TIMEOUT_S = 5.0
 REMOVE_TIMEOUT_S = 5.0
+_ENTER = """
+while [ "$1" != -- ]; do echo $$ >"$1" || exit 126; shift; done
+shift
+exec "$@"
+"""
 
 
 class Cgroup:
@@ -46,6 +52,32 @@ class Cgroup:
     def directories(self) -> list[Path]:
         """Where it is, in every hierarchy; some may not exist."""
         return [root / self.path.lstrip("/") for root in set(self._roots.values())]
+
+    def make(self, limits: dict[str, float]) -> None:
+        """Make it, with limits named as in `limits()`. One that is there is taken."""
+        for directory in self._own_directories():
+            directory.mkdir(parents=True, exist_ok=True)
+        if self._unified:
+            self._delegate()
+        self.limit(limits)
+
+    def entering(self, argv: tuple[str, ...]) -> tuple[str, ...]:
+        """`argv` run in it, with what it leaves behind: a shell goes in and becomes the program."""
+        files = (str(directory / "cgroup.procs") for directory in self._own_directories())
+        return ("/bin/sh", "-c", _ENTER, "sh", *files, "--", *argv)
+
+    def _own_directories(self) -> list[Path]:
+        """Where it has to be, to be measured, limited and frozen."""
+        names = {""} if self._unified else V1_CONTROLLERS
+        return [root / self.path.lstrip("/") for root in {self._roots[name] for name in names}]
+
+    def _delegate(self) -> None:
+        """Version 2: each one above it hands the controllers down."""
+        wanted = " ".join(f"+{name}" for name in sorted(V2_CONTROLLERS))
+        above = self._roots[""]
+        for name in self.path.strip("/").split("/"):
+            _write(above / "cgroup.subtree_control", wanted)
+            above /= name
 
     def pids(self) -> list[int]:
         """Its processes, as this pid namespace sees them; none when the cgroup is gone."""
