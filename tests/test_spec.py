@@ -31,6 +31,7 @@ image = "rootfs:./rootfs"            # or oci:DIR
 command = ["httpd", "-f", "-p", "8000"]
 class = "container"
 driver = "crun"
+allow_emulation = true
 port = 8000
 hosts = ["hello.test", "WWW.Hello.test"]
 workdir = "/srv"
@@ -99,6 +100,7 @@ def test_every_field() -> None:
         command=("httpd", "-f", "-p", "8000"),
         isolation=Class.CONTAINER,
         driver="crun",
+        allow_emulation=True,
         port=8000,
         hosts=("hello.test", "www.hello.test"),
         workdir="/srv",
@@ -356,14 +358,16 @@ def apps(draw: st.DrawFn) -> App:
     image = draw(st.sampled_from(["host", "rootfs:./r", "oci:dir", "archive:/f.tar"]))
     ready = ["started"] if port is None else ["started", "listen", "http:/healthz?a=b"]
     host = LABELS.map(lambda label: f"{label}.test")
+    isolation = draw(st.sampled_from(Class))
+    budget = draw(st.none() | SECONDS) if isolation is Class.AUTO else None
     return App(
         name=draw(LABELS),
         namespace=draw(LABELS),
         image=image,
         source=image,
         command=("run", *draw(st.lists(TEXT))),
-        isolation=draw(st.sampled_from(Class)),
-        driver=draw(st.just("") | LABELS),
+        isolation=isolation,
+        driver=draw(st.just("") | LABELS) if isolation is not Class.AUTO else "",
         port=port,
         hosts=tuple(draw(st.lists(host, unique=True))) if port else (),
         env=draw(st.dictionaries(LABELS, TEXT)),
@@ -377,6 +381,7 @@ def apps(draw: st.DrawFn) -> App:
             max_age_s=draw(st.none() | SECONDS),
             ready=draw(st.sampled_from(ready)),
             start_timeout_s=draw(SECONDS),
+            wake_budget_s=budget,
         ),
         network=NetworkPolicy(draw(st.booleans())),
         placement=Placement(draw(st.just(("*",)) | st.tuples(LABELS))),

@@ -20,13 +20,22 @@ NodeName = NewType("NodeName", str)
 
 
 class Class(StrEnum):
-    """How strongly an instance is isolated, from weakest to strongest."""
+    """How strongly an instance is isolated, from weakest to strongest. An app's may be `auto`: then
+    it is chosen for each start, by how far the callers are trusted that the instance is for."""
 
     CONTAINER = "container"
     SANDBOX = "sandbox"
     UNIKERNEL = "unikernel"
     MICROVM = "microvm"
     VM = "vm"
+    AUTO = "auto"
+
+
+class Trust(StrEnum):
+    """How far the caller of a session is trusted."""
+
+    ANONYMOUS = "anonymous"
+    TRUSTED = "trusted"
 
 
 class State(StrEnum):
@@ -72,6 +81,8 @@ class Reactive(Value, frozen=True, omit_defaults=True):
     response_timeout_s: float = 60.0
     stop_timeout_s: float = 10.0
     queue: int = 1000
+    wake_budget_s: float | None = None
+    """What a cold start may take where the class is chosen (`auto`); None: whatever it takes."""
 
 
 class NetworkPolicy(Value, frozen=True, omit_defaults=True):
@@ -157,10 +168,23 @@ class App(Value, frozen=True, omit_defaults=True):
     deployed_at: float = 0.0
     declared: Reactive | None = None
     """`reactive` as its file says, when it was scaled since; None when it was not."""
+    trust: Trust | None = None
+    """Of a *cohort*: the callers that these of its instances are for, and no others."""
 
     @property
     def key(self) -> AppName:
         return AppName(f"{self.namespace}/{self.name}")
+
+    @property
+    def cohort(self) -> AppName:
+        """What sessions share instances: the app, or one cohort of it."""
+        return name_cohort(self.key, self.trust)
+
+    def cohorts(self) -> tuple[App, ...]:
+        """All there are of it: of class `auto` one for each trust, else the app itself."""
+        if self.isolation is not Class.AUTO:
+            return (self,)
+        return tuple(msgspec.structs.replace(self, trust=trust) for trust in Trust)
 
     @property
     def kind(self) -> str:
@@ -223,6 +247,12 @@ class Instance(Value, frozen=True, omit_defaults=True):
     ready_at: float = 0.0
     reason: str = ""
     """Why it is in its state, when that needs saying; the exit reason at the end."""
+    trust: Trust | None = None
+    """Of the callers that it is for, where that chose its class."""
+
+    @property
+    def cohort(self) -> AppName:
+        return name_cohort(self.app, self.trust)
 
 
 class GuestProcess(Value, frozen=True, omit_defaults=True):
@@ -293,6 +323,19 @@ class WakeRecord(Value, frozen=True, omit_defaults=True):
     total_us: int
     outcome: str = "ok"
     """`ok`, or the reason the session got no answer."""
+    trust: Trust | None = None
+    """Of the caller, where that chose the class."""
+
+
+def name_cohort(app: AppName, trust: Trust | None) -> AppName:
+    """`namespace/name`, or `namespace/name@trust`."""
+    return AppName(f"{app}@{trust}") if trust is not None else app
+
+
+def app_of_cohort(cohort: AppName) -> tuple[AppName, Trust | None]:
+    """The way back from `name_cohort`."""
+    app, _, trust = cohort.partition("@")
+    return AppName(app), Trust(trust) if trust else None
 
 
 def new_instance_id() -> InstanceId:

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from tabane.errors import SpecError, UsageError
-from tabane.model import App
+from tabane.model import App, Class
 from tabane.spec_fields import (
     FIELDS,
     REQUIRED,
@@ -167,6 +167,10 @@ def _check_together(app: App) -> None:
     least, most, ready = app.reactive.min, app.reactive.max, app.reactive.ready
     if not app.command and (app.image == "host" or app.image.startswith("rootfs:")):
         raise Mistake("command", f"is missing: the image {shorten(app.image)} brings none")
+    if app.isolation is Class.AUTO and app.driver:
+        raise Mistake("driver", 'has no meaning with class = "auto", which picks one: leave it out')
+    if app.isolation is not Class.AUTO and app.reactive.wake_budget_s is not None:
+        raise Mistake("reactive.wake_budget", 'has a meaning with class = "auto" only')
     if least > most:
         raise Mistake("reactive.min", f"{least} is more than max, {most}: lower it or raise max")
     if app.port is None and app.hosts:

@@ -377,6 +377,7 @@ _REACTIVE = {
     "response_timeout": Field("response_timeout_s", _positive_duration, format_duration),
     "stop_timeout": Field("stop_timeout_s", _duration, format_duration),
     "queue": Field("queue", _whole(0)),
+    "wake_budget": Field("wake_budget_s", _positive_duration, format_duration),
 }
 
 AnyField = Field | Section | Tables

@@ -1,7 +1,7 @@
 import msgspec
 import pytest
 
-from tabane.model import App, Class
+from tabane.model import App, Class, Reactive, Trust
 from tabane.scheduler.engines import EngineView, explain_none, pick_engine
 
 RUNC = EngineView("runc", Class.CONTAINER)
@@ -48,3 +48,51 @@ def test_emulation_is_had_only_by_those_that_allow_it() -> None:
 
 def test_a_driver_that_does_not_work_is_named() -> None:
     assert explain_none(app(driver="runc"), [CRUN]) == "has no working driver runc"
+
+
+CONTAINER, SANDBOX = EngineView("runc", Class.CONTAINER), EngineView("runsc", Class.SANDBOX)
+VM = EngineView("qemu", Class.VM)
+
+
+def auto(trust: Trust | None, **changes: object) -> App:
+    return app(isolation=Class.AUTO, trust=trust, **changes)
+
+
+def test_auto_gives_who_is_trusted_the_cheapest_and_others_no_shared_kernel() -> None:
+    engines = (VM, SANDBOX, CONTAINER)
+    assert pick_engine(auto(Trust.TRUSTED), engines) == "runc"
+    assert pick_engine(auto(Trust.ANONYMOUS), engines) == "runsc"
+    assert pick_engine(auto(None), engines) == "runsc"
+
+
+def test_auto_runs_nothing_for_the_unknown_where_only_containers_are() -> None:
+    asked = auto(Trust.ANONYMOUS)
+    assert pick_engine(asked, [CONTAINER]) == ""
+    assert explain_none(asked, [CONTAINER]) == (
+        "has nothing for anonymous callers "
+        "(runc runs class container, which is not for anonymous callers)"
+    )
+    assert "no driver works there" in explain_none(asked, [])
+
+
+def test_auto_takes_what_the_image_fits() -> None:
+    asked = auto(Trust.TRUSTED, image_kind="wasm")
+    assert pick_engine(asked, (CONTAINER, SANDBOX, WASMTIME)) == "wasmtime"
+
+
+@pytest.mark.parametrize(
+    ("budget_s", "picked"), [(None, "slow"), (0.3, "slow"), (0.05, "quick"), (0.001, "quick")]
+)
+def test_auto_keeps_to_the_wake_budget_as_far_as_that_can_be(
+    budget_s: float | None, picked: str
+) -> None:
+    slow = EngineView("slow", Class.SANDBOX, wake_s=0.2)
+    quick = EngineView("quick", Class.MICROVM, wake_s=0.02)
+    asked = auto(Trust.ANONYMOUS, reactive=Reactive(wake_budget_s=budget_s))
+    assert pick_engine(asked, (slow, quick)) == picked
+
+
+def test_what_has_not_started_yet_is_tried() -> None:
+    known = EngineView("known", Class.MICROVM, wake_s=0.2)
+    asked = auto(Trust.ANONYMOUS, reactive=Reactive(wake_budget_s=0.1))
+    assert pick_engine(asked, (SANDBOX, known)) == "runsc"

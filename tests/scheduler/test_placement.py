@@ -1,5 +1,6 @@
 from collections import Counter
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -90,7 +91,7 @@ def test_every_node_looked_at_is_explained() -> None:
     nodes = [view("tokyo-1", instances=4), NodeView(NodeName("tokyo/tokyo-2"))]
     choice = place(app(), nodes, {nodes[0].name: 2})
     assert choice.reasons == (
-        "tokyo/tokyo-1: has 2 of this app, 4 in all",
+        "tokyo/tokyo-1: can run it with runc, has 2 of this app, 4 in all",
         "tokyo/tokyo-2: has no working driver for class container",
     )
 
@@ -140,3 +141,11 @@ def test_those_that_run_have_their_share_first() -> None:
         "osaka": 1,
         "tokyo": 1,
     }
+
+
+def test_instances_are_spread_over_kernels_before_nodes() -> None:
+    """Nodes of one machine share its kernel: its end takes all of them along."""
+    first, second = (msgspec.structs.replace(view(name), kernel="one") for name in ("a", "b"))
+    other = msgspec.structs.replace(view("c", instances=9), kernel="two")
+    assert place(app(), [first, second, other], {first.name: 1}).node == other.name
+    assert place(app(), [first, second, other], {first.name: 1, other.name: 1}).node == second.name

@@ -13,7 +13,7 @@ from tabane.api.advice import advise
 from tabane.api.checks import check_command, check_digest, check_env, check_instance, check_text
 from tabane.errors import NotFound, Unreachable, UsageError
 from tabane.gateway.activation import StopAsked
-from tabane.model import App, AppName, Instance, InstanceId, NodeName, State
+from tabane.model import App, AppName, Class, Instance, InstanceId, NodeName, State
 from tabane.node import messages as say
 from tabane.node.config import HTTP_PORT, agent_of
 from tabane.node.logtail import follow_lines, parse_since, read_lines
@@ -65,6 +65,8 @@ def _check_driver(agent: Agent, app: App) -> None:
     """Refuse what no driver of this version can run, on whatever machine."""
     drivers = agent.engines.drivers
     classes = {driver.isolation for driver in drivers.values()}
+    if app.isolation is Class.AUTO:
+        return
     if app.isolation not in classes:
         known = ", ".join(sorted(classes))
         raise Mistake("class", f"no driver runs class {app.isolation} yet (there are: {known})")
@@ -125,7 +127,7 @@ async def show(agent: Agent, key: str) -> dict[str, Any]:
         "app": describe_app(app),
         "advice": advise(app, agent.config.cluster.datacenters()),
         "instances": [i for i in found if i.app == key],
-        "homes": [msgspec.json.decode(data) for data in homes.by_node.values() if data],
+        "homes": [home for data in homes.by_node.values() for home in msgspec.json.decode(data)],
         "wakes": [wake for wake in wakes["records"] if wake["app"] == key][-10:],
         "events": [event for event in events["records"] if event["app"] == key][-20:],
         "silent": sorted({*silent, *homes.silent}),
@@ -184,7 +186,7 @@ async def stop(agent: Agent, who: Principal, instance: str) -> dict[str, Any]:
     """Have the instance's home drain and stop it."""
     running = agent.executor.get(check_instance(instance))
     _audit(agent, who, "stop", f"{running.instance.app} instance {instance}")
-    asked = StopAsked(running.instance.app, InstanceId(instance))
+    asked = StopAsked(running.instance.cohort, InstanceId(instance))
     await agent.ask_home(running.instance.app, asked)
     return {"instance": instance, "state": running.instance.state}
 

@@ -171,7 +171,7 @@ class Activation:
                 self._settle(key, now)
             case InstanceReady():
                 self._enter_ready(event.instance, event.trace, now)
-                self._settle(event.instance.app, now)
+                self._settle(event.instance.cohort, now)
             case InstanceEnded():
                 self._on_ended(event, now)
             case NodeReport():
@@ -253,7 +253,7 @@ class Activation:
     # What nodes say
 
     def _enter_ready(self, instance: Instance, trace: StartTrace | None, now: float) -> None:
-        ledger = self._ledger(instance.app)
+        ledger = self._ledger(instance.cohort)
         holding = ledger.holding(instance.id, instance.node, now)
         ledger.set_instance(holding, instance)
         if holding.state is not State.READY:
@@ -308,7 +308,7 @@ class Activation:
         if instance.state is State.READY:
             self._enter_ready(instance, None, now)
             return
-        ledger = self._ledger(instance.app)
+        ledger = self._ledger(instance.cohort)
         holding = ledger.holding(instance.id, instance.node, now)
         ledger.set_instance(holding, instance)
         if instance.state not in (State.PREPARING, State.STARTING, State.STOPPING):

@@ -26,6 +26,8 @@ class Route(Value, frozen=True):
     response_timeout_s: float
     hops: int = 0
     """Data centers it has been forwarded from; at most one."""
+    by_caller: bool = False
+    """Who calls decides which instances: ask `Router.route_caller`."""
 
 
 class Slot(Protocol):
@@ -53,6 +55,10 @@ class Slot(Protocol):
 class Router(Protocol):
     def route(self, host: str, path: str) -> Route | None:
         """`host` without port, lower case. None: no app has it."""
+
+    def route_caller(self, route: Route, peer: str, token: bytes) -> Route:
+        """Of a route that goes `by_caller`: where it leads for who comes from the address `peer`,
+        and whose request has the field `tabane-token`."""
 
     def acquire_nowait(self, route: Route) -> Slot | None:
         """A slot that is free now, if any: the warm path, no await, no message."""

@@ -96,6 +96,10 @@ class Exchange:
                 self.route = route = gateway.router.route(head.host, head.path)
                 if route is None:
                     raise NotFound(f"no app has the host name {head.host!r}")
+                if route.by_caller:
+                    token = forward_fields(head).get(b"tabane-token", b"")
+                    peer = self._client.provenance.peer
+                    self.route = route = gateway.router.route_caller(route, peer, token)
                 slot = gateway.router.acquire_nowait(route)
         except TabaneError as error:
             self._reply(reply_for(error))

@@ -20,6 +20,7 @@ from tabane.gateway.client import Client
 from tabane.gateway.exchange import Exchange
 from tabane.gateway.limits import AccessRecord, HttpCounters, HttpLimits
 from tabane.gateway.upstream import Pools
+from tabane.model import app_of_cohort
 from tabane.supervise import Supervisor
 
 SWEEP_S = 0.25
@@ -176,7 +177,7 @@ class HttpGateway:
     def _record(self, exchange: Exchange, client: Client) -> AccessRecord:
         request = exchange.request.head
         return AccessRecord(
-            app=exchange.route.app if exchange.route is not None else None,
+            app=app_of_cohort(exchange.route.app)[0] if exchange.route is not None else None,
             method=request.method.decode("latin-1"),
             host=request.host,
             path=request.path,

@@ -18,7 +18,18 @@ from tabane.errors import NotFound, Stale, TimedOut, Unauthenticated, Unavailabl
 from tabane.gateway.api import Route, Slot
 from tabane.gateway.grants import Grants, Lease
 from tabane.gateway.messages import Grant, Refuse, Report, Revoke, StartTrace, ToGateway, ToHome
-from tabane.model import PHASES, App, AppName, InstanceId, NodeName, WakeRecord
+from tabane.model import (
+    PHASES,
+    App,
+    AppName,
+    Class,
+    InstanceId,
+    NodeName,
+    Trust,
+    WakeRecord,
+    app_of_cohort,
+    name_cohort,
+)
 
 VERDICT_S = 1.0
 """A session waits this much longer than `start_timeout`, so that the node's own verdict on the
@@ -75,6 +86,8 @@ class GatewayRouter:
         self._apps: dict[AppName, App] = {}
         self._hosts: dict[str, Route] = {}
         self._locals: dict[str, Local] = {}
+        self._callers: dict[str, AppName] = {}
+        """The apps of this node's instances, by address."""
         self._dirty: set[AppName] = set()
         self._gone: set[str] = set()
         self._failed_at: dict[AppName, float] = {}
@@ -86,23 +99,26 @@ class GatewayRouter:
         store, if it is told."""
         self._grants.known = revision or self._grants.known
         for app in apps:
-            self._drop_hosts(app.key)
+            self._drop_app(app.key)
             self._apps[app.key] = app
+            self._apps |= {cohort.cohort: cohort for cohort in app.cohorts()}
             for host in (*app.hosts, *internal_names(app)):
                 self._hosts[host] = _route_to(app)
         for key in gone:
-            self._drop_hosts(key)
-            self._apps.pop(key, None)
-            self._failed_at.pop(key, None)
+            self._drop_app(key)
 
-    def _drop_hosts(self, key: AppName) -> None:
-        old = self._apps.get(key)
-        for host in (*old.hosts, *internal_names(old)) if old is not None else ():
+    def _drop_app(self, key: AppName) -> None:
+        if (old := self._apps.pop(key, None)) is None:
+            return
+        for host in (*old.hosts, *internal_names(old)):
             if (route := self._hosts.get(host)) is not None and route.app == key:
                 del self._hosts[host]
+        for cohort in old.cohorts():
+            self._apps.pop(cohort.cohort, None)
+            self._failed_at.pop(cohort.cohort, None)
 
     def known_apps(self) -> frozenset[AppName]:
-        return frozenset(self._apps)
+        return frozenset(app.key for app in self._apps.values())
 
     def is_app(self, host: str) -> bool:
         """For the resolver."""
@@ -111,6 +127,7 @@ class GatewayRouter:
     def set_locals(self, instances: dict[str, Local], *, complete: bool) -> None:
         """The ready instances of this node, by generation: all of them, or more."""
         self._locals = instances if complete else self._locals | instances
+        self._callers = {local.address: local.app for local in self._locals.values()}
 
     def hear(self, message: ToGateway, home: str = "") -> None:
         """An app's home, the agent of that name, said something."""
@@ -153,6 +170,14 @@ class GatewayRouter:
     def route(self, host: str, path: str) -> Route | None:
         return self._hosts.get(host)
 
+    def route_caller(self, route: Route, peer: str, token: bytes) -> Route:
+        trusted = hmac.compare_digest(token, self._around.token.encode())
+        if not trusted and peer in self._callers:
+            app, caller = self._apps[route.app], self._apps.get(self._callers[peer])
+            trusted = caller is not None and caller.owner == app.owner
+        trust = Trust.TRUSTED if trusted else Trust.ANONYMOUS
+        return _route_to(self._apps[name_cohort(route.app, trust)])
+
     def acquire_nowait(self, route: Route) -> Slot | None:
         lease = self._grants.take(route.app, self._clock.now())
         return self._slot(lease, None) if lease is not None else None
@@ -165,23 +190,23 @@ class GatewayRouter:
             return self._elsewhere(route, f"{app.key} may not run in {self._around.datacenter}")
         began = self._clock.now()
         waiter: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
-        self._grants.wait(app.key, waiter, app.reactive.queue, began)
-        self._ask(app.key)
+        self._grants.wait(route.app, waiter, app.reactive.queue, began)
+        self._ask(route.app)
         try:
             async with asyncio.timeout(route.start_timeout_s + VERDICT_S):
                 lease = await waiter
         except _Refused as refused:
             if refused.refuse.kind == "broken":
-                self.unwoken(app.key, app.revision, began, refused.refuse.reason)
+                self.unwoken(route.app, app.revision, began, refused.refuse.reason)
             return self._on_refused(route, refused.refuse)
         except TimeoutError:
-            self._leave_queue(app.key, waiter)
+            self._leave_queue(route.app, waiter)
             problem = f"{app.key} had no free slot within {route.start_timeout_s:g} s"
-            self.unwoken(app.key, app.revision, began, problem)
+            self.unwoken(route.app, app.revision, began, problem)
             raise TimedOut(problem, retry_after_s=1.0) from None
         except asyncio.CancelledError:
-            self._leave_queue(app.key, waiter)
-            self.unwoken(app.key, app.revision, began, "its client left")
+            self._leave_queue(route.app, waiter)
+            self.unwoken(route.app, app.revision, began, "its client left")
             raise
         return self._slot(lease, began)
 
@@ -227,7 +252,7 @@ class GatewayRouter:
                 host, port = self._around.gateway_of(node)
                 headers = (
                     (b"tabane-token", self._around.token.encode()),
-                    (b"tabane-app", app.key.encode()),
+                    (b"tabane-app", app.cohort.encode()),
                 )
                 return ForwardedSlot(host, port, f"node {node}", headers)
         raise Unavailable(f"{why}, and no data center that can is reachable", retry_after_s=2.0)
@@ -260,8 +285,9 @@ class GatewayRouter:
         assert grant is not None
         now = self._clock.now()
         option, phases = explain(grant.trace, granted - began, now - granted)
+        app, trust = app_of_cohort(lease.app)
         record = WakeRecord(
-            app=lease.app,
+            app=app,
             revision=lease.revision,
             instance=lease.instance,
             node=lease.node,
@@ -270,6 +296,7 @@ class GatewayRouter:
             at=self._clock.wall(),
             phases_us=phases,
             total_us=micros(now - began),
+            trust=trust,
         )
         self._around.on_wake(record)
 
@@ -282,8 +309,9 @@ class GatewayRouter:
             return
         self._failed_at[app] = now
         waited_us = micros(now - began)
+        name, trust = app_of_cohort(app)
         record = WakeRecord(
-            app=app,
+            app=name,
             revision=revision,
             instance=lease.instance if lease is not None else InstanceId(""),
             node=lease.node if lease is not None else NodeName(""),
@@ -293,6 +321,7 @@ class GatewayRouter:
             phases_us=dict.fromkeys(PHASES, 0) | {"queue": waited_us},
             total_us=waited_us,
             outcome=reason,
+            trust=trust,
         )
         self._around.on_wake(record)
 
@@ -436,4 +465,11 @@ def micros(seconds: float) -> int:
 
 def _route_to(app: App, hops: int = 0) -> Route:
     reactive = app.reactive
-    return Route(app.key, app.revision, reactive.start_timeout_s, reactive.response_timeout_s, hops)
+    return Route(
+        app.cohort,
+        app.revision,
+        reactive.start_timeout_s,
+        reactive.response_timeout_s,
+        hops,
+        by_caller=app.isolation is Class.AUTO and app.trust is None,
+    )

@@ -41,7 +41,7 @@ from tabane.node.calling import call
 from tabane.node.catalog import Catalog
 from tabane.node.config import NodeConfig, agent_of, event_socket
 from tabane.node.control import Apps
-from tabane.node.engines import Engines
+from tabane.node.engines import Engines, boot_id
 from tabane.node.figures import Figures
 from tabane.node.gateways import Gateways
 from tabane.node.happenings import Happenings
@@ -111,14 +111,14 @@ class Agent:
             tasks=tasks,
             notify=self._on_instance,
             on_change=self._on_transition,
-            kernel=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+            kernel=boot_id(),
         )
         self.catalog = Catalog(self)
         self.settling = Settling(self)
         self.home = Home(
             self,
             clock,
-            app_of=self.catalog.app,
+            app_of=self.catalog.cohort,
             nodes=self._node_views,
             revision=lambda: self.replica.revision,
         )
@@ -195,7 +195,7 @@ class Agent:
         self.process_events.start(self.tasks)
         self.k2i.start(self.tasks, self.process_events)
         self.tasks.keep("figures", self.figures.watch)
-        self.tasks.start("probe", self.engines.probe(machines=True))
+        self.tasks.start("machines", self.figures.try_machines())
         for app in self.all_apps():
             self.catalog.prefetch(app)
 
@@ -302,7 +302,7 @@ class Agent:
     def _on_node_report(
         self, node: NodeName, instances: Iterable[Instance], asked_at: float
     ) -> None:
-        mine = tuple(instance for instance in instances if self.nodes.is_home(instance.app))
+        mine = tuple(instance for instance in instances if self.nodes.is_home(instance.cohort))
         self.home.on_node_report(node, mine, asked_at)
         self.settling.on_report(node, asked_at)
 
@@ -354,7 +354,9 @@ class Agent:
     def _on_instance(self, event: InstanceReady | InstanceEnded) -> None:
         if isinstance(event, InstanceReady):
             self.gateways.tell_ready(event.instance)
-            trace = event.trace or StartTrace({}, 0)
+            if (trace := event.trace) is not None:
+                self.engines.note_start(event.instance.driver, trace.total_us / 1e6)
+            trace = trace or StartTrace({}, 0)
             self._notify_home(say.Started(event.instance, trace.phases_us, trace.total_us))
         else:
             self._notify_home(say.Ended(event))
@@ -362,7 +364,7 @@ class Agent:
     def _notify_home(self, message: say.Started | say.Ended) -> None:
         if not self.joined:
             return  # after the start, `_take_over` tells all
-        app = message.instance.app if isinstance(message, say.Started) else message.event.app
+        app = message.instance.cohort if isinstance(message, say.Started) else message.event.app
         if self.nodes.is_home(app):
             self.hear_of_instance(message)
         else:
@@ -373,7 +375,7 @@ class Agent:
             self.home.about(message.event.app, message.event)
             return
         trace = StartTrace(message.phases_us, message.total_us) if message.phases_us else None
-        self.home.about(message.instance.app, InstanceReady(message.instance, trace))
+        self.home.about(message.instance.cohort, InstanceReady(message.instance, trace))
 
     @property
     def joined(self) -> bool:
@@ -392,7 +394,7 @@ class Agent:
             await self.send(agent_of(node), say.encode(say.StartInstance(app, instance)))
         except TabaneError as error:
             reason = f"{node} could not be told to start it: {error}"
-            self.home.handle(InstanceEnded(app.key, instance, node, reason, failed=True))
+            self.home.handle(InstanceEnded(app.cohort, instance, node, reason, failed=True))
 
     def stop_instance(self, node: NodeName, instance: InstanceId, reason: str) -> None:
         if node == self.config.key:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from tabane.errors import TabaneError, Unsupported
-from tabane.model import NodeName
+from tabane.model import App, NodeName
 from tabane.node import messages as say
 
 if TYPE_CHECKING:
@@ -147,19 +147,24 @@ class Answering:
         return encode_json(journal.recent()[-body.limit :])
 
     async def _app(self, sender: str, body: say.AskApp) -> bytes:
-        """What this node, as the app's home, knows; empty when it is not."""
-        ledger = self._agent.home.ledger(body.app)
-        if ledger is None or ledger.app is None:
-            return b""
-        choice = self._agent.home.explain(ledger.app)
-        return encode_json(
-            {
-                "home": self._agent.config.key,
-                "failures": ledger.setbacks.count,
-                "reason": ledger.setbacks.reason,
-                "problem": ledger.setbacks.describe(self._agent.clock.now()),
-                "trouble": self._agent.home.trouble(body.app),
-                "waiting": ledger.total_waiting(),
-                "placement": choice.reasons,
-            }
-        )
+        """What this node knows as the home of the app, or of cohorts of it."""
+        app = self._agent.app(body.app)
+        cohorts = app.cohorts() if app is not None else ()
+        mine = (cohort for cohort in cohorts if self._agent.nodes.is_home(cohort.cohort))
+        return encode_json([self._describe(cohort) for cohort in mine])
+
+    def _describe(self, cohort: App) -> dict[str, Any]:
+        home, now = self._agent.home, self._agent.clock.now()
+        choice, ledger = home.explain(cohort), home.ledger(cohort.cohort)
+        setbacks = ledger.setbacks if ledger is not None else None
+        return {
+            "home": self._agent.config.key,
+            "callers": cohort.trust,
+            "failures": setbacks.count if setbacks else 0,
+            "reason": setbacks.reason if setbacks else "",
+            "problem": setbacks.describe(now) if setbacks else "",
+            "trouble": home.trouble(cohort.cohort),
+            "waiting": ledger.total_waiting() if ledger is not None else 0,
+            "next": choice.node,
+            "placement": choice.reasons,
+        }

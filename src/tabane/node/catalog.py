@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tabane.errors import TabaneError
 from tabane.gateway.activation import AppChanged, FloorChanged
-from tabane.model import App, AppName
+from tabane.model import App, AppName, Trust, app_of_cohort, name_cohort
 from tabane.node.control import APPS, FLOORS, parse_floors, sound_app
 from tabane.store.api import Change
 
@@ -30,6 +30,10 @@ class Catalog:
     def app(self, key: AppName) -> App | None:
         entry = self._agent.replica.get(APPS + key)
         return sound_app(entry.key, entry.value) if entry is not None else None
+
+    def cohort(self, cohort: AppName) -> App | None:
+        """What of an app shares its instances; None when there is no such app or cohort of it."""
+        return _cohort_of(self.app(app_of_cohort(cohort)[0]), cohort)
 
     def all_apps(self) -> list[App]:
         entries = self._agent.replica.range(APPS)
@@ -66,8 +70,10 @@ class Catalog:
                 changed.append(app)
             else:
                 gone.append(key)
-            if self._agent.home.ledger(key) is not None:
-                self._agent.home.handle(AppChanged(key, app))
+            for cohort in (key, *(name_cohort(key, trust) for trust in Trust)):
+                if self._agent.home.ledger(cohort) is not None:
+                    self._agent.home.handle(AppChanged(cohort, _cohort_of(app, cohort)))
+            self._on_floor(key)
         elif change.key.startswith(FLOORS):
             self._on_floor(AppName(change.key.removeprefix(FLOORS)))
 
@@ -76,10 +82,13 @@ class Catalog:
         for entry in self._agent.replica.range(FLOORS):
             self._on_floor(AppName(entry.key.removeprefix(FLOORS)))
 
-    def _on_floor(self, key: AppName) -> None:
+    def _on_floor(self, app: AppName) -> None:
+        """What is kept of an app of class `auto` is for those who may call it unknown."""
+        known_app, floor = self.app(app), self.floor(app)
+        key = known_app.cohorts()[0].cohort if known_app is not None else app
         if not self._agent.joined or not self._agent.nodes.is_home(key):
             return
-        ledger, floor = self._agent.home.ledger(key), self.floor(key)
+        ledger = self._agent.home.ledger(key)
         known = ledger.floor if ledger is not None else 0
         if floor > known and not self._agent.settling.is_over:
             return  # it is applied then
@@ -96,3 +105,8 @@ class Catalog:
             await self._agent.images.prepare(digest)
         except TabaneError as error:
             log.warning("image %s is not ready ahead of need: %s", digest[:19], error)
+
+
+def _cohort_of(app: App | None, cohort: AppName) -> App | None:
+    cohorts = app.cohorts() if app is not None else ()
+    return next((one for one in cohorts if one.cohort == cohort), None)

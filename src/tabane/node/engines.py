@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
+from pathlib import Path
+from statistics import median
 
 from tabane.errors import Unsupported
 from tabane.model import App
@@ -11,6 +14,14 @@ from tabane.runtimes import registry
 from tabane.runtimes.api import Driver, Probe, Spawner
 from tabane.scheduler.engines import EngineView, pick_engine, why_not
 from tabane.scheduler.placement import NodeView
+
+LATEST = 15
+"""Cold starts whose median is how long one takes."""
+
+
+def boot_id() -> str:
+    """Of the kernel that runs here: what shares it ends with it."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 class Engines:
@@ -26,6 +37,10 @@ class Engines:
         self.probes = dict.fromkeys(self.drivers, Probe(False, "is still being tried"))
         self._working: tuple[EngineView, ...] = ()
         """The preferred first."""
+        self._starts: dict[str, deque[float]] = {
+            name: deque(maxlen=LATEST) for name in self.drivers
+        }
+        """How long the latest cold starts took, s."""
 
     async def probe(self, *, machines: bool) -> None:
         """Try the drivers, all at once: those that start machines, which takes seconds, or the
@@ -41,10 +56,17 @@ class Engines:
         working.sort(key=lambda name: name != self._config.driver)
         self._working = tuple(map(self._view, working))
 
+    def note_start(self, name: str, took_s: float) -> None:
+        """An instance was ready so long after it was decided on."""
+        self._starts[name].append(took_s)
+        self._working = tuple(self._view(engine.name) for engine in self._working)
+
     def _view(self, name: str) -> EngineView:
         driver = self.drivers[name]
         emulated = self.probes[name].emulated and not self._config.allow_emulation
-        return EngineView(name, driver.isolation, driver.capabilities.images, emulated)
+        starts = self._starts[name]
+        wake_s = median(starts) if starts else None
+        return EngineView(name, driver.isolation, driver.capabilities.images, emulated, wake_s)
 
     def driver_for(self, app: App) -> Driver:
         """Raises `Unsupported` when no driver here runs the app's class; never a weaker one."""
@@ -61,4 +83,10 @@ class Engines:
 
     def view(self, instances: int, memory_available_bytes: int) -> NodeView:
         """This node, as placement wants to see it."""
-        return NodeView(self._config.key, self._working, instances, memory_available_bytes)
+        return NodeView(
+            self._config.key,
+            self._working,
+            instances,
+            memory_available_bytes,
+            boot_id(),
+        )

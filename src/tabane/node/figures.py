@@ -38,6 +38,12 @@ class Figures:
         self._told_bytes = view.memory_available_bytes or 0
         await self._agent.me.state.put("node", msgspec.msgpack.encode(view))
 
+    async def try_machines(self) -> None:
+        """Try the drivers that start machines, which takes seconds, and tell what became of it."""
+        await self._agent.engines.probe(machines=True)
+        if self._agent.me.connected:
+            await self.tell()
+
     async def watch(self) -> None:
         """Tell when memory has become more or less by what is worth it; for ever."""
         clock = self._agent.clock

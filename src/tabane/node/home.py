@@ -88,7 +88,7 @@ class Home:
     ) -> None:
         """All that a node has of this home's apps, as it was asked at `asked_at`."""
         for instance in instances:
-            self._know(instance.app)
+            self._know(instance.cohort)
         self.handle(activation.NodeReport(node, instances, asked_at))
 
     def on_gateway(self, gateway: str, *, joined: bool) -> None:
@@ -139,7 +139,7 @@ class Home:
 
     def explain(self, app: App) -> Choice:
         """Where one more instance would go now, and why."""
-        ledger = self._activation.ledger(app.key)
+        ledger = self._activation.ledger(app.cohort)
         here: dict[NodeName, int] = {}
         for holding in ledger.instances.values() if ledger is not None else ():
             here[holding.node] = here.get(holding.node, 0) + 1

@@ -124,6 +124,7 @@ class Executor:
             cgroup=f"{self._cgroup}/{instance_id}",
             kernel=self._kernel,
             created_at=self._clock.wall(),
+            trust=app.trust,
         )
         self._tasks.start(f"start {instance_id}", self._start(app, instance_id, decided))
 
@@ -184,7 +185,7 @@ class Executor:
         for known in (self._preparing, self._running, self._unwanted):
             known.pop(instance_id, None)
         self._say(instance_id, app.key, State.FAILED, reason)
-        self._notify(InstanceEnded(app.key, instance_id, self._node, reason, True, retry))
+        self._notify(InstanceEnded(app.cohort, instance_id, self._node, reason, True, retry))
 
     async def _launch(self, running: Running) -> None:
         """Start the engine and, beside it, watch for readiness: whichever way it goes first.
@@ -317,7 +318,9 @@ class Executor:
 
     def _notify_ended(self, running: Running, failed: bool, retry: bool = True) -> None:
         instance = running.instance
-        event = InstanceEnded(instance.app, instance.id, self._node, instance.reason, failed, retry)
+        event = InstanceEnded(
+            instance.cohort, instance.id, self._node, instance.reason, failed, retry
+        )
         self._notify(event)
 
     async def _clean_up(self, running: Running) -> None:

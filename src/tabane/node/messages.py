@@ -212,7 +212,8 @@ class AskRecords(Value, frozen=True, tag="ask_records"):
 
 
 class AskApp(Value, frozen=True, tag="ask_app"):
-    """To all agents: what you, as its home, know of this app. Answered with JSON, or nothing."""
+    """To all agents: what you know of this app as its home. Answered with a JSON array: one object
+    for the app, or for each of its cohorts, that this agent is home of."""
 
     app: AppName
 

@@ -1,13 +1,21 @@
 """Which engine runs an app on a node: a pure function from what the node has to a choice.
 
 An app is never given a weaker class than it asks for: what does not fit is refused with a reason.
+An app of class `auto` gets, by `POLICY`, a class that is fit for the callers its instance is for:
+of those that are there and whose starts keep to its wake budget, the cheapest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tabane.model import App, Class, Value
+from tabane.model import App, Class, Trust, Value
+
+POLICY = {
+    Trust.TRUSTED: (Class.CONTAINER, Class.UNIKERNEL, Class.SANDBOX, Class.MICROVM, Class.VM),
+    Trust.ANONYMOUS: (Class.UNIKERNEL, Class.SANDBOX, Class.MICROVM, Class.VM),
+}
+"""What may run for whom, the cheapest first. Who is not known shares no kernel unguarded."""
 
 
 class EngineView(Value, frozen=True, omit_defaults=True):
@@ -19,17 +27,38 @@ class EngineView(Value, frozen=True, omit_defaults=True):
     """Kinds of images it runs (`App.kind`)."""
     emulated: bool = False
     """It only emulates a processor there, and the node's operator does not allow that to all."""
+    wake_s: float | None = None
+    """The median of its latest cold starts there; None: none yet."""
 
 
 def pick_engine(app: App, engines: Iterable[EngineView]) -> str:
     """The name of the first of a node's working engines (the preferred first) that runs `app`;
     empty when there is none."""
-    return next((engine.name for engine in engines if not why_not(app, engine)), "")
+    fit = [engine for engine in engines if not why_not(app, engine)]
+    if app.isolation is Class.AUTO:
+        fit.sort(key=lambda engine: POLICY[_trust(app)].index(engine.isolation))
+        fit = _within_budget(fit, app.reactive.wake_budget_s)
+    return fit[0].name if fit else ""
+
+
+def _within_budget(engines: list[EngineView], budget_s: float | None) -> list[EngineView]:
+    """Those that keep to it, as far as is known; when none does, the fastest."""
+    if budget_s is None or not engines:
+        return engines
+    kept = [engine for engine in engines if (engine.wake_s or 0.0) <= budget_s]
+    return kept or [min(engines, key=lambda engine: engine.wake_s or 0.0)]
+
+
+def _trust(app: App) -> Trust:
+    return app.trust or Trust.ANONYMOUS
 
 
 def why_not(app: App, engine: EngineView) -> str:
     """What keeps an engine from running `app`, as the end of a sentence; empty: nothing."""
-    if engine.isolation is not app.isolation:
+    if app.isolation is Class.AUTO:
+        if engine.isolation not in POLICY[_trust(app)]:
+            return f"runs class {engine.isolation}, which is not for {_trust(app)} callers"
+    elif engine.isolation is not app.isolation:
         return f"runs class {engine.isolation}"
     if app.driver not in ("", engine.name):
         return f"is not {app.driver}, which the app names"
@@ -43,6 +72,9 @@ def why_not(app: App, engine: EngineView) -> str:
 def explain_none(app: App, engines: Iterable[EngineView]) -> str:
     """Why `pick_engine` finds none, as the end of a sentence about the node."""
     engines = tuple(engines)
+    if app.isolation is Class.AUTO:
+        reasons = "; ".join(f"{engine.name} {why_not(app, engine)}" for engine in engines)
+        return f"has nothing for {_trust(app)} callers ({reasons or 'no driver works there'})"
     if app.isolation not in (engine.isolation for engine in engines):
         return f"has no working driver for class {app.isolation}"
     if app.driver and app.driver not in (engine.name for engine in engines):

@@ -8,6 +8,7 @@ mappings to increase hit rates", 1998.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from tabane.model import App, AppName, NodeName, Value
@@ -23,6 +24,8 @@ class NodeView(Value, frozen=True):
     instances: int = 0
     memory_available_bytes: int | None = None
     """None: not known."""
+    kernel: str = ""
+    """Id of the kernel that its instances share; nodes of one machine have the same."""
 
 
 class Choice(Value, frozen=True):
@@ -44,9 +47,13 @@ def _weight(app: AppName, node: NodeName) -> bytes:
 def place(app: App, nodes: Iterable[NodeView], here: Mapping[NodeName, int]) -> Choice:
     """Pick a node for one more instance; `here` counts this app's instances by node.
 
-    Feasible (data center, class, driver, memory), then the fewest instances of this app, then the
-    fewest in all.
+    Feasible (data center, class, driver, memory), then the fewest instances of this app on its
+    kernel, whose end would take them along, then on the node, then the fewest in all.
     """
+    nodes = tuple(nodes)
+    beside = Counter[str]()
+    for node in nodes:
+        beside[node.kernel or node.name] += here.get(node.name, 0)
     feasible: list[NodeView] = []
     reasons = []
     for node in nodes:
@@ -56,8 +63,19 @@ def place(app: App, nodes: Iterable[NodeView], here: Mapping[NodeName, int]) -> 
         else:
             feasible.append(node)
             count = here.get(node.name, 0)
-            reasons.append(f"{node.name}: has {count} of this app, {node.instances} in all")
-    best = min(feasible, key=lambda n: (here.get(n.name, 0), n.instances, n.name), default=None)
+            engine = pick_engine(app, node.engines)
+            there = f"has {count} of this app, {node.instances} in all"
+            reasons.append(f"{node.name}: can run it with {engine}, {there}")
+
+    def crowd(node: NodeView) -> tuple[int, int, int, str]:
+        return (
+            beside[node.kernel or node.name],
+            here.get(node.name, 0),
+            node.instances,
+            node.name,
+        )
+
+    best = min(feasible, key=crowd, default=None)
     return Choice(best.name if best is not None else None, tuple(reasons))
 
 

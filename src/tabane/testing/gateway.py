@@ -147,6 +147,9 @@ class FakeRouter:
     def _app(self, route: Route) -> FakeApp:
         return next(app for app in self.apps.values() if app.route is route)
 
+    def route_caller(self, route: Route, peer: str, token: bytes) -> Route:
+        return route
+
     def route(self, host: str, path: str) -> Route | None:
         self.asked.append((host, path))
         app = self.apps.get(host)

@@ -22,6 +22,7 @@ from tabane.tools.cli.common import (
     say_silent,
     whole,
 )
+from tabane.tools.cli.places import place_of, placed, placed_app, short
 from tabane.tools.client import Cluster
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def deploy(argv: list[str]) -> int:
 
 def _say_stored(key: str, answer: dict[str, Any], *, as_json: bool) -> int:
     if as_json:
-        print_json(answer)
+        print_json(placed_app(answer))
     else:
         known = ", ".join(answer["known"]) or "none yet"
         done = "stored" if answer["changed"] else "is what the file says, nothing was changed"
@@ -96,9 +97,9 @@ def apps(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     answer = Cluster(args.root).get("/api/v1/apps")
     if args.json:
-        print_json(answer)
+        print_json({**answer, "apps": [placed_app(app) for app in answer["apps"]]})
     else:
-        headings = ("APP", "REV", "CLASS", "IMAGE", "DIGEST", "PORT", "HOSTS", "READY")
+        headings = ("APP", "CLASS", "REV", "IMAGE", "DIGEST", "PORT", "HOSTS", "READY")
         whole_answer = not answer["silent"]
         print_table(headings, [_app_row(app, whole_answer) for app in answer["apps"]])
     return say_silent(answer["silent"])
@@ -107,9 +108,9 @@ def apps(argv: list[str]) -> int:
 def _app_row(app: dict[str, Any], whole_answer: bool) -> tuple[object, ...]:
     rests = whole_answer and not app["instances"] and not app["reactive"]["min"]
     return (
-        f"{app['namespace']}/{app['name']}",
-        app["revision"],
+        short(placed_app(app)["app"]),
         app["class"],
+        app["revision"],
         _tail(app["image"], LONGEST_SOURCE),
         _digits(app["digest"]),
         app.get("port") or "-",
@@ -144,7 +145,8 @@ def show(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     answer = Cluster(args.root).get(f"/api/v1/apps/{app_key(args.app)}")
     if args.json:
-        print_json(answer)
+        rows = {kind: [*map(placed, answer[kind])] for kind in ("instances", "events", "wakes")}
+        print_json({**answer, "app": placed_app(answer["app"]), **rows})
         return say_silent(answer["silent"])
     app = answer["app"]
     say(f"{app['namespace']}/{app['name']}  revision {app['revision']}  class {app['class']}")
@@ -162,7 +164,10 @@ def show(argv: list[str]) -> int:
     for sentence in answer["advice"]:
         say(f"  note      {sentence}")
     for home in answer["homes"]:
-        say(f"  home      {home['home']}   waiting sessions {home['waiting']}")
+        callers = f" of {home['callers']} callers" if home["callers"] else ""
+        say(f"  home      {home['home']}   waiting sessions{callers} {home['waiting']}")
+        for reason in home["placement"]:
+            say(f"  next      {reason}")
         if home["problem"]:
             say(f"  problem   {home['problem']}")
         if home["trouble"]:
@@ -175,11 +180,22 @@ def show(argv: list[str]) -> int:
 
 def _show_instances(instances: list[dict[str, Any]]) -> None:
     print(f"\ninstances ({len(instances)})")
-    headings = ("ID", "NODE", "STATE", "REVISION", "DRIVER", "ADDRESS", "PID", "AGE", "REASON")
+    headings = (
+        "INSTANCE",
+        "DC",
+        "NODE",
+        "STATE",
+        "REVISION",
+        "DRIVER",
+        "ADDRESS",
+        "PID",
+        "AGE",
+        "REASON",
+    )
     rows = [
         (
             i["id"],
-            i["node"],
+            *place_of(i),
             i["state"],
             i["revision"],
             i.get("driver", "-"),
@@ -195,9 +211,9 @@ def _show_instances(instances: list[dict[str, Any]]) -> None:
 
 def _show_events(events: list[dict[str, Any]]) -> None:
     print(f"\nlatest events ({len(events)})")
-    headings = ("AT", "NODE", "INSTANCE", "STATE", "REASON")
+    headings = ("AT", "DC", "NODE", "INSTANCE", "STATE", "REASON")
     rows = [
-        (format_at(e["at"]), e["node"], e["instance"], e["state"], e.get("reason", ""))
+        (format_at(e["at"]), *place_of(e), e["instance"], e["state"], e.get("reason", ""))
         for e in events
     ]
     print_table(headings, rows)
@@ -226,7 +242,7 @@ def rm(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     answer = Cluster(args.root).delete(f"/api/v1/apps/{app_key(args.app)}")
     if args.json:
-        print_json(answer)
+        print_json({"app": answer.pop("name"), **answer})
     else:
         say(f"{answer['name']} removed; known in {', '.join(answer['known']) or 'none yet'}")
     return say_silent(answer["unreachable"])
@@ -244,7 +260,7 @@ def scale(argv: list[str]) -> int:
         raise UsageError("scale: give --min, --max, or both")
     answer = Cluster(args.root).post(f"/api/v1/apps/{app_key(args.app)}/scale", body)
     if args.json:
-        print_json(answer)
+        print_json(placed_app(answer))
     else:
         reactive = answer["reactive"]
         say(f"{args.app}: min {reactive['min']}, max {reactive['max']}")
