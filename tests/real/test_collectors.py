@@ -17,9 +17,9 @@ import pytest
 from tests.real.conftest import Factory, LocalCluster, wait_for
 
 from tabane.clock import SYSTEM
-from tabane.k2i.procfs import start_ticks
 from tabane.k2i.collectors.file import load_jobs
 from tabane.k2i.collectors.runner import Collection, FactRow
+from tabane.k2i.procfs import start_ticks
 from tabane.supervise import Supervisor
 
 pytestmark = pytest.mark.real

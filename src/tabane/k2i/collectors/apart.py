@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 from contextlib import suppress
 
@@ -89,10 +90,7 @@ class Apart:
         """Idempotent."""
         program, self._program = self._program, None
         if program is not None:
-            with suppress(ProcessLookupError):
-                program.kill()
-            program._transport.close()  # type: ignore[attr-defined]
-            await program.wait()
+            await end_worker(program)
 
 
 async def start_worker(kind: str, *options: str) -> asyncio.subprocess.Process:
@@ -104,7 +102,16 @@ async def start_worker(kind: str, *options: str) -> asyncio.subprocess.Process:
         stderr=asyncio.subprocess.DEVNULL,
         env=ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(sys.path)},
         limit=MAX_ANSWER_BYTES,
+        start_new_session=True,
     )
+
+
+async def end_worker(program: asyncio.subprocess.Process) -> None:
+    """With what it has started, unless that has a session of its own."""
+    with suppress(ProcessLookupError):
+        os.killpg(program.pid, signal.SIGKILL)
+    program._transport.close()  # type: ignore[attr-defined]
+    await program.wait()
 
 
 async def find_trouble(kind: str) -> str:
@@ -119,7 +126,4 @@ async def find_trouble(kind: str) -> str:
     except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, msgspec.MsgspecError):
         return "it ends while it is loaded"
     finally:
-        with suppress(ProcessLookupError):
-            program.kill()
-        program._transport.close()  # type: ignore[attr-defined]
-        await program.wait()
+        await end_worker(program)

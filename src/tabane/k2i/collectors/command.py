@@ -1,8 +1,8 @@
 """Facts that a command prints: see `tabane.k2i.collectors.parse.parse_output`.
 
-It runs in a session of its own with nothing to read and little of an environment. When its time is
-up, or it writes too much, all of its process group is killed; `timeout` stands above it for the
-case that its collector is killed first.
+It runs with nothing to read and little of an environment. Above it stands
+`tabane.k2i.collectors.alone`: nothing that it has started is left when it ends, when its time is
+up, when it writes too much, and when its collector is killed first.
 """
 
 from __future__ import annotations
@@ -10,17 +10,21 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from asyncio.subprocess import Process
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
-from tabane.errors import EngineError, NotFound, ProtocolError
+from tabane.errors import EngineError, ProtocolError, TimedOut
+from tabane.k2i.collectors import alone
 from tabane.k2i.collectors.api import MAX_ANSWER_BYTES, Reading, Setting
 from tabane.k2i.collectors.parse import parse_output
 from tabane.supervise import Supervisor
 
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C"}
 READ_BYTES = 16 << 10
+END_S = 2.0
+"""For a command to be gone with all that it has started."""
 MAX_WORDS_BYTES = 1024
 """Kept of what it writes to stderr: an error shows its end."""
 
@@ -43,10 +47,18 @@ class Command:
 
 
 async def run_here(argv: tuple[str, ...], timeout_s: float) -> bytes:
-    """Its stdout. Raises `EngineError` when it fails, `NotFound` when it cannot be run, and
+    """Its stdout. Raises `EngineError` when it fails or cannot be run, `TimedOut`, and
     `ProtocolError` when it writes too much. Cancelling kills it."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await _run(argv)
+    except TimeoutError:
+        raise TimedOut(f"{argv[0]} did not end within {timeout_s:g} s") from None
+
+
+async def _run(argv: tuple[str, ...]) -> bytes:
     async with Supervisor("command", on_failure=lambda *_: None) as tasks:
-        program = await _start(argv, timeout_s, tasks)
+        program = await tasks.begin(argv[0], _start(argv), _kill)
         assert program.stdout is not None
         assert program.stderr is not None
         read_output, read_words = program.stdout.read, program.stderr.read
@@ -61,28 +73,41 @@ async def run_here(argv: tuple[str, ...], timeout_s: float) -> bytes:
     return judge(argv, status, output, words)
 
 
-async def _start(argv: tuple[str, ...], timeout_s: float, tasks: Supervisor) -> Process:
-    pipe = asyncio.subprocess.PIPE
-    starting = asyncio.create_subprocess_exec(
-        *("timeout", "--signal=KILL", f"{timeout_s + 1:g}", *argv),
+async def _start(argv: tuple[str, ...]) -> Process:
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-I", "-S", alone.__file__, str(os.getpid()), *argv),
         stdin=asyncio.subprocess.DEVNULL,
-        stdout=pipe,
-        stderr=pipe,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
         env=ENVIRONMENT,
         start_new_session=True,
     )
-    try:
-        return await tasks.begin(argv[0], starting, _kill)
-    except OSError as error:
-        raise NotFound(f"{argv[0]} cannot be run: {error.strerror}") from None
 
 
 async def _kill(program: Process) -> None:
-    """All of its group; not what has left that, which may hold the pipes."""
+    """With all that it has started. What does not even end by KILL is not waited for."""
+    with suppress(ProcessLookupError):
+        program.terminate()
+    if program.returncode is None:
+        with suppress(TimeoutError, ProcessLookupError):
+            async with asyncio.timeout(END_S):
+                await _exited(program.pid)
     with suppress(ProcessLookupError):
         os.killpg(program.pid, signal.SIGKILL)
     program._transport.close()  # type: ignore[attr-defined]
     await program.wait()
+
+
+async def _exited(pid: int) -> None:
+    """Return when a child has ended; `Process.wait` wants all that it wrote to be read, too."""
+    descriptor, ended = os.pidfd_open(pid), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_reader(descriptor, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
 
 
 def judge(argv: tuple[str, ...], status: int, output: bytes, words: str) -> bytes:
