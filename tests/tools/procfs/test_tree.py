@@ -17,7 +17,7 @@ from tabane.tools.procfs.numbers import FIRST
 from tabane.tools.procfs.pretend import Pretend, Proc
 from tabane.tools.procfs.tree import PROCESS_NAMES, Tree
 from tabane.tools.procfs.users import local_groups, local_users
-from tabane.tools.procfs.view import View
+from tabane.tools.procfs.view import AGE_LIMIT_S, View
 from tabane.tools.procfs.wire import Attributes
 
 NAMES = ["self", "thread-self", "cpuinfo", "sys", "stat", "uptime"]
@@ -136,11 +136,16 @@ def test_what_is_not_there(tree: Tree, path: str) -> None:
         walk(tree, path)
 
 
-def test_that_a_file_is_missing_may_be_believed(tree: Tree) -> None:
-    body = tree.entry(FIRST << 8, b"ctty")
-    node, _, seconds = struct.unpack_from("<QQQ", body)
-    assert (node, seconds) == (0, 5)
-    assert tree.entry(FIRST << 8, b"stat") == wire.encode_entry(walk(tree, f"{FIRST}/stat"))
+def test_which_files_a_process_has_never_changes_but_what_they_are(tree: Tree) -> None:
+    def told(name: bytes) -> tuple[int, ...]:
+        """The file's number, and for how many seconds name and attributes are good."""
+        node, _, name_s, attributes_s = struct.unpack_from("<4Q", tree.entry(FIRST << 8, name))
+        return node, name_s, attributes_s
+
+    assert told(b"ctty")[:2] == (0, wire.FOREVER_S)
+    assert told(b"stat") == (walk(tree, f"{FIRST}/stat").node, wire.FOREVER_S, AGE_LIMIT_S)
+    assert told(b"maps")[1:] == (wire.FOREVER_S, AGE_LIMIT_S)
+    assert told(b"environ")[1:] == (wire.FOREVER_S, wire.FOREVER_S), "it is empty for ever"
 
 
 def test_own_processes_are_links_into_the_real_procfs(tree: Tree) -> None:
@@ -229,3 +234,5 @@ def test_the_kernel_is_told_of_what_it_knows_and_has_changed(source: Pretend) ->
     assert change(1) == [stat], "it is still known after a change"
     assert change(2) == [other]
     assert change(3) == []
+    source["tokyo/a"].processes[1].uid = 5
+    assert sorted(change(1)) == sorted((FIRST << 8) + n for n in (1, 4)), "all are another's"

@@ -7,8 +7,8 @@ other bytes pass as they are, names with newlines, parentheses and bytes that ar
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
+from operator import attrgetter
 from typing import NamedTuple
 
 _STATE, _PPID, _PGRP, _SESSION, _TTY, _TPGID = range(6)
@@ -17,10 +17,6 @@ _TICKS = (11, 12, 13, 14, 39, 40, 41)
 _START, _RSS = 19, 21
 _TTY_STEP = 1 << 12
 """Terminals of a node, in minor numbers."""
-_ID_LINE = re.compile(
-    rb"^(Tgid|Pid|PPid|TracerPid|Uid|Gid|Groups|NStgid|NSpid|NSpgid|NSsid):([^\n]*)", re.MULTILINE
-)
-_GROUPS = {b"NSpgid": _PGRP, b"NSsid": _SESSION}
 
 
 class Ratio(NamedTuple):
@@ -31,6 +27,10 @@ class Ratio(NamedTuple):
 
     def of(self, number: int) -> int:
         return number * self.times // self.by
+
+    @property
+    def is_one(self) -> bool:
+        return self.times == self.by
 
 
 class Terms(NamedTuple):
@@ -50,6 +50,14 @@ class Terms(NamedTuple):
     """There, and here."""
     terminals: int = 0
     """Which of the nodes it is, from 1: its terminals are none of this machine's."""
+
+
+_MAPPED = {
+    b"TracerPid": attrgetter("pid"),
+    b"Uid": attrgetter("uid"),
+    b"Gid": attrgetter("gid"),
+    b"Groups": attrgetter("gid"),
+}
 
 
 class Ids(NamedTuple):
@@ -95,8 +103,9 @@ def rewrite_stat(stat: bytes, number: int, terms: Terms) -> bytes:
     for index in (_PGRP, _SESSION, _TPGID):
         words[index] = b"%d" % terms.pid(int(words[index]))
     words[_TTY] = b"%d" % shift_terminal(int(words[_TTY]), terms.terminals)
-    for index in _TICKS:
-        words[index] = b"%d" % terms.ticks.of(int(words[index]))
+    if not terms.ticks.is_one:
+        for index in _TICKS:
+            words[index] = b"%d" % terms.ticks.of(int(words[index]))
     words[_RSS] = b"%d" % terms.page_bytes.of(int(words[_RSS]))
     start = terms.ticks.of(int(words[_START])) + terms.start_shift
     words[_START] = b"%d" % max(0, start)
@@ -112,31 +121,40 @@ def shift_start(stat: bytes, shift: int) -> bytes:
 
 
 def rewrite_status(status: bytes, number: int, stat: bytes, terms: Terms) -> bytes:
-    """One pass over the lines that have ids in them; there are many others."""
+    """Its ids are in the lines before those about memory."""
+    _, words = split_stat(stat)
+    own = b"\t%d" % number
+    ids = {
+        b"Tgid": own,
+        b"Pid": own,
+        b"PPid": b"\t%d" % terms.parent(int(words[_PPID])),
+        b"NStgid": own,
+        b"NSpid": own,
+        b"NSpgid": b"\t%d" % terms.pid(int(words[_PGRP])),
+        b"NSsid": b"\t%d" % terms.pid(int(words[_SESSION])),
+    }
+    head, memory, rest = status.partition(b"\nVm")
+    lines = head.split(b"\n")
+    for place, line in enumerate(lines):
+        name, _, value = line.partition(b":")
+        if name in ids:
+            lines[place] = name + b":" + ids[name]
+        elif name in _MAPPED:
+            lines[place] = name + b":\t" + _map_ids(name, value, terms)
+    return b"\n".join(lines) + memory + rest
 
-    def rewrite(line: re.Match[bytes]) -> bytes:
-        return b"%b:\t%b" % (line[1], _rewrite_value(line[1], line[2], number, stat, terms))
 
-    return _ID_LINE.sub(rewrite, status)
-
-
-def _rewrite_value(name: bytes, value: bytes, number: int, stat: bytes, terms: Terms) -> bytes:
-    if name == b"Uid":
-        return b"\t".join(b"%d" % terms.uid(int(word)) for word in value.split())
-    if name == b"Gid":
-        return b"\t".join(b"%d" % terms.gid(int(word)) for word in value.split())
+def _map_ids(name: bytes, value: bytes, terms: Terms) -> bytes:
+    of, words = _MAPPED[name](terms), value.split()
+    mapped = {word: b"%d" % of(int(word)) for word in set(words)}
     if name == b"Groups":
-        return b"".join(b"%d " % terms.gid(int(word)) for word in value.split())
-    if name == b"PPid":
-        return b"%d" % terms.parent(int(value))
-    if name == b"TracerPid":
-        return b"%d" % terms.pid(int(value))
-    if name in _GROUPS:
-        return b"%d" % terms.pid(int(split_stat(stat)[1][_GROUPS[name]]))
-    return b"%d" % number
+        return b"".join(mapped[word] + b" " for word in words)
+    return b"\t".join(mapped[word] for word in words)
 
 
 def rewrite_statm(statm: bytes, terms: Terms) -> bytes:
+    if terms.page_bytes.is_one:
+        return statm
     return b"%b\n" % b" ".join(b"%d" % terms.page_bytes.of(int(w)) for w in statm.split())
 
 

@@ -38,9 +38,6 @@ class Scan(NamedTuple):
     handle: int = 0
     began: float = float("-inf")
 
-    def goes_on(self, now: float) -> bool:
-        return now - self.began < SCAN_S
-
 
 class Server:
     """`serve` returns when the file system is no longer mounted anywhere."""
@@ -87,10 +84,12 @@ class Server:
 
     def serve(self) -> None:
         threading.Thread(target=self._answer_waiting, name="waiting", daemon=True).start()
+        os.set_blocking(self._fuse, False)
         while True:
-            self._look_out()
             try:
                 data = os.read(self._fuse, wire.BUFFER_BYTES)
+            except BlockingIOError:
+                self._look_out()
             except OSError as error:
                 if error.errno == errno.ENODEV:
                     return
@@ -100,12 +99,17 @@ class Server:
                 self._on_request(wire.parse_request(data))
 
     def _look_out(self) -> None:
-        """Who goes through a listing asks again at once: to stay awake for that moment costs less
-        than to be woken, which takes longer than any answer where his CPU is another one."""
-        if self._scan.goes_on(self._clock.now()):
+        """Wait for a request. Who goes through a listing asks again at once: to stay awake for that
+        moment costs less than to be woken, which takes longer than any answer where his CPU is
+        another one."""
+        if self._is_scanned():
             for _ in range(LOOKS):
                 if self._requests.poll(0):
                     return
+        self._requests.poll()
+
+    def _is_scanned(self) -> bool:
+        return self._clock.now() - self._scan.began < SCAN_S
 
     def _on_request(self, request: Request) -> None:
         if request.opcode in wire.SILENT:
@@ -121,9 +125,9 @@ class Server:
 
     def _wants_fresh(self, request: Request) -> bool:
         """A tool that goes through a listing looks at the processes as they were when it began."""
-        if not self._tree.is_about_nodes(request):
+        if request.opcode != wire.OPENDIR and self._is_scanned():
             return False
-        return request.opcode == wire.OPENDIR or not self._scan.goes_on(self._clock.now())
+        return self._tree.is_about_nodes(request)
 
     def _answer_waiting(self) -> None:
         while True:
@@ -154,8 +158,10 @@ class Server:
             self._write(wire.encode_answer(request.unique, body))
 
     def _write(self, data: bytes) -> None:
-        with suppress(FileNotFoundError):  # whoever asked was interrupted
+        try:
             os.write(self._fuse, data)
+        except FileNotFoundError:
+            pass  # whoever asked was interrupted
 
     def _on_lookup(self, request: Request) -> bytes:
         return self._tree.entry(request.node, request.name)

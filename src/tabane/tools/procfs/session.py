@@ -28,6 +28,7 @@ from typing import NamedTuple, NoReturn
 
 from tabane.errors import Unsupported
 from tabane.tools.procfs import kernel
+from tabane.tools.procfs.ahead import read_ahead
 from tabane.tools.procfs.filter import Numbering, numbering
 from tabane.tools.procfs.kernel import MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID
 from tabane.tools.procfs.supervisor import install
@@ -201,7 +202,14 @@ def _be_init(plan: Plan, meeting: socket.socket, pipe: tuple[int, int], calls: N
     os.close(saying)
     meeting.close()
     _close_terminal()
+    with suppress(OSError):  # without it the first listing takes longer
+        _fork(_read_ahead)
     return _reap(shell)
+
+
+def _read_ahead() -> int:
+    read_ahead()
+    return 0
 
 
 def _mount(plan: Plan, meeting: socket.socket) -> None:

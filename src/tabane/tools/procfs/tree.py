@@ -28,7 +28,14 @@ from tabane.tools.procfs.local import GONE, Local, host_btime, host_uptime_s
 from tabane.tools.procfs.numbers import FIRST
 from tabane.tools.procfs.rewrite import shift_start
 from tabane.tools.procfs.users import Owners
-from tabane.tools.procfs.view import AGE_LIMIT_S, PROCESS_FILES, Change, Remote, View
+from tabane.tools.procfs.view import (
+    AGE_LIMIT_S,
+    CONSTANT_FILES,
+    PROCESS_FILES,
+    Change,
+    Remote,
+    View,
+)
 from tabane.tools.procfs.wire import FOREVER_S, Attributes
 
 DIRECTORY = mode_of.S_IFDIR | 0o555
@@ -56,7 +63,12 @@ PROCESS_MODES: dict[str, int] = {
     **dict.fromkeys(_REFUSED_LINKS, LINK),
 }
 PROCESS_NAMES = tuple(PROCESS_MODES)
-_PROCESS_INDEX = {name: index for index, name in enumerate(PROCESS_NAMES, 1)}
+_CHILDREN = {
+    **{(0, os.fsencode(name)): index for index, name in enumerate(PROCESS_NAMES, 1)},
+    (0, b"task"): _TASK,
+    **{(_THREAD, os.fsencode(name)): _IN_THREAD + n for n, name in enumerate(PROCESS_NAMES, 1)},
+}
+"""By directory and name."""
 _UNKNOWN_SIZE = 1
 """Of what is refused: the kernel would not even ask for the contents of an empty file."""
 _PID = re.compile("[1-9][0-9]{0,9}")
@@ -153,24 +165,28 @@ class Tree:
     # Names
 
     def entry(self, parent: int, name: bytes) -> bytes:
-        """The answer to LOOKUP; that a process has no such file may be believed for a while."""
+        """The answer to LOOKUP. Which files a process of another node has never changes."""
         number, index = divmod(parent, 256)
         if number < FIRST:
             return wire.encode_entry(self.look_up(parent, os.fsdecode(name)))
         remote = self._remote(number)
         found = remote.entries.get((index, name))
         if found is None:
-            try:
-                attributes = self._look_up_remote(remote, index, os.fsdecode(name))
-            except FileNotFoundError:
-                return wire.encode_absence(AGE_LIMIT_S)
-            found = remote.entries[index, name] = wire.encode_entry(attributes)
+            child = _child_of(remote, index, name)
+            if child is None:
+                return wire.ABSENCE
+            attributes = self._remote_attributes(remote, child)
+            found = remote.entries[index, name] = wire.encode_entry(attributes, FOREVER_S)
             remote.known.add(attributes.node)
         return found
 
     def changed_files(self, change: Change) -> list[int]:
-        """Of those that the kernel knows, the ones with other contents."""
-        return [node for node in tuple(change.new.known) if self._differs(node & 255, change)]
+        """Of those that the kernel knows, the ones that are others now."""
+        old, new = change
+        known = tuple(new.known)
+        if (old.uid, old.gid) != (new.uid, new.gid):
+            return [*known]
+        return [node for node in known if self._differs(node & 255, change)]
 
     def _differs(self, index: int, change: Change) -> bool:
         if index in (0, _TASK, _THREAD) or (name := self._file_name(index)) not in PROCESS_FILES:
@@ -197,16 +213,10 @@ class Tree:
         raise FileNotFoundError(errno.ENOENT, name)
 
     def _look_up_remote(self, remote: Remote, index: int, name: str) -> Attributes:
-        base = remote.number << 8
-        if index == _TASK:
-            if name == str(remote.number):
-                return self.attributes(base + _THREAD)
-        elif index in (0, _THREAD):
-            if name in _PROCESS_INDEX:
-                return self.attributes(base + _PROCESS_INDEX[name] + index // _THREAD * _IN_THREAD)
-            if name == "task" and index == 0:
-                return self.attributes(base + _TASK)
-        raise FileNotFoundError(errno.ENOENT, name)
+        child = _child_of(remote, index, os.fsencode(name))
+        if child is None:
+            raise FileNotFoundError(errno.ENOENT, name)
+        return self._remote_attributes(remote, child)
 
     def _look_up_local(self, pid: int, name: str) -> Attributes:
         if not self.local.has(pid, name):
@@ -296,7 +306,8 @@ class Tree:
         if name not in PROCESS_FILES or not remote.has(name):
             return Attributes(node, mode, _UNKNOWN_SIZE, *owner, 0, AGE_LIMIT_S)
         size = len(self._view.render(remote, name))
-        return Attributes(node, mode, size, *owner, remote.changed_ns, AGE_LIMIT_S)
+        valid_s = FOREVER_S if name in CONSTANT_FILES else AGE_LIMIT_S
+        return Attributes(node, mode, size, *owner, remote.changed_ns, valid_s)
 
     def _local_attributes(self, pid: int, index: int) -> Attributes:
         owner = self.local.owner(pid)
@@ -420,6 +431,13 @@ class Tree:
         attributes = self._remote_attributes(remote, 0)
         entry = wire.encode_listed(_OFFSET_OF_PIDS + number, b"%d" % number, attributes)
         return remote, entry
+
+
+def _child_of(remote: Remote, index: int, name: bytes) -> int | None:
+    """Which file of a process that is."""
+    if index == _TASK:
+        return _THREAD if name == b"%d" % remote.number else None
+    return _CHILDREN.get((index, name))
 
 
 def pid_of(name: str) -> int:

@@ -81,10 +81,8 @@ class Remote:
     def _render(self, name: str) -> bytes:
         if name == "comm":
             return rewrite.comm_of(self.stat)
-        if name == "wchan":
-            return b"0"
-        if name == "environ":
-            return b""
+        if name in CONSTANT_FILES:
+            return CONSTANT_FILES[name]
         data = self.raw.files[FILES.index(name)] or b""
         if name == "stat":
             return rewrite.rewrite_stat(data, self.number, self._terms)
@@ -93,8 +91,9 @@ class Remote:
         return rewrite.rewrite_statm(data, self._terms) if name == "statm" else data
 
 
-PROCESS_FILES = (*FILES, "comm", "wchan", "environ")
-"""`environ` is empty: nobody's environment leaves its node."""
+CONSTANT_FILES = {"wchan": b"0", "environ": b""}
+"""Nobody's environment leaves its node."""
+PROCESS_FILES = (*FILES, "comm", *CONSTANT_FILES)
 _STAT = FILES.index("stat")
 
 

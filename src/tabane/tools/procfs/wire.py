@@ -39,7 +39,7 @@ _FLAGS = 1 << 0 | 1 << 12 | 1 << 13 | 1 << 18 | 1 << 22
 _HEAD = struct.Struct("<IIQQIIIHH")
 _ANSWER = struct.Struct("<IiQ")
 _ATTR = struct.Struct("<6Q10I")
-_ENTRY = struct.Struct("<4Q2I")
+_ENTRY = struct.Struct("<4Q2I6Q10I")
 _ATTR_OUT = struct.Struct("<QII")
 _DIRENT = struct.Struct("<QQII")
 _READ = struct.Struct("<QQI")
@@ -76,7 +76,7 @@ class Request(NamedTuple):
 
 
 class Attributes(NamedTuple):
-    """Of a file. `valid_s`: how long the kernel may believe them, and the name."""
+    """Of a file. `valid_s`: how long the kernel may believe them."""
 
     node: int
     mode: int
@@ -112,22 +112,18 @@ def encode_init(request: Request) -> bytes:
     return encode_answer(request.unique, body)
 
 
-def encode_absence(valid_s: float) -> bytes:
-    """The body of LOOKUP's answer for what is not there, to be believed for a while."""
-    return encode_entry(Attributes(0, 0, valid_s=valid_s))
-
-
 def encode_attributes(attributes: Attributes) -> bytes:
     """The body of GETATTR's answer."""
     seconds, nanoseconds = _split(attributes.valid_s)
-    return _ATTR_OUT.pack(seconds, nanoseconds, 0) + _pack(attributes)
+    return _ATTR_OUT.pack(seconds, nanoseconds, 0) + _ATTR.pack(*_fields(attributes))
 
 
-def encode_entry(attributes: Attributes) -> bytes:
-    """The body of LOOKUP's answer."""
-    seconds, nanoseconds = _split(attributes.valid_s)
-    times = (seconds, seconds, nanoseconds, nanoseconds)
-    return _ENTRY.pack(attributes.node, 0, *times) + _pack(attributes)
+def encode_entry(attributes: Attributes, name_valid_s: float | None = None) -> bytes:
+    """The body of LOOKUP's answer. The name is good for as long as the attributes, unless told."""
+    valid, valid_ns = _split(attributes.valid_s)
+    name, name_ns = (valid, valid_ns) if name_valid_s is None else _split(name_valid_s)
+    head = (attributes.node, 0, name, valid, name_ns, valid_ns)
+    return _ENTRY.pack(*head, *_fields(attributes))
 
 
 def encode_listed(offset: int, name: bytes, attributes: Attributes) -> bytes:
@@ -158,14 +154,16 @@ def encode_invalid(parent: int, name: bytes) -> bytes:
     return _ANSWER.pack(_ANSWER.size + len(body), _INVAL_ENTRY, 0) + body
 
 
-def _pack(attributes: Attributes) -> bytes:
+def _fields(attributes: Attributes) -> tuple[int, ...]:
     node, mode, size, uid, gid, changed_ns, _, links = attributes
-    seconds, nanoseconds = divmod(changed_ns, _NS)
-    times = (*(seconds,) * 3, *(nanoseconds,) * 3)
-    blocks = -(-size // 512)
-    return _ATTR.pack(node, size, blocks, *times, mode, links, uid, gid, 0, 4096, 0)
+    at, ns = divmod(changed_ns, _NS)
+    return (node, size, -(-size // 512), at, at, at, ns, ns, ns, mode, links, uid, gid, 0, 4096, 0)
 
 
 def _split(seconds: float) -> tuple[int, int]:
     whole = int(seconds)
     return whole, int((seconds - whole) * _NS)
+
+
+ABSENCE = encode_entry(Attributes(0, 0), FOREVER_S)
+"""The body of LOOKUP's answer for what is not there and never will be."""
