@@ -131,9 +131,9 @@ def test_deploy_a_bad_file(
 
 def test_apps(cluster: LocalCluster, awake: dict[str, Any]) -> None:
     heading, *rows = good(cluster.tabane("apps")).splitlines()
-    columns = "APP REV CLASS IMAGE DIGEST PORT HOSTS READY"
+    columns = "APP CLASS REV IMAGE DIGEST PORT HOSTS READY"
     assert heading.split() == columns.split()
-    assert ["default/talks", "1", "container", "host", "-", "8000", "talks.test", "1/1"] in [
+    assert ["talks", "container", "1", "host", "-", "8000", "talks.test", "1/1"] in [
         row.split() for row in rows
     ]
     apps = {app["name"]: app for app in of_json(cluster.tabane("apps", "--json"))["apps"]}
@@ -146,7 +146,7 @@ def test_show(cluster: LocalCluster, awake: dict[str, Any]) -> None:
     for words in ("instances (1)", awake["id"], awake["address"], "latest wakes (1)", "cold"):
         assert words in out
     shown = of_json(cluster.tabane("show", "default/talks", "--json"))
-    assert [instance["id"] for instance in shown["instances"]] == [awake["id"]]
+    assert [instance["instance"] for instance in shown["instances"]] == [awake["id"]]
     assert shown["app"]["command"] == ["sh", "-c", TALKING]
     refused(cluster.tabane("show", "other/talks"), "there is no app other/talks", code=1)
 
@@ -164,8 +164,8 @@ def test_scale(cluster: LocalCluster, awake: dict[str, Any]) -> None:
 
 def test_wakes(cluster: LocalCluster, awake: dict[str, Any]) -> None:
     heading, row = good(cluster.tabane("wakes", "talks")).splitlines()
-    assert heading.split()[:5] == ["AT", "APP", "NODE", "OPTION", "TOTAL_MS"]
-    assert row.split()[1:4] == ["default/talks", awake["node"], "cold"]
+    assert heading.split()[:6] == ["AT", "DC", "NODE", "APP", "OPTION", "TOTAL_MS"]
+    assert row.split()[1:5] == [*awake["node"].split("/"), "talks", "cold"]
     (wake,) = of_json(cluster.tabane("wakes", "talks", "-n", "1", "--json"))["wakes"]
     assert wake["instance"] == awake["id"]
     assert sum(wake["phases_us"].values()) == pytest.approx(wake["total_us"], rel=0.1)
@@ -174,7 +174,7 @@ def test_wakes(cluster: LocalCluster, awake: dict[str, Any]) -> None:
 
 def test_events(cluster: LocalCluster, awake: dict[str, Any]) -> None:
     out = good(cluster.tabane("events", "-n", "2000"))
-    assert f"{awake['node']} default/talks {awake['id']} ready" in out
+    assert f"{' '.join(awake['node'].split('/'))} talks {awake['id']} ready" in out
     lines = good(cluster.tabane("events", "--json", "-n", "2000")).splitlines()
     mine = [event for event in map(json.loads, lines) if event["instance"] == awake["id"]]
     assert [event["state"] for event in mine] == ["starting", "ready"]
@@ -221,7 +221,7 @@ def test_logs_are_followed_until_ctrl_c(cluster: LocalCluster) -> None:
         assert out.readline() == f"{instance['id']} | begun\n"
         assert process.poll() is None
         interrupt(process)
-    assert of_json(cluster.tabane("rm", "writes", "--json"))["name"] == "default/writes"
+    assert of_json(cluster.tabane("rm", "writes", "--json"))["app"] == "default/writes"
     wait_for(lambda: not cluster.instances("writes"), "its end")
     assert good(cluster.tabane("logs", instance["id"])).startswith("begun\n")
 
@@ -357,8 +357,8 @@ def test_stop(cluster: LocalCluster) -> None:
     assert told == f"{first['id']} on {first['node']} is told to stop\n"
     wait_for(lambda: not cluster.instances("stops"), "its end")
     second = cluster.wake("stops")
-    (told,) = of_json(cluster.tabane("stop", "stops", "--json"))["told"]
-    assert told["id"] == second["id"]
+    (told,) = of_json(cluster.tabane("stop", "stops", "--json"))["instances"]
+    assert told["instance"] == second["id"]
     wait_for(lambda: not cluster.instances("stops"), "its end")
     again = cluster.tabane("stop", "stops")
     assert (again.code, "no instance of stops runs" in again.err) == (0, True)
@@ -387,10 +387,11 @@ def test_rm(cluster: LocalCluster) -> None:
 
 def test_members(cluster: LocalCluster) -> None:
     heading, *rows = good(cluster.tabane("members")).splitlines()
-    assert heading.split() == ["NODE", "GATEWAY", "HUB", "STORE", "DRIVERS", "INSTANCES"]
-    assert {row.split()[0] for row in rows} == NODES
+    assert heading.split() == ["DC", "NODE", "GATEWAY", "HUB", "STORE", "DRIVERS", "INSTANCES"]
+    assert {"/".join(row.split()[:2]) for row in rows} == NODES
     members = of_json(cluster.tabane("members", "--json"))["members"]
-    assert {member["node"] for member in members if member["linked"]} == NODES
+    linked = {f"{one['dc']}/{one['node']}" for one in members if one["linked"]}
+    assert linked == NODES
     assert sum(member["control"] for member in members) == 1
 
 
@@ -399,7 +400,7 @@ def test_doctor(cluster: LocalCluster) -> None:
     assert out.startswith("node osaka/osaka-1\n")
     assert "runc (class container) works: " in out
     found = of_json(cluster.tabane("doctor", "--node", "osaka/osaka-1", "--json"))
-    assert found["node"] == "osaka/osaka-1"
+    assert (found["dc"], found["node"]) == ("osaka", "osaka-1")
     assert {"runc", "crun"} <= {driver["driver"] for driver in found["drivers"]}
     refused(
         cluster.tabane("doctor", "--node", "nara"), "no node 'nara', only tokyo/tokyo-1", code=1

@@ -91,7 +91,14 @@ def test_a_dry_run_needs_no_cluster(tabane: Run, tmp_path: Path) -> None:
 
 
 def test_what_a_deploy_says(tabane: Run, tmp_path: Path, pretended: Pretended) -> None:
-    answer = {"revision": 3, "changed": True, "known": ["tokyo"], "unreachable": []}
+    answer = {
+        "namespace": "default",
+        "name": "hello",
+        "revision": 3,
+        "changed": True,
+        "known": ["tokyo"],
+        "unreachable": [],
+    }
     pretended.begin(tokyo=reply(answer | {"warnings": ["there is no data center kyoto"]}))
     file = tmp_path / "app.toml"
     file.write_text(APP_FILE)

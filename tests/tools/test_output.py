@@ -13,6 +13,7 @@ from tests.tools.conftest import APP_FILE, EVIL, Pretended, Run, check_refusal, 
 from tabane.api.frames import BEGIN, CLIENTS, Parser
 from tabane.tools.cli import run
 from tabane.tools.cli.common import NAME
+from tabane.tools.cli.places import placed
 
 LINES = [
     ["deploy", "APP_FILE"],
@@ -66,7 +67,7 @@ def test_wakes_in_json_say_who_is_silent(tabane: Run, pretended: Pretended) -> N
     told = reply({"records": [WAKE], "silent": ["osaka/osaka-1"]})
     pretended.begin(tokyo=told)
     ended = tabane("wakes", "--json")
-    assert json.loads(ended.out) == {"wakes": [WAKE], "silent": ["osaka/osaka-1"]}
+    assert json.loads(ended.out) == {"wakes": [placed(WAKE)], "silent": ["osaka/osaka-1"]}
     assert (ended.code, ended.err) == (1, "tabane: no answer from osaka/osaka-1\n")
 
 
@@ -94,7 +95,7 @@ def test_stop_goes_on_when_one_instance_is_gone(tabane: Run, pretended: Pretende
     assert ended.err == "tabane: gone is not here\n"
 
 
-@pytest.mark.parametrize(("option", "out"), [([], ""), (["--json"], '{"told":[]}')])
+@pytest.mark.parametrize(("option", "out"), [([], ""), (["--json"], '{"instances":[]}')])
 def test_stop_of_an_app_at_rest_has_nothing_to_do(
     tabane: Run, pretended: Pretended, option: list[str], out: str
 ) -> None:
@@ -158,7 +159,12 @@ def test_exec_and_logs_escape_them_in_json(tabane: Run, pretended: Pretended) ->
     ended = tabane("exec", "--json", "hello", "ls")
     assert ended.code == 7
     assert json.loads(ended.out) == {"code": 7, "stdout": "\x1b[2J\x1b", "stderr": "\\xff"}
-    line = {"at": "2026-01-31T23:59:59.1Z", "stream": "stdout", "text": "\x1b[2J\\xff"}
+    line = {
+        "instance": "abc123",
+        "at": "2026-01-31T23:59:59.1Z",
+        "stream": "stdout",
+        "text": "\x1b[2J\\xff",
+    }
     shown = tabane("logs", "--json", "hello")
     assert json.loads(shown.out) == line | {"whole": True}
 

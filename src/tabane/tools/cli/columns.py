@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from tabane.tools.cli.common import Row
+from tabane.tools.cli.places import short
 
 Show = Callable[[Row, float], str]
 
@@ -39,9 +40,7 @@ def gpid(row: Row) -> str:
 
 
 def short_app(row: Row) -> str:
-    """Its app; those of the namespace `default` by their names alone."""
-    app: str = row["app"]
-    return app.removeprefix("default/") or "-"
+    return short(row["app"])
 
 
 def tid(row: Row) -> int:

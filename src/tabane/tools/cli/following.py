@@ -32,7 +32,7 @@ EVENTS = "/api/v1/events?follow=true&around=true"
 RECORDS = "/api/v1/events?limit=2000"
 
 Line = tuple[str, bytes]
-"""An instance's id (empty when it is the only one), and a line of its log."""
+"""An instance's id, and a line of its log."""
 
 
 def is_deployed(cluster: Cluster, app: str) -> bool:
@@ -184,7 +184,7 @@ class Following:
             lost = f"lines of {instance} are missing here: they were rotated away unread"
             self._calls.put(partial(complain, lost))
         if place.take(line):
-            self._calls.put(partial(self._show, (instance if self._is_named else "", line)))
+            self._calls.put(partial(self._show, (instance, line)))
 
     # What to do about it
 

@@ -7,6 +7,7 @@ from typing import Any
 from tabane.errors import NotFound, TabaneError
 from tabane.tools.cli.common import Parser, app_key, complain, print_json, say
 from tabane.tools.cli.finding import find
+from tabane.tools.cli.places import placed
 from tabane.tools.client import Cluster
 
 
@@ -19,7 +20,7 @@ def stop(argv: list[str]) -> int:
     found = _find(cluster, args.what)
     told = [instance for instance in found if _tell_to_stop(cluster, instance)]
     if args.json:
-        print_json({"told": told})
+        print_json({"instances": [*map(placed, told)]})
     else:
         for instance in told:
             say(f"{instance['id']} on {instance['node']} is told to stop")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tabane.errors import NotFound, UsageError
 from tabane.tools.cli.asking import Filters, ask_processes
@@ -14,6 +14,7 @@ from tabane.tools.cli.common import Parser, Row, complain, print_json, say, say_
 
 TARGET_HELP = "DC/NODE:PID, a pid that only one node has, or an instance's id (its first process)"
 NO_SIGNAL = "neither an option nor a signal: `tabane kill -l` lists the signals"
+DESCRIBED = ("dc", "node", "namespace", "app", "instance", "class", "pid", "name", "user")
 LINE_CELLS = 78
 TABLE_COLUMNS = 7
 
@@ -143,11 +144,18 @@ def _act(
     rows += [row for row in theirs if row not in rows]
     outcomes = send(cluster, rows, action, {**body, "force": args.force})
     if args.json:
-        print_json({"outcomes": outcomes, "silent": answer.silent})
+        told = [_described(row, outcome) for row, outcome in zip(rows, outcomes, strict=True)]
+        print_json({"outcomes": told, "silent": answer.silent})
     _say_outcomes(rows, outcomes, quiet=args.json or action == "signal")
     failed = [outcome for outcome in outcomes if outcome.get("error")]
     missing = say_silent(answer.silent) if users else 0
     return 1 if problems or failed or missing else 0
+
+
+def _described(row: Row, outcome: Mapping[str, object]) -> Row:
+    """An outcome, after whose it is."""
+    process = {name: row[name] for name in DESCRIBED}
+    return process | {name: value for name, value in outcome.items() if name != "target"}
 
 
 def _of_users(words: Sequence[str], rows: Sequence[Row]) -> list[Row]:

@@ -31,13 +31,13 @@ def logs(argv: list[str]) -> int:
     if args.follow:
         return _follow(cluster, args, show)
     found = find(cluster, args.what, ended=True)
+    show.names = len(found) > 1
     with ExitStack() as streams:
         opened = []
         for instance in found:
-            name = instance["id"] if len(found) > 1 else ""
             path = f"/api/v1/instances/{instance['id']}/log?{_query(args)}"
             stream = cluster.stream(path, node=instance["node"], or_any=True)
-            opened.append(_named(name, streams.enter_context(stream)))
+            opened.append(_named(instance["id"], streams.enter_context(stream)))
         for line in heapq.merge(*opened, key=lambda line: line[1].partition(b" ")[0]):
             show(line)
     return 0
@@ -51,7 +51,7 @@ def _follow(cluster: Cluster, args: argparse.Namespace, show: _Show) -> int:
 
         parse_since(args.since, SYSTEM.wall())  # refused before anything is there to be read
     app, tail = app_key(args.what), args.tail or 0
-    of_app = is_deployed(cluster, app)
+    of_app = show.names = is_deployed(cluster, app)
     following = Following(cluster, show, app if of_app else "", tail, _quoted(args))
     if not of_app:
         for instance in find(cluster, args.what, ended=True):
@@ -95,9 +95,10 @@ def _named(name: str, lines: Iterator[bytes]) -> Iterator[Line]:
 
 
 class _Show:
-    """Prints lines."""
+    """Prints lines; with the name of each one's instance in front if it `names` them."""
 
     def __init__(self, args: argparse.Namespace) -> None:
+        self.names = False
         self._args = args
         self._open: tuple[str, str] | None = None
         """Whose line has begun here and is not at its end."""
@@ -115,8 +116,8 @@ class _Show:
         source = (name, stream)
         head = b""
         if self._open != source:
-            head = b"\n" if self._open is not None and name else b""
-            head += f"{name} | ".encode() if name else b""
+            head = b"\n" if self._open is not None and self.names else b""
+            head += f"{name} | ".encode() if self.names else b""
             head += f"{stamp} ".encode() if self._args.timestamps else b""
         self._open = None if is_whole else source
         shown = for_terminal(text) if out.isatty() else text
@@ -124,8 +125,8 @@ class _Show:
         out.flush()
 
     def _show_json(self, name: str, stamp: str, stream: str, is_whole: bool, text: bytes) -> None:
-        shown: dict[str, Any] = {"instance": name} if name else {}
-        shown |= {"at": stamp, "stream": stream, "text": _text(text), "whole": is_whole}
+        line: dict[str, Any] = {"instance": name, "at": stamp, "stream": stream}
+        shown = line | {"text": _text(text), "whole": is_whole}
         print(json.dumps(shown), flush=True)
 
 

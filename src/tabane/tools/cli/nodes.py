@@ -7,6 +7,7 @@ from typing import Any
 
 from tabane.errors import NotFound, Unreachable
 from tabane.tools.cli.common import Parser, print_json, print_table, say
+from tabane.tools.cli.places import place_of, placed
 from tabane.tools.client import Cluster
 
 
@@ -16,12 +17,12 @@ def members(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     answer = Cluster(args.root).get("/api/v1/members")
     if args.json:
-        print_json(answer)
+        print_json({"members": [*map(placed, answer["members"])]})
         return 0
-    headings = ("NODE", "GATEWAY", "HUB", "STORE", "DRIVERS", "INSTANCES")
+    headings = ("DC", "NODE", "GATEWAY", "HUB", "STORE", "DRIVERS", "INSTANCES")
     rows = [
         (
-            row["node"],
+            *place_of(row),
             row["gateway"],
             "here" if row["asked"] else "linked" if row["linked"] else "no link",
             "control" if row["control"] else _replica(row.get("behind")),
@@ -58,7 +59,7 @@ def doctor(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     answer = _ask_doctor(args.root, args.node)
     if args.json:
-        print_json(answer)
+        print_json(placed(answer))
         return 0
     say(f"node {answer['node']}" if answer["node"] else "this machine (no cluster runs)")
     for sentence in answer.get("lacks", ()):

@@ -16,6 +16,7 @@ from tabane.tools.cli.common import (
     say_silent,
     whole,
 )
+from tabane.tools.cli.places import place_of, placed, short
 from tabane.tools.client import Cluster
 
 PHASES = ("queue", "decide", "network", "filesystem", "engine", "boot", "ready", "first_byte")
@@ -36,12 +37,13 @@ def wakes(argv: list[str]) -> int:
     if key and not records:
         cluster.get(f"/api/v1/apps/{key}")  # raises `NotFound` for a name nobody has
     if args.json:
-        print_json({"wakes": records, "silent": answer["silent"]})
+        print_json({"wakes": [*map(placed, records)], "silent": answer["silent"]})
     else:
         headings = (
             "AT",
-            "APP",
+            "DC",
             "NODE",
+            "APP",
             "OPTION",
             "TOTAL_MS",
             *(p.upper() for p in PHASES),
@@ -54,8 +56,8 @@ def wakes(argv: list[str]) -> int:
 def _wake_row(wake: dict[str, Any]) -> tuple[object, ...]:
     return (
         format_at(wake["at"]),
-        wake["app"],
-        wake["node"] or "-",
+        *(name or "-" for name in place_of(wake)),
+        short(wake["app"]),
         wake["option"],
         format_us(wake["total_us"]),
         *(format_us(wake["phases_us"].get(phase, 0)) for phase in PHASES),
@@ -94,8 +96,8 @@ def _print_events(answer: dict[str, Any], as_json: bool) -> int:
 
 def _print_event(event: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        print(json.dumps(event), flush=True)
+        print(json.dumps(placed(event)), flush=True)
         return
-    where = f"{event['node']} {event['app']} {event['instance']}"
+    where = " ".join((*place_of(event), short(event["app"]), event["instance"]))
     reason = f": {event['reason']}" if event.get("reason") else ""
     say(f"{format_at(event['at'])} {where} {event['state']}{reason}")
