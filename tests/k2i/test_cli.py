@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tabane import __version__
-from tabane.k2i import cli
+from tabane.k2i import Client, cli
 
 K2I = str(Path(sys.executable).with_name("k2i"))
 
@@ -58,6 +58,19 @@ def service() -> Iterator[Service]:
 def test_the_way_from_the_root(service: Service) -> None:
     for path in service.get("/").values():
         assert service.ask(path)[0] == 200
+
+
+def test_a_socket_in_a_deep_directory(tmp_path: Path) -> None:
+    """The kernel takes 108 bytes of a path."""
+    path = tmp_path / ("d" * 100) / ("e" * 100) / "k2i.sock"
+    path.parent.mkdir(parents=True)
+    command = [K2I, "--unix", str(path)]
+    for _ in range(2):  # the second finds the socket of one that was killed
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout
+            assert process.stdout.readline() == f"On {path}\n"
+            assert Client(f"unix://{path}").processes(pid=process.pid)[0].name == "k2i"
+            process.kill()
 
 
 def test_the_version() -> None:

@@ -226,6 +226,16 @@ async def test_a_collector_that_does_not_help(
         await Collected.open(path)
 
 
+async def test_a_collector_that_stands_still_is_not_waited_for(
+    collector: tuple[Path, asyncio.Queue[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, said = collector
+    monkeypatch.setattr("tabane.k2i.event_sources.GREET_S", 0.01)
+    with pytest.raises(Unavailable, match="does not answer"):
+        await Collected.open(path)
+    await said.put(b"")
+
+
 async def test_where_there_is_no_collector(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match=r"no collector of process events at .*/none: No such"):
         await Collected.open(tmp_path / "none")

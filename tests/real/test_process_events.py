@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.real.conftest import wait_for
 
 from tabane.network.processes import end_process
 from tabane.node.config import event_socket
 from tabane.node.outside import Outsider, start_collector, stop_collector
-from tabane.runtimes.process import is_same
+from tabane.runtimes.process import is_same, start_ticks
 
 pytestmark = pytest.mark.real
 
@@ -139,10 +143,34 @@ def test_a_collector_is_started_once_and_leaves_nothing(root: Path) -> None:
     stop_collector(root)
 
 
-def test_one_that_was_killed_is_started_again(root: Path) -> None:
+def collecting(keeper: int) -> list[int]:
+    """The process that collects, below the one that keeps it."""
+    return [int(pid) for pid in Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()]
+
+
+def test_one_that_was_killed_comes_back_by_itself(root: Path) -> None:
+    start_collector(root)
+    keeper = outsider(root)
+    (first,) = collecting(keeper.pid)
+    os.kill(first, signal.SIGKILL)
+    (second,) = wait_for(lambda: [pid for pid in collecting(keeper.pid) if pid != first])
+    wait_for(lambda: is_served(event_socket(root)))
+    assert follow(IN_A_NODE, event_socket(root))["source"] == "collector"
+    stop_collector(root)
+    assert start_ticks(second) == start_ticks(keeper.pid) == 0
+
+
+def is_served(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as sock:
+        return sock.connect_ex(str(path)) == 0
+
+
+def test_the_next_start_replaces_one_whose_keeper_was_killed(root: Path) -> None:
     start_collector(root)
     first = outsider(root)
+    (child,) = collecting(first.pid)
     end_process(first.pid, first.start_ticks)
+    wait_for(lambda: not start_ticks(child), "the end of what it kept")
     start_collector(root)
     assert outsider(root) != first
     assert follow(IN_A_NODE, event_socket(root))["source"] == "collector"

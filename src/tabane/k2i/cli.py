@@ -18,6 +18,7 @@ from tabane.commandline import CommandLine
 from tabane.errors import Denied, NotFound, SystemFault, TabaneError, UsageError
 from tabane.supervise import Supervisor
 from tabane.units import shorten
+from tabane.unix import connect_unix, shortened
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request, Response
@@ -57,7 +58,7 @@ def run(argv: list[str]) -> int:
     import uvloop
 
     try:
-        uvloop.run(_serve(listener, args.host, jobs, audit))
+        uvloop.run(_serve(listener, args, jobs, audit))
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     finally:
@@ -103,7 +104,8 @@ def listen_unix(path: Path) -> socket.socket:
     try:
         if path.is_socket() and not _is_served(path):
             path.unlink()
-        sock.bind(str(path))
+        with shortened(path) as short:
+            sock.bind(short)
         path.chmod(0o666)
         sock.listen(128)
     except BaseException:
@@ -113,12 +115,11 @@ def listen_unix(path: Path) -> socket.socket:
 
 
 def _is_served(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX) as sock:
-        try:
-            sock.connect(str(path))
-        except ConnectionRefusedError:
-            return False
-        return True
+    try:
+        connect_unix(path).close()
+    except ConnectionRefusedError:
+        return False
+    return True
 
 
 def list_collectors() -> int:
@@ -140,7 +141,10 @@ def read_jobs(path: Path | None) -> list[Job]:
 
 
 async def _serve(
-    listener: socket.socket, hostname: str, jobs: Sequence[Job], audit: AuditLog | None
+    listener: socket.socket,
+    args: argparse.Namespace,
+    jobs: Sequence[Job],
+    audit: AuditLog | None,
 ) -> None:
     from tabane.api.server import ApiServer
     from tabane.k2i.collectors.runner import Collection
@@ -149,8 +153,7 @@ async def _serve(
     from tabane.k2i.service import K2i
     from tabane.k2i.table import ProcessTable
 
-    address = listener.getsockname()
-    port = 0 if isinstance(address, str) else address[1]
+    port = 0 if args.unix else listener.getsockname()[1]
     tasks = Supervisor("k2i")
     collection = Collection("", clock=SYSTEM, tasks=tasks, ticks=start_ticks)
     incarnation = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -164,14 +167,14 @@ async def _serve(
         events = EventFeed(table)
         events.start(tasks)
         k2i.start(tasks, events)
-        app = build_app(k2i, hostname, port)
+        app = build_app(k2i, args.host, port)
         if audit is not None:
             add_control(app, audit, incarnation, tasks)
         else:
             refuse_control(app)
         server = ApiServer(LoopbackOnly(app), tasks)
         server.serve([listener])
-        print(f"On {_describe(address)}", flush=True)
+        print(f"On {args.unix or _describe(listener.getsockname())}", flush=True)
         await told_to_end.wait()
         await server.aclose()
     if audit is not None:
@@ -182,8 +185,6 @@ async def _serve(
 
 
 def _describe(address: Any) -> str:
-    if isinstance(address, str):
-        return address
     hostname, port, *_ = address
     return f"[{hostname}]:{port}" if ":" in hostname else f"{hostname}:{port}"
 

@@ -7,7 +7,11 @@ process is a namespace's when its parent is, or when the namespace is among thos
 there is in `NSpid` of its status, from its birth until it is reaped. One that was reaped before it
 could be looked at has the pid None.
 
-The first line of output is `ready PID START_TICKS`, or why it cannot run.
+It keeps itself: a first process, which does nothing but wait, starts another one that collects, and
+one more when that has ended otherwise than by TERM. So nodes are without events for some seconds if
+it is killed, and until the next `tabane up` only if the first one is.
+
+The first line of output is `ready PID START_TICKS`, of the first process, or why it cannot run.
 """
 
 from __future__ import annotations
@@ -25,17 +29,25 @@ from typing import NamedTuple
 
 import msgspec
 
+from tabane.clock import SYSTEM
 from tabane.errors import TabaneError
 from tabane.k2i.event_sources import Connector, Greeting, event_of
 from tabane.k2i.events import Event, Told
 from tabane.k2i.procfs import GONE, start_ticks
 from tabane.security.identity import peer_principal
 from tabane.supervise import Supervisor
+from tabane.unix import shortened
 
 CLONE_NEWNET = 0x40000000
+PR_SET_PDEATHSIG = 1
 NS_GET_PARENT = 0xB702
 WAITING_BYTES = 8 << 20
 """What waits for one reader, before it gets a gap instead."""
+ENDING = {signal.SIGTERM, signal.SIGINT}
+CANNOT = 3
+"""Exit code of one that the kernel tells nothing, or that cannot listen."""
+RESTART_S, MOST_PAUSE_S = 1.0, 60.0
+"""Before it is started again: the first time, and at most."""
 BEHIND = "events waited too long to be taken from the collector"
 
 _encode = msgspec.json.Encoder().encode
@@ -152,7 +164,8 @@ class Collector:
         path.unlink(missing_ok=True)
         mask = os.umask(0o177)
         try:
-            return await asyncio.start_unix_server(self._serve, path)
+            with shortened(path) as short:
+                return await asyncio.start_unix_server(self._serve, short)
         finally:
             os.umask(mask)
 
@@ -231,8 +244,9 @@ def all_pids() -> list[int]:
 
 
 def say(text: str) -> None:
-    """To who started it, who may then go."""
-    os.write(1, text.encode() + b"\n")
+    """To who started it, who may be gone by now."""
+    with suppress(BrokenPipeError):
+        os.write(1, text.encode() + b"\n")
     os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), 1)
 
 
@@ -240,32 +254,70 @@ async def serve(path: Path) -> None:
     """Until TERM. Raises `Unavailable` when the kernel does not tell."""
     loop = asyncio.get_running_loop()
     told_to_end = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in ENDING:
         loop.add_signal_handler(number, told_to_end.set)
     connector = Connector()
     async with Supervisor("collector") as tasks:
         collector = Collector(connector, tasks)
         server = await collector.listen(path)
         tasks.keep("collect", collector.collect)
-        say(f"ready {os.getpid()} {start_ticks(os.getpid())}")
+        say(f"ready {os.getppid()} {start_ticks(os.getppid())}")
         await told_to_end.wait()
         server.close()
         await collector.aclose()
     connector.close()
-    path.unlink(missing_ok=True)
+
+
+def collect(path: Path) -> int:
+    """The exit code."""
+    try:
+        asyncio.run(serve(path))
+    except TabaneError as error:
+        say(error.message)
+        return CANNOT
+    except OSError as error:
+        say(f"the collector cannot listen on {path}: {error.strerror}")
+        return CANNOT
+    return 0
+
+
+def keep(work: Callable[[], int]) -> int:
+    """Have a child do it, and another one when that ends otherwise than with 0 or `CANNOT`. Returns
+    what it ended with; in a child, what `work` returned. TERM ends it."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {*ENDING, signal.SIGCHLD})
+    pause_s = RESTART_S
+    while True:
+        began = SYSTEM.now()
+        child = os.fork()
+        if child == 0:
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+            return work()
+        code, told = _wait(child)
+        if told or code in (0, CANNOT):
+            return code
+        if SYSTEM.now() - began > MOST_PAUSE_S:
+            pause_s = RESTART_S
+        if signal.sigtimedwait(ENDING, pause_s):
+            return 0
+        pause_s = min(2 * pause_s, MOST_PAUSE_S)
+
+
+def _wait(child: int) -> tuple[int, bool]:
+    """How it ended, and whether it was told to."""
+    told = False
+    while True:
+        if signal.sigwait({*ENDING, signal.SIGCHLD}) != signal.SIGCHLD:
+            told = True
+            os.kill(child, signal.SIGTERM)
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            return os.waitstatus_to_exitcode(status), told
 
 
 def main(argv: list[str]) -> int:
     enter_first_network()
-    try:
-        asyncio.run(serve(Path(argv[0])))
-    except TabaneError as error:
-        say(error.message)
-        return 1
-    except OSError as error:
-        say(f"the collector cannot listen on {argv[0]}: {error.strerror}")
-        return 1
-    return 0
+    return keep(lambda: collect(Path(argv[0])))
 
 
 if __name__ == "__main__":

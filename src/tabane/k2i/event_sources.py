@@ -35,6 +35,7 @@ from tabane.k2i.events import (
 )
 from tabane.k2i.process import Process
 from tabane.k2i.procfs import stat_of
+from tabane.unix import shortened
 
 NETLINK_CONNECTOR = 11
 SO_RCVBUFFORCE = 33
@@ -45,6 +46,8 @@ BATCH = 512
 """Events taken in one go, so that others have their turn."""
 LINE_BYTES = 1 << 16
 LOOK_S = 1.0
+GREET_S = 2.0
+"""For a collector's first line: it may be stopped, or very busy."""
 LOST = "the kernel had more to tell than was taken in time"
 
 
@@ -204,16 +207,22 @@ class Collected:
     async def open(cls, path: Path) -> Collected:
         """Raises `Unavailable`, also when the collector itself is not told."""
         try:
-            reader, writer = await asyncio.open_unix_connection(path, limit=LINE_BYTES)
+            with shortened(path) as short:
+                reader, writer = await asyncio.open_unix_connection(short, limit=LINE_BYTES)
         except OSError as error:
             why = error.strerror or error
             raise Unavailable(f"no collector of process events at {path}: {why}") from None
         source = cls(reader, writer)
         try:
-            greeting = msgspec.json.decode(await reader.readline(), type=Greeting)
-        except (OSError, ValueError, msgspec.DecodeError):
+            async with asyncio.timeout(GREET_S):
+                greeting = msgspec.json.decode(await reader.readline(), type=Greeting)
+        except (OSError, ValueError, msgspec.DecodeError) as error:
             source.close()
-            raise Unavailable(f"the collector at {path} hung up") from None
+            how = "does not answer" if isinstance(error, TimeoutError) else "hung up"
+            raise Unavailable(f"the collector at {path} {how}") from None
+        except BaseException:
+            source.close()
+            raise
         if greeting.refused:
             source.close()
             raise Unavailable(greeting.refused)
