@@ -115,6 +115,7 @@ class OciDriver:
     async def prepare(self, spec: InstanceSpec) -> Handle:
         self._set_up()
         program = self._bundles.build(spec)
+        await mount_volumes(spec)
         data: dict[str, Any] = {
             "pid": 0,
             "pid_start": 0,
@@ -127,11 +128,7 @@ class OciDriver:
     async def start(self, spec: InstanceSpec, handle: Handle) -> Handle:
         os.chown(spec.directory, spec.app.id_base, spec.app.id_base)
         spec.directory.chmod(0o700)
-        argv = (
-            *self._command(handle),
-            *("run", "--detach", "--bundle", str(spec.directory)),
-            *("--pid-file", str(spec.directory / "pid"), handle.id),
-        )
+        argv = self._run(spec, handle)
         self._starting.add(handle.id)
         command = Command(handle.id, argv, log=spec.log, pid_file=spec.directory / "pid")
         await self._spawner.spawn(command)
@@ -139,15 +136,29 @@ class OciDriver:
         self._starting.discard(handle.id)
         if finished.status != ExitStatus():
             raise self._failure(handle, argv, finished.status)
-        return _adopt(handle)
+        return self._adopt(handle)
+
+    def _run(self, spec: InstanceSpec, handle: Handle) -> tuple[str, ...]:
+        """The engine's command line that starts the instance and leaves it behind."""
+        return (
+            *self._command(handle),
+            *("run", "--detach", "--bundle", str(spec.directory)),
+            *("--pid-file", str(spec.directory / "pid"), handle.id),
+        )
+
+    def _adopt(self, handle: Handle) -> Handle:
+        """The handle of what the engine left behind (which may have ended already)."""
+        pid = int((directory_of(handle) / "pid").read_text())
+        data = handle.data | {"pid": pid, "pid_start": process.start_ticks(pid)}
+        return msgspec.structs.replace(handle, data=data)
 
     def _command(self, handle: Handle) -> tuple[str, ...]:
-        log = _directory(handle) / "engine.log"
+        log = directory_of(handle) / "engine.log"
         path = self._path or shutil.which(self._engine.name) or self._engine.name
         return (path, "--root", str(self._state), "--log", str(log), "--log-format", "json")
 
     def _failure(self, handle: Handle, argv: tuple[str, ...], status: ExitStatus) -> EngineError:
-        words = _last_words(_directory(handle) / "engine.log") or status.describe()
+        words = _last_words(directory_of(handle) / "engine.log") or status.describe()
         code = -status.signal or status.code
         problem = f"{self.name} could not start {handle.id}: {words}"
         return EngineError(problem, argv=argv, status=code, output=words)
@@ -158,15 +169,15 @@ class OciDriver:
     async def wait(self, handle: Handle) -> ExitStatus:
         """As `Driver.wait`. To learn of want of memory, call it before `destroy`."""
         status = parse_init_status(await self._spawner.exited(handle.id))
-        if status.signal == signal.SIGKILL and _cgroup(handle).oom_kills():
+        if status.signal == signal.SIGKILL and cgroup_of(handle).oom_kills():
             return ExitStatus(signal=status.signal, oom=True)
         return status
 
     async def stop(self, handle: Handle, timeout_s: float) -> None:
-        _cgroup(handle).thaw()
+        cgroup_of(handle).thaw()
         stop_signal = handle.data["stop_signal"]
         assert isinstance(stop_signal, int)
-        await _wait_for_init(handle)
+        await self._wait_for_init(handle)
         if not await self._spawner.signal(handle.id, stop_signal):
             return
         try:
@@ -176,12 +187,26 @@ class OciDriver:
             await self._spawner.signal(handle.id, signal.SIGKILL)
             await self._spawner.exited(handle.id)
 
+    async def _wait_for_init(self, handle: Handle) -> None:
+        """Wait until init takes signals: the kernel drops what a first process does not wait for.
+
+        When tini ignores SIGTTOU, it has blocked the others to wait for them.
+        """
+        pid = handle.data["pid"]
+        assert isinstance(pid, int)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(INIT_TIMEOUT_S):
+                while not process.ignores(pid, "init", signal.SIGTTOU):
+                    if not is_running(handle):
+                        return
+                    await asyncio.sleep(POLL_S)
+
     async def freeze(self, handle: Handle) -> None:
-        _check_running(handle)
-        await _cgroup(handle).freeze()
+        check_running(handle)
+        await cgroup_of(handle).freeze()
 
     async def thaw(self, handle: Handle) -> None:
-        _cgroup(handle).thaw()
+        cgroup_of(handle).thaw()
 
     async def checkpoint(self, handle: Handle, directory: Path, *, leave_running: bool) -> None:
         raise Unsupported(NO_CHECKPOINTS)
@@ -197,15 +222,15 @@ class OciDriver:
                 return None
             if finished.status != ExitStatus():
                 return None
-            handle = _adopt(handle)
-        if not _is_running(handle):
+            handle = self._adopt(handle)
+        if not is_running(handle):
             return None
         await self._end_left_behind(handle)
         return handle
 
     async def _end_left_behind(self, handle: Handle) -> None:
         """End the commands inside whose agent is no more: nobody hears them."""
-        members, directory = _cgroup(handle).pids, _directory(handle)
+        members, directory = cgroup_of(handle).pids, directory_of(handle)
         for name, pid in inside.left_behind(directory):
             if pid in members():
                 await end_session(pid, process.start_ticks(pid), members)
@@ -215,7 +240,7 @@ class OciDriver:
     async def destroy(self, handle: Handle) -> None:
         if handle.id in self._starting:
             await self._wait_for_engine(handle.id)
-        await _cgroup(handle).remove()
+        await cgroup_of(handle).remove()
         await asyncio.to_thread(self._remove, handle)
         await self._spawner.forget(handle.id)
 
@@ -230,12 +255,16 @@ class OciDriver:
         self._starting.discard(key)
 
     def _remove(self, handle: Handle) -> None:
-        directory = _directory(handle)
+        directory = directory_of(handle)
         bundles.tear_down(directory)
-        shutil.rmtree(self._state / handle.id, ignore_errors=True)
+        shutil.rmtree(self._state_of(handle), ignore_errors=True)
         for name in ("pid", "engine.log"):
             (directory / name).unlink(missing_ok=True)
         inside.clear(directory)
+
+    def _state_of(self, handle: Handle) -> Path:
+        """Where the engine has what it remembers of the instance."""
+        return self._state / handle.id
 
     def close(self) -> None:
         """Unmount what is kept between instances; they go on. Call it when the node ends."""
@@ -247,24 +276,24 @@ class OciDriver:
         place = self._place(handle)
         if execution.terminal is None:
             return await inside.converse(place, execution, self._spawner)
-        return await terminal.converse(place, execution, self._spawner, _cgroup(handle).pids)
+        return await terminal.converse(place, execution, self._spawner, cgroup_of(handle).pids)
 
     def _place(self, handle: Handle) -> inside.Place:
-        _check_running(handle)
+        check_running(handle)
         pid = handle.data["pid"]
         assert isinstance(pid, int)
-        return inside.Place(handle.id, pid, _directory(handle), self._command(handle))
+        return inside.Place(handle.id, pid, directory_of(handle), self._command(handle))
 
     async def copy(self, handle: Handle, transfer: Transfer) -> Conversation:
         return await copying.converse(self._place(handle), transfer)
 
     async def stats(self, handle: Handle) -> Stats:
-        _check_running(handle)
-        return _cgroup(handle).stats()
+        check_running(handle)
+        return cgroup_of(handle).stats()
 
     async def limit(self, handle: Handle, resources: Resources) -> None:
-        _check_running(handle)
-        _cgroup(handle).limit(
+        check_running(handle)
+        cgroup_of(handle).limit(
             {
                 "cpu": resources.cpu,
                 "memory_bytes": resources.memory_bytes,
@@ -273,7 +302,7 @@ class OciDriver:
         )
 
     async def processes(self, handle: Handle) -> list[int]:
-        return _cgroup(handle).pids()
+        return cgroup_of(handle).pids()
 
     async def guest_processes(self, handle: Handle) -> Sequence[GuestProcess]:
         raise Unsupported("its processes are the node's own: the node's table has them")
@@ -293,43 +322,21 @@ def parse_init_status(status: ExitStatus) -> ExitStatus:
     return ExitStatus(signal=number) if number in signal.valid_signals() else status
 
 
-def _directory(handle: Handle) -> Path:
+def directory_of(handle: Handle) -> Path:
     return Path(str(handle.data["directory"]))
 
 
-def _cgroup(handle: Handle) -> Cgroup:
+def cgroup_of(handle: Handle) -> Cgroup:
     return Cgroup(str(handle.data["cgroup"]))
 
 
-def _adopt(handle: Handle) -> Handle:
-    """The handle of what the engine left behind (which may have ended already)."""
-    pid = int((_directory(handle) / "pid").read_text())
-    data = handle.data | {"pid": pid, "pid_start": process.start_ticks(pid)}
-    return msgspec.structs.replace(handle, data=data)
-
-
-def _is_running(handle: Handle) -> bool:
+def is_running(handle: Handle) -> bool:
     pid, ticks = handle.data["pid"], handle.data["pid_start"]
     return isinstance(pid, int) and isinstance(ticks, int) and process.is_same(pid, ticks)
 
 
-async def _wait_for_init(handle: Handle) -> None:
-    """Wait until init takes signals: the kernel drops what a first process does not wait for.
-
-    When tini ignores SIGTTOU, it has blocked the others to wait for them.
-    """
-    pid = handle.data["pid"]
-    assert isinstance(pid, int)
-    with suppress(TimeoutError):
-        async with asyncio.timeout(INIT_TIMEOUT_S):
-            while not process.ignores(pid, "init", signal.SIGTTOU):
-                if not _is_running(handle):
-                    return
-                await asyncio.sleep(POLL_S)
-
-
-def _check_running(handle: Handle) -> None:
-    if not _is_running(handle):
+def check_running(handle: Handle) -> None:
+    if not is_running(handle):
         raise NotFound(f"instance {handle.id} does not run")
 
 
