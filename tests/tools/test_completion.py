@@ -13,12 +13,16 @@ from tests.tools.answers import APP, INSTANCE
 from tests.tools.conftest import EVIL, Pretended, Run, check_refusal, reply
 from tests.tools.test_cli import parser_of
 
-from tabane.tools.cli import COMMANDS, completion
+from tabane.middlecon import cli as middlecon
+from tabane.tools.cli import COMMANDS, completion, programs
+from tabane.tools.cli.programs import Option
 
 ASK = """
 source /dev/stdin
 COMP_WORDS=("$@") COMP_CWORD=$(($# - 1))
-_tabane
+found=$(complete -p "$1")
+found=${found#*-F }
+${found%% *}
 printf '%s\\n' "${COMPREPLY[@]}"
 """
 
@@ -43,9 +47,9 @@ class Shell:
             "TABANE_ROOT": str(self.root),
         }
 
-    def complete(self, *words: str) -> set[str]:
+    def complete(self, *words: str, program: str = "tabane") -> set[str]:
         done = subprocess.run(
-            ["bash", "--norc", "-c", ASK, "bash", "tabane", *words],
+            ["bash", "--norc", "-c", ASK, "bash", program, *words],
             input=self._script,
             capture_output=True,
             text=True,
@@ -143,11 +147,38 @@ def test_a_cluster_that_does_not_answer_is_given_up_soon(
     assert tabane("completion", "--names", "nodes", "--json").out == '["tokyo/tokyo-1"]\n'
 
 
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("k2i --li", "--list-collectors"),
+        ("k2i --port 80 --ho", "--host"),
+        ("k2i --port --ho", ""),
+        ("middlecon s", "serve say state"),
+        ("middlecon say --hu", "--hub"),
+        ("middlecon join room --answer yes --p", "--put"),
+        ("middlecon join --hub -", ""),
+        ("middlecon --v", "--version"),
+        ("middlecon say lobby s", ""),
+    ],
+)
+def test_the_other_programs(line: str, found: str, shell: Shell) -> None:
+    program, *words = line.split()
+    assert shell.complete(*words, program=program) == set(found.split())
+
+
+def test_all_that_they_take() -> None:
+    told = programs.programs()
+    assert [*told["middlecon"]] == ["", *middlecon.COMMANDS]
+    of_all = {option.spelling for of in told["middlecon"].values() for option in of}
+    assert {"--listen", "--no-chat", "--token-file", "--json", "--members"} <= of_all
+    assert Option("--unix", True) in told["k2i"][""]
+
+
 @pytest.mark.parametrize("name", ["bash", "zsh", "fish"])
 def test_every_shell_gets_every_command(name: str, tabane: Run) -> None:
     ended = tabane("completion", name)
     assert (ended.code, ended.err) == (0, "")
-    for command in COMMANDS:
+    for command in (*COMMANDS, "k2i", *middlecon.COMMANDS):
         assert re.search(rf"\b{command}\b", ended.out)
     if name == "zsh":
         assert ended.out.startswith("autoload")

@@ -1,4 +1,4 @@
-"""`tabane completion`: what a shell needs to complete `tabane` commands.
+"""`tabane completion`: what a shell needs to complete `tabane` commands, and the other programs'.
 
 The script has the commands and their options in it, as their `--help` tells them; names of apps,
 instances, nodes and data centers are asked of the cluster when they are wanted, quickly, and in
@@ -7,18 +7,18 @@ silence when that fails: nobody wants an error in the middle of typing.
 
 from __future__ import annotations
 
-import io
 import re
 import shlex
 import signal
 from collections.abc import Iterable
-from contextlib import redirect_stdout, suppress
+from contextlib import suppress
 from importlib import import_module
 from types import FrameType
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 from tabane.errors import TabaneError, TimedOut, UsageError
 from tabane.tools.cli.common import Parser
+from tabane.tools.cli.programs import Option, fish_option, in_fish, options_in
 
 SHELLS = ("bash", "zsh", "fish")
 KINDS = ("apps", "instances", "targets", "nodes", "datacenters", "columns")
@@ -35,19 +35,10 @@ COLUMN_OPTIONS = ("-o", "-O", "--format", "--sort")
 """Of ps."""
 SIGNALS = "-TERM -KILL -HUP -INT -QUIT -USR1 -USR2 -STOP -CONT"
 SENDS_SIGNALS = ("kill", "pkill")
-_OPTION = re.compile(r"^  (-.*?)(?:  |$)", re.MULTILINE)
-_SPELLING = re.compile(r"(--?[A-Za-z0-9][A-Za-z0-9-]*)(?: (\S+))?")
-
-
-class Option(NamedTuple):
-    """`spelling` is one of an option's names."""
-
-    spelling: str
-    takes_value: bool
 
 
 def completion(argv: list[str]) -> int:
-    parser = Parser("completion", "A script that has a shell complete tabane's commands.")
+    parser = Parser("completion", "A script to complete tabane, k2i and middlecon in a shell.")
     parser.usage = "tabane completion {bash,zsh,fish}"
     parser.add_argument("--names", choices=KINDS, help="print what the cluster has of these")
     parser.add_argument("--json", action="store_true", help="with --names: as a list")
@@ -115,25 +106,17 @@ def options_of(name: str) -> list[Option]:
     """A command's options, as its help tells them."""
     from tabane.tools.cli import COMMANDS
 
-    help_ = io.StringIO()
     module = import_module(f"tabane.tools.cli.{COMMANDS[name][0]}")
-    with redirect_stdout(help_), suppress(SystemExit):
-        getattr(module, name)(["--help"])
-    found: dict[str, Option] = {}
-    for told in _OPTION.findall(help_.getvalue()):
-        spellings = _SPELLING.findall(told)
-        takes_value = any(value for _, value in spellings)
-        found |= {one: Option(one, takes_value) for one, _ in spellings}
-    return list(found.values())
+    return options_in(getattr(module, name))
 
 
 def script(shell: str) -> str:
-    """The whole script, to be sourced."""
-    from tabane.tools.cli import COMMANDS
+    """The whole script, to be sourced. It has the other two programs in it, too."""
+    from tabane.tools.cli import COMMANDS, programs
 
     options = {name: options_of(name) for name in COMMANDS}
     if shell == "fish":
-        return "\n".join(_fish(options))
+        return "\n".join([*_fish(options), *programs.fish()])
     bash = BASH.format(
         commands=" ".join(COMMANDS),
         options="\n".join(_case(name, of) for name, of in options.items()),
@@ -143,6 +126,7 @@ def script(shell: str) -> str:
         words="\n".join(f"        {name}) kind={kind} ;;" for name, kind in WORDS.items()),
         shells=" ".join(SHELLS),
     )
+    bash = "\n\n".join([bash, *programs.bash()])
     return f"autoload -U +X bashcompinit && bashcompinit\n{bash}" if shell == "zsh" else bash
 
 
@@ -239,9 +223,7 @@ def _fish(options: dict[str, list[Option]]) -> list[str]:
 
 
 def _fish_option(option: Option) -> str:
-    long = option.spelling.startswith("--")
-    spelled = f"-{'l' if long else 's'} {option.spelling.lstrip('-')}"
     if option.spelling in VALUES:
         kind = VALUES[option.spelling]
-        return f"{spelled} -x -a '(tabane completion --names {kind} 2>/dev/null)'"
-    return f"{spelled} -r" if option.takes_value else spelled
+        return f"{in_fish(option.spelling)} -x -a '(tabane completion --names {kind} 2>/dev/null)'"
+    return fish_option(option)
