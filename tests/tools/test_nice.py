@@ -5,8 +5,6 @@ from __future__ import annotations
 import pytest
 from tests.tools.conftest import Pretended, Run, check_refusal, reply
 
-from tabane.tools.cli import COMMANDS
-
 
 @pytest.fixture
 def executed(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
@@ -16,7 +14,7 @@ def executed(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         lines.append([word for word in argv if not word.startswith("--root=")])
         return 7
 
-    monkeypatch.setattr(f"tabane.tools.cli.{COMMANDS['exec'][0]}.exec", execute)
+    monkeypatch.setattr("tabane.tools.cli.nice.execute", execute)
     return lines
 
 

@@ -81,7 +81,8 @@ def _converse(args: argparse.Namespace, talk: Talk) -> int:
         return converse(talk, stdin, _to(sys.stdout), _to(sys.stderr), changed)
 
 
-globals()["exec"] = execute
+exec = execute
+"""As the table of commands has it."""
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:

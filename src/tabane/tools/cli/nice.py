@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable
 
 from tabane.errors import NotFound, UsageError
 from tabane.tools.cli.common import Parser
-from tabane.tools.cli.exec import INSTANCE_HELP, add_choice
+from tabane.tools.cli.exec import INSTANCE_HELP, add_choice, execute
 
 USUAL = 10
 
@@ -32,12 +31,6 @@ def nice(argv: list[str]) -> int:
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
     if not command:
         raise UsageError("nice: name an instance and a command (what runs: `tabane renice`)")
-    from importlib import import_module
-
-    from tabane.tools.cli import COMMANDS
-
-    execute: Callable[[list[str]], int]
-    execute = getattr(import_module(f"tabane.tools.cli.{COMMANDS['exec'][0]}"), "exec")  # noqa: B009
     told = [
         f"--{one}={getattr(args, one)}"
         for one in ("root", "dc", "node")
