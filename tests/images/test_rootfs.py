@@ -281,3 +281,29 @@ def test_noise_is_refused(tmp_path: Path, data: bytes) -> None:
     tree.mkdir(exist_ok=True)
     with pytest.raises(Corrupt):
         unpack_layer(io.BytesIO(b"\x01" + data), tree)
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_a_header_that_is_larger_than_memory_should_hold(tree: Path, kind: bytes) -> None:
+    info = tarfile.TarInfo("header")
+    info.type, info.size = kind, 1 << 30
+    with pytest.raises(Corrupt, match="a header of 1073741824 bytes"):
+        unpack_layer(io.BytesIO(info.tobuf()), tree)
+
+
+def test_what_is_written_is_announced_before(tree: Path) -> None:
+    announced: list[int] = []
+    layer = io.BytesIO()
+    with tarfile.open(fileobj=layer, mode="w") as tar:
+        info = tarfile.TarInfo("file")
+        info.size = 1000
+        tar.addfile(info, io.BytesIO(bytes(1000)))
+    layer.seek(0)
+
+    def refuse(size: int) -> None:
+        announced.append(size)
+        raise OSError("no more")
+
+    with pytest.raises(OSError, match="no more"):
+        unpack_layer(layer, tree, refuse)
+    assert announced == [1512] and list(tree.iterdir()) == []

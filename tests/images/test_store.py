@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import io
 import json
 import shutil
 import subprocess
-import tarfile
 from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tabane.errors import Corrupt, NotFound, UsageError
 from tabane.images import ImageStore, Packed, layout, oci, pack
-from tabane.images.store import unpack
+from tabane.images.layers import unpack
+from tabane.testing.layouts import (
+    make_manifest,
+    of_platform,
+    put,
+    tagged,
+    tar_of,
+    write_index,
+)
 
 
 async def sent(chunks: Iterable[bytes]) -> AsyncIterator[bytes]:
@@ -42,56 +47,6 @@ def rootfs(tmp_path: Path) -> Path:
 @pytest.fixture
 def store(tmp_path: Path) -> ImageStore:
     return ImageStore(tmp_path / "store")
-
-
-def put(directory: Path, data: bytes, media_type: str) -> oci.Descriptor:
-    path = layout.blob_path(directory, oci.digest_of(data))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
-    return oci.describe(media_type, data)
-
-
-def tar_of(**files: str) -> bytes:
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w") as tar:
-        for name, text in files.items():
-            info = tarfile.TarInfo(name.replace("__", "."))
-            info.size = len(text)
-            tar.addfile(info, io.BytesIO(text.encode()))
-    return file.getvalue()
-
-
-def make_manifest(
-    directory: Path, *layers: bytes, architecture: str = "amd64", **config: Any
-) -> oci.Descriptor:
-    """An image in a layout: gzip where a layer begins like it, else plain."""
-    kinds = [oci.GZIP_LAYERS[0] if data[:2] == b"\x1f\x8b" else oci.LAYER for data in layers]
-    plain = [gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data for data in layers]
-    document = {
-        "architecture": architecture,
-        "os": "linux",
-        "config": config,
-        "rootfs": {"type": "layers", "diff_ids": [oci.digest_of(data) for data in plain]},
-        "history": [],
-    }
-    described = put(directory, json.dumps(document).encode(), oci.CONFIG)
-    blobs = tuple(put(directory, data, kind) for data, kind in zip(layers, kinds, strict=True))
-    return put(directory, oci.encode(oci.Manifest(described, blobs)), oci.MANIFEST)
-
-
-def write_index(directory: Path, *manifests: oci.Descriptor) -> None:
-    (directory / "index.json").write_bytes(oci.encode(oci.Index(manifests)))
-    (directory / "oci-layout").write_bytes(oci.LAYOUT)
-
-
-def tagged(manifest: oci.Descriptor, tag: str) -> oci.Descriptor:
-    annotations = {oci.REF_NAME: tag}
-    return oci.Descriptor(manifest.media_type, manifest.digest, manifest.size, None, annotations)
-
-
-def of_platform(manifest: oci.Descriptor, architecture: str) -> oci.Descriptor:
-    platform = oci.Platform(architecture, "linux")
-    return oci.Descriptor(manifest.media_type, manifest.digest, manifest.size, platform)
 
 
 async def test_a_directory_becomes_an_image(store: ImageStore, rootfs: Path) -> None:
@@ -190,7 +145,7 @@ def secretly_foreign(base: Path) -> None:
 
 def strange_layer(base: Path) -> None:
     config = put(base, b'{"architecture":"amd64","os":"linux","rootfs":{"diff_ids":["x"]}}', "")
-    layer = put(base, b"zstd", f"{oci.LAYER}+zstd")
+    layer = put(base, b"brotli", f"{oci.LAYER}+br")
     write_index(base, put(base, oci.encode(oci.Manifest(config, (layer,))), oci.MANIFEST))
 
 
@@ -205,7 +160,7 @@ def no_image(base: Path) -> None:
         (several, "has several images: add one of the tags one, two"),
         (foreign, "is for linux/arm64 only, not for linux/amd64"),
         (secretly_foreign, "is for linux/arm64, not for linux/amd64"),
-        (strange_layer, "has a layer of type .*zstd: use tar or gzip"),
+        (strange_layer, "has a layer of type .*br: use tar, gzip or zstd"),
         (no_image, "has no image$"),
     ],
 )
@@ -222,7 +177,7 @@ def test_layouts_that_do_not_fit(
     [
         ("rootfs:missing", "missing does not exist"),
         ("rootfs:file", "is not a directory"),
-        ("rootfs:", "is none of rootfs:PATH, oci:PATH, archive:PATH, host"),
+        ("rootfs:", "is none of rootfs:PATH, oci:PATH, archive:PATH, wasm:PATH"),
         ("docker://x/y:z", "is none of"),
         ("host", "is none of"),
         ("oci:missing:tag", "missing:tag does not exist"),

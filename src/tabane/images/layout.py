@@ -49,12 +49,17 @@ def find_manifest(layout: Path, tag: str, where: str) -> tuple[str, oci.Manifest
     config = oci.parse_config(read(manifest.config.digest))
     oci.check(manifest, config, where)
     for descriptor in (manifest.config, *manifest.layers):
-        path = blob_path(layout, descriptor.digest)
-        size = path.stat().st_size if path.exists() else 0
-        if size != descriptor.size:
-            problem = f"has {size} of {descriptor.size} bytes" if path.exists() else "is missing"
-            raise Corrupt(f"{where}: blob {descriptor.digest} {problem}: make the image again")
+        check_size(blob_path(layout, descriptor.digest), descriptor, where)
     return digest, manifest, config
+
+
+def check_size(path: Path, descriptor: oci.Descriptor, where: str) -> None:
+    """Raises `Corrupt` for a blob that is not there, or not as long as it is said to be (a size of
+    -1 says nothing)."""
+    size = path.stat().st_size if path.exists() else None
+    if size is None or size != descriptor.size >= 0:
+        problem = "is missing" if size is None else f"has {size} of {descriptor.size} bytes"
+        raise Corrupt(f"{where}: blob {descriptor.digest} {problem}: make the image again")
 
 
 def stream(digest: str, blobs: Mapping[str, Path]) -> Iterator[bytes]:
@@ -79,38 +84,43 @@ def _member(name: str, size: int, file: IO[bytes]) -> Iterator[bytes]:
     yield tarfile.NUL * (-size % tarfile.BLOCKSIZE)
 
 
-def extract(archive: Path, layout: Path, where: str) -> None:
-    """Take a layout's tar apart into the directory `layout`, verifying each blob.
+def extract(archive: Path, layout: Path, where: str) -> set[str]:
+    """Take a layout's tar apart into the directory `layout`, verifying each blob; returns their
+    digests.
 
     Raises `Corrupt` for a blob that is not what its name says, or an archive that breaks off, and
     `UsageError` for one that is no layout.
     """
-    (layout / "blobs/sha256").mkdir(parents=True)
+    (layout / "blobs/sha256").mkdir(parents=True, exist_ok=True)
+    found: set[str] = set()
     try:
         with tarfile.open(archive, "r:*") as tar:
             for member in tar:
-                _extract_member(tar, member, layout, where)
+                found |= _extract_member(tar, member, layout, where)
     except (tarfile.TarError, EOFError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise Corrupt(f"{where} is no tar archive, or is cut off: make it again") from error
     if not (layout / "index.json").exists():
         raise UsageError(f"{where} is not an OCI image archive: it has no index.json")
+    return found
 
 
 def _extract_member(
     tar: tarfile.TarFile, member: tarfile.TarInfo, layout: Path, where: str
-) -> None:
+) -> set[str]:
     name = member.name.removeprefix("./")
     file = tar.extractfile(member) if member.isreg() else None
     if file is None:
-        return
+        return set()
     if name == "index.json":
         (layout / name).write_bytes(file.read(oci.MOST_DOCUMENT_BYTES))
     elif name.startswith("blobs/sha256/"):
         digest = oci.check_digest(f"sha256:{name.removeprefix('blobs/sha256/')}")
         if copy_verified(file, blob_path(layout, digest)) != digest:
             raise Corrupt(f"{where}: blob {digest} is not what its name says: make it again")
+        return {digest}
+    return set()
 
 
 def copy_verified(source: IO[bytes], target: Path) -> str:

@@ -3,6 +3,8 @@
     rootfs:DIR            a directory tree, packed into an image of one layer
     oci:DIR[:TAG]         an OCI image layout directory
     archive:FILE[:TAG]    a tar of a layout, or what `docker save` writes
+    wasm:FILE             a WebAssembly module or component, packed into an image of one file
+    solo5:FILE            a solo5 unikernel, likewise
 
 The same tree gives the same digest everywhere: names are sorted, times are whole seconds, numbers
 instead of names for owners. Times are kept, since programs look at them (Python's compiled files
@@ -24,8 +26,9 @@ from typing import Self
 
 from tabane.errors import UsageError
 from tabane.images import layout, oci, rootfs
+from tabane.images.programs import HEAD_BYTES, platform_of
 
-KINDS = ("rootfs", "oci", "archive")
+KINDS = ("rootfs", "oci", "archive", "wasm", "solo5")
 
 
 class Packed:
@@ -33,6 +36,7 @@ class Packed:
 
     def __init__(self, digest: str, blobs: dict[str, Path], made: Path | None = None) -> None:
         self.digest = digest
+        self.bytes = sum(path.stat().st_size for path in blobs.values())
         self._blobs = blobs
         self._made = made
 
@@ -71,6 +75,8 @@ def pack(source: str, base: Path) -> Packed:
     try:
         if kind == "rootfs":
             return _pack_rootfs(_existing(base / rest, source), made)
+        if kind in (oci.WASM, oci.SOLO5):
+            return _pack_program(kind, _existing(base / rest, source), made)
         path, tag = _split_tag(base / rest, source)
         if kind == "oci":
             made.rmdir()
@@ -106,7 +112,8 @@ def _from_layout(directory: Path, tag: str, source: str, made: Path | None) -> P
 
 def _unpack_archive(archive: Path, directory: Path, source: str) -> None:
     if not _is_docker_archive(archive):
-        return layout.extract(archive, directory, source)
+        layout.extract(archive, directory, source)
+        return
     if shutil.which("skopeo") is None:
         raise UsageError(f"{source} is of the kind `docker save` writes: install skopeo to read it")
     options = ("--dest-oci-accept-uncompressed-layers", "--quiet")
@@ -115,7 +122,6 @@ def _unpack_archive(archive: Path, directory: Path, source: str) -> None:
     if done.returncode != 0:
         words = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
         raise UsageError(f"skopeo cannot read {source}: {words[0]}")
-    return None
 
 
 def _is_docker_archive(archive: Path) -> bool:
@@ -131,6 +137,29 @@ def _is_docker_archive(archive: Path) -> bool:
 def _pack_rootfs(tree: Path, made: Path) -> Packed:
     if not tree.is_dir():
         raise UsageError(f"rootfs:{tree} is not a directory")
+    return _pack_tree(tree, made, oci.NATIVE, None)
+
+
+def _pack_program(kind: str, program: Path, made: Path) -> Packed:
+    """As runtimes elsewhere take them too: one file in one layer, named by the entrypoint."""
+    if not program.is_file():
+        raise UsageError(f"{kind}:{program} is not a file")
+    with program.open("rb") as file:
+        platform = platform_of(kind, file.read(HEAD_BYTES), f"{kind}:{program}")
+    tree = made / "tree"
+    tree.mkdir()
+    name = program.name if oci.FILE_NAME.fullmatch(program.name) else oci.PROGRAM
+    shutil.copyfile(program, tree / name)
+    (tree / name).chmod(0o755)
+    for path in (tree / name, tree):
+        os.utime(path, (0, 0))
+    return _pack_tree(tree, made, platform, oci.Process(entrypoint=(f"/{name}",)))
+
+
+def _pack_tree(
+    tree: Path, made: Path, platform: oci.Platform, process: oci.Process | None
+) -> Packed:
+    """An image of one layer that has what is in `tree`."""
     directory = made / "layout"
     (directory / "blobs/sha256").mkdir(parents=True)
     with (made / "layer").open("w+b") as file:
@@ -139,7 +168,8 @@ def _pack_rootfs(tree: Path, made: Path) -> Packed:
         digest = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
         layer = oci.Descriptor(oci.LAYER, digest, os.fstat(file.fileno()).st_size)
     (made / "layer").rename(layout.blob_path(directory, digest))
-    config = oci.encode(oci.Config(oci.ARCHITECTURE, oci.OS, oci.RootFs((digest,))))
+    root = oci.RootFs((digest,))
+    config = oci.encode(oci.Config(platform.architecture, platform.os, root, process))
     manifest = oci.encode(oci.Manifest(oci.describe(oci.CONFIG, config), (layer,)))
     for data in (config, manifest):
         layout.blob_path(directory, oci.digest_of(data)).write_bytes(data)

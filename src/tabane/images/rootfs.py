@@ -15,10 +15,10 @@ import os
 import shutil
 import stat
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Self
+from typing import IO, Any, Self
 
 from tabane.errors import Corrupt, UsageError
 
@@ -44,7 +44,17 @@ IMPOSSIBLE = (
 )
 """What the names of a broken archive lead to, as opposed to what a broken machine does."""
 GONE = (FileNotFoundError, NotADirectoryError)
+ENTRY_BYTES = 512
+"""What an entry costs at the least, however small it is: a header, an inode."""
+MOST_HEADER_BYTES = 1 << 20
+"""Of a long name or of extended attributes, which are read into memory as a whole."""
 O_PATH_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+
+HEADERS = (
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+)
+Spend = Callable[[int], object]
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -104,14 +114,15 @@ def _normalise(info: tarfile.TarInfo, path: Path) -> None:
 # Unpacking
 
 
-def unpack_layer(source: IO[bytes], tree: Path) -> None:
-    """Apply an uncompressed layer's tar stream to `tree`, whiteouts included.
+def unpack_layer(source: IO[bytes], tree: Path, spend: Spend = lambda size: None) -> None:
+    """Apply an uncompressed layer's tar stream to `tree`, whiteouts included. `spend` is told how
+    much will be written, before it is; what it raises ends the unpacking.
 
     Raises `Corrupt` for a stream that is no tar archive, breaks off, or has an impossible entry.
     """
-    with _Unpacker(tree) as unpacker:
+    with _Unpacker(tree, spend) as unpacker:
         try:
-            with tarfile.open(fileobj=source, mode="r|") as tar:
+            with tarfile.open(fileobj=source, mode="r|", tarinfo=_Entry) as tar:
                 for entry in tar:
                     unpacker.add(tar, entry)
             unpacker.finish()
@@ -119,10 +130,20 @@ def unpack_layer(source: IO[bytes], tree: Path) -> None:
             raise Corrupt(f"a layer cannot be read: {error}") from error
 
 
+class _Entry(tarfile.TarInfo):
+    """An entry whose headers fit into memory."""
+
+    def _proc_member(self, tar: tarfile.TarFile) -> Any:
+        if self.type in HEADERS and self.size > MOST_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {self.size} bytes")
+        return super()._proc_member(tar)  # type: ignore[misc]
+
+
 class _Unpacker:
     """One layer on its way into a tree."""
 
-    def __init__(self, tree: Path) -> None:
+    def __init__(self, tree: Path, spend: Spend) -> None:
+        self._spend = spend
         self._root = os.open(tree, O_PATH_DIRECTORY)
         self._parent: tuple[str, int] = ("", os.dup(self._root))
         """The directory of the last entry, which mostly is the next one's too."""
@@ -139,6 +160,7 @@ class _Unpacker:
 
     def add(self, tar: tarfile.TarFile, entry: tarfile.TarInfo) -> None:
         """Make what `entry` says. Raises `Corrupt` when it cannot be."""
+        self._spend(ENTRY_BYTES + (entry.size if entry.isreg() else 0))
         parts = [part for part in entry.name.split("/") if part not in ("", ".")]
         parent, name = "/".join(parts[:-1]), parts[-1] if parts else "."
         try:
@@ -257,9 +279,10 @@ class _Unpacker:
             os.utime(name, times, dir_fd=directory, follow_symlinks=False)
 
 
-def open_in_root(root: int, path: str) -> int:
-    """A descriptor of the directory that `path` means to a process whose root is `root`."""
-    how = _How(O_PATH_DIRECTORY, 0, RESOLVE_IN_ROOT)
+def open_in_root(root: int, path: str, flags: int = O_PATH_DIRECTORY) -> int:
+    """A descriptor of what `path` means to a process whose root is `root`: a directory, unless
+    `flags` say otherwise."""
+    how = _How(flags, 0, RESOLVE_IN_ROOT)
     size = ctypes.c_size_t(ctypes.sizeof(how))
     found = int(_libc.syscall(SYS_OPENAT2, root, os.fsencode(path), ctypes.byref(how), size))
     if found < 0:

@@ -1,10 +1,15 @@
 """A node's images: verified blobs, and the trees that instances run from.
 
     blobs/sha256/HEX     every blob has been hashed before it got its name
-    images/HEX           one file per image (by its manifest's digest): the digests it consists of
+    images/HEX           one file per image (by its manifest's digest): the blobs it consists of,
+                         and where it came from; its time is when the image was last used
     trees/HEX/rootfs     unpacked, for drivers; made when first wanted, by renaming what is complete
+    trees/HEX/bytes      how much that takes
     host/HEX             skeletons for the image `host`
     incoming/            what is not complete yet; emptied when a store is opened
+
+What a driver makes of an image and keeps (a disk, a compiled module) goes beside its tree, into
+`trees/HEX`: it counts as the image's, and goes with it.
 
 One process has the store open. Everything that takes time runs in threads.
 """
@@ -12,42 +17,67 @@ One process has the store open. Everything that takes time runs in threads.
 from __future__ import annotations
 
 import asyncio
-import ctypes
-import gzip
-import hashlib
 import os
 import shutil
 import tempfile
-import zlib
-from collections.abc import AsyncIterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import IO
 
 import msgspec
 
+from tabane.clock import SYSTEM, Clock
 from tabane.errors import Corrupt, NotFound
-from tabane.images import host, layout, oci, rootfs
+from tabane.images import host, layout, oci, trees
+from tabane.images.incoming import Incoming, sync_file
+from tabane.images.room import Claim, Room
+from tabane.model import Value
 from tabane.runtimes.api import Image
 
-CHUNK_BYTES = 1 << 20
-GZIP_MAGIC = b"\x1f\x8b"
+HOST = "host"
+USED_S = 60.0
+"""That an image is used is written down so often at the most."""
 
-_libc = ctypes.CDLL(None, use_errno=True)
+
+class Marker(Value, frozen=True):
+    """The file of an image. `digests`: of its manifest, its configuration, its layers."""
+
+    digests: tuple[str, ...]
+    source: str = ""
+
+
+class StoredImage(Value, frozen=True):
+    """An image here. `bytes`: of its blobs, some of which it may share; `unpacked_bytes`: of its
+    tree and of what drivers keep beside it; `used_at`: when it was last asked for."""
+
+    digest: str
+    kind: str
+    source: str
+    bytes: int
+    unpacked_bytes: int
+    used_at: float
 
 
 class ImageStore:
-    """See the module's text. `directory` is made if need be; others than root need not see it."""
+    """See the module's text. `directory` is made if need be; others than root need not see it.
+    `quota_bytes`: as of `Room`."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, quota_bytes: int = 0, clock: Clock = SYSTEM) -> None:
         self._directory = directory
+        self._clock = clock
         shutil.rmtree(directory / "incoming", ignore_errors=True)
         for name in ("blobs/sha256", "images", "trees", "host", "incoming"):
             (directory / name).mkdir(parents=True, exist_ok=True)
         directory.chmod(0o700)
+        self.room = Room(directory, quota_bytes)
         self._prepared: dict[str, Image] = {}
+        self._used: dict[str, float] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self._changing = asyncio.Lock()
         """Held while blobs come or go, so that none is removed that another image just got."""
+        self._measure()
+
+    # What is here
 
     def has(self, digest: str) -> bool:
         """Whether the whole image is here."""
@@ -57,79 +87,91 @@ class ImageStore:
         """Of all images here."""
         return sorted(f"sha256:{path.name}" for path in (self._directory / "images").iterdir())
 
-    async def import_layout(self, source: AsyncIterable[bytes] | Path) -> str:
-        """Take in an image as `Packed.chunks()` or `export` give it; return its digest.
+    def list_images(self) -> list[StoredImage]:
+        """All of them, the one used least recently first."""
+        found = (self.describe(digest) for digest in self.digests())
+        return sorted(found, key=lambda image: image.used_at)
 
-        Raises `Corrupt` when a blob is not what its name says or the stream breaks off, and
-        `UsageError` when it cannot run here. Importing what is here already changes nothing.
-        """
-        place = Path(tempfile.mkdtemp(dir=self._directory / "incoming"))
-        try:
-            archive = source if isinstance(source, Path) else place / "archive"
-            if not isinstance(source, Path):
-                await _receive(source, archive)
-            await asyncio.to_thread(layout.extract, archive, place / "layout", "the image")
-            async with self._changing:
-                return await asyncio.to_thread(self._adopt, place / "layout")
-        finally:
-            await asyncio.to_thread(shutil.rmtree, place)
+    def describe(self, digest: str) -> StoredImage:
+        """Raises `NotFound`."""
+        marker = self._read(digest)
+        return StoredImage(
+            digest,
+            self.config(digest).platform.kind,
+            marker.source,
+            sum(self.blob(one).stat().st_size for one in marker.digests),
+            trees.measure(self._tree(digest)),
+            self._marker(digest).stat().st_mtime,
+        )
 
-    def _adopt(self, directory: Path) -> str:
-        digest, manifest, _ = layout.find_manifest(directory, "", "the image")
-        digests = (digest, *manifest.digests())
-        for blob in digests:
-            path = layout.blob_path(directory, blob)
-            _sync_file(path)
-            path.replace(layout.blob_path(self._directory, blob))
-        marker = directory / "marker"
-        marker.write_bytes(msgspec.json.encode(digests))
-        _sync_file(marker)
-        marker.replace(self._marker(digest))
-        return digest
+    def manifest(self, digest: str) -> oci.Manifest:
+        """Raises `NotFound`."""
+        return oci.parse_manifest(self.blob(self._read(digest).digests[0]).read_bytes())
 
-    def export(self, digest: str) -> Iterator[bytes]:
-        """The image as a tar stream for another node's `import_layout`. Raises `NotFound`."""
-        blobs = {d: layout.blob_path(self._directory, d) for d in self._digests_of(digest)}
-        return layout.stream(digest, blobs)
+    def config(self, digest: str) -> oci.Config:
+        """Raises `NotFound`."""
+        return oci.parse_config(self.blob(self._read(digest).digests[1]).read_bytes())
 
-    async def prepare(self, digest: str) -> Image:
-        """The image, unpacked if it is not yet; many may ask at once. `host` is the host's own.
+    def blob(self, digest: str) -> Path:
+        """Where a blob is, if it is here."""
+        return layout.blob_path(self._directory, digest)
 
-        Raises `NotFound` when it is not here, `Corrupt` when it does not unpack to what it says.
-        """
-        if digest in self._prepared:
-            return self._prepared[digest]
-        async with self._locks.setdefault(digest, asyncio.Lock()):
-            if digest not in self._prepared:
-                work = self._make_host if digest == "host" else self._unpack
-                self._prepared[digest] = await asyncio.to_thread(work, digest)
-        self._locks.pop(digest, None)
-        return self._prepared[digest]
+    def blobs(self, digest: str) -> dict[str, Path]:
+        """What the image consists of: its manifest, its configuration, its layers. Raises
+        `NotFound`."""
+        return {one: self.blob(one) for one in self._read(digest).digests}
 
-    def _make_host(self, digest: str) -> Image:
-        return host.make_image(self._directory / "host", self._directory / "incoming")
+    # Coming and going
 
-    def _unpack(self, digest: str) -> Image:
-        blobs = self._digests_of(digest)
-        final = self._directory / "trees" / digest.removeprefix("sha256:")
-        config = oci.parse_config(self._blob(blobs[1]).read_bytes())
-        if not final.exists():
+    @asynccontextmanager
+    async def receive(self) -> AsyncIterator[Incoming]:
+        """A place for what is coming; what is not adopted when the block ends is gone. Raises
+        `NoRoom` when the disk is full."""
+        with self.room.claim() as claim:
             place = Path(tempfile.mkdtemp(dir=self._directory / "incoming"))
             try:
-                self._unpack_into(place / "rootfs", digest, config)
-                _sync_file_system(place)
-                place.rename(final)
-            except BaseException:
-                shutil.rmtree(place)
-                raise
-        return oci.make_image(digest, final / "rootfs", config)
+                yield Incoming(place, claim, self._directory)
+            finally:
+                await asyncio.to_thread(shutil.rmtree, place)
 
-    def _unpack_into(self, tree: Path, digest: str, config: oci.Config) -> None:
-        tree.mkdir()
-        tree.chmod(0o755)
-        manifest = oci.parse_manifest(self._blob(digest).read_bytes())
-        for layer, diff_id in zip(manifest.layers, config.rootfs.diff_ids, strict=True):
-            unpack(self._blob(layer.digest), diff_id, tree)
+    async def import_layout(self, source: AsyncIterable[bytes] | Path, name: str = "") -> str:
+        """Take in an image as `Packed.chunks()` or `export` give it; return its digest. `name`:
+        where it came from.
+
+        Raises `Corrupt` when a blob is not what its name says or the stream breaks off, `NoRoom`,
+        and `UsageError` when it cannot run here. Importing what is here already changes nothing.
+        """
+        async with self.receive() as incoming:
+            archive = source if isinstance(source, Path) else incoming.place / "archive"
+            if not isinstance(source, Path):
+                await _receive(source, archive, incoming.claim)
+            digest = await asyncio.to_thread(incoming.extract, archive)
+            return await self.adopt(incoming, digest, name)
+
+    async def adopt(self, incoming: Incoming, digest: str, source: str = "") -> str:
+        """Make the image whose manifest has `digest` one of the store's. Raises as
+        `import_layout`."""
+        digests = await asyncio.to_thread(incoming.verify, digest)
+        async with self._changing:
+            await asyncio.to_thread(self._adopt, incoming, Marker(digests, source))
+        return digest
+
+    def _adopt(self, incoming: Incoming, marker: Marker) -> None:
+        for blob in marker.digests:
+            path = incoming.path(blob)
+            sync_file(path)
+            path.replace(self.blob(blob))
+        scratch = incoming.place / "marker"
+        scratch.write_bytes(msgspec.json.encode(marker))
+        sync_file(scratch)
+        scratch.replace(self._marker(marker.digests[0]))
+        self._write_use(marker.digests[0], self._clock.wall())
+        incoming.claim.bytes = 0
+        self._measure()
+
+    def export(self, digest: str) -> Iterator[bytes]:
+        """The image as a tar stream for another store's `import_layout`. Raises `NotFound`."""
+        return layout.stream(digest, self.blobs(digest))
 
     async def remove(self, digest: str) -> None:
         """Forget an image: its tree and the blobs no other image needs. Unknown ones are fine.
@@ -142,85 +184,104 @@ class ImageStore:
                 await asyncio.to_thread(self._remove, digest)
 
     def _remove(self, digest: str) -> None:
-        gone = set(self._digests_of(digest))
+        gone = set(self._read(digest).digests)
         self._marker(digest).unlink()
         for other in self.digests():
-            gone -= set(self._digests_of(other))
+            gone -= set(self._read(other).digests)
         for blob in gone:
-            self._blob(blob).unlink(missing_ok=True)
-        tree = self._directory / "trees" / digest.removeprefix("sha256:")
-        if tree.exists():
+            self.blob(blob).unlink(missing_ok=True)
+        if self._tree(digest).exists():
             place = Path(tempfile.mkdtemp(dir=self._directory / "incoming"))
-            tree.rename(place / "tree")
+            self._tree(digest).rename(place / "tree")
             shutil.rmtree(place)
+        self._measure()
+
+    # Use
+
+    async def prepare(self, digest: str) -> Image:
+        """The image, unpacked if it is not yet; many may ask at once. `host` is the host's own.
+
+        Raises `NotFound` when it is not here, `Corrupt` when it does not unpack to what it says,
+        `NoRoom` when that is more than there is room for.
+        """
+        self._note_use(digest)
+        if digest in self._prepared:
+            return self._prepared[digest]
+        async with self._locks.setdefault(digest, asyncio.Lock()):
+            if digest not in self._prepared:
+                work = self._make_host if digest == HOST else self._unpack
+                self._prepared[digest] = await asyncio.to_thread(work, digest)
+        self._locks.pop(digest, None)
+        return self._prepared[digest]
+
+    def _note_use(self, digest: str) -> None:
+        now = self._clock.wall()
+        if digest != HOST and now - self._used.get(digest, 0.0) > USED_S and self.has(digest):
+            self._write_use(digest, now)
+
+    def _write_use(self, digest: str, now: float) -> None:
+        self._used[digest] = now
+        os.utime(self._marker(digest), (now, now))
+
+    def used_lately(self) -> set[str]:
+        """What was asked for within `USED_S`: who asked may be about to begin."""
+        now = self._clock.wall()
+        self._used = {one: at for one, at in self._used.items() if now - at <= USED_S}
+        return set(self._used)
+
+    def _make_host(self, digest: str) -> Image:
+        return host.make_image(self._directory / HOST, self._directory / "incoming")
+
+    def _unpack(self, digest: str) -> Image:
+        manifest, config = self.manifest(digest), self.config(digest)
+        final = self._tree(digest)
+        image = oci.make_image(digest, final / "rootfs", manifest, config)
+        if not final.exists():
+            place = Path(tempfile.mkdtemp(dir=self._directory / "incoming"))
+            try:
+                with self.room.claim() as claim:
+                    trees.unpack(place, manifest, config, self.blob, claim.spend)
+                    trees.check_program(place / "rootfs", image)
+                    trees.finish(place, claim.bytes)
+                    place.rename(final)
+            except BaseException:
+                shutil.rmtree(place)
+                raise
+            self._measure()
+        return image
+
+    # Files
+
+    def _measure(self) -> None:
+        sizes = (entry.stat().st_size for entry in os.scandir(self._directory / "blobs/sha256"))
+        unpacked = map(trees.measure, (self._directory / "trees").iterdir())
+        self.room.stored_bytes = sum(sizes) + sum(unpacked)
 
     def _marker(self, digest: str) -> Path:
         return self._directory / "images" / oci.check_digest(digest).removeprefix("sha256:")
 
-    def _blob(self, digest: str) -> Path:
-        return layout.blob_path(self._directory, digest)
+    def _tree(self, digest: str) -> Path:
+        return self._directory / "trees" / digest.removeprefix("sha256:")
 
-    def _digests_of(self, digest: str) -> list[str]:
-        """What the image consists of: its manifest, its configuration, its layers."""
-        if not self.has(digest):
-            raise NotFound(f"image {digest} is not in this node's store: deploy its app again")
-        return msgspec.json.decode(self._marker(digest).read_bytes(), type=list[str])
-
-
-class _Hashing:
-    """A stream that hashes what is read from it."""
-
-    def __init__(self, source: IO[bytes]) -> None:
-        self._source = source
-        self._hash = hashlib.sha256()
-
-    def read(self, size: int = -1) -> bytes:
-        data = self._source.read(size)
-        self._hash.update(data)
-        return data
-
-    def digest(self) -> str:
-        """Of the whole stream, whose rest is read for it."""
-        while self.read(CHUNK_BYTES):
-            pass
-        return f"sha256:{self._hash.hexdigest()}"
-
-
-def unpack(blob: Path, diff_id: str, tree: Path) -> None:
-    """Apply a layer's blob to `tree`. Raises `Corrupt` when it is not what `diff_id` says.
-
-    Whether it is compressed is seen from its first bytes: skopeo, for one, may name it wrongly.
-    """
-    with blob.open("rb") as raw:
-        opener = gzip.open if raw.read(2) == GZIP_MAGIC else open
-    with opener(blob, "rb") as file:
-        source = _Hashing(file)  # type: ignore[arg-type]
+    def _read(self, digest: str) -> Marker:
         try:
-            rootfs.unpack_layer(source, tree)  # type: ignore[arg-type]
-            found = source.digest()
-        except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-            raise Corrupt(f"layer {diff_id} is not compressed as it says: {error}") from error
-    if found != diff_id:
-        raise Corrupt(f"a layer unpacks to {found}, not to {diff_id}: make the image again")
+            return msgspec.json.decode(self._marker(digest).read_bytes(), type=Marker)
+        except FileNotFoundError:
+            problem = f"image {digest} is not in this node's store: deploy its app again"
+            raise NotFound(problem) from None
+        except msgspec.DecodeError:
+            raise Corrupt(f"{self._marker(digest)} is damaged: remove it") from None
 
 
-async def _receive(source: AsyncIterable[bytes], archive: Path) -> None:
+def choose_to_remove(images: Iterable[StoredImage], keep: set[str]) -> list[str]:
+    """What may be removed, in the order in which to remove it: what was not used for longest
+    first."""
+    order = sorted(images, key=lambda image: image.used_at)
+    return [image.digest for image in order if image.digest not in keep]
+
+
+async def _receive(source: AsyncIterable[bytes], archive: Path, claim: Claim) -> None:
     with archive.open("wb") as file:
         async for data in source:
+            claim.spend(len(data))
             await asyncio.to_thread(file.write, data)
-
-
-def _sync_file(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _sync_file_system(path: Path) -> None:
-    """Everything below is on disk before it gets its final name: one call for all its files."""
-    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        if _libc.syncfs(directory) != 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), str(path))
-    finally:
-        os.close(directory)
