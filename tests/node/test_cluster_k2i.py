@@ -201,6 +201,22 @@ async def test_its_own_slowness_hides_no_other_node(
     assert [node["node"] for node in answer["nodes"]] == NODES[1:]
 
 
+async def test_what_waits_for_others_is_older_for_it(
+    net: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = net.nodes[NODES[0]]
+    waited = node.ask_others
+
+    async def late(data: bytes, timeout_s: float) -> dict[str, bytes]:
+        answers = await waited(data, timeout_s)
+        node.clock.passed_s += timeout_s
+        return answers
+
+    monkeypatch.setattr(node, "ask_others", late)
+    answer = await ask(net, pid=str(os.getpid()))
+    assert [node_k2i.ASK_S <= part["age_s"] < 60 for part in answer["nodes"]] == [True] * 3
+
+
 async def test_an_answer_of_many_messages_is_put_together(
     net: Net, monkeypatch: pytest.MonkeyPatch
 ) -> None:

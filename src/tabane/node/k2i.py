@@ -95,9 +95,11 @@ class ClusterK2i:
         others = [node for node in wanted if node != self._agent.config.key]
         asked = self._ask_others(others, say.encode(say.AskK2i(question, who)))
         own, answers = await asyncio.gather(self._own(question, who, wanted), asked)
-        joined = (self._join(node, data, began) for node, data in answers.items())
+        joined = (self._join(node, data) for node, data in answers.items())
         parts = [own, *await asyncio.gather(*joined)]
-        found = {NodeName(part.node): part for part in parts if part is not None}
+        took_s = self._agent.clock.now() - began
+        aged = (replace(p, age_s=round(p.age_s + took_s, 3)) for p in parts if p)
+        found = {NodeName(part.node): part for part in aged}
         return Gathered(
             [found[node] for node in wanted if node in found],
             [node for node in wanted if node not in found],
@@ -136,7 +138,7 @@ class ClusterK2i:
             log.info("%s did not answer for k2i: %s", node, error)
             return None
 
-    async def _join(self, node: NodeName, data: bytes, began: float) -> Part | None:
+    async def _join(self, node: NodeName, data: bytes) -> Part | None:
         """A node's whole part; None when it failed, or went away in between."""
         answer = say.parse(data) if data else None
         if not isinstance(answer, say.K2iPart):
@@ -151,8 +153,7 @@ class ClusterK2i:
                     return None
                 packed += piece
             part = replace(part, rows=zlib.decompress(packed))
-        age_s = part.age_s + self._agent.clock.now() - began
-        return replace(part, node=node, age_s=round(age_s, 3))
+        return replace(part, node=node)
 
 
 def about(question: Question, nodes: Sequence[NodeName]) -> list[NodeName]:
