@@ -35,20 +35,17 @@ def shell(argv: list[str]) -> int:
     view.feed.fetch()
     at_terminal = args.command is None and os.isatty(0)
     if at_terminal:
-        _greet(view)
+        _greet(len(view.view.lines(0.0)), len(view.view.processes))
     words = argv_of(user_shell(), args.command)
     environment = environment_of(os.environ, str(cluster.root))
     plan = Plan(words, environment, view.overlays, own_group=at_terminal)
     return run(plan, view.serve).code
 
 
-def _greet(view: object) -> None:
-    from tabane.tools.procfs.serving import ClusterShell
+def _greet(nodes: int, processes: int) -> None:
+    from tabane.tools.procfs.numbers import FIRST
 
-    assert isinstance(view, ClusterShell)
-    nodes = len(view.view.lines(0.0))
-    count = len(view.view.processes)
-    told = f"/proc is the cluster's here: {count} processes of {nodes} nodes, from 4194305 up"
+    told = f"/proc is the cluster's here: {processes} processes of {nodes} nodes, from {FIRST} up"
     print(f"{told}; `exit` leaves.", file=sys.stderr)
 
 

@@ -8,7 +8,6 @@ what. A process that ends in the middle of something raises one of `GONE`.
 from __future__ import annotations
 
 import os
-import stat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,10 +52,6 @@ class Local:
         except OSError:
             return False
         return True
-
-    def is_link(self, pid: int, name: str) -> bool:
-        """Raises one of `GONE`."""
-        return stat.S_ISLNK(self._stat(f"{pid}/{name}").st_mode)
 
     def target(self, pid: int, name: str) -> str:
         """Of a link. Raises one of `GONE`."""

@@ -79,11 +79,6 @@ def split_stat(stat: bytes) -> tuple[bytes, list[bytes]]:
     return stat[opening + 1 : closing], stat[closing + 1 :].split()
 
 
-def start_of(stat: bytes) -> int:
-    """When it was started, in ticks of its machine. Raises `ValueError`, `IndexError`."""
-    return int(stat[stat.rindex(b")") + 1 :].split(None, _START + 1)[_START])
-
-
 def read_ids(stat: bytes, terms: Terms) -> Ids:
     _, words = split_stat(stat)
     return Ids(

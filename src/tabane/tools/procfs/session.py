@@ -37,6 +37,8 @@ DEVICE = "/dev/fuse"
 TERMINAL_SIGNALS = (signal.SIGINT, signal.SIGQUIT)
 SERVER_NICE = -10
 """It does little, and every tool waits for it thousands of times."""
+READER_NICE = 10
+"""Where CPUs are short, what was typed comes first."""
 SERVER_ENDED = "tabane: what serves this shell's /proc has ended: leave it, start another\n"
 _MOUNT_OPTIONS = "rootmode=40000,user_id={uid},group_id={gid},default_permissions,allow_other"
 
@@ -208,6 +210,7 @@ def _be_init(plan: Plan, meeting: socket.socket, pipe: tuple[int, int], calls: N
 
 
 def _read_ahead() -> int:
+    os.nice(READER_NICE)
     read_ahead()
     return 0
 

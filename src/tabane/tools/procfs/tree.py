@@ -403,7 +403,10 @@ class Tree:
 
     def _list_root(self) -> Listed:
         listed = self._list(wire.ROOT, self._root)
-        for pid in self.local.pids():
+        pids = self.local.pids()
+        living = {0, *pids}
+        self._read = {node: data for node, data in self._read.items() if node >> 8 in living}
+        for pid in pids:
             try:
                 attributes = self.attributes(pid << 8)
             except GONE:
