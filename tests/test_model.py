@@ -84,7 +84,7 @@ def test_keys_name_the_namespace_and_the_datacenter() -> None:
 
 
 def test_classes_are_listed_from_weakest_to_strongest() -> None:
-    assert list(Class) == ["container", "sandbox", "unikernel", "microvm", "vm"]
+    assert list(Class) == ["container", "sandbox", "unikernel", "microvm", "vm", "auto"]
 
 
 def test_placement_allows_all_or_those_named() -> None:

@@ -115,6 +115,15 @@ class Services(Value, frozen=True, omit_defaults=True):
         return bool(self.middlecon) or self.k2i
 
 
+class Volume(Value, frozen=True, omit_defaults=True):
+    """Durable storage of an app, on one node; it outlives instances, revisions and the app."""
+
+    name: str
+    path: str
+    """Where instances see it."""
+    size_bytes: int = 1 << 30
+
+
 class Collect(Value, frozen=True, omit_defaults=True):
     """Facts to be collected, as an app file or a node's file asks for it (see
     `tabane.k2i.collectors`). `name` is the kind unless told."""
@@ -161,6 +170,9 @@ class App(Value, frozen=True, omit_defaults=True):
     security: SecurityPolicy = SecurityPolicy()
     services: Services = Services()
     collect: tuple[Collect, ...] = ()
+    volumes: tuple[Volume, ...] = ()
+    pinned_to: NodeName = NodeName("")
+    """The node that has its volumes, which alone can run it; given at the first deploy of them."""
     id_base: int = 0
     """First host uid and gid of the app's own 65,536; given once, kept by all revisions."""
     owner: int = 0
@@ -179,6 +191,16 @@ class App(Value, frozen=True, omit_defaults=True):
     def cohort(self) -> AppName:
         """What sessions share instances: the app, or one cohort of it."""
         return name_cohort(self.key, self.trust)
+
+    def allows(self, datacenter: str) -> bool:
+        """Whether it may run there."""
+        has_volumes = not self.pinned_to or self.pinned_to.startswith(f"{datacenter}/")
+        return has_volumes and self.placement.allows(datacenter)
+
+    def needs(self) -> tuple[str, ...]:
+        """What of a driver's capabilities it cannot do without."""
+        needed = {"volumes": self.volumes, "services": self.services.needs_directory}
+        return tuple(name for name, wanted in needed.items() if wanted)
 
     def cohorts(self) -> tuple[App, ...]:
         """All there are of it: of class `auto` one for each trust, else the app itself."""

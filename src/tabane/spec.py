@@ -5,6 +5,7 @@ The fields are in `tabane.spec_fields`; here are the rules between them and the 
 
 from __future__ import annotations
 
+import itertools
 import re
 import tomllib
 from collections import Counter
@@ -155,8 +156,12 @@ def _build_app(document: Mapping[str, Any]) -> App:
         if name not in said:
             raise Mistake(name, "is missing: every app has one")
     app = App(**said)
-    if app.port is None and "ready" not in document.get("reactive", {}):
+    told = document.get("reactive", {})
+    if app.port is None and "ready" not in told:
         reactive = msgspec.structs.replace(app.reactive, ready="started")
+        app = msgspec.structs.replace(app, reactive=reactive)
+    if app.volumes and "max" not in told:
+        reactive = msgspec.structs.replace(app.reactive, max=1)
         app = msgspec.structs.replace(app, reactive=reactive)
     _check_together(app)
     return msgspec.structs.replace(app, source=app.image)
@@ -171,12 +176,27 @@ def _check_together(app: App) -> None:
         raise Mistake("driver", 'has no meaning with class = "auto", which picks one: leave it out')
     if app.isolation is not Class.AUTO and app.reactive.wake_budget_s is not None:
         raise Mistake("reactive.wake_budget", 'has a meaning with class = "auto" only')
+    _check_volumes(app)
     if least > most:
         raise Mistake("reactive.min", f"{least} is more than max, {most}: lower it or raise max")
     if app.port is None and app.hosts:
         raise Mistake("port", "is missing: hosts lead to one")
     if app.port is None and ready != "started":
         raise Mistake("port", f'is missing: ready = "{ready}" needs one, only "started" does not')
+
+
+def _check_volumes(app: App) -> None:
+    """An instance has the volumes for itself, so there is one at most."""
+    if not app.volumes:
+        return
+    if app.isolation is Class.AUTO:
+        raise Mistake("volumes", 'cannot be shared by the cohorts of class = "auto": name a class')
+    if app.reactive.max > 1:
+        raise Mistake("reactive.max", f"is {app.reactive.max}: with volumes there is one instance")
+    paths = sorted(volume.path for volume in app.volumes)
+    for outer, inner in itertools.pairwise(paths):
+        if f"{inner}/".startswith(f"{outer}/"):
+            raise Mistake("volumes", f"{shorten(inner)} is in {shorten(outer)}: one in the other")
 
 
 _HEADER = re.compile(r"\s*\[\[?([^\[\]]+)\]")

@@ -21,6 +21,7 @@ from tabane.model import (
     Resources,
     SecurityPolicy,
     Services,
+    Volume,
 )
 from tabane.units import format_duration, format_size, parse_duration, parse_size, shorten
 
@@ -183,6 +184,21 @@ def _workdir(value: Any) -> str:
     if not _text(value).startswith("/"):
         raise UsageError(f"{shorten(value)} is not an absolute path in the image")
     return str(value)
+
+
+_OWN_PATHS = ("proc", "sys", "dev", "run/tabane", ".tabane")
+"""What Tabane itself puts into an instance."""
+
+
+def _volume_path(value: Any) -> str:
+    path = _workdir(value)
+    parts = path.split("/")[1:]
+    if not all(part not in ("", ".", "..") for part in parts):
+        raise UsageError(f'{shorten(value)} is not written plainly, as "/var/lib/data"')
+    for own in _OWN_PATHS:
+        if own == "/".join(parts[: own.count("/") + 1]):
+            raise UsageError(f"{shorten(value)} is in /{own}, which is not the image's: elsewhere")
+    return path
 
 
 def _datacenter(value: Any) -> str:
@@ -366,6 +382,11 @@ _RESOURCES = {
     "pids": Field("pids", _whole(1, 4_194_304)),
     "disk": Field("disk_bytes", _size, format_size),
 }
+_VOLUMES = {
+    "name": Field("name", _label),
+    "path": Field("path", _volume_path),
+    "size": Field("size_bytes", _size, format_size),
+}
 _REACTIVE = {
     "concurrency": Field("concurrency", _whole(1)),
     "min": Field("min", _whole(0)),
@@ -413,6 +434,7 @@ FIELDS: dict[str, AnyField] = {
             "k2i": Field("k2i", _flag),
         },
     ),
+    "volumes": Tables("volumes", Volume, _VOLUMES, ("name", "path"), lambda volume: None, most=8),
     "collect": Tables("collect", make_collect, _COLLECT, ("kind",), _check_inside, most=8),
 }
 """All an app file may say, in the order it is written."""

@@ -12,10 +12,11 @@ import msgspec
 import pytest
 
 from tabane.errors import Conflict, NotFound, UsageError
-from tabane.model import App, AppName, Placement, Reactive
+from tabane.model import App, AppName, NodeName, Placement, Reactive, Volume
 from tabane.node import control as module
 from tabane.node.control import FIRST_ID_BASE, ID_RANGE, ID_RANGES, Apps, parse_app, parse_floors
 from tabane.node.messages import DeployApp, Deployed, RemoveApp, ScaleApp
+from tabane.scheduler.placement import Choice
 from tabane.store import Expect, MemoryStore, Put, SqliteStore, Store, Write
 from tabane.testing import VirtualClock
 
@@ -33,7 +34,12 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 
 @pytest.fixture
 def apps(store: Store) -> Apps:
-    return Apps(store, VirtualClock(wall=WALL))
+    return Apps(store, VirtualClock(wall=WALL), pick)
+
+
+def pick(app: App) -> Choice:
+    """Where its volumes go."""
+    return Choice(NodeName("tokyo/tokyo-1"), ())
 
 
 def app(name: str = "hello", **more: Any) -> App:
@@ -75,7 +81,7 @@ class Rival:
 
 
 def rivalled(store: Store, rival: Any, times: int = 1) -> Apps:
-    return Apps(Rival(store, times, rival), VirtualClock())  # type: ignore[arg-type]
+    return Apps(Rival(store, times, rival), VirtualClock(), pick)  # type: ignore[arg-type]
 
 
 async def test_a_deploy_is_stored_as_told(apps: Apps, store: Store) -> None:
@@ -369,12 +375,12 @@ async def test_what_other_nodes_ask_for_is_done(apps: Apps) -> None:
 
 async def test_what_was_deployed_outlives_a_restart(tmp_path: Path) -> None:
     store = await SqliteStore.open(tmp_path / "store.db")
-    stored = await Apps(store, VirtualClock()).deploy(app(hosts=("a.test",)))
+    stored = await Apps(store, VirtualClock(), pick).deploy(app(hosts=("a.test",)))
     deployed, revision = stored.app, stored.revision
     await store.aclose()
     store = await SqliteStore.open(tmp_path / "store.db")
     assert (await store.range(""))[0] == revision
-    again = (await Apps(store, VirtualClock()).deploy(app("other"))).app
+    again = (await Apps(store, VirtualClock(), pick).deploy(app("other"))).app
     assert again.id_base == deployed.id_base + ID_RANGE
     await check_books(store)
     await store.aclose()
@@ -405,3 +411,64 @@ async def test_scaled_back_is_as_declared(apps: Apps) -> None:
     assert (await apps.scale(KEY, 3, None))[0].declared == Reactive(min=1)
     assert (await apps.scale(KEY, 1, None))[0].declared is None
     assert (await apps.deploy(app(port=80))).unscaled is None
+
+
+DATA = Volume("data", "/data", 1 << 30)
+
+
+async def test_volumes_are_on_one_node_for_good(apps: Apps, store: Store) -> None:
+    first = await apps.deploy(app(volumes=(DATA,)))
+    assert first.app.pinned_to == "tokyo/tokyo-1"
+    elsewhere = Apps(store, VirtualClock(), lambda app: Choice(NodeName("osaka/osaka-1"), ()))
+    second = await elsewhere.deploy(app(volumes=(DATA,), port=80))
+    assert second.app.pinned_to == "tokyo/tokyo-1"
+    await apps.remove(KEY)
+    back = await elsewhere.deploy(app(volumes=(DATA,)))
+    assert back.app.pinned_to == "tokyo/tokyo-1", "its data is there still"
+
+
+async def test_who_has_no_volumes_is_free_to_go(apps: Apps) -> None:
+    await apps.deploy(app(volumes=(DATA,)))
+    assert (await apps.deploy(app())).app.pinned_to == ""
+
+
+async def test_the_same_file_with_volumes_is_no_new_revision(apps: Apps) -> None:
+    await apps.deploy(app(volumes=(DATA,)))
+    assert not (await apps.deploy(app(volumes=(DATA,)))).changed
+
+
+async def test_volumes_that_no_node_can_have_are_refused(store: Store) -> None:
+    apps = Apps(store, VirtualClock(), lambda app: Choice(None, ("tokyo/tokyo-1: is too small",)))
+    with pytest.raises(UsageError, match="no node can have them: tokyo/tokyo-1: is too small"):
+        await apps.deploy(app(volumes=(DATA,)))
+    assert await read(store, "") == {}
+
+
+async def test_an_app_must_be_allowed_where_its_volumes_are(apps: Apps) -> None:
+    await apps.deploy(app(volumes=(DATA,)))
+    with pytest.raises(Conflict, match="volumes are on tokyo/tokyo-1, where it may not run"):
+        await apps.deploy(app(volumes=(DATA,), placement=Placement(("osaka",))))
+
+
+async def test_a_volume_cannot_shrink(apps: Apps) -> None:
+    await apps.deploy(app(volumes=(DATA,)))
+    with pytest.raises(UsageError, match="data cannot shrink"):
+        await apps.deploy(app(volumes=(Volume("data", "/data", 1 << 20),)))
+    await apps.deploy(app(volumes=(Volume("data", "/data", 1 << 31),)))
+
+
+async def test_an_app_with_volumes_has_one_instance(apps: Apps) -> None:
+    await apps.deploy(app(volumes=(DATA,), reactive=Reactive(max=1)))
+    with pytest.raises(UsageError, match="one instance at most"):
+        await apps.scale(KEY, 0, 2)
+
+
+async def test_volumes_are_forgotten_when_no_app_uses_them(apps: Apps, store: Store) -> None:
+    await apps.deploy(app(volumes=(DATA,)))
+    with pytest.raises(Conflict, match="remove the app first"):
+        await apps.forget_volumes(KEY)
+    await apps.remove(KEY)
+    await apps.forget_volumes(KEY)
+    assert await read(store, "volumes/") == {}
+    with pytest.raises(NotFound):
+        await apps.forget_volumes(KEY)

@@ -24,6 +24,7 @@ from tabane.api.instances import add_instances
 from tabane.api.presence import BodyReader
 from tabane.api.problems import headers_of, status_of, to_body
 from tabane.api.shapes import Body, Json, who_asks
+from tabane.api.volumes import add_volumes
 from tabane.errors import Busy, Corrupt, NotFound, SystemFault, TabaneError, UsageError
 from tabane.k2i import build_router as build_k2i
 from tabane.k2i.control_api import build_control_router
@@ -110,6 +111,7 @@ def build_control(agent: Agent) -> APIRouter:
     add_instances(router, agent)
     _add_records(router, agent)
     _add_images(router, agent)
+    add_volumes(router, agent)
     _add_node(router, agent)
     return router
 

@@ -194,9 +194,10 @@ class Decisions:
             ledger.setbacks.forgive()
 
     def _roll(self) -> None:
-        """Drain what is of an old revision, once an instance of the new one is ready."""
+        """Drain what is of an old revision, once an instance of the new one is ready; or before,
+        when that needs the volumes of the old one."""
         ledger = self._ledger
-        if ledger.serves_current():
+        if ledger.serves_current() or ledger.current.volumes:
             for holding in (*ledger.serving(), *ledger.starting()):
                 if holding.revision != ledger.revision:
                     self.drain(holding, f"replaced by revision {ledger.revision}")
@@ -207,7 +208,7 @@ class Decisions:
         age_s = app.reactive.max_age_s
         for holding in self._ledger.serving():
             datacenter = holding.node.partition("/")[0]
-            if not app.placement.allows(datacenter):
+            if not app.allows(datacenter):
                 self.drain(holding, f"it may not run in {datacenter} any more")
             elif age_s is not None and self._now >= holding.born + age_s:
                 self.drain(holding, f"older than its max_age of {age_s:g} s")
@@ -292,6 +293,8 @@ class Decisions:
         """How many instances to start now."""
         ledger = self._ledger
         reactive = ledger.current.reactive
+        if ledger.current.volumes and ledger.has_any():
+            return 0
         starting, serving = ledger.starting(), ledger.serving()
         trial = not ledger.serves_current()
         if trial and (starting or serving):

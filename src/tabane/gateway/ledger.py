@@ -169,6 +169,10 @@ class AppLedger:
         """Ready and not draining, of any revision."""
         return [h for h in self.instances.values() if h.state is State.READY and not h.draining]
 
+    def has_any(self) -> bool:
+        """Is an instance there, in whatever state before its end?"""
+        return any(holding.state is not State.ABSENT for holding in self.instances.values())
+
     def serves_current(self) -> bool:
         """Is an instance of the current revision ready?"""
         return any(holding.revision == self.revision for holding in self.serving())

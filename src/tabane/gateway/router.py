@@ -186,7 +186,7 @@ class GatewayRouter:
         app = self._apps.get(route.app)
         if app is None:
             raise NotFound(f"the app {route.app} was removed")
-        if not app.placement.allows(self._around.datacenter):
+        if not app.allows(self._around.datacenter):
             return self._elsewhere(route, f"{app.key} may not run in {self._around.datacenter}")
         began = self._clock.now()
         waiter: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
@@ -248,7 +248,7 @@ class GatewayRouter:
         app = self._apps[route.app]
         for node in self._around.live_nodes() if not route.hops else ():
             datacenter = node.partition("/")[0]
-            if datacenter != self._around.datacenter and app.placement.allows(datacenter):
+            if datacenter != self._around.datacenter and app.allows(datacenter):
                 host, port = self._around.gateway_of(node)
                 headers = (
                     (b"tabane-token", self._around.token.encode()),

@@ -62,7 +62,8 @@ from tabane.node.settling import SETTLE_S, Settling
 from tabane.node.spawner import HolderSpawner
 from tabane.node.spreading import spread
 from tabane.node.watching import Watching
-from tabane.scheduler.placement import NodeView
+from tabane.runtimes.volumes import VolumeFiles
+from tabane.scheduler.placement import NodeView, place
 from tabane.security.audit import AuditLog
 from tabane.store.feed import StoreFeed
 from tabane.store.replica import Replica
@@ -104,6 +105,7 @@ class Agent:
             config.cgroup,
             links=self.pool,
             services=self.services,
+            volumes=VolumeFiles(paths.volumes),
             prepare_image=lambda app: self.images.prepare(app.image),
             driver_for=self.engines.driver_for,
             driver_named=self.engines.drivers.__getitem__,
@@ -201,7 +203,7 @@ class Agent:
 
     async def _open_store(self, path: Path) -> None:
         self.store = await SqliteStore.open(path)
-        self.apps = Apps(self.store, self.clock)
+        self.apps = Apps(self.store, self.clock, lambda app: place(app, self.all_views(), {}))
         self.leases = NodeLeases(self.store)
         feed = StoreFeed(self.store)
         self.publisher = Publisher(

@@ -10,6 +10,7 @@ import msgspec
 from tabane.errors import TabaneError, Unsupported
 from tabane.model import App, NodeName
 from tabane.node import messages as say
+from tabane.node import volumes
 
 if TYPE_CHECKING:
     from tabane.node.agent import Agent
@@ -57,6 +58,9 @@ class Answering:
             say.UnfollowK2i: self._unfollow_k2i,
             say.AskRecords: self._records,
             say.AskApp: self._app,
+            say.AskVolumes: self._volumes,
+            say.DropVolume: self._drop_volume,
+            say.ForgetVolumes: self._forget_volumes,
         }
 
     async def answer(self, sender: str, body: say.Message) -> bytes | None:
@@ -152,6 +156,17 @@ class Answering:
         cohorts = app.cohorts() if app is not None else ()
         mine = (cohort for cohort in cohorts if self._agent.nodes.is_home(cohort.cohort))
         return encode_json([self._describe(cohort) for cohort in mine])
+
+    async def _volumes(self, sender: str, body: say.AskVolumes) -> bytes:
+        return encode_json(await volumes.list_own(self._agent))
+
+    async def _drop_volume(self, sender: str, body: say.DropVolume) -> bytes:
+        return say.encode(await volumes.drop_own(self._agent, body.app, body.name))
+
+    async def _forget_volumes(self, sender: str, body: say.ForgetVolumes) -> bytes:
+        if self._agent.apps is None:
+            raise Unsupported(f"{self._agent.config.key} does not hold the store")
+        return say.encode(say.Committed(await self._agent.apps.forget_volumes(body.app)))
 
     def _describe(self, cohort: App) -> dict[str, Any]:
         home, now = self._agent.home, self._agent.clock.now()

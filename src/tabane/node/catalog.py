@@ -97,7 +97,7 @@ class Catalog:
 
     def prefetch(self, app: App) -> None:
         """Have an app's image here before a session wants it."""
-        if app.placement.allows(self._agent.config.node.datacenter):
+        if app.allows(self._agent.config.node.datacenter):
             self._agent.tasks.start(f"image {app.image[:19]}", self.prepare_image(app.image))
 
     async def prepare_image(self, digest: str) -> None:

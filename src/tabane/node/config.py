@@ -125,6 +125,7 @@ class NodePaths:
         self.store = directory / "store.db"
         self.replica = directory / "replica.db"
         self.images = directory / "images"
+        self.volumes = directory / "volumes"
         self.run = directory / "run"
         self.instance_logs = directory / "logs"
         self.drivers = directory / "run" / "drivers"

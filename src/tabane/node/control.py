@@ -6,6 +6,7 @@ Keys in the store:
     hosts/HOST              the app that has this HTTP name
     ids/BASE                the app that has this range of ids
     floors/NAMESPACE/NAME   how many instances each data center keeps of an app with a `min`
+    volumes/NAMESPACE/NAME  the node that has the app's volumes; stays when the app is removed
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ import msgspec
 
 from tabane.clock import Clock
 from tabane.errors import Conflict, NotFound, UsageError
-from tabane.model import App, AppName
+from tabane.model import App, AppName, NodeName
 from tabane.node.messages import DeployApp, Deployed, RemoveApp, ScaleApp
-from tabane.scheduler.placement import floors
+from tabane.scheduler.placement import Choice, floors
 from tabane.spec_fields import LARGEST
 from tabane.store.api import Delete, Entry, Expect, Put, Store, Write
 
@@ -29,6 +30,7 @@ APPS = "apps/"
 HOSTS = "hosts/"
 IDS = "ids/"
 FLOORS = "floors/"
+VOLUMES = "volumes/"
 LAST_IDS = "last_ids"
 
 FIRST_ID_BASE = 1 << 24
@@ -66,11 +68,13 @@ def sound_app(key: str, value: bytes) -> App | None:
 
 
 class Apps:
-    """Deploy, remove and scale, each one transaction; repeated when another came between."""
+    """Deploy, remove and scale, each one transaction; repeated when another came between. `place`
+    picks the node for the volumes of an app that has none yet."""
 
-    def __init__(self, store: Store, clock: Clock) -> None:
+    def __init__(self, store: Store, clock: Clock, place: Callable[[App], Choice]) -> None:
         self._store = store
         self._clock = clock
+        self._place = place
 
     async def perform(self, request: DeployApp | RemoveApp | ScaleApp) -> Deployed:
         """Do what another node asks for."""
@@ -93,8 +97,10 @@ class Apps:
         if entry is not None and old is not None and not force and is_as_declared(old, wanted):
             return Deployed(old, entry.version, changed=False)
         id_base, writes, expect = (old.id_base, [], []) if old else await self._take_ids(wanted.key)
+        pinned_to = await self._pin(wanted, old, writes, expect)
         app = msgspec.structs.replace(
             wanted,
+            pinned_to=pinned_to,
             revision=old.revision + 1 if old else 1,
             id_base=id_base,
             deployed_at=self._clock.wall(),
@@ -112,6 +118,41 @@ class Apps:
         expect.append(Expect(APPS + app.key, entry.version if entry else 0))
         unscaled = old.reactive if old is not None and old.declared is not None else None
         return Deployed(app, await self._commit(writes, expect), unscaled=unscaled)
+
+    async def _pin(
+        self, wanted: App, old: App | None, writes: list[Write], expect: list[Expect]
+    ) -> NodeName:
+        """The node that has the app's volumes, or is to have them. Raises `UsageError`."""
+        if not wanted.volumes:
+            return NodeName("")
+        _check_sizes(wanted, old)
+        entry = await self._store.get(VOLUMES + wanted.key)
+        if entry is not None:
+            node = NodeName(entry.value.decode())
+            if not wanted.placement.allows(node.partition("/")[0]):
+                raise Conflict(f"placement: the app's volumes are on {node}, where it may not run")
+            return node
+        choice = self._place(wanted)
+        if choice.node is None:
+            raise UsageError(f"volumes: no node can have them: {'; '.join(choice.reasons)}")
+        writes.append(Put(VOLUMES + wanted.key, choice.node.encode()))
+        expect.append(Expect(VOLUMES + wanted.key, 0))
+        return choice.node
+
+    async def forget_volumes(self, key: AppName) -> int:
+        """An app's volumes are gone, or given up: a node is picked anew when it has some again.
+        Returns the commit. Raises `Conflict` when the app has some, `NotFound`."""
+        return await _repeat(lambda: self._forget_volumes(key))
+
+    async def _forget_volumes(self, key: AppName) -> int:
+        app, entry = await self._store.get(APPS + key), await self._store.get(VOLUMES + key)
+        if app is not None and parse_app(app.value).volumes:
+            raise Conflict(f"{key} uses its volumes: remove the app first, or deploy it without")
+        if entry is None:
+            raise NotFound(f"{key} has no volumes")
+        expect = [Expect(APPS + key, app.version if app else 0)]
+        expect.append(Expect(VOLUMES + key, entry.version))
+        return await self._commit([Delete(VOLUMES + key)], expect)
 
     async def remove(self, key: AppName) -> tuple[App, int]:
         """Remove an app; returns it as it was, and the commit. Raises `NotFound`."""
@@ -137,6 +178,8 @@ class Apps:
             raise UsageError(f"scale {key}: {problem}")
         if high > LARGEST:
             raise UsageError(f"scale {key}: {high} is too many: at most {LARGEST}")
+        if app.volumes and high > 1:
+            raise UsageError(f"scale {key}: it has volumes, so there is one instance at most")
         reactive = msgspec.structs.replace(app.reactive, min=low, max=high)
         before = app.declared or app.reactive
         declared = before if before != reactive else None
@@ -203,8 +246,17 @@ def is_as_declared(stored: App, wanted: App) -> bool:
     """Whether `wanted` says what the stored app's file said; what `scale` did since does not
     count, nor what the cluster added."""
     declared = msgspec.structs.replace(stored, reactive=stored.declared or stored.reactive)
-    added = {"revision": 0, "id_base": 0, "owner": 0, "deployed_at": 0.0, "declared": None}
-    return msgspec.structs.replace(declared, **added) == msgspec.structs.replace(wanted, **added)
+    plain = App("", "")
+    added = ("pinned_to", "revision", "id_base", "owner", "deployed_at", "declared")
+    same = {name: getattr(plain, name) for name in added}
+    return msgspec.structs.replace(declared, **same) == msgspec.structs.replace(wanted, **same)
+
+
+def _check_sizes(wanted: App, old: App | None) -> None:
+    before = {volume.name: volume.size_bytes for volume in old.volumes} if old is not None else {}
+    for volume in wanted.volumes:
+        if volume.size_bytes < before.get(volume.name, 0):
+            raise UsageError(f"volumes: {volume.name} cannot shrink: leave its size, or enlarge it")
 
 
 class _Overtaken(Exception):

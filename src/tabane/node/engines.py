@@ -15,6 +15,8 @@ from tabane.runtimes.api import Driver, Probe, Spawner
 from tabane.scheduler.engines import EngineView, pick_engine, why_not
 from tabane.scheduler.placement import NodeView
 
+FEATURES = ("services", "volumes")
+"""The capabilities that an app may need (`App.needs`)."""
 LATEST = 15
 """Cold starts whose median is how long one takes."""
 
@@ -66,7 +68,9 @@ class Engines:
         emulated = self.probes[name].emulated and not self._config.allow_emulation
         starts = self._starts[name]
         wake_s = median(starts) if starts else None
-        return EngineView(name, driver.isolation, driver.capabilities.images, emulated, wake_s)
+        able = driver.capabilities
+        features = tuple(name for name in FEATURES if getattr(able, name))
+        return EngineView(name, driver.isolation, able.images, emulated, features, wake_s)
 
     def driver_for(self, app: App) -> Driver:
         """Raises `Unsupported` when no driver here runs the app's class; never a weaker one."""

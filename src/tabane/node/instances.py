@@ -16,16 +16,17 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from tabane.clock import Clock
-from tabane.errors import NotFound, TabaneError, Unsupported
+from tabane.errors import Busy, NotFound, TabaneError, Unsupported
 from tabane.gateway.activation import InstanceEnded, InstanceReady
 from tabane.gateway.messages import StartTrace
 from tabane.lifecycle import Event, follow
-from tabane.model import App, Generation, Instance, InstanceId, NodeName, State
+from tabane.model import App, AppName, Generation, Instance, InstanceId, NodeName, State
 from tabane.node.ends import explain_end, explain_timeout, with_last_line, would_repeat
 from tabane.node.readiness import describe_unready
 from tabane.node.records import Record, read_record, write_record
 from tabane.node.running import Links, Notify, Running, Services, Transition
 from tabane.runtimes.api import Driver, Image, InstanceSpec
+from tabane.runtimes.volumes import VolumeFiles
 from tabane.supervise import Supervisor, harmless
 
 PARALLEL_STARTS = 4
@@ -46,6 +47,7 @@ class Executor:
         *,
         links: Links,
         services: Services,
+        volumes: VolumeFiles,
         prepare_image: Callable[[App], Awaitable[Image]],
         driver_for: Callable[[App], Driver],
         driver_named: Callable[[str], Driver],
@@ -62,6 +64,7 @@ class Executor:
         self._cgroup = cgroup
         self._links = links
         self._services = services
+        self.volumes = volumes
         self._prepare_image = prepare_image
         self._driver_for = driver_for
         self._driver_named = driver_named
@@ -91,6 +94,18 @@ class Executor:
         except KeyError:
             raise NotFound(f"there is no instance {instance} on {self._node}") from None
 
+    def volume_user(self, key: AppName, but: Running | None = None) -> str:
+        """The instance that has the app's volumes now (or another one); empty: none."""
+        using = (
+            running.instance.id
+            for running in self._running.values()
+            if running is not but
+            and not running.ended
+            and running.record.app.volumes
+            and running.instance.app == key
+        )
+        return next(using, "")
+
     def runs(self, instance: InstanceId) -> bool:
         running = self._running.get(instance)
         return running is not None and not running.ended
@@ -107,6 +122,7 @@ class Executor:
             log=self._logs / instance.id / "log",
             cgroup=f"{self._cgroup}/{instance.id}",
             hostname=f"{record.app.name}-{instance.id}",
+            volumes=self.volumes.of(record.app),
             services=directory / "services" if record.app.services.needs_directory else None,
         )
 
@@ -160,6 +176,7 @@ class Executor:
         spec.directory.mkdir(parents=True)
         self._save(running)
         try:
+            await self._ready_volumes(running)
             await self._open_services(driver, spec)
             handle = await driver.prepare(spec)
         except BaseException:
@@ -170,6 +187,15 @@ class Executor:
         self._step(running, Event.START)
         self._save(running)
         return running
+
+    async def _ready_volumes(self, running: Running) -> None:
+        """Have them there, and nobody else's."""
+        app = running.record.app
+        if not app.volumes:
+            return
+        if user := self.volume_user(app.key, but=running):
+            raise Busy(f"instance {user} still has the volumes of {app.key}")
+        await asyncio.to_thread(self.volumes.ensure, app)
 
     async def _open_services(self, driver: Driver, spec: InstanceSpec) -> None:
         if spec.services is None:

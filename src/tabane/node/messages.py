@@ -218,6 +218,35 @@ class AskApp(Value, frozen=True, tag="ask_app"):
     app: AppName
 
 
+class AskVolumes(Value, frozen=True, tag="ask_volumes"):
+    """To all agents: the volumes you have. Answered with a JSON array of `VolumeView`."""
+
+
+class DropVolume(Value, frozen=True, tag="drop_volume"):
+    """To the agent that has it: remove this volume for good, unless the app uses it. Answered with
+    `VolumesLeft`."""
+
+    app: AppName
+    name: str
+
+
+class VolumesLeft(Value, frozen=True, tag="volumes_left"):
+    """Those of the app that the node still has, by name."""
+
+    names: tuple[str, ...]
+
+
+class ForgetVolumes(Value, frozen=True, tag="forget_volumes"):
+    """To the control agent: no node has volumes of this app any more, or they are given up; next
+    time a node is picked anew. Answered with `Committed`."""
+
+    app: AppName
+
+
+class Committed(Value, frozen=True, tag="committed"):
+    revision: int
+
+
 class StoreFollow(Value, frozen=True, tag="store_follow"):
     """Agent to control agent: send me what came after this revision, from now on."""
 
@@ -309,6 +338,11 @@ Message = (
     | UnfollowK2i
     | AskRecords
     | AskApp
+    | AskVolumes
+    | DropVolume
+    | VolumesLeft
+    | ForgetVolumes
+    | Committed
     | StoreFollow
     | StorePage
     | StoreChanges

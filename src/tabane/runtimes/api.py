@@ -46,6 +46,8 @@ class Capabilities(Value, frozen=True):
     network: bool = False
     services: bool = False
     """Shows a directory of the node, with sockets, to the instance (`InstanceSpec.services`)."""
+    volumes: bool = False
+    """Shows durable storage to the instance (`InstanceSpec.volumes`)."""
     own_stack: bool = False
     """Its sockets are not the node's kernel's, so that the link's socket table does not show them:
     `Driver.wait_listening` does."""
@@ -126,6 +128,15 @@ class Image(Value, frozen=True):
     stop_signal: str = ""
 
 
+class Storage(Value, frozen=True):
+    """A volume for one instance, which alone uses it: `file` has an ext4 file system, of which the
+    directory `tabane.runtimes.volumes.DATA` is what it sees at `path`, owned as inside."""
+
+    name: str
+    path: str
+    file: Path
+
+
 class InstanceSpec(Value, frozen=True):
     """All a driver needs to start one instance."""
 
@@ -140,6 +151,7 @@ class InstanceSpec(Value, frozen=True):
     cgroup: str
     """Path of its cgroup below each hierarchy's root, as `/tabane/CLUSTER/NODE/INSTANCE`."""
     hostname: str = ""
+    volumes: tuple[Storage, ...] = ()
     services: Path | None = None
     """Directory with the sockets of what its app asks for: the instance sees it read-only at
     `SERVICES`. None: it asks for nothing."""

@@ -30,6 +30,7 @@ from tabane.runtimes.api import (
     User,
 )
 from tabane.runtimes.lookup import find_command, find_user
+from tabane.runtimes.volumes import MOUNTED
 
 INIT = "/.tabane/init"
 """Debian's tini-static: it reaps orphans and passes signals on. Static, so any image will do."""
@@ -250,6 +251,10 @@ def _mounts(spec: InstanceSpec, usr: Path | None) -> list[dict[str, Any]]:
     ]
     if usr is not None:
         mounts.append(_bind("/usr", usr, "ro", "nosuid", "nodev"))
+    mounts += (
+        _bind(storage.path, spec.directory / MOUNTED / storage.name, "nosuid", "nodev")
+        for storage in spec.volumes
+    )
     if spec.services is not None:
         mounts.append(_bind(SERVICES, spec.services, "ro", "nosuid", "nodev", "noexec"))
     return mounts

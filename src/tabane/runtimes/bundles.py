@@ -9,6 +9,7 @@ An instance has its `config.json`, its layer and its mounted root file system in
 
 from __future__ import annotations
 
+import asyncio
 import os
 import resource
 import shutil
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from tabane.errors import Unsupported
 from tabane.model import AppName
-from tabane.runtimes import bundle, rootfs
+from tabane.runtimes import bundle, rootfs, volumes
 from tabane.runtimes.api import InstanceSpec, Link
 from tabane.runtimes.cgroups import counts_swap, missing_controllers
 
@@ -104,8 +105,23 @@ class Bundles:
         self._usr.drop_all()
 
 
+async def mount_volumes(spec: InstanceSpec) -> None:
+    """After `build`: what `config.json` binds from the instance's volumes. When it fails nothing
+    of the bundle is left."""
+    assert spec.link is not None
+    tree, user_namespace = spec.image.tree, spec.link.user_namespace
+    try:
+        for storage in spec.volumes:
+            await asyncio.to_thread(volumes.mount, storage, spec.directory, tree, user_namespace)
+    except BaseException:
+        tear_down(spec.directory)
+        raise
+
+
 def tear_down(directory: Path) -> None:
-    """Remove what `build` made in an instance's directory. Idempotent; takes milliseconds."""
+    """Remove what was made in an instance's directory. Idempotent; takes milliseconds, and longer
+    where a volume is written to its disk."""
+    volumes.unmount_all(directory)
     rootfs.tear_down(directory)
     (directory / "config.json").unlink(missing_ok=True)
 

@@ -56,8 +56,20 @@ def unmount(target: Path) -> bool:
     return int(_libc.umount2(os.fsencode(target), MNT_DETACH)) == 0
 
 
-def mount_idmapped(source: Path, target: Path, user_namespace: str) -> None:
-    """Bind `source` on `target` read-only, its owners shifted by the namespace's map.
+def sync(path: Path) -> None:
+    """Return when all of the file system that `path` is on is on its disk."""
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if _libc.syncfs(directory) != 0:
+            raise _error("sync", path)
+    finally:
+        os.close(directory)
+
+
+def mount_idmapped(
+    source: Path, target: Path, user_namespace: str, *, read_only: bool = True
+) -> None:
+    """Bind `source` on `target`, its owners shifted by the namespace's map.
 
     What belongs to id N on disk belongs to the namespace's id N in the mount, so that one tree
     serves every app and is never chowned. Raises `Unsupported` when the file system cannot.
@@ -67,7 +79,8 @@ def mount_idmapped(source: Path, target: Path, user_namespace: str) -> None:
         raise _error("open", source)
     namespace = os.open(user_namespace, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        flags = MOUNT_ATTR_IDMAP | MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
+        flags = MOUNT_ATTR_IDMAP | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
+        flags |= MOUNT_ATTR_RDONLY if read_only else 0
         attributes = _Attributes(flags, 0, 0, namespace)
         size = ctypes.c_size_t(ctypes.sizeof(attributes))
         changed = _syscall(

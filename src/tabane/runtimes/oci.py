@@ -71,6 +71,7 @@ class OciDriver:
         stats=True,
         network=True,
         services=True,
+        volumes=True,
         limit=True,
         images=("linux", "host"),
         needs_root=True,
@@ -115,7 +116,7 @@ class OciDriver:
     async def prepare(self, spec: InstanceSpec) -> Handle:
         self._set_up()
         program = self._bundles.build(spec)
-        await mount_volumes(spec)
+        await bundles.mount_volumes(spec)
         data: dict[str, Any] = {
             "pid": 0,
             "pid_start": 0,

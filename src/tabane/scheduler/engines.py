@@ -27,6 +27,8 @@ class EngineView(Value, frozen=True, omit_defaults=True):
     """Kinds of images it runs (`App.kind`)."""
     emulated: bool = False
     """It only emulates a processor there, and the node's operator does not allow that to all."""
+    features: tuple[str, ...] = ()
+    """What it can do that not all can and apps may need (`App.needs`)."""
     wake_s: float | None = None
     """The median of its latest cold starts there; None: none yet."""
 
@@ -64,6 +66,8 @@ def why_not(app: App, engine: EngineView) -> str:
         return f"is not {app.driver}, which the app names"
     if app.kind not in engine.images:
         return f"runs no {app.kind} images"
+    if lacking := [need for need in app.needs() if need not in engine.features]:
+        return f"cannot give it {' and '.join(lacking)}"
     if engine.emulated and not app.allow_emulation:
         return "could only emulate a processor, which neither app nor node allow (allow_emulation)"
     return ""

@@ -81,8 +81,10 @@ def place(app: App, nodes: Iterable[NodeView], here: Mapping[NodeName, int]) -> 
 
 def _problem(app: App, node: NodeView) -> str:
     datacenter = node.name.partition("/")[0]
-    if not app.placement.allows(datacenter):
+    if not app.allows(datacenter):
         return f"may not run in {datacenter}"
+    if app.pinned_to not in ("", node.name):
+        return f"does not have the app's volumes, which are on {app.pinned_to}"
     if not pick_engine(app, node.engines):
         return explain_none(app, node.engines)
     available, wanted = node.memory_available_bytes, app.resources.memory_bytes
@@ -95,7 +97,7 @@ def floors(app: App, datacenters: Iterable[str], ready: Mapping[str, int]) -> di
     """How the app's `min` is spread over the live data centers it may run in: first over those
     where instances are `ready`, as many as there are, so that none is started in place of another;
     the rest where the fewest are."""
-    shares = {dc: 0 for dc in sorted(datacenters) if app.placement.allows(dc)}
+    shares = {dc: 0 for dc in sorted(datacenters) if app.allows(dc)}
     for _ in range(app.reactive.min if shares else 0):
         kept = [dc for dc in shares if shares[dc] < ready.get(dc, 0)]
         shares[min(kept or shares, key=lambda dc: shares[dc])] += 1

@@ -35,6 +35,7 @@ from tabane.node.instances import Executor
 from tabane.node.running import Transition
 from tabane.runtimes.api import Image, InstanceSpec, Link
 from tabane.runtimes.fake import FakeDriver, Script
+from tabane.runtimes.volumes import VolumeFiles
 from tabane.scheduler.engines import EngineView
 from tabane.scheduler.placement import NodeView
 from tabane.supervise import Supervisor
@@ -99,6 +100,7 @@ class PretendNode:
             "/pretended",
             links=self.links,
             services=PretendServices(),
+            volumes=VolumeFiles(Path(self._directory.name, "volumes")),
             prepare_image=self._prepare_image,
             driver_for=lambda app: self.driver,
             driver_named=lambda name: self.driver,

@@ -51,6 +51,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "logs": ("logs", "output of an instance or of an app's instances"),
     "exec": ("exec", "run a command inside an instance, or a shell (-it)"),
     "cp": ("cp", "copy files into an instance or out of it"),
+    "volume": ("volumes", "list and remove durable storage of apps"),
     "members": ("nodes", "nodes and their hubs"),
     "completion": ("completion", "a script for bash, zsh or fish that completes what is typed"),
     "doctor": ("nodes", "which drivers work here, and why others do not"),
