@@ -16,7 +16,13 @@ from .conftest import Ended, LocalCluster, wait_for
 pytestmark = pytest.mark.real
 
 NODES = ["ishikari/ishikari-1", "osaka/osaka-1", "tokyo/tokyo-1"]
-ODD = "exec -a \"$(printf 'od\\033[2J\\nd \\377')\" sleep 1000"
+ODD = """
+name=$(printf 'od) (\\033[2J\\nd \\377')
+ln -s "$(command -v sleep)" "/tmp/$name"
+PATH=/tmp
+exec "$name" 1000
+"""
+SHOWN = r"od) (\x1b[2J\nd \xff"
 
 
 def good(ended: Ended) -> list[str]:
@@ -150,22 +156,46 @@ def test_pkill_there(cluster: LocalCluster, awake: dict[str, Any]) -> None:
 
 
 def test_odd_names_move_no_cursor(cluster: LocalCluster, awake: dict[str, Any]) -> None:
-    """In a terminal, too."""
+    """Parentheses, escape sequences, newlines and what is no UTF-8, in name and command line."""
     command = [sys.executable, "-m", "tabane.tools.cli", "--root", str(cluster.root)]
     argv = [*command, "exec", awake["far"]["id"], "--", "bash", "-c", ODD]
     with subprocess.Popen(argv, stdin=subprocess.DEVNULL) as odd:
 
         def listed() -> list[str]:
-            lines = good(cluster.tabane("ps", "axwwo", "args="))
-            return [line for line in lines if line.startswith("od\\x1b[2J\\nd \\xff")]
+            lines = good(cluster.tabane("ps", "axwwo", "comm=,args="))
+            return [line for line in lines if line.startswith("od)")]
 
         try:
-            assert len(wait_for(listed, "it in the list")) == 1
-            (pid,) = good(cluster.tabane("pgrep", "-f", "^od"))
+            (line,) = wait_for(listed, "it in the list")
+            assert line.split("1000")[0].split(SHOWN) == ["", " ", " "]
+            (pid,) = good(cluster.tabane("pgrep", "-x", r"od\) \(.*", "--app", "far"))
+            assert good(cluster.tabane("pgrep", "-l", "^od")) == [f"{pid} {SHOWN}"]
+            assert any(f"{SHOWN}(" in one for one in good(cluster.tabane("pstree", "-p")))
+            assert SHOWN in good(cluster.tabane("lsof", "-a", "-c", "od)", "-d", "cwd"))[1]
             assert good(cluster.tabane("kill", "-KILL", pid)) == []
             odd.wait(timeout=30)
         finally:
             odd.kill()
+
+
+def test_a_hub_that_restarts_in_the_middle(cluster: LocalCluster, awake: dict[str, Any]) -> None:
+    """Each node is either shown or named; what an order does it does once, or says that it does
+    not know; and all is well again soon."""
+    hub = cluster.part("hubd", "tokyo/tokyo-1")
+    (pid,) = good(cluster.tabane("pgrep", "--app", "far", "-n"))
+    before = int(processes(cluster, "ni")[-1][0])
+    subprocess.run(["kill", "-KILL", str(hub)], check=True)
+    ended = [cluster.tabane("ps", "-e"), cluster.tabane("free")]
+    order = cluster.tabane("renice", "-n", "1", "--relative", "-p", pid)
+    for one in ended:
+        shown = places(one.out.splitlines()[1:])
+        named = [node for node in NODES if node in one.err]
+        assert sorted(shown + named) == NODES
+        assert one.code == bool(named) and one.err.count("\n") <= 1
+    cluster.wait_whole()
+    assert places(good(cluster.tabane("ps", "-e"))[1:]) == NODES
+    now = {row[0]: int(row[1]) for row in processes(cluster, "gpid", "ni")}[pid]
+    assert now - before in ((1,) if order.code == 0 else (0, 1)), order
 
 
 # A node that is gone: last, since it is gone then.

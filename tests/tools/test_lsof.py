@@ -188,6 +188,10 @@ def test_choices(argv: str, found: list[int]) -> None:
     assert [row["pid"] for row in chosen([SOCKET, FILE], argv.split())] == found
 
 
+def test_a_newline_hides_no_name() -> None:
+    assert chosen([FILE | {"name": "ht\ntpd"}], ["-c", "/^h.*d$/"])
+
+
 @pytest.mark.parametrize(
     ("argv", "said"),
     [

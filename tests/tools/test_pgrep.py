@@ -28,6 +28,7 @@ def started(pretended: Pretended) -> Pretended:
         ("-af -- -D", "osaka/osaka-1:7 sshd -D\n"),
         ("-fa 2J", "tokyo/tokyo-1:50 httpd \\x1b[2J\\x9b31m\\u202e\\r\\nx\n"),
         ("-x http", ""),
+        ("-fx httpd.*J.*x", "tokyo/tokyo-1:50\n"),
         ("-n httpd", "tokyo/tokyo-1:50\n"),
         ("-o .", "osaka/osaka-1:7\n"),
         ("-c .", "3\n"),

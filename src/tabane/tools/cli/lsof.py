@@ -140,7 +140,7 @@ def _name_test(text: str) -> Test:
     if not found:
         return lambda row: bool(row["name"].startswith(text))
     try:
-        pattern = re.compile(found[1], re.IGNORECASE if found[2] else 0)
+        pattern = re.compile(found[1], re.DOTALL | re.IGNORECASE * bool(found[2]))
     except (re.error, RecursionError, OverflowError) as error:
         raise UsageError(f"lsof: -c: {text} is no regular expression: {error}") from None
     return lambda row: pattern.search(row["name"]) is not None

@@ -190,11 +190,12 @@ def _find(args: argparse.Namespace) -> tuple[list[Row], Answer]:
 
 
 def pattern_test(args: argparse.Namespace) -> Callable[[Row], bool]:
-    """Whether a row's name, or with -f its command line, matches. Raises `UsageError`."""
+    """Whether a row's name, or with -f its command line, matches. A newline is a character as any
+    other, as in pgrep, lest a name hide behind it. Raises `UsageError`."""
     if args.pattern is None:
         return lambda row: True
     try:
-        found = re.compile(args.pattern, re.IGNORECASE if args.ignore_case else 0)
+        found = re.compile(args.pattern, re.DOTALL | re.IGNORECASE * args.ignore_case)
     except (re.error, RecursionError, OverflowError) as error:
         raise UsageError(
             f"{args.program}: {args.pattern!r} is no regular expression: {error}"
