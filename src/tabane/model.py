@@ -271,6 +271,8 @@ class Instance(Value, frozen=True, omit_defaults=True):
     """Why it is in its state, when that needs saying; the exit reason at the end."""
     trust: Trust | None = None
     """Of the callers that it is for, where that chose its class."""
+    paused: bool = False
+    """It stands still by somebody's order, whatever its state: told to those who ask what runs."""
 
     @property
     def cohort(self) -> AppName:

@@ -45,7 +45,7 @@ from tabane.model import (
 )
 from tabane.node import messages as say
 from tabane.node.config import Peer, agent_of
-from tabane.node.orders import NodeSurroundings, Orders
+from tabane.node.orders import NodeSurroundings, Orders, with_pause
 from tabane.node.session import HubSession
 from tabane.runtimes import cgroups
 from tabane.runtimes.api import Capabilities, Handle
@@ -372,6 +372,16 @@ async def test_an_instance_is_paused_and_resumed_by_its_owner(cluster: Cluster) 
     lines = read_lines(cluster.nodes[OSAKA].log)
     assert [line.outcome for line in lines] == ["would", "doing", "done"] * 3
     assert {(line.target, line.process) for line in lines} == {("osaka/osaka-1:abc", "default/a")}
+
+
+async def test_who_asks_what_runs_is_told_what_is_paused(cluster: Cluster, running: Any) -> None:
+    assert with_pause(running.instance) == running.instance
+    await cluster.orders.obey_instance(InstanceOrder(TARGET, do.Pause()), ALICE)
+    assert with_pause(running.instance) == msgspec.structs.replace(running.instance, paused=True)
+    frozen = msgspec.structs.replace(running.instance, state=State.FROZEN)
+    assert with_pause(frozen) == frozen, "by its life cycle"
+    absent = msgspec.structs.replace(running.instance, cgroup="")
+    assert with_pause(absent) == absent
 
 
 @pytest.mark.usefixtures("running")

@@ -112,9 +112,9 @@ def test_every_line_is_in_the_log_of_the_node_that_did_it(cluster: LocalCluster)
         assert line["start_ticks"] == row["start_ticks"]
         assert (line["action"], line["process"], line["via"]) == ("affinity 0", "busybox", TOKYO)
         assert (line["kind"], line["uid"]) == ("peer", 0)
-    assert cluster.tabane("exec", "logged", "--", "true").code == 0
+    cluster.api.post(f"/api/v1/instances/{row['instance']}/stop", {}, node=TOKYO)
     lines = [json.loads(line) for line in log.read_bytes().splitlines()]
-    (line,) = [line for line in lines if line["action"] == "exec"]
+    (line,) = [line for line in lines if line["action"] == "stop"]
     assert (line["kind"], line["uid"], line["via"]) == ("peer", 0, TOKYO)
 
 
@@ -189,7 +189,10 @@ def test_an_instance_is_paused_and_confined(cluster: LocalCluster) -> None:
     assert order_instance(cluster, instance, "pause") == would
     with pytest.raises(TimeoutError):
         cluster.get("paused", "osaka", "/GPL-3", timeout_s=0.3)
+    assert [each["paused"] for each in cluster.instances("paused")] == [True]
+    assert " paused " in cluster.tabane("show", "paused").out
     assert order_instance(cluster, instance, "resume")["after"] == {"paused": 0}
+    assert [each for each in cluster.instances("paused") if "paused" in each] == []
     assert cluster.get("paused", "osaka", "/GPL-3").status == 200
 
     done = order_instance(cluster, instance, "limits", cpu=0.25, memory_bytes=96 << 20, pids=40)

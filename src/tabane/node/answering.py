@@ -11,6 +11,7 @@ from tabane.errors import TabaneError, Unsupported
 from tabane.model import App, NodeName
 from tabane.node import messages as say
 from tabane.node import volumes
+from tabane.node.orders import with_pause
 
 if TYPE_CHECKING:
     from tabane.node.agent import Agent
@@ -121,7 +122,7 @@ class Answering:
         await self._agent.leases.keep(body.node)
 
     async def _instances(self, sender: str, body: say.AskInstances) -> bytes:
-        return say.encode(say.Instances(tuple(self._agent.executor.instances())))
+        return say.encode(say.Instances(tuple(map(with_pause, self._agent.executor.instances()))))
 
     async def _known(self, sender: str, body: say.AskKnown) -> bytes:
         await self._agent.wait_revision(body.revision)

@@ -28,7 +28,7 @@ from tabane.k2i.orders import (
     wanted,
 )
 from tabane.k2i.permission import Here
-from tabane.model import InstanceId, NodeName, State
+from tabane.model import Instance, InstanceId, NodeName, State
 from tabane.node import messages as say
 from tabane.node.calling import call
 from tabane.node.config import agent_of, node_of
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from tabane.node.agent import Agent
 
 ACT_S = 10.0
+PAUSABLE = (State.STARTING, State.READY)
 
 
 class Orders:
@@ -133,6 +134,14 @@ class NodeSurroundings:
             self._executor.on_signal(InstanceId(instance_at(pid)))
 
 
+def with_pause(instance: Instance) -> Instance:
+    """An instance with whether it is paused: orders do that beside its life cycle, so that its
+    cgroup alone knows."""
+    runs = instance.state in PAUSABLE and instance.cgroup
+    paused = bool(runs) and Cgroup(instance.cgroup).is_frozen()
+    return replace(instance, paused=True) if paused else instance
+
+
 class NodeInstances:
     """See `tabane.k2i.control.Instances`."""
 
@@ -170,6 +179,6 @@ class NodeInstances:
         if now != generation:
             raise Stale(f"{target}: it is in generation {now.counter} now, not the one you mean")
         handle, state = running.record.handle, running.instance.state
-        if handle is None or running.stopping or state not in (State.STARTING, State.READY):
+        if handle is None or running.stopping or state not in PAUSABLE:
             raise Conflict(f"{target} is {state}: only one that runs can be changed")
         return running, handle

@@ -196,7 +196,7 @@ def _show_instances(instances: list[dict[str, Any]]) -> None:
         (
             i["id"],
             *place_of(i),
-            i["state"],
+            "paused" if i.get("paused") else i["state"],
             i["revision"],
             i.get("driver", "-"),
             i.get("address", "-"),
