@@ -136,6 +136,8 @@ def enter(order: Order) -> None:
     root = os.open(f"{place}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     if not is_same(order.pid, order.began):
         raise NotFound("the instance has ended")
+    # now, since a user namespace may forbid it inside
+    os.setgroups([_outer_group(place, group) for group in order.user.groups])
     sys.path, sys.meta_path = [], []
     for kind, space in spaces:
         _check(libc.setns(space, kind))
@@ -143,12 +145,20 @@ def enter(order: Order) -> None:
     os.fchdir(root)
     os.chroot(".")
     os.close(root)
-    os.setgroups(order.user.groups)
     os.setresgid(*(order.user.gid,) * 3)
     os.setresuid(*(order.user.uid,) * 3)
     _keep_capabilities(libc, order.capabilities)
     _check(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
     os.umask(0o022)
+
+
+def _outer_group(place: str, group: int) -> int:
+    """What a group of the instance is out here."""
+    for line in Path(place, "gid_map").read_text().splitlines():
+        first, outer, count = map(int, line.split())
+        if first <= group < first + count:
+            return outer + group - first
+    raise UsageError(f"group {group} does not exist in the instance")
 
 
 def _keep_capabilities(libc: Any, mask: int) -> None:

@@ -46,16 +46,20 @@ END_TIMEOUT_S = 4.0
 under 0.1 s as a rule. One that is frozen ends once it is thawed."""
 PREFIX = "exec-"
 """Of the files for one command, in the instance's directory."""
+PID_SUFFIX, INSIDE_SUFFIX = ".pid", ".inside"
+"""Of those with its pid, on the node and inside."""
 
 
 class Place(Value, frozen=True):
-    """Where a command runs: the container's name, its init's pid, the instance's directory, and the
-    engine with its options."""
+    """Where a command runs: the container's name, the pid of a process with its files and its ids,
+    the instance's directory, and the engine with its options."""
 
     container: str
     pid: int
     directory: Path
     engine: tuple[str, ...]
+    tells_inside: bool = False
+    """The engine can write down a command's pid inside, where the node has none for it."""
 
 
 class Said:
@@ -80,8 +84,8 @@ class Said:
     async def aclose(self) -> None: ...
 
 
-Streams = tuple[Sink | None, Source, Source]
-"""A program's stdin, stdout and stderr, at our ends."""
+Streams = tuple[Sink | None, Source, Source | None]
+"""A program's stdin, stdout and stderr, at our ends; a terminal's stderr is its stdout."""
 
 
 class Piped:
@@ -111,7 +115,8 @@ class Piped:
             return await self._code()
         finally:
             self.stdout.finish()
-            self.stderr.finish()
+            if self.stderr is not None:
+                self.stderr.finish()
 
     async def write(self, data: bytes) -> None:
         if self._stdin is not None:
@@ -138,7 +143,7 @@ class Piped:
         await self._forget()
 
 
-def open_pipes(*, stdin: bool) -> tuple[tuple[int, int, int], Streams]:
+def open_pipes(*, stdin: bool) -> tuple[tuple[int, int, int], tuple[Sink | None, Source, Source]]:
     """The program's ends, which the caller closes once it has them, and ours. `stdin`: or it has
     nothing to read."""
     give, ours = os.pipe() if stdin else (os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), -1)
@@ -177,7 +182,7 @@ class Spawned:
 
     def __init__(self, key: str, files: Files, spawner: Spawner) -> None:
         self._key = key
-        self._files = files
+        self.files = files
         self._spawner = spawner
         self.pid = read_pid(files.pid) or 0
         self.began = start_ticks(self.pid)
@@ -190,12 +195,23 @@ class Spawned:
     async def signal(self, number: int) -> None:
         await self._spawner.signal(self._key, number)
 
+    async def end(self, hang_up: Callable[[], None] = lambda: None) -> None:
+        """End the program and all that came of it. `hang_up` closes its terminal."""
+        hang_up()
+        try:
+            async with asyncio.timeout(END_TIMEOUT_S):
+                await end_below(self.pid, self.began)
+        except TimeoutError:
+            kill_below(self.pid, self.began)
+
     async def forget(self) -> None:
         await self._spawner.forget(self._key)
-        self._files.remove()
+        self.files.remove()
 
 
 Ends = TypeVar("Ends")
+Begin = Callable[[str, "Files", Spawner], Spawned]
+"""Makes what is known of a command that has begun, of its key, its files and the spawner."""
 
 
 async def spawn(
@@ -204,11 +220,13 @@ async def spawn(
     spawner: Spawner,
     *,
     run: Callable[[Files, str], Coroutine[Any, Any, Ends]],
-    give_up: Callable[[Spawned, Ends | None], Awaitable[None]],
+    begin: Begin = Spawned,
+    give_up: Callable[[Ends], object] = lambda _: None,
 ) -> tuple[Spawned, Ends]:
     """Begin what `process` describes: `run` has the spawner begin it under that name, and waits for
-    the engine. When that fails, or nobody wants it any more, `give_up` ends what there may be."""
-    files = Files(place.directory)
+    the engine. When that fails, or nobody wants it any more, what there may be is ended, and
+    `give_up` does away with what `run` returned."""
+    files = Files(place.directory, tells_inside=place.tells_inside)
     files.description.write_bytes(msgspec.json.encode(process))
     key = key_of(place.container, files.name)
     tasks = Supervisor("engine", on_failure=lambda *_: None)
@@ -218,12 +236,14 @@ async def spawn(
     except BaseException:
         await asyncio.wait([running])
         has_begun = not running.cancelled() and running.exception() is None
-        spawned = Spawned(key, files, spawner)
-        await give_up(spawned, running.result() if has_begun else None)
+        spawned = begin(key, files, spawner)
+        if has_begun:
+            give_up(running.result())
+        await spawned.end()
         await spawned.forget()
         await tasks.aclose()
         raise
-    return Spawned(key, files, spawner), ends
+    return begin(key, files, spawner), ends
 
 
 def key_of(container: str, name: str) -> str:
@@ -237,7 +257,9 @@ def failed(problem: str, argv: tuple[str, ...], finished: Finished, words: str) 
     return EngineError(f"{problem}: {words}", argv=argv, status=finished.status.code, output=words)
 
 
-async def converse(place: Place, execution: Execution, spawner: Spawner) -> Conversation:
+async def converse(
+    place: Place, execution: Execution, spawner: Spawner, begin: Begin = Spawned
+) -> Conversation:
     """Begin to run a command without a terminal. Raises `EngineError`."""
     process = describe_process((place.directory / "config.json").read_bytes(), execution)
     if (problem := look_up(Path(f"/proc/{place.pid}/root"), process)) is not None:
@@ -259,9 +281,7 @@ async def converse(place: Place, execution: Execution, spawner: Spawner) -> Conv
 
     try:
         _hand_over(theirs, place.pid, process["user"])
-        spawned, _ = await spawn(
-            place, process, spawner, run=run, give_up=lambda spawned, _: _end(spawned)
-        )
+        spawned, _ = await spawn(place, process, spawner, run=run, begin=begin)
     except BaseException:
         close_streams(streams)
         raise
@@ -271,7 +291,7 @@ async def converse(place: Place, execution: Execution, spawner: Spawner) -> Conv
     return Piped(
         streams,
         code=spawned.wait,
-        end=lambda: _end(spawned),
+        end=spawned.end,
         tell=spawned.signal,
         forget=spawned.forget,
     )
@@ -296,19 +316,22 @@ def redirect(argv: tuple[str, ...], streams: tuple[int, int, int]) -> tuple[str,
 
 
 class Files:
-    """Those of one command: its description, the pid that the engine writes, a console's socket."""
+    """Those of one command: its description, the pid that the engine writes, the one inside, a
+    console's socket."""
 
-    def __init__(self, directory: Path) -> None:
-        self.name = f"{PREFIX}{os.getpid()}-{next(_numbers)}"
+    def __init__(self, directory: Path, name: str = "", *, tells_inside: bool = False) -> None:
+        self.name = name or f"{PREFIX}{os.getpid()}-{next(_numbers)}"
         self.description = directory / f"{self.name}.json"
-        self.pid = directory / f"{self.name}.pid"
+        self.pid = directory / f"{self.name}{PID_SUFFIX}"
+        self.inside = directory / f"{self.name}{INSIDE_SUFFIX}"
         self.console = directory / f"{self.name}.sock"
+        self._more = ("--internal-pid-file", str(self.inside)) if tells_inside else ()
 
     def options(self) -> tuple[str, ...]:
-        return ("--pid-file", str(self.pid), "--process", str(self.description))
+        return ("--pid-file", str(self.pid), "--process", str(self.description), *self._more)
 
     def remove(self) -> None:
-        for path in (self.description, self.pid, self.console):
+        for path in (self.description, self.pid, self.inside, self.console):
             path.unlink(missing_ok=True)
 
 
@@ -345,24 +368,15 @@ def look_up(tree: Path, process: dict[str, Any]) -> Said | None:
     return Said(NOT_FOUND, f"{program}: not found{where}\n")
 
 
-async def _end(spawned: Spawned) -> None:
-    """End a program and all below its init."""
-    try:
-        async with asyncio.timeout(END_TIMEOUT_S):
-            await end_below(spawned.pid, spawned.began)
-    except TimeoutError:
-        kill_below(spawned.pid, spawned.began)
-
-
 def read_pid(pid_file: Path) -> int | None:
     with suppress(FileNotFoundError, ValueError):
         return int(pid_file.read_text())
     return None
 
 
-def left_behind(directory: Path) -> Iterator[tuple[str, int]]:
+def left_behind(directory: Path, suffix: str = PID_SUFFIX) -> Iterator[tuple[str, int]]:
     """Names and pids of commands that agents before this one began and did not see end."""
-    for path in directory.glob(f"{PREFIX}*.pid"):
+    for path in directory.glob(f"{PREFIX}*{suffix}"):
         if (pid := read_pid(path)) is not None:
             yield path.stem, pid
 

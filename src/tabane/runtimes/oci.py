@@ -11,11 +11,13 @@ broke off half-way.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import signal
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,7 @@ its helpers would go on without it."""
 INIT_TIMEOUT_S = 1.0
 """How long init may take from the engine's end until it takes signals: under 1 ms as a rule."""
 POLL_S = 0.001
+_DECODER = json.JSONDecoder()
 NO_CHECKPOINTS = "containers cannot be checkpointed yet: only cold starts"
 
 
@@ -277,7 +280,8 @@ class OciDriver:
         place = self._place(handle)
         if execution.terminal is None:
             return await inside.converse(place, execution, self._spawner)
-        return await terminal.converse(place, execution, self._spawner, cgroup_of(handle).pids)
+        begin = partial(terminal.Leader, members=cgroup_of(handle).pids)
+        return await terminal.converse(place, execution, self._spawner, begin)
 
     def _place(self, handle: Handle) -> inside.Place:
         check_running(handle)
@@ -342,9 +346,14 @@ def check_running(handle: Handle) -> None:
 
 
 def _last_words(log: Path) -> str:
-    """The message of the last entry in an engine's JSON log."""
+    """The message of the last entry in an engine's JSON log; not every engine ends its lines."""
     try:
-        entries = log.read_bytes().splitlines()
+        rest = log.read_text(errors="replace").strip()
     except FileNotFoundError:
         return ""
-    return str(msgspec.json.decode(entries[-1]).get("msg", "")) if entries else ""
+    words = ""
+    with suppress(ValueError):  # an engine that was killed leaves half an entry
+        while rest:
+            entry, end = _DECODER.raw_decode(rest)
+            words, rest = str(entry.get("msg", "")), rest[end:].lstrip()
+    return words

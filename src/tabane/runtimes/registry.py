@@ -17,6 +17,7 @@ from tabane.runtimes.api import Driver, Probe, Spawner
 DRIVERS = {
     "crun": "tabane.runtimes.oci:crun",
     "runc": "tabane.runtimes.oci:runc",
+    "runsc": "tabane.runtimes.runsc.driver:make",
     "fake": "tabane.runtimes.fake:make",
 }
 """Best first within a class: what is picked when an app names no driver."""

@@ -24,6 +24,7 @@ from tabane.runtimes.api import Command, Conversation, Execution, Spawner, Termi
 from tabane.runtimes.ending import end_session
 from tabane.runtimes.inside import (
     END_TIMEOUT_S,
+    Begin,
     Files,
     Place,
     Spawned,
@@ -38,19 +39,35 @@ from tabane.supervise import Supervisor
 END_OF_INPUT = b"\x04"
 LARGEST_MESSAGE = 4096
 """The engine's, which names the terminal beside its descriptor."""
+LONGEST_SOCKET = 107
+"""Of the name of one (unix(7))."""
+
+
+class Leader(Spawned):
+    """A command that leads a session. `members` tells the container's processes."""
+
+    def __init__(
+        self, key: str, files: Files, spawner: Spawner, *, members: Callable[[], list[int]]
+    ) -> None:
+        super().__init__(key, files, spawner)
+        self._members = members
+
+    async def end(self, hang_up: Callable[[], None] = lambda: None) -> None:
+        with suppress(TimeoutError):  # all has been killed by then
+            async with asyncio.timeout(END_TIMEOUT_S):
+                await end_session(self.pid, self.began, self._members, hang_up)
 
 
 class Terminal:
-    """A `Conversation` over a terminal. `members` tells the container's processes."""
+    """A `Conversation` over a terminal."""
 
     stderr = None
 
-    def __init__(self, master: int, spawned: Spawned, members: Callable[[], list[int]]) -> None:
+    def __init__(self, master: int, spawned: Spawned) -> None:
         self._sink = Sink(os.dup(master))
         self.stdout = Source(master)
         self._master = master
         self._spawned = spawned
-        self._members = members
         self._is_open = True
         self._tasks = Supervisor("terminal", on_failure=lambda *_: None)
         self._ended = self._tasks.start("end", self._wait_end())
@@ -79,7 +96,7 @@ class Terminal:
 
     async def aclose(self) -> None:
         if not self._ended.done():
-            await _end(self._spawned, self._members, self._hang_up)
+            await self._spawned.end(self._hang_up)
         self._hang_up()
         await self._tasks.aclose()
         await self._spawned.forget()
@@ -96,9 +113,10 @@ def set_size(terminal: int, size: TerminalSize) -> None:
 
 
 async def converse(
-    place: Place, execution: Execution, spawner: Spawner, members: Callable[[], list[int]]
+    place: Place, execution: Execution, spawner: Spawner, begin: Begin
 ) -> Conversation:
-    """Begin to run a command with a terminal. Raises `EngineError`."""
+    """Begin to run a command with a terminal; `begin` makes what can end its whole session. Raises
+    `EngineError`."""
     assert execution.terminal is not None
     size = execution.terminal
     process = describe_process((place.directory / "config.json").read_bytes(), execution)
@@ -108,21 +126,8 @@ async def converse(
     async def run(files: Files, key: str) -> int:
         return await _begin(place, files, key, spawner, size)
 
-    async def give_up(spawned: Spawned, master: int | None) -> None:
-        if master is not None:
-            os.close(master)
-        await _end(spawned, members)
-
-    spawned, master = await spawn(place, process, spawner, run=run, give_up=give_up)
-    return Terminal(master, spawned, members)
-
-
-async def _end(
-    spawned: Spawned, members: Callable[[], list[int]], hang_up: Callable[[], None] = lambda: None
-) -> None:
-    with suppress(TimeoutError):  # all has been killed by then
-        async with asyncio.timeout(END_TIMEOUT_S):
-            await end_session(spawned.pid, spawned.began, members, hang_up)
+    spawned, master = await spawn(place, process, spawner, run=run, begin=begin, give_up=os.close)
+    return Terminal(master, spawned)
 
 
 async def _begin(place: Place, files: Files, key: str, spawner: Spawner, size: TerminalSize) -> int:
@@ -130,12 +135,15 @@ async def _begin(place: Place, files: Files, key: str, spawner: Spawner, size: T
     directory = os.open(place.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     with socket.socket(socket.AF_UNIX) as console:
         try:
-            # both of us reach it by this name, which is never too long for a socket
-            path = f"/proc/{os.getpid()}/fd/{directory}/{files.console.name}"
+            path = str(files.console)
+            if len(path) > LONGEST_SOCKET:
+                # root reaches it by this name, too, which is never too long for a socket
+                path = f"/proc/{os.getpid()}/fd/{directory}/{files.console.name}"
             console.bind(path)
+            os.chown(files.console, *_owner_of(place))
             console.listen(1)
             console.setblocking(False)
-            options = ("--tty", "--detach", "--console-socket", path, *files.options())
+            options = ("--detach", "--console-socket", path, *files.options())
             argv = (*place.engine, "exec", *options, place.container)
             async with Supervisor("console", on_failure=lambda *_: None) as tasks:
                 taking = tasks.start("terminal", _take_terminal(console, size))
@@ -150,6 +158,12 @@ async def _begin(place: Place, files: Files, key: str, spawner: Spawner, size: T
         os.close(taking.result())
     problem = f"no terminal could be opened in {place.container}"
     raise failed(problem, argv, finished, finished.output)
+
+
+def _owner_of(place: Place) -> tuple[int, int]:
+    """Who connects to the console's socket: an engine may run as the instance's own root."""
+    found = place.directory.stat()
+    return found.st_uid, found.st_gid
 
 
 async def _take_terminal(console: socket.socket, size: TerminalSize) -> int:

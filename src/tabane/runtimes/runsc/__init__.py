@@ -1,0 +1,1 @@
+"""Class `sandbox` with gVisor: the driver is `tabane.runtimes.runsc.driver`."""

@@ -1,0 +1,282 @@
+"""Class `sandbox`: gVisor's runsc, whose kernel in user space answers every system call.
+
+Bundles, logs, exit statuses and the end are those of a container (`tabane.runtimes.oci`): what
+runsc leaves behind is the sandbox, whose process ends as the program does, and passes signals on to
+it. It differs in where things are:
+
+- The whole engine runs in the app's ids, without any right over the machine (see `engine`), so the
+  cgroup is made for it, and its state lies in the instance's directory.
+- The sandbox takes the link's address over into a network stack of its own, and with it what
+  listens there; `half_open` tells. The link's namespace has no address any more, but no link is
+  ever used again.
+- Files are written through to the layer on the node, and nothing of them is kept inside (`shared`),
+  so that copies by the node, which go by the file server's view, and the program's never differ.
+- Freezing is the cgroup's, not the engine's: thawing it takes one write, and no process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import msgspec
+
+from tabane.errors import Conflict, EngineError, NotFound, Unsupported
+from tabane.model import Class, GuestProcess, Resources
+from tabane.runtimes import half_open, inside, terminal
+from tabane.runtimes.api import (
+    Capabilities,
+    Conversation,
+    Enforcement,
+    Execution,
+    Handle,
+    InstanceSpec,
+    Probe,
+    Spawner,
+    Stats,
+)
+from tabane.runtimes.cgroups import Cgroup
+from tabane.runtimes.oci import Engine as OciEngine
+from tabane.runtimes.oci import OciDriver, cgroup_of, check_running, directory_of
+from tabane.runtimes.process import is_same, start_ticks
+from tabane.runtimes.runsc import engine, formats
+from tabane.runtimes.runsc.inside import Inside, Sandbox
+from tabane.runtimes.terminal import LONGEST_SOCKET
+
+STATE = "runsc"
+"""Directory of the engine's state, in the instance's."""
+
+
+class RunscDriver(OciDriver):
+    """See the module's text."""
+
+    isolation = Class.SANDBOX
+    capabilities = Capabilities(
+        freeze=True,
+        exec=True,
+        terminal=True,
+        copy=True,
+        stats=True,
+        guest_processes=True,
+        network=True,
+        services=True,
+        own_stack=True,
+        limit=True,
+        images=("linux", "host"),
+        needs_root=True,
+        works_emulated=True,
+    )
+
+    def __init__(self, spawner: Spawner, directory: Path) -> None:
+        super().__init__(OciEngine("runsc"), spawner, directory)
+        self._platform = formats.PLATFORMS[0]
+
+    # What it can do here
+
+    async def probe(self) -> Probe:
+        """Run a trivial sandbox on each platform until one works; the answer is kept."""
+        if self._probe is None:
+            try:
+                found = await asyncio.to_thread(engine.find_engine)
+            except Unsupported as error:
+                self._probe = Probe(False, error.message)
+            else:
+                self._path = ""
+                self._probe = await self._try_platforms(found.path)
+        return self._probe
+
+    async def _try_platforms(self, path: str) -> Probe:
+        from tabane.runtimes.trial import try_driver
+
+        failures = []
+        for self._platform in formats.PLATFORMS:
+            probe = await try_driver(self, path, self._directory)
+            if probe.works:
+                return Probe(True, f"{probe.reason}, platform {self._platform}")
+            failures.append(f"{self._platform}: {probe.reason}")
+        return Probe(False, "; ".join(failures))
+
+    def enforcements(self) -> tuple[Enforcement, ...]:
+        return formats.ENFORCEMENTS
+
+    def _set_up(self) -> None:
+        if not self._path:
+            path = engine.find_engine().path
+            self._bundles.set_up()
+            self._path = path
+
+    # Life
+
+    async def prepare(self, spec: InstanceSpec) -> Handle:
+        formats.check_app(spec.app)
+        control = spec.directory / STATE / f"runsc-{spec.id}.sock"
+        if len(str(control)) > LONGEST_SOCKET:
+            raise Unsupported(
+                f"{control} is too long a name for a socket: keep the node's state in a directory "
+                "with a shorter one"
+            )
+        handle = await super().prepare(spec)
+        try:
+            self._prepare_sandbox(spec)
+        except BaseException:
+            await self.destroy(handle)
+            raise
+        return msgspec.structs.replace(handle, data=handle.data | _own_data(spec))
+
+    def _prepare_sandbox(self, spec: InstanceSpec) -> None:
+        config = spec.directory / "config.json"
+        tmp = spec.image.tree / "tmp"
+        own_tmp = str(spec.directory / "rootfs/tmp") if _is_directory(tmp) else ""
+        config.write_bytes(formats.for_sandbox(config.read_bytes(), spec.app, own_tmp=own_tmp))
+        engine.write_meminfo(spec.directory, spec.app.resources.memory_bytes)
+        state = spec.directory / STATE
+        state.mkdir(mode=0o700)
+        os.chown(state, spec.app.id_base, spec.app.id_base)
+        limits = spec.app.resources
+        outer = formats.outer_limits(limits.cpu, limits.memory_bytes, limits.pids)
+        Cgroup(spec.cgroup).make(outer)
+
+    def _run(self, spec: InstanceSpec, handle: Handle) -> tuple[str, ...]:
+        assert spec.link is not None
+        directory = directory_of(handle)
+        run = (
+            *self._command(handle),
+            *("run", "-detach", "-bundle", str(directory), "-pid-file", str(directory / "pid")),
+            handle.id,
+        )
+        pid = spec.link.parked_pid
+        return cgroup_of(handle).entering(engine.joining(pid, engine.covering(directory, run)))
+
+    def _command(self, handle: Handle) -> tuple[str, ...]:
+        directory = directory_of(handle)
+        return (
+            self._path or engine.find_engine().path,
+            *("--root", str(directory / STATE)),
+            *("--log", str(directory / "engine.log"), "--log-format", "json"),
+            *("--platform", self._platform, "--network=sandbox", "--ignore-cgroups"),
+            *("--overlay2=none", "--file-access=shared"),
+            *(("--host-uds=open",) if handle.data["services"] else ()),
+        )
+
+    def _adopt(self, handle: Handle) -> Handle:
+        handle = super()._adopt(handle)
+        pid = read_file_server(self._state_of(handle))
+        data = handle.data | {"file_server": pid, "file_server_start": start_ticks(pid)}
+        return msgspec.structs.replace(handle, data=data)
+
+    def _state_of(self, handle: Handle) -> Path:
+        return directory_of(handle) / STATE
+
+    def _remove(self, handle: Handle) -> None:
+        super()._remove(handle)
+        (directory_of(handle) / engine.MEMINFO).unlink(missing_ok=True)
+
+    async def wait_listening(self, handle: Handle, port: int) -> None:
+        await half_open.wait_listening(str(handle.data["address"]), port)
+
+    async def _wait_for_init(self, handle: Handle) -> None:
+        """The sandbox's kernel delivers what its first process does not wait for, too."""
+
+    async def _end_left_behind(self, handle: Handle) -> None:
+        sandbox, directory = self._sandbox(handle), directory_of(handle)
+        for name, pid in inside.left_behind(directory, inside.INSIDE_SUFFIX):
+            await sandbox.end(pid)
+            await self._spawner.forget(inside.key_of(handle.id, name))
+        inside.clear(directory)
+
+    # Inside
+
+    async def exec(self, handle: Handle, execution: Execution) -> Conversation:
+        _check_thawed(handle)
+        place = self._place(handle)
+        begin = partial(Inside, sandbox=self._sandbox(handle))
+        if execution.terminal is None:
+            return await inside.converse(place, execution, self._spawner, begin)
+        return await terminal.converse(place, execution, self._spawner, begin)
+
+    def _place(self, handle: Handle) -> inside.Place:
+        """With its file server, which sees the files as the program does."""
+        check_running(handle)
+        pid, began = handle.data["file_server"], handle.data["file_server_start"]
+        assert isinstance(pid, int) and isinstance(began, int)
+        if not is_same(pid, began):
+            raise NotFound(f"the file server of instance {handle.id} has ended")
+        entering = cgroup_of(handle).entering(engine.joining(pid, self._command(handle)))
+        return inside.Place(handle.id, pid, directory_of(handle), entering, tells_inside=True)
+
+    def _sandbox(self, handle: Handle) -> Sandbox:
+        async def kill(pid: int, number: int) -> None:
+            await self._ask(handle, "kill", "-pid", str(pid), handle.id, str(number))
+
+        return Sandbox(partial(self.guest_processes, handle), kill)
+
+    async def stats(self, handle: Handle) -> Stats:
+        """Processor and memory are the whole sandbox's, its kernel included; `pids` are the threads
+        inside, and when it is frozen, so that they cannot be asked for, the node's."""
+        check_running(handle)
+        cgroup = cgroup_of(handle)
+        stats = cgroup.stats()
+        if cgroup.is_frozen():
+            return stats
+        events = await self._ask(handle, "events", "-stats", handle.id)
+        return msgspec.structs.replace(stats, pids=formats.parse_pids(events))
+
+    async def limit(self, handle: Handle, resources: Resources) -> None:
+        check_running(handle)
+        if resources.pids != handle.data["pids"]:
+            raise Unsupported(
+                f"the number of processes in a sandbox ({handle.data['pids']}) is set at its start"
+            )
+        limits = formats.outer_limits(resources.cpu, resources.memory_bytes, resources.pids)
+        cgroup_of(handle).limit(limits)
+
+    async def guest_processes(self, handle: Handle) -> Sequence[GuestProcess]:
+        _check_thawed(handle)
+        table = await self._ask(handle, "ps", "-format", "table", handle.id)
+        return formats.parse_processes(table)
+
+    async def _ask(self, handle: Handle, *words: str) -> str:
+        pid = handle.data["pid"]
+        assert isinstance(pid, int)
+        check_running(handle)
+        return await engine.ask(engine.joining(pid, (*self._command(handle), *words)))
+
+
+def make(spawner: Spawner, directory: Path) -> RunscDriver:
+    return RunscDriver(spawner, directory)
+
+
+def _own_data(spec: InstanceSpec) -> dict[str, str | int | bool]:
+    """What a handle has beside a container's."""
+    assert spec.link is not None
+    return {
+        "address": spec.link.address,
+        "pids": spec.app.resources.pids,
+        "services": spec.services is not None,
+        "file_server": 0,
+        "file_server_start": 0,
+    }
+
+
+def read_file_server(state: Path) -> int:
+    """The pid of the sandbox's file server (its gofer), as the engine wrote it down; 0 when it has
+    not. Raises `EngineError` for a file that says nothing of it."""
+    for path in state.glob("*.state"):
+        try:
+            return int(msgspec.json.decode(path.read_bytes())["goferPid"])
+        except (msgspec.DecodeError, KeyError, TypeError) as error:
+            raise EngineError(f"{path} does not name the file server: {error}") from error
+    return 0
+
+
+def _is_directory(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def _check_thawed(handle: Handle) -> None:
+    check_running(handle)
+    if cgroup_of(handle).is_frozen():
+        raise Conflict(f"instance {handle.id} is frozen: what is inside cannot be asked")

@@ -1,0 +1,157 @@
+"""What runsc is given and what it says: configuration, version, tables. All of it is pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from tabane.errors import EngineError, Unsupported
+from tabane.model import App, GuestProcess
+from tabane.runtimes.api import Enforcement
+
+OLDEST_RELEASE = 20240729
+"""Earlier ones lack a platform that is fast without KVM, or options that are used."""
+OVERHEAD_BYTES = 64 << 20
+"""What the sandbox's own kernel and file server, and the engine while it starts them, may take of
+memory beside the program: about 40 MiB as a rule."""
+OVERHEAD_THREADS = 192
+HOST_THREADS_EACH = 4
+"""Threads of the node that one inside may need: it has a stub, and system calls that block."""
+PLATFORMS = ("systrap", "ptrace")
+"""Best first: how the program's system calls are caught."""
+UNKILLABLE_LIMITS = {"CAP_SYS_ADMIN", "CAP_SYS_RESOURCE"}
+"""Who has one of these is not held by a limit on the number of processes."""
+
+_RELEASE = re.compile(r"\b(20\d{6})\b")
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(h|ms|m|µs|us|ns|s)")
+_UNITS_S = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "µs": 1e-6, "us": 1e-6, "ns": 1e-9}
+
+
+def parse_release(words: str) -> int:
+    """The date in what `runsc --version` says, as 20240729; 0 when there is none."""
+    found = _RELEASE.search(words)
+    return int(found[1]) if found else 0
+
+
+def check_app(app: App) -> None:
+    """Raises `Unsupported` for what a sandbox cannot have."""
+    if lax := UNKILLABLE_LIMITS.intersection(app.security.capabilities):
+        raise Unsupported(
+            f"{app.key}: with {', '.join(sorted(lax))} nothing would hold the number of processes "
+            "in a sandbox: leave it out, or choose a virtual machine"
+        )
+
+
+def for_sandbox(config: bytes, app: App, *, own_tmp: str) -> bytes:
+    """The `config.json` of a container, as the sandbox needs it.
+
+    /proc, /sys and /dev are the sandbox's kernel's own, so nothing is mounted or masked there; the
+    user namespace is entered before the engine starts, and the cgroup, too. `own_tmp`: a directory
+    to show as /tmp, which would be in memory otherwise; empty: the image has none.
+    """
+    whole: dict[str, Any] = msgspec.json.decode(config)
+    kernels_own = ("/proc", "/sys", "/dev", "/dev/pts")
+    mounts = [mount for mount in whole["mounts"] if mount["destination"] not in kernels_own]
+    if own_tmp:
+        options = ("bind", "nosuid", "nodev")
+        mounts.append(
+            {"destination": "/tmp", "type": "bind", "source": own_tmp, "options": options}
+        )
+    size = f"size={app.resources.disk_bytes}"
+    shared = {"destination": "/dev/shm", "type": "tmpfs", "source": "tmpfs"}
+    mounts.append(shared | {"options": ("nosuid", "nodev", "mode=1777", size)})
+    pids = app.resources.pids
+    whole["process"]["rlimits"].append({"type": "RLIMIT_NPROC", "soft": pids, "hard": pids})
+    namespaces = whole["linux"]["namespaces"]
+    kept = [entry for entry in namespaces if entry["type"] not in ("user", "cgroup")]
+    return msgspec.json.encode(whole | {"mounts": mounts, "linux": {"namespaces": kept}})
+
+
+def outer_limits(cpu: float, memory_bytes: int, pids: int) -> dict[str, float]:
+    """Of the whole sandbox's cgroup, for what the program inside may have."""
+    return {
+        "cpu": cpu,
+        "memory_bytes": memory_bytes + OVERHEAD_BYTES,
+        "pids": pids * HOST_THREADS_EACH + OVERHEAD_THREADS,
+    }
+
+
+def parse_processes(table: str) -> Sequence[GuestProcess]:
+    """The processes in what `runsc ps -format table` says. Raises `EngineError` for other text."""
+    first, *lines = table.splitlines() or [""]
+    if first.split() != ["UID", "PID", "PPID", "C", "TTY", "STIME", "TIME", "CMD"]:
+        raise EngineError(f"runsc ps gave no table but {first[:200]!r}", output=table[:1000])
+    return [_parse_process(line.split(maxsplit=7)) for line in lines if line.strip()]
+
+
+def _parse_process(fields: list[str]) -> GuestProcess:
+    uid, pid, ppid, _, tty, _, time, *command = fields
+    name = "".join(command)
+    return GuestProcess(
+        inside="sandbox",
+        pid=int(pid),
+        ppid=int(ppid),
+        name=name,
+        command=name,
+        uid=int(uid),
+        tty=tty,
+        cpu_s=parse_duration(time),
+    )
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of Go's notation, as `1h2m3.5s` or `40ms`."""
+    return sum(float(number) * _UNITS_S[unit] for number, unit in _DURATION.findall(text))
+
+
+def parse_pids(event: str) -> int:
+    """How many threads there are inside, of what `runsc events -stats` says."""
+    try:
+        return int(msgspec.json.decode(event)["data"]["pids"]["current"])
+    except (msgspec.DecodeError, KeyError, TypeError) as error:
+        raise EngineError(f"runsc events gave no statistics: {error}", output=event) from error
+
+
+ENFORCEMENTS = tuple(
+    Enforcement(default, True, how)
+    for default, how in (
+        ("no_new_privileges", "by the sandbox's kernel, and by the node's for the sandbox itself"),
+        ("capabilities", "10 defaults and what the app declares, which its own kernel checks"),
+        (
+            "seccomp",
+            "no call of the program reaches the node's kernel: the sandbox's answers them, under "
+            "gVisor's own list of what that may call",
+        ),
+        (
+            "user_namespace",
+            "the whole engine runs in the app's own range of 65,536 ids, root of the machine in no "
+            "part; the image is id-mapped, not chowned",
+        ),
+        ("low_ports", "the sandbox's own network stack has no reserved ports"),
+        ("read_only_image", "the image is overlay's lower layer, in a read-only mount"),
+        (
+            "disk_quota",
+            "size and inodes of the tmpfs that holds the upper layer; /dev/shm has its own, of "
+            "that size",
+        ),
+        (
+            "pids",
+            "RLIMIT_NPROC for each user inside; pids.max of its cgroup bounds what all of them "
+            "take of the node",
+        ),
+        (
+            "memory",
+            f"memory limit of its cgroup, with {OVERHEAD_BYTES >> 20} MiB for the sandbox's kernel",
+        ),
+        ("cpu", "CFS quota of its cgroup over 100 ms, the sandbox's kernel included"),
+        ("egress", "by the node's firewall on the link, which the sandbox's stack has taken over"),
+        (
+            "node_services",
+            "by the node's firewall on the link; of the node's sockets it sees those made for it "
+            "alone that its app asks for",
+        ),
+    )
+)
