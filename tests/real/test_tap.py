@@ -45,13 +45,14 @@ def opened(link: Link) -> Iterator[int]:
         os.close(device)
 
 
-async def take(device: int, end: bytes) -> bytes:
-    """The next frame that ends with this."""
+async def take(device: int, node: socket.socket, words: bytes, to: tuple[str, int]) -> bytes:
+    """Say it until it comes: a bridge passes on nothing before the device has been open a moment."""
     async with asyncio.timeout(10):
         while True:
+            node.sendto(words, to)
             with contextlib.suppress(BlockingIOError):
                 frame = os.read(device, 2000)[VNET_HEADER_BYTES:]
-                if frame.endswith(end):
+                if frame.endswith(words):
                     return frame
             await asyncio.sleep(0.002)
 
@@ -63,8 +64,7 @@ async def test_the_guest_is_at_the_links_address() -> None:
         assert tap.gateway_mac == NODE_MAC.hex(":")
         with opened(link) as device, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as node:
             node.bind((link.gateway, 0))
-            node.sendto(b"hello guest", (link.address, 4000))
-            frame = await take(device, b"hello guest")
+            frame = await take(device, node, b"hello guest", (link.address, 4000))
             assert frame[:6] == mac_of(link.slot)
             assert frame[6:12] == NODE_MAC
             assert socket.inet_ntoa(frame[30:34]) == link.address
