@@ -46,7 +46,7 @@ def opened(link: Link) -> Iterator[int]:
 
 
 async def take(device: int, node: socket.socket, words: bytes, to: tuple[str, int]) -> bytes:
-    """Say it until it comes: a bridge passes on nothing before the device has been open a moment."""
+    """Say it until it comes: a bridge passes on nothing before its ports have settled."""
     async with asyncio.timeout(10):
         while True:
             node.sendto(words, to)
