@@ -1,16 +1,19 @@
 """Orders across a cluster: to processes and instances of other nodes, also of one that is gone."""
 
+import io
 import json
 import os
 import signal
 import traceback
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tabane.errors import Conflict, Denied, NotFound, Stale, TabaneError
+from tabane.tools.cli import run
 from tabane.tools.client import Cluster
 
 from .conftest import LocalCluster, wait_for
@@ -151,6 +154,17 @@ def test_users_control_their_own(cluster: LocalCluster) -> None:
             return outcomes, [one["command"] for one in seen if one["pid"] == 1], error.code
         return None
 
+    def kill() -> Any:
+        """What the tool says to who types it."""
+        words = ["kill", "-CONT", f"osaka/osaka-1:{row['pid']}"]
+        with redirect_stderr(io.StringIO()) as err:
+            code = run(["--root", f"/proc/self/fd/{directory}", *words])
+        return [code, err.getvalue()]
+
+    assert as_user(row["uid"], kill) == [0, ""]
+    code, said = as_user(row["uid"] + 1, kill)
+    assert (code, said.count("\n")) == (1, 1)
+    assert f"osaka/osaka-1:{row['pid']}" in said and "is another user's process" in said
     outcomes, commands, code = as_user(row["uid"], ask)
     assert [outcome.get("error", "") for outcome in outcomes] == ["", "denied"]
     assert all(command.startswith("[") for command in commands)

@@ -349,12 +349,13 @@ def test_wrong_values(line: list[str], words: str, tabane: Run) -> None:
     check_refusal(tabane(*line), failing(line[0], 2), words)
 
 
-def test_down_of_another_s_cluster(
-    tabane: Run, pretended: Pretended, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["up", "down"])
+def test_another_s_cluster(
+    name: str, tabane: Run, pretended: Pretended, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretended.begin(tokyo=reply({}))
     monkeypatch.setattr("os.geteuid", lambda: 4711)
-    check_refusal(tabane("down"), 1, "belongs to ", ": use sudo")
+    check_refusal(tabane(name), 1, "belongs to ", ": use sudo")
     assert not pretended.nodes["tokyo"].asked
 
 

@@ -401,6 +401,15 @@ def test_nothing_found_is_told_by_the_exit_code(tabane: Run, pretended: Pretende
     check_refusal(tabane("ps", "--node", "nara"), 1, "no node 'nara', only tokyo/tokyo-1, osaka/")
 
 
+def test_who_may_not_know_which_apps_there_are_finds_nothing(
+    tabane: Run, pretended: Pretended
+) -> None:
+    denied = reply({"error": "denied", "message": "uid 7 may not control this cluster"}, 403)
+    pretended.begin(tokyo=lambda line, _: denied if "/apps" in line else answer())
+    ended = tabane("ps", "--app", "nope")
+    assert (ended.code, ended.err) == (1, "") and ended.out.startswith("DC ")
+
+
 def test_it_takes_the_rows_of_a_real_table() -> None:
     table = ProcessTable("tokyo/tokyo-1", "i-1")
     mine = Instance(

@@ -144,8 +144,11 @@ def former_shape(root: Path) -> Shape | None:
 
 
 def check_owner(root: Path) -> None:
-    """Raises `Denied` when the cluster below `root` is another user's."""
-    owner = (root / "cluster.json").stat().st_uid
+    """Raises `Denied` when the cluster below `root`, if there is one, is another user's."""
+    try:
+        owner = (root / "cluster.json").stat().st_uid
+    except (FileNotFoundError, NotADirectoryError):
+        return
     if os.geteuid() not in (0, owner):
         who = "root" if owner == 0 else f"the user with uid {owner}"
         raise Denied(f"the cluster below {root} belongs to {who}: use sudo")

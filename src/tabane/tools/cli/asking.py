@@ -8,9 +8,9 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from tabane.errors import NotFound, UsageError
+from tabane.errors import Denied, NotFound, UsageError
 from tabane.tools.cli.common import Row, app_key, complain, say_silent
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def ask(
     if of_any:
         rows = [row for row in rows if row["app"]]
     elif filters.app and not rows:
-        check_app(filters.app, cluster.get("/api/v1/apps")["apps"])
+        check_app(cluster, filters.app)
     if filters.user and not rows:
         check_users(cluster, filters.user.split(","))
     ages = [node["age_s"] for node in answer["nodes"]]
@@ -137,8 +137,13 @@ def check_place(nodes: Sequence[str], filters: Filters) -> None:
         raise NotFound(f"there is no node {node!r}, only {', '.join(nodes)}")
 
 
-def check_app(key: str, apps: Iterable[dict[str, Any]]) -> None:
-    """Raises `NotFound` for an app that is not there, rather than at rest."""
+def check_app(cluster: Cluster, key: str) -> None:
+    """Raises `NotFound` for an app that is not there, rather than at rest; only who may control the
+    cluster is told which there are."""
+    try:
+        apps = cluster.get("/api/v1/apps")["apps"]
+    except Denied:
+        return
     known = [f"{app['namespace']}/{app['name']}" for app in apps]
     if key not in known:
         more = ", ..." if len(known) > MOST_NAMED else ""

@@ -33,9 +33,10 @@ def up(argv: list[str]) -> int:
     parser.add_argument("--driver", help="preferred driver of class container")
     parser.epilog = "A cluster that was stopped starts as it was, where nothing else is said."
     args = parser.parse_args(argv)
-    from tabane.node.cluster import former_shape
+    from tabane.node.cluster import check_owner, former_shape
 
     root = args.root or default_root()
+    check_owner(root)
     before = former_shape(root.resolve())
     shape = _shape_of(args, before)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
