@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
@@ -104,6 +105,14 @@ async def test_what_is_not_asked_again_yet_has_its_age(bench: Bench) -> None:
     assert bench.insides.age_s() == 0
 
 
+async def test_the_moment_it_was_started_does_not_move(bench: Bench) -> None:
+    await bench.look(Driver([INIT]))
+    (before,) = bench.insides.processes()
+    assert before.started_at == round(bench.clock.wall() - 10, 2)
+    bench.clock.advance(LEAST_PAUSE_S / 2)
+    assert bench.insides.processes() == [before]
+
+
 async def test_a_failing_driver_keeps_what_it_told_for_a_while(bench: Bench) -> None:
     driver = Driver([INIT], EngineError("runsc failed"))
     await bench.look(driver)
@@ -164,6 +173,29 @@ async def test_an_instance_that_is_gone_has_none_at_once(bench: Bench) -> None:
     await bench.look(Driver([INIT]))
     bench.insides.want([])
     assert bench.insides.processes() == []
+
+
+async def test_who_follows_hears_of_them(bench: Bench) -> None:
+    await bench.look(Driver([INIT, WEB], [INIT]))
+    table = ProcessTable("tokyo/tokyo-1")
+    k2i = K2i(table, node="tokyo/tokyo-1", inside=bench.insides.processes)
+    async with Supervisor("following") as tasks:
+        k2i.start(tasks)
+        question = Question("changes", {"app": "shop", "inside": "sandbox"})
+        messages = k2i.follow(question, Principal("token"))
+        first = json.loads((await anext(messages)).data)
+        assert [(row["inside"], row["pid"]) for row in first["born"]] == [
+            ("sandbox", 1),
+            ("sandbox", 2),
+        ]
+        bench.clock.advance(LEAST_PAUSE_S)
+        (row,) = json.loads((await anext(messages)).data)["died"]
+        assert (row["inside"], row["instance"], row["pid"]) == ("sandbox", "i1", 2)
+        history = await k2i.part(Question("history/apps"), Principal("token"))
+        assert b"shop" not in history.rows, "its use is that of the process it is in"
+        await messages.aclose()
+    k2i.close()
+    table.close()
 
 
 async def test_they_are_in_the_table_with_its_age_and_can_be_asked_for(bench: Bench) -> None:

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from tabane.errors import UsageError
+from tabane.k2i import Process
 from tabane.k2i import query as ask
 
 
@@ -151,3 +152,14 @@ def test_a_group_that_one_node_would_cut_off_is_whole_in_the_sum() -> None:
 def test_what_cannot_be_asked(params: dict[str, str], problem: str) -> None:
     with pytest.raises(UsageError, match=problem):
         query(**params)
+
+
+def test_a_unit_may_be_left_out() -> None:
+    params = {"group": "app", "sum": "rss,cpu_s", "sort": "-rss,app"}
+    query = ask.parse_query(params, KNOWN, Process)
+    assert query.sums == ("rss_kib", "cpu_s")
+    assert query.sort == (("rss_kib", True), ("app", False))
+    assert ask.parse_query({"fields": "elapsed,pid"}, KNOWN, Process).fields == ("elapsed_s", "pid")
+    for twice in ({"sum": "rss,rss_kib"}, {"sort": "rss,-rss_kib"}):
+        with pytest.raises(UsageError, match="named twice, with its unit and without"):
+            ask.parse_query(twice, KNOWN, Process)

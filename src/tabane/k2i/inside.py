@@ -43,7 +43,7 @@ class _Looked:
 
     instance: Instance
     ask: Ask
-    rows: Sequence[GuestProcess] = ()
+    rows: Sequence[Process] = ()
     at: float | None = None
     took_s: float = 0.0
     error: str = ""
@@ -76,11 +76,7 @@ class Insides:
 
     def processes(self) -> list[Process]:
         """What is known now; for any thread."""
-        return [
-            self._describe(row, looked.instance)
-            for looked in list(self._looked.values())
-            for row in looked.rows
-        ]
+        return [row for looked in list(self._looked.values()) for row in looked.rows]
 
     def age_s(self) -> float:
         """Of the oldest of what is known."""
@@ -116,7 +112,8 @@ class Insides:
             looked.error = f"its driver is broken: {error}"
             log.error("looking inside %s failed", looked.instance.id, exc_info=error)
         else:
-            looked.rows, looked.at, looked.error = rows[:MAX_ROWS], self._clock.now(), ""
+            looked.rows = [self._describe(row, looked.instance) for row in rows[:MAX_ROWS]]
+            looked.at, looked.error = self._clock.now(), ""
 
     def _describe(self, row: GuestProcess, instance: Instance) -> Process:
         used = 100 * row.cpu_s / row.elapsed_s if row.elapsed_s else 0.0

@@ -20,6 +20,10 @@ from tabane.units import shorten
 
 Row = dict[str, Any]
 MOST_ROWS = 1_000_000
+UNITS = ("_kib", "_s")
+"""Ends of fields' names that may be left out: `rss` is `rss_kib`."""
+NAMING = ("fields", "group", "sum", "sort")
+"""Parameters that name fields."""
 MOST_VALUES = 1000
 """Of one parameter."""
 
@@ -186,6 +190,7 @@ def parse_query(
     values = {name: parse_value(name, text, known) for name, text in params.items()}
     if missing := [name for name, this in known.items() if this.required and name not in params]:
         raise UsageError(f"{missing[0]}: must be given. {known[missing[0]].meaning}")
+    values |= {name: _in_full(values[name], kind) for name in NAMING if name in values}
     filters = {**PLACE, **OWNER, **INSIDE, **COLLECTED}
     common = {*filters, *SHAPE, *GROUPS}
     query = Query(
@@ -199,6 +204,19 @@ def parse_query(
     )
     _check(query, kind)
     return query
+
+
+def _in_full(words: tuple[Any, ...], kind: type[msgspec.Struct]) -> tuple[Any, ...]:
+    """Names of fields with their units, where these were left out. Raises `UsageError`."""
+
+    def name(word: str) -> str:
+        full = (word + unit for unit in ("", *UNITS))
+        return next((one for one in full if one in attributes_of(kind)), word)
+
+    found = [name(word) if isinstance(word, str) else (name(word[0]), word[1]) for word in words]
+    if len({word if isinstance(word, str) else word[0] for word in found}) < len(found):
+        raise UsageError("a field is named twice, with its unit and without")
+    return tuple(found)
 
 
 def parse_value(name: str, text: str, known: Mapping[str, Parameter]) -> Any:

@@ -24,13 +24,13 @@ from tabane.k2i import query as ask
 from tabane.k2i.collectors.runner import FactRow
 from tabane.k2i.event_feed import EventFeed
 from tabane.k2i.history import History
-from tabane.k2i.host import Host, HostReader, Place
+from tabane.k2i.host import HostReader, Place
 from tabane.k2i.kinds import KINDS, MSGPACK, Look, Sources, check
 from tabane.k2i.mounts import MountReader
 from tabane.k2i.process import Process
 from tabane.k2i.stream import PARAMETERS, Event, Follower
 from tabane.k2i.table import ProcessTable
-from tabane.k2i.watch import Watch
+from tabane.k2i.watch import Seen, Watch
 from tabane.model import Instance, Value
 from tabane.security.identity import Principal
 from tabane.supervise import Supervisor
@@ -141,8 +141,9 @@ class K2i:
         finally:
             self._watch.let_go(stream)
 
-    def _look(self) -> tuple[Host, list[Process]]:
-        return self._sources.host.read(), self.table.processes(tuple(self._instances()))
+    def _look(self) -> Seen:
+        own = self.table.processes(tuple(self._instances()))
+        return Seen(self._sources.host.read(), own, [*own, *self._sources.inside()])
 
     async def _run(self, work: Callable[[], None]) -> None:
         await asyncio.get_running_loop().run_in_executor(self._threads, work)

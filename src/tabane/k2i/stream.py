@@ -83,6 +83,7 @@ INTERVAL = ask.Parameter(
 PARAMETERS: dict[str, ask.Parameter] = {
     **ask.PLACE,
     **ask.OWNER,
+    **ask.INSIDE,
     "fields": ask.SHAPE["fields"],
     "interval_s": INTERVAL,
 }

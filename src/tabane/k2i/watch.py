@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import ExitStack
 from operator import attrgetter
+from typing import NamedTuple
 
 import msgspec
 
@@ -47,7 +48,18 @@ CHANGES = "changes"
 _AGE = re.compile(rb'\{"age_s":([0-9.e-]+)')
 
 encode = msgspec.json.Encoder().encode
-Look = Callable[[], tuple[Host, list[Process]]]
+
+
+class Seen(NamedTuple):
+    """One look. `processes`: the node's own, which are in its history, too; `all`: and those inside
+    of something."""
+
+    host: Host
+    processes: list[Process]
+    all: list[Process]
+
+
+Look = Callable[[], Seen]
 See = Callable[[Iterable[Process]], Iterable[Process]]
 User = tuple[str, int]
 """The kind of who asks, and uid."""
@@ -246,7 +258,7 @@ class Watch:
     ) -> list[tuple[Stream, float, bytes]]:
         """One look, and what of it is to be told; on a thread."""
         at = self._clock.now()
-        host, processes = self._look()
+        host, processes, all_processes = self._look()
         if self._sampled_at is None or at - self._sampled_at >= SAMPLE_S:
             self._sampled_at = at
             self._history.add(at, host, processes)
@@ -254,7 +266,7 @@ class Watch:
         source = LOOKS if events is None or meanwhile.missed else EVENTS
         made = []
         for stream in streams:
-            message = stream.step(at, processes, source, meanwhile)
+            message = stream.step(at, all_processes, source, meanwhile)
             if message is not None:
                 made.append((stream, at, message))
         return made
