@@ -54,7 +54,8 @@ async def test_all_else_is_for_root(path: str) -> None:
 
 
 async def test_nobody_asks_without_a_name() -> None:
-    assert await ask("/v2/processes", None) == (401, "unauthenticated")
+    for path in ("/v2/processes", "/v1/proc"):  # the latter is for all at a k2i of its own
+        assert await ask(path, None) == (401, "unauthenticated")
     token = "Bearer secret"
     assert await ask("/v2/processes", None, authorization=token) == (200, Principal("token"))
     foreign = {"host": "evil.example"}

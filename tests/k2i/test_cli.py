@@ -60,6 +60,15 @@ def test_the_way_from_the_root(service: Service) -> None:
         assert service.ask(path)[0] == 200
 
 
+def test_without_options_it_is_where_it_was_in_2018() -> None:
+    with subprocess.Popen([K2I], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "On 127.0.0.1:8000\n"
+        status, _ = Service(process, "127.0.0.1", 8000).ask("/v1/proc")
+        assert status == 200
+        process.terminate()
+
+
 def test_a_socket_in_a_deep_directory(tmp_path: Path) -> None:
     """The kernel takes 108 bytes of a path."""
     path = tmp_path / ("d" * 100) / ("e" * 100) / "k2i.sock"
