@@ -1,0 +1,81 @@
+"""`class = "auto"`: who is trusted gets a container, anyone else a sandbox."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.real.conftest import Answer, LocalCluster, wait_for
+
+pytestmark = pytest.mark.real
+
+APP = """
+name = "auto"
+image = "host"
+class = "auto"
+command = ["sh", "-c", "cat /proc/version >/tmp/v; exec busybox httpd -f -p 8000 -h /tmp"]
+port = 8000
+hosts = ["auto.test"]
+[resources]
+memory = "128MiB"
+[reactive]
+stop_after = "1h"
+stop_timeout = "1s"
+"""
+
+
+def ask(cluster: LocalCluster, token: str = "") -> Answer:
+    with socket.create_connection((cluster.addresses["tokyo/tokyo-1"], 80), timeout=60) as sock:
+        field = f"tabane-token: {token}\r\n" if token else ""
+        head = f"GET /v HTTP/1.1\r\nHost: auto.test\r\n{field}Connection: close\r\n\r\n"
+        sock.sendall(head.encode())
+        answer = b"".join(iter(lambda: sock.recv(1 << 16), b"")).decode()
+    head, _, body = answer.partition("\r\n\r\n")
+    return Answer(int(head.split(" ", 2)[1]), head, body)
+
+
+def classes(cluster: LocalCluster) -> dict[str, str]:
+    """Class of the instances for each trust."""
+    found: list[dict[str, Any]] = cluster.instances("auto", "ready")
+    assert len({i["trust"] for i in found}) == len(found), found
+    return {i["trust"]: i.get("isolation", "container") for i in found}
+
+
+@pytest.fixture(scope="module")
+def token(cluster: LocalCluster) -> str:
+    return (Path(cluster.root) / "token").read_text().strip()
+
+
+def test_the_caller_decides_what_stands_between(cluster: LocalCluster, token: str) -> None:
+    assert cluster.tabane("deploy", "-", stdin=APP).code == 0
+    stranger, friend = ask(cluster), ask(cluster, token)
+    assert stranger.status == friend.status == 200
+    host = Path("/proc/version").read_text().strip()
+    assert host in friend.body, "a container sees the node's kernel"
+    assert host not in stranger.body, "a sandbox has one of its own"
+    expected = {"anonymous": "sandbox", "trusted": "container"}
+    assert wait_for(lambda: classes(cluster) if len(classes(cluster)) == 2 else None) == expected
+    for guess in ("", "guessed"):
+        assert ask(cluster, guess).body == stranger.body
+    assert len(cluster.instances("auto")) == 2
+
+
+def test_it_is_explained_and_recorded(cluster: LocalCluster) -> None:
+    told = cluster.tabane("show", "auto").out
+    assert "waiting sessions of anonymous callers 0" in told
+    assert "can run it with runsc" in told and "can run it with crun" in told
+    wakes = wait_for(
+        lambda: [w for w in cluster.records("wakes", "auto") if w["trust"] == "trusted"]
+    )
+    assert wakes[0]["option"] == "cold"
+
+
+def test_an_app_can_stop_choosing(cluster: LocalCluster) -> None:
+    fixed = APP.replace('class = "auto"', 'class = "sandbox"')
+    assert cluster.tabane("deploy", "-", stdin=fixed).code == 0
+    assert ask(cluster).status == 200
+    wait_for(lambda: [i.get("trust") for i in cluster.instances("auto")] == [None], "one cohort")
+    assert cluster.tabane("rm", "auto").code == 0
+    wait_for(lambda: not cluster.instances("auto"), "its end")
