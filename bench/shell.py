@@ -3,9 +3,11 @@
     make bench-shell
 
 In turn, `RUNS` times each: the same `ps` over as many processes in a pid namespace of this machine
-(plain), and in a new shell: first (nothing is in the kernel's caches), at once again, after a pause
-(the view is too old, so that all nodes are asked before it begins), at once again. Everything,
-nodes, server and tools, shares this machine's CPUs; in a real cluster the nodes have their own.
+(plain), and in a new shell: first (as soon as a program there has begun), at once again, after a
+pause (the view is too old, so that all nodes are asked before it begins), at once again. What a
+shell costs in which nobody looks is measured too (start and end): what ps will read is read ahead.
+Everything, nodes, server and tools, shares this machine's CPUs; in a real cluster the nodes have
+their own.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from report import Report, percentile, summary
+from tabane.clock import SYSTEM
 from tabane.errors import TabaneError
 from tabane.tools.cli.cluster import running_cluster
 from tabane.tools.procfs.feed import FRESH_S
@@ -28,7 +31,7 @@ RUNS = int(os.environ.get("RUNS", "10"))
 DATACENTERS = ["tokyo", "osaka", "ishikari"]
 EACH = 600
 TABANE = str(Path(sys.executable).with_name("tabane"))
-START = """
+STARTED = """
 i=0; while [ $i -lt {} ]; do sleep 86400 >/dev/null 2>&1 & i=$((i+1)); done
 echo started; read -r end
 """
@@ -44,6 +47,7 @@ print(json.dumps(found + [measure(), measure()]))
 """
 """Milliseconds and processes of four runs of ps."""
 IN_SHELL = ("first", "second", "after a pause", "second after a pause")
+START = "start and end"
 
 
 def main() -> int:
@@ -58,7 +62,7 @@ def main() -> int:
         plain = stack.enter_context(own_namespace())
         times, counts = measure_all(root, plain)
     for what, values in times.items():
-        report.row(what=what, processes=counts[what], **summary(values))
+        report.row(what=what, processes=counts.get(what, 0), **summary(values))
     base = percentile(times["plain"], 50)
     for what, bar in zip(IN_SHELL, (6, 2, 6, 2), strict=True):
         report.bar(f"{what} / plain", percentile(times[what], 50) / base, bar, unit="x")
@@ -67,19 +71,26 @@ def main() -> int:
 
 def measure_all(root: Path, plain: Sequence[str]) -> tuple[dict[str, list[float]], dict[str, int]]:
     """Milliseconds of each run, and of how many processes."""
-    times: dict[str, list[float]] = {what: [] for what in ("plain", *IN_SHELL)}
+    times: dict[str, list[float]] = {what: [] for what in ("plain", *IN_SHELL, START)}
     counts: dict[str, int] = {}
     program = [sys.executable, "-c", MEASURE]
     command = f"exec {sys.executable} - <<'END'\n{MEASURE}\nEND"
-    shell = [TABANE, "--root", str(root), "shell", "-c", command]
+    shell = [TABANE, "--root", str(root), "shell", "-c"]
     for _ in range(RUNS):
-        for took_ms, count in run([*plain, *program])[1:]:
-            times["plain"].append(took_ms)
+        times[START].append(took_ms([*shell, "true"]))
+        for ms, count in run([*plain, *program])[1:]:
+            times["plain"].append(ms)
             counts["plain"] = count
-        for what, (took_ms, count) in zip(IN_SHELL, run(shell), strict=True):
-            times[what].append(took_ms)
+        for what, (ms, count) in zip(IN_SHELL, run([*shell, command]), strict=True):
+            times[what].append(ms)
             counts[what] = count
     return times, counts
+
+
+def took_ms(argv: Sequence[str]) -> float:
+    began = SYSTEM.now()
+    subprocess.run(argv, check=True)
+    return (SYSTEM.now() - began) * 1000
 
 
 def run(argv: Sequence[str]) -> list[tuple[float, int]]:
@@ -99,7 +110,7 @@ def enter(pid: int) -> list[str]:
 def processes(before: Sequence[str], count: int) -> Iterator[subprocess.Popen[str]]:
     """As many that do nothing; they end with their namespace."""
     pipe = subprocess.PIPE
-    argv = [*before, "sh", "-c", START.format(count)]
+    argv = [*before, "sh", "-c", STARTED.format(count)]
     with subprocess.Popen(argv, stdin=pipe, stdout=pipe, text=True) as process:
         assert process.stdout
         if process.stdout.readline() != "started\n":

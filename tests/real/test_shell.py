@@ -91,6 +91,14 @@ def test_ps_draws_one_forest(shell: Shell) -> None:
     assert f"{WORKER}  |   \\_ strange" in lines[ODD] or "\\_ strange" in lines[ODD]
 
 
+def test_ps_ef_draws_it_too(shell: Shell) -> None:
+    lines = [line.split(None, 7) for line in shell.run("ps -ef --forest").splitlines()]
+    drawn = {int(pid): (user, ppid, args) for user, pid, ppid, *_, args in lines[1:]}
+    assert set(ALL) <= set(drawn)
+    assert drawn[WORKER] == ("remoteu+", str(FIRST), "\\_ worker --big")
+    assert drawn[ODD][:2] == ("root", str(WORKER))
+
+
 def test_start_and_elapsed_are_right(shell: Shell) -> None:
     out = shell.run(f"ps -o etimes=,lstart= -p {WORKER}; cut -d. -f1 /proc/uptime; date +%s")
     worker, uptime, now = out.splitlines()
@@ -131,7 +139,8 @@ def test_pstree(shell: Shell) -> None:
 def test_figures_are_the_clusters(shell: Shell) -> None:
     out = shell.run("free -m; uptime; w -h; vmstat; nproc; grep -c ^cpu /proc/stat")
     assert re.search(r"^Mem: +24576 +6144 +12288 ", out, re.MULTILINE)
-    assert "load average: 1.50, 0.75, 0.30" in out
+    assert out.count("load average: 1.50, 0.75, 0.30") == 1, "uptime's"
+    assert re.search(r"^ *[0-9]+ +[0-9]+ +0 12582912 +30720 +3", out, re.MULTILINE), "vmstat's"
     assert out.splitlines()[-1] == "7", "six CPUs, and their sum"
 
 
@@ -158,6 +167,22 @@ print(json.dumps([[q.pid for q in psutil.wait_procs([p], timeout=20)[0]], len(fo
     gone, count = json.loads(out[1])
     assert gone == [WORKER]
     assert count >= len(ALL)
+
+
+def test_psutil_with_a_procfs_path(shell: Shell, tmp_path: Path) -> None:
+    script = f"""
+import json, psutil
+psutil.PROCFS_PATH = "{tmp_path}"
+own = psutil.Process()
+print(json.dumps([psutil.pids(), psutil.Process({WORKER}).name(), own.cmdline()[1], own.ppid()]))
+print(psutil.virtual_memory().total >> 30, len(psutil.cpu_times(True)), flush=True)
+"""
+    mounted = f"mount --rbind /proc {tmp_path} && {sys.executable} -c '{script}'"
+    first, second = shell.run(mounted).splitlines()
+    pids, name, option, parent = json.loads(first)
+    assert set(ALL) <= set(pids)
+    assert (name, option, parent in pids) == ("worker", "-c", True)
+    assert second.split() == ["24", "6"]
 
 
 def test_names_pass_as_they_are(shell: Shell) -> None:

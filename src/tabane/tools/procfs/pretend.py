@@ -13,13 +13,19 @@ from tabane.errors import Unreachable
 from tabane.k2i.procfs import PAGE_BYTES, TICKS_PER_S
 from tabane.tools.procfs.source import FILES, Answer, Raw, RawProcess, Told
 
-MEMINFO = b"MemTotal:        8388608 kB\nMemFree:         4194304 kB\nMemAvailable:    6291456 kB\n"
-MEMINFO += (
-    b"Buffers:           10240 kB\nCached:           102400 kB\nSReclaimable:       1024 kB\n"
-)
-MEMINFO += (
-    b"Shmem:              2048 kB\nSwapTotal:             0 kB\nSwapFree:              0 kB\n"
-)
+MEMINFO = b"""\
+MemTotal:        8388608 kB
+MemFree:         4194304 kB
+MemAvailable:    6291456 kB
+Buffers:           10240 kB
+Cached:           102400 kB
+Active:           204800 kB
+Inactive:          51200 kB
+SReclaimable:       1024 kB
+Shmem:              2048 kB
+SwapTotal:             0 kB
+SwapFree:              0 kB
+"""
 STATUS = """\
 Name:\t{name}
 Umask:\t0022
