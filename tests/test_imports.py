@@ -30,6 +30,7 @@ LAYERS = (
     "errors",
     "model",
     "units",
+    "references",
     "commandline",
     "spec_fields",
     "spec",
