@@ -14,11 +14,13 @@ import pytest
 from tests.api.conftest import Api
 
 from tabane.api import frames
+from tabane.api.forwarding import Forward
 from tabane.api.server import ApiServer
 from tabane.errors import TabaneError, Unreachable
 from tabane.model import State
 from tabane.runtimes.api import Execution, TerminalSize
 from tabane.runtimes.fake_talk import FakeTalk, begin
+from tabane.security.identity import Principal
 from tabane.supervise import Supervisor
 from tabane.tools.talk import Talk
 
@@ -261,3 +263,40 @@ async def test_a_node_that_cannot_be_reached_is_named(
     answer = await api.ask("POST", EXEC.replace("abc", "def"), raw=begin_frame)
     assert (answer.status, answer.json()["error"]) == (503, Unreachable.code)
     assert "osaka/osaka-1 cannot be reached" in answer.json()["message"]
+
+
+async def test_the_answer_of_a_node_that_takes_no_more_is_passed_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As one that has refused what it was asked before it has heard all of it."""
+    reader = asyncio.StreamReader()
+    heard: list[Any] = []
+
+    class Refusing:
+        transport = SimpleNamespace(abort=lambda: None)
+
+        def write(self, data: bytes) -> None: ...
+
+        async def drain(self) -> None:
+            reader.feed_data(b"HTTP/1.1 400 No\r\nContent-Length: 3\r\n\r\nno!")
+            raise ConnectionResetError
+
+    async def receive() -> dict[str, Any]:
+        if heard:
+            await asyncio.Event().wait()
+        return {"type": "http.request", "body": b"more", "more_body": True}
+
+    async def send(message: Any) -> None:
+        heard.append(message)
+
+    peer: Any = SimpleNamespace(key="osaka/osaka-1")
+    forward = Forward(peer, "token", "tokyo/tokyo-1", Principal("token"))
+
+    async def connect() -> Any:
+        return reader, Refusing()
+
+    monkeypatch.setattr(forward, "_connect", connect)
+    scope = {"method": "POST", "raw_path": b"/x", "query_string": b""}
+    await forward(scope, receive, send)
+    assert heard[0]["status"] == 400
+    assert b"".join(message.get("body", b"") for message in heard) == b"no!"

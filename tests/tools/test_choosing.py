@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -163,3 +164,24 @@ def test_what_exec_ends_with_when_the_command_did_not(
     cluster_of(pretended, NEAR, said=encode(FAILURE, problem))
     ended = tabane("exec", *options, "hello", "ls")
     check_refusal(ended, code, "ls in cccc was not to be")
+
+
+@pytest.mark.parametrize("line", ["exec hello ls", "cp hello:/x -", "nice hello ls"])
+def test_a_node_that_hangs_is_given_up(
+    line: str, tabane: Run, pretended: Pretended, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tabane.tools.talk.BEGIN_S", 0.01)
+    over = threading.Event()
+
+    def respond(asked: str, body: bytes) -> bytes:
+        if asked.startswith("GET"):
+            return reply({"instances": [NEAR], "silent": []})
+        over.wait()
+        return b""
+
+    pretended.begin(tokyo=respond)
+    try:
+        said = "tokyo/tokyo-1 has not begun it within 0.01 s: does tokyo/tokyo-1 hang?"
+        check_refusal(tabane(*line.split()), 1 if line[:2] == "cp" else 125, said)
+    finally:
+        over.set()

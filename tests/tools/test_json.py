@@ -46,6 +46,7 @@ TABLE: dict[str, tuple[str, set[str]]] = {
     "vmstat": ("host", PLACE),
     "df": ("mounts", PLACE),
     "w": ("logins", PLACE),
+    "volume ls": ("volumes", {*PLACE, "app"}),
 }
 """Lines, the name of the rows (none: one object), and of the five what each row has."""
 ODD = ("doctor", "members")
@@ -59,6 +60,9 @@ KINDS: dict[str, dict[str, Any]] = {"processes": ROW, "files": FILE_ROW, "mounts
 
 def answer(line: str, body: bytes) -> bytes:
     method, target = line.split()[:2]
+    if target == "/api/v1/volumes":
+        row = {"node": "tokyo/tokyo-1", "app": "default/hello", "name": "data"}
+        return reply({"volumes": [row], "silent": []})
     if not target.startswith("/v2/"):
         return answer_control(line, body)
     if method == "POST":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,10 +120,12 @@ async def show(agent: Agent, key: str) -> dict[str, Any]:
     app = agent.app(AppName(key))
     if app is None:
         raise NotFound(f"there is no app {key}")
-    found, silent = await _instances(agent)
-    homes = await agent.ask_all(say.AskApp(AppName(key)), ASK_S)
-    wakes = await records(agent, "wakes", 200)
-    events = await records(agent, "events", 500)
+    (found, silent), homes, wakes, events = await asyncio.gather(  # a dead node costs ASK_S once
+        _instances(agent),
+        agent.ask_all(say.AskApp(AppName(key)), ASK_S),
+        records(agent, "wakes", 200),
+        records(agent, "events", 500),
+    )
     return {
         "app": describe_app(app),
         "advice": advise(app, agent.config.cluster.datacenters()),
@@ -130,7 +133,7 @@ async def show(agent: Agent, key: str) -> dict[str, Any]:
         "homes": [home for data in homes.by_node.values() for home in msgspec.json.decode(data)],
         "wakes": [wake for wake in wakes["records"] if wake["app"] == key][-10:],
         "events": [event for event in events["records"] if event["app"] == key][-20:],
-        "silent": sorted({*silent, *homes.silent}),
+        "silent": sorted({*silent, *homes.silent, *wakes["silent"], *events["silent"]}),
     }
 
 

@@ -92,7 +92,15 @@ class Forward(Response):
         log.info("%s", problem)
 
     async def _ask(self, scope: Scope, receive: Receive, writer: asyncio.StreamWriter) -> None:
-        """Pass the request on; returns when the client has left."""
+        """Pass the request on; returns when the client has left. A peer that takes no more of it
+        has its answer on the way."""
+        try:
+            await self._pass_on(scope, receive, writer)
+        except ConnectionError:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+
+    async def _pass_on(self, scope: Scope, receive: Receive, writer: asyncio.StreamWriter) -> None:
         query = scope["query_string"]
         target = scope["raw_path"] + (b"?" + query if query else b"")
         has_body = scope["method"] != "GET"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import select
 import socket
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from tabane.tools.client import Cluster
 
 BLOCK_BYTES = 64 << 10
+BEGIN_S = 30.0
+"""For a node to begin. It takes tens of milliseconds where nothing is wrong."""
 HEAD = (
     "POST {} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
 )
@@ -112,9 +115,15 @@ class Talk:
 
 
 def open_talk(cluster: Cluster, path: str, what: dict[str, Any], node: str) -> Talk:
-    """Ask that node, or when it cannot be reached any other, which passes it on."""
+    """Ask that node, or when it cannot be reached any other, which passes it on; and wait until it
+    has begun. Raises `Unreachable` when it does not, as one that hangs."""
     name, sock = cluster.connect(node, or_any=True)
     sock.settimeout(None)
     talk = Talk(name, sock)
     talk.begin(path, what)
+    answers = select.poll()
+    answers.register(sock, select.POLLIN)
+    if not answers.poll(BEGIN_S * 1000):
+        talk.close()
+        raise Unreachable(f"{name} has not begun it within {BEGIN_S:g} s: does {node} hang?")
     return talk

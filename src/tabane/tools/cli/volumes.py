@@ -40,7 +40,7 @@ def _remove(cluster: Cluster, what: str | None, *, lost: bool) -> int:
 def _list(cluster: Cluster, *, as_json: bool) -> int:
     answer = cluster.get("/api/v1/volumes")
     if as_json:
-        print_json({"volumes": [*map(placed, answer["volumes"])]})
+        print_json({"volumes": [*map(placed, answer["volumes"])], "silent": answer["silent"]})
         return say_silent(answer["silent"])
     rows = [
         (
