@@ -8,14 +8,29 @@ import signal
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
-from tabane.runtimes.process import descendants, is_same, start_ticks, state
+from tabane.runtimes.process import descendants, ignores, is_same, start_ticks, state
 
 HANGUP_S = 2.0
 """From HUP to KILL: time to write down what is unsaved."""
 POLL_S = 0.005
 
+INIT_TIMEOUT_S = 1.0
+"""How long init may take from the engine's end until it takes signals: under 1 ms as a rule."""
+INIT_POLL_S = 0.001
+
 Known = dict[int, int]
 """Processes, and when each began: a pid that was given to another is let alone."""
+
+
+async def wait_for_init(pid: int, began: int) -> None:
+    """Wait until init takes signals: the kernel drops what a first process does not wait for.
+
+    When tini ignores SIGTTOU, it has blocked the others to wait for them.
+    """
+    with suppress(TimeoutError):
+        async with asyncio.timeout(INIT_TIMEOUT_S):
+            while is_same(pid, began) and not ignores(pid, "init", signal.SIGTTOU):  # noqa: ASYNC110
+                await asyncio.sleep(INIT_POLL_S)
 
 
 async def end_below(init: int, began: int) -> None:

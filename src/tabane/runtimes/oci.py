@@ -41,15 +41,12 @@ from tabane.runtimes.api import (
 )
 from tabane.runtimes.bundles import Bundles
 from tabane.runtimes.cgroups import Cgroup
-from tabane.runtimes.ending import end_session
+from tabane.runtimes.ending import end_session, wait_for_init
 
 HANDLE_VERSION = 1
 ENGINE_TIMEOUT_S = 10.0
 """How long `destroy` waits for an engine whose start was given up: it cannot be killed half-way,
 its helpers would go on without it."""
-INIT_TIMEOUT_S = 1.0
-"""How long init may take from the engine's end until it takes signals: under 1 ms as a rule."""
-POLL_S = 0.001
 _DECODER = json.JSONDecoder()
 NO_CHECKPOINTS = "containers cannot be checkpointed yet: only cold starts"
 
@@ -192,18 +189,9 @@ class OciDriver:
             await self._spawner.exited(handle.id)
 
     async def _wait_for_init(self, handle: Handle) -> None:
-        """Wait until init takes signals: the kernel drops what a first process does not wait for.
-
-        When tini ignores SIGTTOU, it has blocked the others to wait for them.
-        """
-        pid = handle.data["pid"]
-        assert isinstance(pid, int)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(INIT_TIMEOUT_S):
-                while not process.ignores(pid, "init", signal.SIGTTOU):
-                    if not is_running(handle):
-                        return
-                    await asyncio.sleep(POLL_S)
+        pid, ticks = handle.data["pid"], handle.data["pid_start"]
+        assert isinstance(pid, int) and isinstance(ticks, int)
+        await wait_for_init(pid, ticks)
 
     async def freeze(self, handle: Handle) -> None:
         check_running(handle)

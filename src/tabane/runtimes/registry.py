@@ -17,6 +17,7 @@ from tabane.runtimes.api import Driver, Probe, Spawner
 DRIVERS = {
     "crun": "tabane.runtimes.oci:crun",
     "runc": "tabane.runtimes.oci:runc",
+    "containerd": "tabane.runtimes.containerd.driver:containerd",
     "runsc": "tabane.runtimes.runsc.driver:make",
     "fake": "tabane.runtimes.fake:make",
 }

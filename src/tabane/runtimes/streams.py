@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -41,6 +42,16 @@ class Source:
             if self._descriptor >= 0:
                 loop.remove_reader(self._descriptor)
             self._waiter = None
+
+    def has_more(self) -> bool | None:
+        """Whether there is something to read now; None once nobody writes it any more, and when it
+        is closed."""
+        if self._descriptor < 0:
+            return None
+        poll = select.poll()
+        poll.register(self._descriptor, select.POLLIN)
+        events = dict(poll.poll(0)).get(self._descriptor, 0)
+        return None if events & select.POLLHUP else bool(events)
 
     def finish(self) -> None:
         """Who wrote has ended: what is there now is the last of it."""

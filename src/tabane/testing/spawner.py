@@ -61,6 +61,7 @@ class PlainSpawner:
                     (os.POSIX_SPAWN_DUP2, output.fileno(), 1),
                     (os.POSIX_SPAWN_DUP2, output.fileno(), 2),
                 ],
+                setsid=True,
             )
         except OSError as error:
             output.close()

@@ -1,0 +1,1 @@
+"""Instances that containerd keeps, each with a shim of its class."""

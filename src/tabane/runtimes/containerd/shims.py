@@ -1,0 +1,37 @@
+"""The runtimes of containerd that drivers use: names, and what they need to be there."""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import suppress
+from pathlib import Path
+
+from tabane.model import Class, Value
+
+
+class Shim(Value, frozen=True):
+    """A `shim` is the program that containerd starts for each instance, and that keeps it."""
+
+    driver: str
+    isolation: Class
+    runtime: str
+    """As containerd's clients name it."""
+    program: str
+    """Looked for on PATH, under the name that containerd makes of the runtime's."""
+
+
+RUNC = Shim("containerd", Class.CONTAINER, "io.containerd.runc.v2", "containerd-shim-runc-v2")
+KATA = Shim("kata", Class.VM, "io.containerd.kata.v2", "containerd-shim-kata-v2")
+FIRECRACKER = Shim(
+    "containerd-firecracker", Class.MICROVM, "aws.firecracker", "containerd-shim-aws-firecracker"
+)
+
+
+def kill_shims(program: str, instance: str) -> None:
+    """Kill the shim of an instance, by its command line, where no containerd can be asked to."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            if Path(words[0]).name == program and instance in words:
+                os.kill(int(process.name), signal.SIGKILL)
