@@ -212,6 +212,29 @@ def test_calls_reach_the_right_process(shell: Shell) -> None:
     ]
 
 
+def test_killall_by_descriptor(shell: Shell) -> None:
+    script = f"""
+        sleep 998 & kill $!; wait $!; echo own $?
+        killall -HUP worker; killall -0 nobody_here 2>&1
+        {sys.executable} -c '
+import os, signal, subprocess
+child = subprocess.Popen(["sleep", "997"])
+signal.pidfd_send_signal(os.pidfd_open(child.pid), 15)
+print(child.wait())
+for fd in (os.open("/proc", os.O_RDONLY), os.open("/proc/{WORKER}/stat", os.O_RDONLY), 99):
+    try:
+        signal.pidfd_send_signal(fd, 15)
+    except OSError as error:
+        print(error.errno)'"""
+    out = shell.run(script)
+    assert out == "own 143\nnobody_here: no process found\n-15\n9\n9\n9\n"
+    assert [(order["node"][:5], order["signal"]) for order in shell.orders()] == [
+        ("tokyo", 1),
+        ("osaka", 1),
+        ("ishik", 1),
+    ]
+
+
 def test_calls_are_made_as_who_makes_them(shell: Shell) -> None:
     ended = shell.ended(f"setpriv --reuid 65534 --clear-groups kill {WORKER}; cat /proc/tabane/log")
     assert "Operation not permitted" in ended.err

@@ -6,7 +6,12 @@ import struct
 
 import pytest
 
-from tabane.tools.procfs.filter import NUMBERINGS, Numbering, build_filter
+from tabane.tools.procfs.filter import (
+    NUMBERINGS,
+    PIDFD_SEND_SIGNAL,
+    Numbering,
+    build_filter,
+)
 from tabane.tools.procfs.numbers import FIRST, LAST
 
 ALLOW, NOTIFY = 0x7FFF0000, 0x7FC00000
@@ -48,11 +53,17 @@ def test_only_calls_about_other_nodes_are_taken(calls: Numbering) -> None:
 
 def test_all_else_is_left_alone(calls: Numbering) -> None:
     program = build_filter(calls)
-    others = set(range(600)) - set(calls.calls)
+    others = set(range(600)) - set(calls.calls) - {PIDFD_SEND_SIGNAL}
     assert {run(program, number, [FIRST] * 6, calls.arch) for number in others} == {ALLOW}
     for number in calls.calls:
         assert run(program, number, [FIRST] * 6, 0x40000003) == ALLOW, "of 32 bits"
         assert run(program, number | 1 << 30, [FIRST] * 6, calls.arch) == ALLOW, "x32"
+
+
+def test_what_names_a_descriptor_is_looked_at(calls: Numbering) -> None:
+    program = build_filter(calls)
+    assert run(program, PIDFD_SEND_SIGNAL, [3, 9], calls.arch) == NOTIFY
+    assert run(program, PIDFD_SEND_SIGNAL, [3, 9], 0x40000003) == ALLOW
 
 
 def test_both_machines_have_the_same_calls() -> None:

@@ -6,6 +6,10 @@ never leaves the kernel, whatever becomes of the supervisor; and one that does c
 Process groups (`kill` of 0, -1 or -PGRP) are negative or 0, and stay in the kernel too: there they
 reach the shell's own pid namespace at most.
 
+One call names its process by a descriptor, which no filter can look into, and killall makes it with
+that of a process's directory. So all of these leave the kernel, and go on there if they are about
+none of the view's. Nothing is won by another descriptor then: the kernel judges whatever it finds.
+
 Only calls of the machine's own architecture are looked at. One made otherwise (a 32-bit program's)
 goes to the kernel, which knows no such process: ESRCH.
 """
@@ -35,6 +39,8 @@ sched_getattr 275 0|prlimit64 261 0
 """
 """Name, number, and which argument is the process."""
 
+PIDFD_SEND_SIGNAL = 424
+"""On every architecture."""
 _LOAD, _EQUAL, _GREATER_EQUAL, _RETURN = 0x20, 0x15, 0x35, 0x06
 _ALLOW, _NOTIFY = 0x7FFF0000, 0x7FC00000
 _NUMBER_AT, _ARCH_AT, _ARGUMENTS_AT = 0, 4, 16
@@ -79,6 +85,7 @@ def build_filter(calls: Numbering) -> bytes:
     groups = sorted({argument for _, argument in calls.calls.values()})
     program = [(_LOAD, 0, 0, _ARCH_AT), (_EQUAL, 1, 0, calls.arch), (_RETURN, 0, 0, _ALLOW)]
     program.append((_LOAD, 0, 0, _NUMBER_AT))
+    program += [(_EQUAL, 0, 1, PIDFD_SEND_SIGNAL), (_RETURN, 0, 0, _NOTIFY)]
     body = len(program) + len(calls.calls) + 1
     for place, (number, (_, argument)) in enumerate(sorted(calls.calls.items()), len(program) + 1):
         program.append((_EQUAL, body + 5 * groups.index(argument) - place, 0, number))

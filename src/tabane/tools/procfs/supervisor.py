@@ -27,15 +27,17 @@ from tabane.tools.client import Cluster
 from tabane.tools.procfs import kernel, rewrite
 from tabane.tools.procfs.calls import Answer, Call, Decision, Fetch, Order, Target, decide, refuse
 from tabane.tools.procfs.feed import Feed
-from tabane.tools.procfs.filter import Numbering, build_filter
+from tabane.tools.procfs.filter import PIDFD_SEND_SIGNAL, Numbering, build_filter
 from tabane.tools.procfs.numbers import Key
 from tabane.tools.procfs.server import Server
+from tabane.tools.procfs.tree import number_of_directory
 from tabane.tools.procfs.view import View
 
 log = logging.getLogger(__name__)
 
 THREADS = 16
 _SET_MODE_FILTER, _NEW_LISTENER, _WAIT_KILLABLE = 1, 8, 32
+_CONTINUE = 1
 _RECEIVE, _SEND, _IS_VALID = 0xC0502100, 0xC0182101, 0x40082102
 _NOTICE = struct.Struct("<QIIiIQ6Q")
 _RESPONSE = struct.Struct("<QqiI")
@@ -143,7 +145,12 @@ class Supervisor:
 
     def _handle(self, listener: int, notice: bytes) -> None:
         number, pid, _, name, _, _, *arguments = _NOTICE.unpack(notice)
-        call = Call(self._calls.calls[name][0], tuple(arguments))
+        if name != PIDFD_SEND_SIGNAL:
+            call = Call(self._calls.calls[name][0], tuple(arguments))
+        elif shown := find_shown(pid, arguments[0] & 0xFFFFFFFF):
+            call = Call("kill", (shown, arguments[1]))
+        else:
+            return go_on(listener, number)
         try:
             answer = self._answer(listener, number, pid, call)
         except (ProcessLookupError, FileNotFoundError):
@@ -151,9 +158,7 @@ class Supervisor:
         except Exception as error:
             log.error("%s failed", call, exc_info=error)
             answer = Answer(error=errno.EIO, reason=str(error))
-        response = _RESPONSE.pack(number, 0 if answer.error else answer.value, -answer.error, 0)
-        with suppress(FileNotFoundError):
-            fcntl.ioctl(listener, _SEND, response)
+        respond(listener, number, answer)
 
     def _answer(self, listener: int, number: int, pid: int, call: Call) -> Answer:
         caller = read_caller(pid)
@@ -202,6 +207,31 @@ class Supervisor:
             self._feed.expire()
             self._server.forget(shown)
         return order.finish(outcome)
+
+
+def respond(listener: int, number: int, answer: Answer) -> None:
+    value = 0 if answer.error else answer.value
+    _send(listener, _RESPONSE.pack(number, value, -answer.error, 0))
+
+
+def go_on(listener: int, number: int) -> None:
+    """Have the kernel do what was asked of it."""
+    _send(listener, _RESPONSE.pack(number, 0, 0, _CONTINUE))
+
+
+def _send(listener: int, response: bytes) -> None:
+    with suppress(FileNotFoundError):  # the caller is gone
+        fcntl.ioctl(listener, _SEND, response)
+
+
+def find_shown(pid: int, fd: int) -> int | None:
+    """Of a caller's descriptor: which process of another node it is the directory of."""
+    caller = Path(f"/proc/{pid}")
+    with suppress(OSError):
+        found = (caller / "fd" / str(fd)).stat()
+        if found.st_dev == (caller / "root/proc").stat().st_dev:
+            return number_of_directory(found.st_ino)
+    return None
 
 
 def read_caller(pid: int) -> Caller:

@@ -443,6 +443,12 @@ def _child_of(remote: Remote, index: int, name: bytes) -> int | None:
     return _CHILDREN.get((index, name))
 
 
+def number_of_directory(node: int) -> int | None:
+    """Of a process of another node; None when a file's number is not that of its directory."""
+    number, index = divmod(node, 256)
+    return number if number >= FIRST and not index else None
+
+
 def pid_of(name: str) -> int:
     """The process that a directory is named after; 0 for none."""
     return int(name) if _PID.fullmatch(name) else 0
