@@ -18,6 +18,10 @@ FIRST = 4_100_000_000
 """Below the largest uid (-1 is none), above what user namespaces are given."""
 
 
+_Entry = pwd.struct_passwd | grp.struct_group
+"""The third of its fields is the number."""
+
+
 class Owners:
     """Numbers of users, or of groups, of one view."""
 
@@ -52,31 +56,23 @@ class Owners:
 
 def local_users() -> Owners:
     """Users, by this machine's database."""
-
-    def find(name: str) -> int | None:
-        with suppress(KeyError):
-            return pwd.getpwnam(name).pw_uid
-        return None
-
-    def has_name(number: int) -> bool:
-        with suppress(KeyError):
-            return bool(pwd.getpwuid(number))
-        return False
-
-    return Owners(find, has_name)
+    return _local(pwd.getpwnam, pwd.getpwuid)
 
 
 def local_groups() -> Owners:
     """Groups, by this machine's database."""
+    return _local(grp.getgrnam, grp.getgrgid)
 
+
+def _local(by_name: Callable[[str], _Entry], by_number: Callable[[int], _Entry]) -> Owners:
     def find(name: str) -> int | None:
         with suppress(KeyError):
-            return grp.getgrnam(name).gr_gid
+            return by_name(name)[2]
         return None
 
     def has_name(number: int) -> bool:
         with suppress(KeyError):
-            return bool(grp.getgrgid(number))
+            return bool(by_number(number))
         return False
 
     return Owners(find, has_name)
