@@ -112,6 +112,7 @@ class LocalCluster:
         node: str | None = None,
         image: str = "host",
         driver: str = "",
+        isolation: str = "",
         **sections: dict[str, Any],
     ) -> dict[str, Any]:
         """Store an app; `sections` are those of its file, as `reactive={"max": 3}`."""
@@ -120,6 +121,8 @@ class LocalCluster:
         top = {"name": name, "image": image, "command": list(command)}
         if driver:
             top["driver"] = driver
+        if isolation:
+            top["class"] = isolation
         if port is not None:
             top |= {"port": port, "hosts": [f"{name}.test"]}
         text = to_toml(top, sections | {"reactive": reactive})

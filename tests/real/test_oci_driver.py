@@ -8,8 +8,6 @@ import shutil
 import signal
 import stat
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -17,15 +15,15 @@ from msgspec.structs import replace
 
 from tabane.errors import EngineError, Unsupported, UsageError
 from tabane.images import ImageStore
-from tabane.model import App, ExitStatus, NetworkPolicy, Resources, SecurityPolicy
+from tabane.model import ExitStatus, NetworkPolicy, Resources, SecurityPolicy
 from tabane.runtimes import load, rootfs
-from tabane.runtimes.api import Driver, Handle, Image, InstanceSpec
+from tabane.runtimes.api import Image
 from tabane.runtimes.cgroups import Cgroup
 from tabane.runtimes.oci import OciDriver
+from tabane.testing.container_bench import SAY, ContainerBench, make_app
 from tabane.testing.containers import (
     ID_BASE,
     SMALL,
-    find_left,
     make_instance,
     make_tree,
     open_directory,
@@ -33,7 +31,6 @@ from tabane.testing.containers import (
 )
 from tabane.testing.drivers import (
     DRIVER_CHECKS,
-    SAID,
     Behaviour,
     Check,
     refused,
@@ -41,19 +38,8 @@ from tabane.testing.drivers import (
     wait_until_said,
 )
 from tabane.testing.spawner import PlainSpawner
-from tabane.testing.talks import run_inside
 
 pytestmark = pytest.mark.real
-
-SAY = f"echo {SAID.decode()}"
-COMMANDS = {
-    Behaviour.WAITS: ("sleep", "1000"),
-    Behaviour.SAYS: ("sh", "-c", SAY),
-    Behaviour.EXITS: ("sh", "-c", "exit 3"),
-    Behaviour.STAYS: ("sh", "-c", f"trap '' TERM; {SAY}; sleep 1000"),
-    Behaviour.EATS: ("dd", "if=/dev/zero", "of=/dev/null", "bs=128M"),
-    Behaviour.BREAKS: ("true",),
-}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -73,79 +59,24 @@ def image(ground: Path) -> Image:
     return make_tree(ground)
 
 
-@dataclass
-class OciBench:
-    driver: Driver
-    spawner: PlainSpawner
-    ground: Path
-    image: Image
-
-    def restarted(self) -> Driver:
-        return load(self.driver.name, self.spawner, self.ground / self.driver.name)
-
-    @asynccontextmanager
-    async def instance(self, behaviour: Behaviour) -> AsyncIterator[InstanceSpec]:
-        workdir = "/bin/busybox" if behaviour is Behaviour.BREAKS else ""
-        app = make_app(COMMANDS[behaviour], name=behaviour, workdir=workdir)
-        async with make_instance(self.ground, self.image, app) as spec:
-            yield spec
-
-    def left_of(self, spec: InstanceSpec) -> list[str]:
-        state = self.ground / self.driver.name / "state" / spec.id
-        return find_left(spec) + ([str(state)] if state.exists() else [])
-
-    @asynccontextmanager
-    async def running(self, app: App, image: Image | None = None) -> AsyncIterator[Running]:
-        """A container of `app` (of the test image, unless told), which must leave nothing."""
-        async with make_instance(self.ground, image or self.image, app) as spec:
-            handle = await self.driver.prepare(spec)
-            try:
-                handle = await self.driver.start(spec, handle)
-                yield Running(self.driver, spec, handle)
-            finally:
-                await self.driver.destroy(handle)
-            assert self.left_of(spec) == []
-
-
-@dataclass
-class Running:
-    driver: Driver
-    spec: InstanceSpec
-    handle: Handle
-
-    async def run(self, script: str) -> str:
-        """The output of a shell script inside; whatever it writes to stderr, too."""
-        argv = ("/bin/sh", "-c", f"exec 2>&1; {script}")
-        return (await run_inside(self.driver, self.handle, argv)).stdout.decode()
-
-    async def end(self) -> tuple[ExitStatus, str]:
-        status = await self.driver.wait(self.handle)
-        return status, self.spec.log.read_text()
-
-
-def make_app(command: tuple[str, ...] = (), *, name: str = "app", **fields: object) -> App:
-    app = App(name=name, image="test", command=command, resources=SMALL, id_base=ID_BASE)
-    return replace(app, **fields)
-
-
 @pytest.fixture(params=["crun", "runc"])
 async def bench(
     request: pytest.FixtureRequest, ground: Path, image: Image
-) -> AsyncIterator[OciBench]:
+) -> AsyncIterator[ContainerBench]:
     spawner = PlainSpawner()
     driver = load(request.param, spawner, ground / request.param)
     assert isinstance(driver, OciDriver)
-    yield OciBench(driver, spawner, ground, image)
+    yield ContainerBench(driver, spawner, ground, image)
     driver.close()
     await spawner.aclose()
 
 
 @pytest.mark.parametrize("check", DRIVER_CHECKS, ids=lambda check: check.__name__)
-async def test_conformance(check: Check, bench: OciBench) -> None:
+async def test_conformance(check: Check, bench: ContainerBench) -> None:
     await check(bench)
 
 
-async def test_confinement(bench: OciBench) -> None:
+async def test_confinement(bench: ContainerBench) -> None:
     async with bench.running(make_app()) as inside:
         pid = inside.handle.data["pid"]
         for status in (
@@ -168,7 +99,7 @@ async def test_confinement(bench: OciBench) -> None:
         assert await inside.run("cat /proc/keys /proc/timer_list; ls /sys/firmware") == ""
 
 
-async def test_files(bench: OciBench) -> None:
+async def test_files(bench: ContainerBench) -> None:
     """Writes go to the instance's own layer, up to its quota; the image never changes."""
     async with bench.running(make_app()) as inside:
         before = await inside.run("stat -c '%u:%g %a' / /etc /tmp /bin/busybox /dev/shm")
@@ -183,7 +114,7 @@ async def test_files(bench: OciBench) -> None:
         assert "not permitted" in await inside.run("busybox mknod /tmp/vda b 254 0 2>&1")
 
 
-async def test_a_device_in_an_image_is_no_device(bench: OciBench, ground: Path) -> None:
+async def test_a_device_in_an_image_is_no_device(bench: ContainerBench, ground: Path) -> None:
     node = bench.image.tree / "srv/null"
     os.mknod(node, stat.S_IFCHR | 0o666, os.makedev(1, 3))
     try:
@@ -193,7 +124,9 @@ async def test_a_device_in_an_image_is_no_device(bench: OciBench, ground: Path) 
         node.unlink()
 
 
-async def test_kept_mounts_are_bounded(bench: OciBench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_kept_mounts_are_bounded(
+    bench: ContainerBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One that is dropped takes nothing from the instances that were made from it."""
     monkeypatch.setattr(rootfs, "MOST_KEPT", 1)
     other = make_app(id_base=ID_BASE + 65536, name="other")
@@ -206,7 +139,7 @@ async def test_kept_mounts_are_bounded(bench: OciBench, monkeypatch: pytest.Monk
             assert await inside.run("cat /etc/passwd") != ""
 
 
-async def test_an_image_that_came_back(bench: OciBench, ground: Path) -> None:
+async def test_an_image_that_came_back(bench: ContainerBench, ground: Path) -> None:
     """Removed and imported again, an image has the same name and is another directory."""
     tree = ground / "coming"
     image = replace(bench.image, tree=tree, digest="sha256:" + "4" * 64)
@@ -218,7 +151,7 @@ async def test_an_image_that_came_back(bench: OciBench, ground: Path) -> None:
         shutil.rmtree(tree)
 
 
-async def test_limits(bench: OciBench) -> None:
+async def test_limits(bench: ContainerBench) -> None:
     resources = Resources(cpu=0.25, memory_bytes=32 << 20, pids=16, disk_bytes=1 << 20)
     async with bench.running(make_app(resources=resources)) as inside:
         directories = Cgroup(inside.spec.cgroup).directories()
@@ -239,7 +172,7 @@ LIMITS = {
 }
 
 
-async def test_the_number_of_processes_is_limited(bench: OciBench) -> None:
+async def test_the_number_of_processes_is_limited(bench: ContainerBench) -> None:
     fork = "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 100 & done; echo all"
     app = make_app(("sh", "-c", fork), resources=replace(SMALL, pids=8))
     async with bench.running(app) as inside:
@@ -248,7 +181,7 @@ async def test_the_number_of_processes_is_limited(bench: OciBench) -> None:
         assert status.code
 
 
-async def test_image_and_app_decide_what_runs(bench: OciBench) -> None:
+async def test_image_and_app_decide_what_runs(bench: ContainerBench) -> None:
     image = replace(
         bench.image,
         entrypoint=("sh", "-c", 'echo "$0 $A $B $(id -u):$(id -g):$(id -G) $(pwd)"'),
@@ -265,7 +198,7 @@ async def test_image_and_app_decide_what_runs(bench: OciBench) -> None:
         assert await inside.end() == (ExitStatus(), "/new/place\n7\n")
 
 
-async def test_stop_signal(bench: OciBench) -> None:
+async def test_stop_signal(bench: ContainerBench) -> None:
     script = "trap 'echo usr1; exit 5' USR1; echo ready; while :; do sleep 0.01; done"
     image = replace(bench.image, stop_signal="SIGUSR1", digest="sha256:" + "2" * 64)
     async with bench.running(make_app(("sh", "-c", script)), image) as inside:
@@ -274,14 +207,14 @@ async def test_stop_signal(bench: OciBench) -> None:
         assert await inside.end() == (ExitStatus(5), "ready\nusr1\n")
 
 
-async def test_network_names(bench: OciBench) -> None:
+async def test_network_names(bench: ContainerBench) -> None:
     async with bench.running(make_app()) as inside:
         assert await inside.run("cat /etc/resolv.conf") == "nameserver 127.0.0.1\n"
         assert f"127.0.0.1 {inside.spec.id}\n" in await inside.run("cat /etc/hosts")
         assert await inside.run("hostname; cat /etc/hostname") == f"{inside.spec.id}\n" * 2
 
 
-async def test_a_low_port_may_be_bound(bench: OciBench) -> None:
+async def test_a_low_port_may_be_bound(bench: ContainerBench) -> None:
     image = replace(bench.image, user="web", digest="sha256:" + "3" * 64)
     async with bench.running(make_app(("httpd", "-f", "-p", "80"), port=80), image) as inside:
         assert inside.spec.link is not None
@@ -293,7 +226,7 @@ async def test_a_low_port_may_be_bound(bench: OciBench) -> None:
         await until(listens)
 
 
-async def test_init_reaps_orphans(bench: OciBench) -> None:
+async def test_init_reaps_orphans(bench: ContainerBench) -> None:
     script = f"for i in 1 2 3; do (sleep 0.01 &); done; {SAY}; exec sleep 1000"
     async with bench.running(make_app(("sh", "-c", script))) as inside:
         await wait_until_said(inside.spec)
@@ -308,7 +241,7 @@ async def test_init_reaps_orphans(bench: OciBench) -> None:
         await until(only_the_program)
 
 
-async def test_added_capabilities(bench: OciBench) -> None:
+async def test_added_capabilities(bench: ContainerBench) -> None:
     security = SecurityPolicy(capabilities=("CAP_SYS_CHROOT",))
     async with bench.running(make_app(security=security, name="jail")) as inside:
         assert await inside.run("busybox chroot / /bin/echo jailed") == "jailed\n"
@@ -316,7 +249,7 @@ async def test_added_capabilities(bench: OciBench) -> None:
         assert "jailed" not in await inside.run("busybox chroot / /bin/echo jailed")
 
 
-async def test_two_apps_share_an_image_and_no_ids(bench: OciBench) -> None:
+async def test_two_apps_share_an_image_and_no_ids(bench: ContainerBench) -> None:
     other = make_app(id_base=ID_BASE + 65536, name="other")
     async with bench.running(make_app()) as one, bench.running(other) as two:
         for inside, base in ((one, ID_BASE), (two, ID_BASE + 65536)):
@@ -324,7 +257,7 @@ async def test_two_apps_share_an_image_and_no_ids(bench: OciBench) -> None:
             assert Path(f"/proc/{inside.handle.data['pid']}").stat().st_uid == base
 
 
-async def test_the_host_as_image(bench: OciBench, tmp_path: Path) -> None:
+async def test_the_host_as_image(bench: ContainerBench, tmp_path: Path) -> None:
     image = await ImageStore(tmp_path / "images").prepare("host")
     script = "import ssl, sys; print(len(ssl.create_default_context().get_ca_certs()) > 0)"
     command = ("/usr/bin/python3", "-c", script)
@@ -345,14 +278,14 @@ async def test_the_host_as_image(bench: OciBench, tmp_path: Path) -> None:
         ({"security": SecurityPolicy(capabilities=("CAP_SYS_MODULE",))}, "CAP_SYS_MODULE"),
     ],
 )
-async def test_refusals(bench: OciBench, fields: dict[str, object], problem: str) -> None:
+async def test_refusals(bench: ContainerBench, fields: dict[str, object], problem: str) -> None:
     async with make_instance(bench.ground, bench.image, make_app(**fields)) as spec:
         with pytest.raises(UsageError, match=problem):
             await bench.driver.prepare(spec)
         assert bench.left_of(spec) == []
 
 
-async def test_a_private_directory_is_refused(bench: OciBench, tmp_path: Path) -> None:
+async def test_a_private_directory_is_refused(bench: ContainerBench, tmp_path: Path) -> None:
     private = tmp_path / "private"
     private.mkdir(mode=0o700)
     async with make_instance(private, bench.image, make_app()) as spec:
@@ -361,7 +294,7 @@ async def test_a_private_directory_is_refused(bench: OciBench, tmp_path: Path) -
         await refused(bench.driver.prepare(replace(spec, link=None)))
 
 
-async def test_a_failed_start_says_why(bench: OciBench) -> None:
+async def test_a_failed_start_says_why(bench: ContainerBench) -> None:
     async with bench.instance(Behaviour.BREAKS) as spec:
         handle = await bench.driver.prepare(spec)
         with pytest.raises(EngineError) as failure:
@@ -372,7 +305,7 @@ async def test_a_failed_start_says_why(bench: OciBench) -> None:
     assert failure.value.argv[0].endswith(bench.driver.name)
 
 
-async def test_a_frozen_container_stands_still(bench: OciBench) -> None:
+async def test_a_frozen_container_stands_still(bench: ContainerBench) -> None:
     script = "while :; do echo tick; done > /dev/null"
     async with bench.running(make_app(("sh", "-c", script))) as inside:
         await inside.driver.freeze(inside.handle)
@@ -387,14 +320,14 @@ async def test_a_frozen_container_stands_still(bench: OciBench) -> None:
         await until(moves)
 
 
-async def test_another_process_with_its_pid_is_not_it(bench: OciBench) -> None:
+async def test_another_process_with_its_pid_is_not_it(bench: ContainerBench) -> None:
     async with bench.running(make_app()) as inside:
         data = inside.handle.data | {"pid": os.getpid()}
         stale = replace(inside.handle, data=data)
         assert await bench.restarted().recover(inside.spec, stale) is None
 
 
-async def test_killed_from_outside(bench: OciBench) -> None:
+async def test_killed_from_outside(bench: ContainerBench) -> None:
     async with bench.running(make_app()) as inside:
         pid = inside.handle.data["pid"]
         assert isinstance(pid, int)
@@ -402,7 +335,7 @@ async def test_killed_from_outside(bench: OciBench) -> None:
         assert await inside.driver.wait(inside.handle) == ExitStatus(signal=signal.SIGKILL)
 
 
-async def test_egress_is_the_links_business(bench: OciBench) -> None:
+async def test_egress_is_the_links_business(bench: ContainerBench) -> None:
     """The driver joins the link's namespace and adds nothing: no interface but the link's."""
     app = make_app(network=NetworkPolicy(egress=False), name="shut")
     async with bench.running(app) as inside:

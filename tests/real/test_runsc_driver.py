@@ -1,42 +1,33 @@
-"""gVisor's sandboxes keep to the interface, and are confined as the table says."""
+"""gVisor's runsc keeps to the interface, and sandboxes are confined as the table says."""
 
 from __future__ import annotations
 
+import asyncio
+import os
+import shutil
+import signal
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
-from tabane.model import App, ExitStatus
+from tabane.errors import Conflict, EngineError, NotFound, Unsupported
+from tabane.images import ImageStore
+from tabane.model import ExitStatus, Resources, SecurityPolicy
 from tabane.runtimes import load
-from tabane.runtimes.api import Driver, Handle, Image, InstanceSpec
+from tabane.runtimes.api import Execution, Image, TerminalSize, Transfer
+from tabane.runtimes.cgroups import Cgroup
+from tabane.runtimes.runsc import driver as runsc
+from tabane.runtimes.runsc import engine, formats
 from tabane.runtimes.runsc.driver import RunscDriver
-from tabane.testing.containers import (
-    ID_BASE,
-    SMALL,
-    find_left,
-    make_instance,
-    make_tree,
-    open_directory,
-)
-from tabane.testing.drivers import DRIVER_CHECKS, SAID, Behaviour, Check
+from tabane.testing.container_bench import SAY, ContainerBench, make_app
+from tabane.testing.containers import ID_BASE, SMALL, make_instance, make_tree, open_directory
+from tabane.testing.drivers import DRIVER_CHECKS, Check, refused, until, wait_until_said
 from tabane.testing.spawner import PlainSpawner
-from tabane.testing.talks import run_inside
+from tabane.testing.talks import fetch, hear, make_archive, put, read_archive
 
 pytestmark = pytest.mark.real
-
-SAY = f"echo {SAID.decode()}"
-COMMANDS = {
-    Behaviour.WAITS: ("sleep", "1000"),
-    Behaviour.SAYS: ("sh", "-c", SAY),
-    Behaviour.EXITS: ("sh", "-c", "exit 3"),
-    Behaviour.STAYS: ("sh", "-c", f"trap '' TERM; {SAY}; sleep 1000"),
-    Behaviour.EATS: ("dd", "if=/dev/zero", "of=/dev/null", "bs=256M"),
-    Behaviour.BREAKS: ("true",),
-}
 
 
 @pytest.fixture(scope="module")
@@ -50,70 +41,361 @@ def image(ground: Path) -> Image:
     return make_tree(ground)
 
 
-@dataclass
-class RunscBench:
-    driver: Driver
-    spawner: PlainSpawner
-    ground: Path
-    image: Image
-
-    def restarted(self) -> Driver:
-        return load("runsc", self.spawner, self.ground / "runsc")
-
-    @asynccontextmanager
-    async def instance(self, behaviour: Behaviour) -> AsyncIterator[InstanceSpec]:
-        workdir = "/bin/busybox" if behaviour is Behaviour.BREAKS else ""
-        app = make_app(COMMANDS[behaviour], name=behaviour, workdir=workdir)
-        async with make_instance(self.ground, self.image, app) as spec:
-            yield spec
-
-    def left_of(self, spec: InstanceSpec) -> list[str]:
-        return find_left(spec)
-
-    @asynccontextmanager
-    async def running(self, app: App, image: Image | None = None) -> AsyncIterator[Running]:
-        """A container of `app` (of the test image, unless told), which must leave nothing."""
-        async with make_instance(self.ground, image or self.image, app) as spec:
-            handle = await self.driver.prepare(spec)
-            try:
-                handle = await self.driver.start(spec, handle)
-                yield Running(self.driver, spec, handle)
-            finally:
-                await self.driver.destroy(handle)
-            assert self.left_of(spec) == []
-
-
-@dataclass
-class Running:
-    driver: Driver
-    spec: InstanceSpec
-    handle: Handle
-
-    async def run(self, script: str) -> str:
-        """The output of a shell script inside; whatever it writes to stderr, too."""
-        argv = ("/bin/sh", "-c", f"exec 2>&1; {script}")
-        return (await run_inside(self.driver, self.handle, argv)).stdout.decode()
-
-    async def end(self) -> tuple[ExitStatus, str]:
-        status = await self.driver.wait(self.handle)
-        return status, self.spec.log.read_text()
-
-
-def make_app(command: tuple[str, ...] = (), *, name: str = "app", **fields: object) -> App:
-    app = App(name=name, image="test", command=command, resources=SMALL, id_base=ID_BASE)
-    return replace(app, **fields)
-
-
 @pytest.fixture
-async def bench(ground: Path, image: Image) -> AsyncIterator[RunscBench]:
+async def bench(ground: Path, image: Image) -> AsyncIterator[ContainerBench]:
     spawner = PlainSpawner()
     driver = load("runsc", spawner, ground / "runsc")
     assert isinstance(driver, RunscDriver)
-    yield RunscBench(driver, spawner, ground, image)
+    yield ContainerBench(driver, spawner, ground, image)
     driver.close()
     await spawner.aclose()
 
 
 @pytest.mark.parametrize("check", DRIVER_CHECKS, ids=lambda check: check.__name__)
-async def test_conformance(check: Check, bench: RunscBench) -> None:
+async def test_conformance(check: Check, bench: ContainerBench) -> None:
     await check(bench)
+
+
+async def test_the_engine_has_no_right_over_the_machine(bench: ContainerBench) -> None:
+    """Every process of it: in the app's ids and a user namespace below, shut in by a filter."""
+    async with bench.running(make_app()) as inside:
+        commands = set()
+        for pid in await inside.driver.processes(inside.handle):
+            status = fields_of(Path(f"/proc/{pid}/status").read_text())
+            assert status["NoNewPrivs"] == "1"
+            assert status["Seccomp"] == "2"
+            assert status["Uid"].split() == [str(ID_BASE)] * 4
+            assert status["Groups"].strip() in ("", str(ID_BASE))
+            for kind in ("user", "mnt"):
+                own, theirs = (Path(f"/proc/{p}/ns/{kind}") for p in (os.getpid(), pid))
+                assert own.readlink() != theirs.readlink(), kind
+            commands.add(Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0])
+        assert commands >= {b"runsc-sandbox", b"runsc-gofer"}
+
+
+def fields_of(status: str) -> dict[str, str]:
+    return dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+
+
+async def test_confinement(bench: ContainerBench) -> None:
+    async with bench.running(make_app()) as inside:
+        assert "Starting gVisor" in await inside.run("dmesg")
+        fields = fields_of(await inside.run("cat /proc/self/status"))
+        assert fields["CapBnd"] == fields["CapEff"] == "00000000800005fb"
+        assert "denied" in await inside.run("mount -t tmpfs none /tmp")
+        assert "not permitted" in await inside.run("echo 1 > /proc/sys/kernel/domainname")
+        assert "not permitted" in await inside.run("busybox mknod /tmp/vda b 254 0")
+        assert "jailed" not in await inside.run("busybox chroot / /bin/echo jailed")
+        assert "No such file" in await inside.run("ls /sys/firmware/efi /proc/keys")
+        assert await inside.run("cat /proc/1/comm") == "init\n"
+
+
+async def test_what_is_declared(bench: ContainerBench) -> None:
+    security = SecurityPolicy(capabilities=("CAP_SYS_CHROOT",))
+    async with bench.running(make_app(security=security, name="jail")) as inside:
+        assert await inside.run("busybox chroot / /bin/echo jailed") == "jailed\n"
+    for lax in ("CAP_SYS_ADMIN", "CAP_SYS_RESOURCE"):
+        app = make_app(security=SecurityPolicy(capabilities=(lax,)), name="lax")
+        async with make_instance(bench.ground, bench.image, app) as spec:
+            with pytest.raises(Unsupported, match=f"with {lax} nothing would hold the number"):
+                await bench.driver.prepare(spec)
+            assert bench.left_of(spec) == []
+
+
+async def test_files(bench: ContainerBench) -> None:
+    """Writes go to the instance's own layer, up to its quota; the image never changes."""
+    async with bench.running(make_app()) as inside:
+        before = await inside.run("stat -c '%u:%g %a' / /etc /tmp /bin/busybox /dev/shm")
+        assert before.splitlines() == ["0:0 755", "0:0 755", "0:0 1777", "0:0 755", "0:0 1777"]
+        await inside.run("echo changed > /etc/passwd; echo new > /new")
+        assert await inside.run("cat /etc/passwd /new") == "changed\nnew\n"
+        for file in ("/big", "/tmp/big", "/dev/shm/big"):
+            write = f"dd if=/dev/zero of={file} bs=1M count=2; rm {file}"
+            assert "No space left" in await inside.run(write), file
+        assert "root:x" in (bench.image.tree / "etc/passwd").read_text()
+        assert not (bench.image.tree / "new").exists()
+        assert await inside.run("cat /dev/null; echo x > /dev/null; wc -c < /dev/null") == "0\n"
+
+
+async def test_limits(bench: ContainerBench) -> None:
+    """Those of the cgroup leave room for the sandbox itself; the program is told its own."""
+    resources = Resources(cpu=0.25, memory_bytes=40 << 20, pids=16, disk_bytes=1 << 20)
+    async with bench.running(make_app(resources=resources)) as inside:
+        assert "MemTotal:          40960 kB" in await inside.run("cat /proc/meminfo")
+        cgroup, driver = Cgroup(inside.spec.cgroup), inside.driver
+        assert cgroup.limits() == {"cpu": 0.25, "memory_bytes": 104 << 20, "pids": 256}
+        more = replace(resources, cpu=0.5, memory_bytes=64 << 20)
+        await driver.limit(inside.handle, more)
+        assert cgroup.limits() == {"cpu": 0.5, "memory_bytes": 128 << 20, "pids": 256}
+        await refused(driver.limit(inside.handle, replace(more, memory_bytes=4096)), Conflict)
+        await refused(driver.limit(inside.handle, replace(more, pids=17)))
+        assert cgroup.limits() == {"cpu": 0.5, "memory_bytes": 128 << 20, "pids": 256}
+
+
+async def test_the_number_of_processes_is_limited(bench: ContainerBench) -> None:
+    """For any user: it is refused inside, as it would be by any kernel, and nobody dies of it."""
+    fork = "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 100 & done; echo all"
+    for user in ("", "web"):
+        image = replace(bench.image, user=user, digest=f"sha256:{user}")
+        app = make_app(("sh", "-c", fork), name="forks", resources=replace(SMALL, pids=8))
+        async with bench.running(app, image) as inside:
+            status, log = await inside.end()
+            assert "can't fork" in log and "all" not in log
+            assert status.code and not status.signal
+
+
+async def test_image_and_app_decide_what_runs(bench: ContainerBench) -> None:
+    script = 'echo "$0 $A $B $(id -u):$(id -g):$(id -G) $(pwd)"'
+    image = replace(
+        bench.image,
+        entrypoint=("sh", "-c", script),
+        cmd=("cmd",),
+        env=("A=image", "B=image"),
+        user="web",
+        workdir="/srv",
+        digest="sha256:" + "1" * 64,
+    )
+    async with bench.running(make_app(env={"B": "app"}), image) as inside:
+        assert await inside.end() == (ExitStatus(), "cmd image app 33:34:34 44 /srv\n")
+
+
+async def test_stop_signal(bench: ContainerBench) -> None:
+    script = "trap 'echo usr1; exit 5' USR1; echo ready; while :; do sleep 0.01; done"
+    image = replace(bench.image, stop_signal="SIGUSR1", digest="sha256:" + "2" * 64)
+    async with bench.running(make_app(("sh", "-c", script)), image) as inside:
+        await wait_until_said(inside.spec, b"ready")
+        await inside.driver.stop(inside.handle, 20)
+        assert await inside.end() == (ExitStatus(5), "ready\nusr1\n")
+
+
+async def test_the_host_as_image(bench: ContainerBench, tmp_path: Path) -> None:
+    image = await ImageStore(tmp_path / "images").prepare("host")
+    script = "import ssl; print(len(ssl.create_default_context().get_ca_certs()) > 0, flush=True)"
+    resources = replace(SMALL, memory_bytes=128 << 20)
+    command = ("/usr/bin/python3", "-c", f"{script}; import time; time.sleep(1000)")
+    async with bench.running(make_app(command, name="host", resources=resources), image) as inside:
+        await wait_until_said(inside.spec, b"True\n")
+        assert "Read-only" in await inside.run("touch /usr/x")
+        assert await inside.run("stat -c %u:%g /usr/bin/env; readlink /bin") == "0:0\nusr/bin\n"
+        assert "No such file" in await inside.run("ls /var/lib/dpkg /root/.ssh")
+
+
+async def test_an_image_without_tmp(bench: ContainerBench, ground: Path) -> None:
+    tree = ground / "bare-tree"
+    shutil.copytree(bench.image.tree, tree, symlinks=True, ignore=lambda *_: ["tmp"])
+    image = replace(bench.image, tree=tree, digest="sha256:" + "5" * 64)
+    async with bench.running(make_app(name="bare"), image) as inside:
+        assert await inside.run("echo x > /tmp/x; cat /tmp/x") == "x\n"
+        with pytest.raises(Unsupported, match="/tmp/x is in the memory of the sandbox's kernel"):
+            await fetch(inside.driver, inside.handle, "/tmp/x")
+    shutil.rmtree(tree)
+
+
+async def test_init_reaps_orphans(bench: ContainerBench) -> None:
+    script = f"for i in 1 2 3; do (sleep 0.01 &); done; {SAY}; exec sleep 1000"
+    async with bench.running(make_app(("sh", "-c", script))) as inside:
+        await wait_until_said(inside.spec)
+
+        async def only_the_program() -> bool:
+            found = await inside.driver.guest_processes(inside.handle)
+            return [process.name for process in found] == ["init", "sleep"]
+
+        await until(only_the_program)
+
+
+async def test_processes_are_told_as_inside(bench: ContainerBench) -> None:
+    async with bench.running(make_app(("sh", "-c", "sleep 1000 & wait"))) as inside:
+
+        async def all_three() -> bool:
+            return len(await inside.driver.guest_processes(inside.handle)) == 3
+
+        await until(all_three)
+        found = await inside.driver.guest_processes(inside.handle)
+        rows = [(p.inside, p.pid, p.ppid, p.uid, p.name) for p in found]
+        assert rows == [
+            ("sandbox", 1, 0, 0, "init"),
+            ("sandbox", 2, 1, 0, "sh"),
+            ("sandbox", 3, 2, 0, "sleep"),
+        ]
+        assert (await inside.driver.stats(inside.handle)).pids == 3
+
+
+async def test_copies_are_seen_by_the_program_and_its_files_by_copies(
+    bench: ContainerBench,
+) -> None:
+    """Also those that it has just written, and has open."""
+    async with bench.running(make_app()) as inside:
+        driver, handle = inside.driver, inside.handle
+        assert (
+            await inside.run("cat /srv/file")
+            == "cat: can't open '/srv/file': No such file or directory\n"
+        )
+        for words in (b"one", b"twenty-two"):
+            assert await put(driver, handle, "/srv", make_archive({"file": words})) == (0, b"", b"")
+            assert await inside.run("cat /srv/file") == words.decode()
+        talk = await driver.exec(
+            handle, Execution(("sh", "-c", "exec >>/srv/file; read a; echo $a; read b"), stdin=True)
+        )
+        await talk.write(b"more\n")
+
+        async def is_there() -> bool:
+            out = await fetch(driver, handle, "/srv/file")
+            return read_archive(out.stdout)["file"][0] == b"twenty-twomore\n"
+
+        await until(is_there)
+        await talk.aclose()
+
+
+@pytest.mark.parametrize(
+    "path", ["/proc/1/comm", "/dev/shm/x", "/dev", "/run/shm/x", "/dev/../sys"]
+)
+async def test_what_is_in_its_kernels_memory_is_not_copied(
+    bench: ContainerBench, path: str
+) -> None:
+    async with bench.running(make_app()) as inside:
+        await inside.run("mkdir /run; busybox ln -s /dev/shm /run/shm")
+        for inward in (True, False):
+            transfer = Transfer(path, inward=inward)
+            with pytest.raises(Unsupported, match="in the memory of the sandbox's kernel"):
+                await inside.driver.copy(inside.handle, transfer)
+
+
+async def test_what_a_command_leaves_is_ended_with_it(bench: ContainerBench) -> None:
+    """Given up, it is hung up on and killed, with all that it has started and that is deaf."""
+    script = "trap '' HUP; (trap '' HUP TERM; sleep 1001) & echo here; sleep 1002"
+    async with bench.running(make_app()) as inside:
+        driver, handle = inside.driver, inside.handle
+        for terminal in (None, TerminalSize(24, 80)):
+            execution = Execution(("sh", "-c", script), terminal=terminal)
+            talk = await driver.exec(handle, execution)
+            await hear(talk, b"here")
+            assert len(await driver.guest_processes(handle)) > 3
+            await talk.aclose()
+            found = await driver.guest_processes(handle)
+            assert [process.name for process in found] == ["init", "sleep"]
+        assert not list(inside.spec.directory.glob("exec-*"))
+
+
+async def test_commands_of_an_agent_that_is_gone_are_ended(bench: ContainerBench) -> None:
+    async with bench.running(make_app()) as inside:
+        talk = await inside.driver.exec(inside.handle, Execution(("cat",), stdin=True))
+        again = bench.restarted()
+        assert await again.recover(inside.spec, inside.handle) is not None
+        found = await again.guest_processes(inside.handle)
+        assert [process.name for process in found] == ["init", "sleep"]
+        assert not list(inside.spec.directory.glob("exec-*"))
+        await talk.aclose()
+
+
+async def test_a_frozen_sandbox_stands_still(bench: ContainerBench) -> None:
+    script = "while :; do echo tick; done > /dev/null"
+    async with bench.running(make_app(("sh", "-c", script))) as inside:
+        driver, handle = inside.driver, inside.handle
+        await driver.freeze(handle)
+        first = (await driver.stats(handle)).cpu_us
+        await asyncio.sleep(0.05)
+        assert (await driver.stats(handle)).cpu_us == first
+        await refused(driver.guest_processes(handle), Conflict)
+        await refused(driver.exec(handle, Execution(("true",))), Conflict)
+        out = await fetch(driver, handle, "/etc/passwd")
+        assert b"root:x" in read_archive(out.stdout)["passwd"][0]
+        await driver.thaw(handle)
+
+        async def moves() -> bool:
+            return (await driver.stats(handle)).cpu_us > first
+
+        await until(moves)
+        assert await driver.guest_processes(handle)
+
+
+@pytest.mark.parametrize("who", ["pid", "file_server"])
+async def test_a_part_that_is_killed_ends_all_of_it(bench: ContainerBench, who: str) -> None:
+    async with bench.running(make_app()) as inside:
+        pid = inside.handle.data[who]
+        assert isinstance(pid, int)
+        os.kill(pid, signal.SIGKILL)
+        async with asyncio.timeout(20):
+            status = await inside.driver.wait(inside.handle)
+        assert status.signal or status.code
+        with pytest.raises(NotFound):
+            await inside.driver.copy(inside.handle, Transfer("/etc", inward=False))
+
+
+async def test_an_engine_killed_in_the_middle_of_a_start(bench: ContainerBench) -> None:
+    async with make_instance(bench.ground, bench.image, make_app()) as spec:
+        handle = await bench.driver.prepare(spec)
+        start = asyncio.ensure_future(bench.driver.start(spec, handle))
+
+        async def is_half_way() -> bool:
+            return bool(list((spec.directory / runsc.STATE).iterdir()))
+
+        await until(is_half_way)
+        assert await bench.spawner.signal(spec.id, signal.SIGKILL)
+        with pytest.raises(
+            EngineError, match=f"runsc could not start {spec.id}: killed by SIGKILL"
+        ):
+            await start
+        await bench.driver.destroy(handle)
+        assert bench.left_of(spec) == []
+
+
+async def test_a_failed_start_says_why(bench: ContainerBench) -> None:
+    app = make_app(("sleep", "1"), workdir="/bin/busybox")
+    async with make_instance(bench.ground, bench.image, app) as spec:
+        handle = await bench.driver.prepare(spec)
+        with pytest.raises(EngineError) as failure:
+            await bench.driver.start(spec, handle)
+        await bench.driver.destroy(handle)
+    assert failure.value.message.startswith(f"runsc could not start {spec.id}: ")
+    assert "not a directory" in failure.value.output
+
+
+async def test_a_long_name_is_refused(bench: ContainerBench, ground: Path) -> None:
+    deep = ground / ("deep" * 20)
+    deep.mkdir()
+    async with make_instance(deep, bench.image, make_app()) as spec:
+        with pytest.raises(Unsupported, match="too long a name for a socket"):
+            await bench.driver.prepare(spec)
+        assert bench.left_of(spec) == []
+
+
+async def test_the_probe_tries_the_next_platform(
+    bench: ContainerBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where processes may not be traced, or a processor lacks what systrap needs."""
+    monkeypatch.setattr(formats, "PLATFORMS", ("unheard-of", "ptrace"))
+    driver = bench.restarted()
+    probe = await driver.probe()
+    assert probe.works and probe.reason.endswith(", platform ptrace")
+    monkeypatch.setattr(formats, "PLATFORMS", ("unheard-of",))
+    refusal = await bench.restarted().probe()
+    assert not refusal.works and "unheard-of" in refusal.reason
+
+
+async def test_missing_and_old_engines_say_so(
+    ground: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "OWN", tmp_path / "nowhere")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    probe = await load("runsc", PlainSpawner(), ground / "missing").probe()
+    assert (probe.works, probe.reason) == (False, "runsc is not installed")
+    old = tmp_path / "runsc"
+    old.write_text("#!/bin/sh\necho runsc version 0.0~20221219.0\necho spec: 1.0.2\n")
+    old.chmod(0o755)
+    probe = await load("runsc", PlainSpawner(), ground / "missing").probe()
+    assert not probe.works
+    assert (
+        "is too old (runsc version 0.0~20221219.0): install a release of 20240729" in probe.reason
+    )
+
+
+async def test_the_newer_engine_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, words in (("own", "release-20250120.0"), ("runsc", "0.0~20240729.0")):
+        path = tmp_path / name
+        path.write_text(f"#!/bin/sh\necho runsc version {words}\n")
+        path.chmod(0o755)
+    monkeypatch.setattr(engine, "OWN", tmp_path / "own")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert engine.find_engine().path == str(tmp_path / "own")
+    (tmp_path / "own").write_text("#!/bin/sh\nexit 1\n")
+    assert engine.find_engine().path == str(tmp_path / "runsc")

@@ -159,10 +159,16 @@ class OciDriver:
         return (path, "--root", str(self._state), "--log", str(log), "--log-format", "json")
 
     def _failure(self, handle: Handle, argv: tuple[str, ...], status: ExitStatus) -> EngineError:
-        words = _last_words(directory_of(handle) / "engine.log") or status.describe()
+        log = directory_of(handle) / "engine.log"
+        entries = parse_log(log.read_text(errors="replace")) if log.exists() else []
+        words = self._cause(entries) or status.describe()
         code = -status.signal or status.code
         problem = f"{self.name} could not start {handle.id}: {words}"
         return EngineError(problem, argv=argv, status=code, output=words)
+
+    def _cause(self, entries: list[dict[str, Any]]) -> str:
+        """What a start failed for, of an engine's log; empty when that does not say."""
+        return str(entries[-1].get("msg", "")) if entries else ""
 
     async def wait_listening(self, handle: Handle, port: int) -> None:
         raise Unsupported("its sockets are the node's kernel's: the link's socket table has them")
@@ -333,15 +339,13 @@ def check_running(handle: Handle) -> None:
         raise NotFound(f"instance {handle.id} does not run")
 
 
-def _last_words(log: Path) -> str:
-    """The message of the last entry in an engine's JSON log; not every engine ends its lines."""
-    try:
-        rest = log.read_text(errors="replace").strip()
-    except FileNotFoundError:
-        return ""
-    words = ""
-    with suppress(ValueError):  # an engine that was killed leaves half an entry
+def parse_log(text: str) -> list[dict[str, Any]]:
+    """The entries of an engine's JSON log. Not every engine ends its lines, and one that was killed
+    leaves half an entry."""
+    entries, rest = [], text.strip()
+    with suppress(ValueError):
         while rest:
             entry, end = _DECODER.raw_decode(rest)
-            words, rest = str(entry.get("msg", "")), rest[end:].lstrip()
-    return words
+            entries.append(entry)
+            rest = rest[end:].lstrip()
+    return entries

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
+from msgspec.structs import replace
 
 from tabane.errors import EngineError, NotFound, Unsupported
 from tabane.model import ExitStatus
@@ -347,6 +348,19 @@ async def check_stats(bench: DriverBench) -> None:
         assert stats.oom_kills == 0
 
 
+async def check_limit(bench: DriverBench) -> None:
+    """Limits change while it runs, up and down again."""
+    driver = bench.driver
+    async with started(bench, Behaviour.WAITS) as (spec, handle):
+        limits = spec.app.resources
+        if not driver.capabilities.limit:
+            await refused(driver.limit(handle, limits))
+            return
+        more = replace(limits, cpu=2 * limits.cpu, memory_bytes=2 * limits.memory_bytes)
+        await driver.limit(handle, more)
+        await driver.limit(handle, limits)
+
+
 async def check_guest_processes(bench: DriverBench) -> None:
     """What runs inside, where the node cannot see it."""
     driver = bench.driver
@@ -364,13 +378,14 @@ async def check_guest_processes(bench: DriverBench) -> None:
 async def check_ended(bench: DriverBench) -> None:
     """What has ended can be neither frozen, measured nor entered."""
     driver = bench.driver
-    async with started(bench, Behaviour.EXITS) as (_, handle):
+    async with started(bench, Behaviour.EXITS) as (spec, handle):
         await driver.wait(handle)
         for able, verb in (
             (driver.capabilities.freeze, driver.freeze(handle)),
             (driver.capabilities.stats, driver.stats(handle)),
             (driver.capabilities.exec, driver.exec(handle, Execution(("true",)))),
             (driver.capabilities.copy, driver.copy(handle, Transfer("/", inward=False))),
+            (driver.capabilities.limit, driver.limit(handle, spec.app.resources)),
         ):
             await refused(verb, NotFound if able else Unsupported)
 
@@ -454,6 +469,7 @@ DRIVER_CHECKS: tuple[Check, ...] = (
     check_left_holding,
     check_copy,
     check_stats,
+    check_limit,
     check_guest_processes,
     check_ended,
     check_unsupported,

@@ -11,6 +11,7 @@ it. It differs in where things are:
   ever used again.
 - Files are written through to the layer on the node, and nothing of them is kept inside (`shared`),
   so that copies by the node, which go by the file server's view, and the program's never differ.
+- The engine, which is no part of the app, has all processors while it starts; the limit follows.
 - Freezing is the cgroup's, not the engine's: thawing it takes one write, and no process.
 """
 
@@ -19,14 +20,16 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from tabane.errors import Conflict, EngineError, NotFound, Unsupported
 from tabane.model import Class, GuestProcess, Resources
-from tabane.runtimes import half_open, inside, terminal
+from tabane.runtimes import copying, half_open, inside, terminal
 from tabane.runtimes.api import (
     Capabilities,
     Conversation,
@@ -37,8 +40,10 @@ from tabane.runtimes.api import (
     Probe,
     Spawner,
     Stats,
+    Transfer,
 )
 from tabane.runtimes.cgroups import Cgroup
+from tabane.runtimes.lookup import resolve
 from tabane.runtimes.oci import Engine as OciEngine
 from tabane.runtimes.oci import OciDriver, cgroup_of, check_running, directory_of
 from tabane.runtimes.process import is_same, start_ticks
@@ -128,8 +133,7 @@ class RunscDriver(OciDriver):
 
     def _prepare_sandbox(self, spec: InstanceSpec) -> None:
         config = spec.directory / "config.json"
-        tmp = spec.image.tree / "tmp"
-        own_tmp = str(spec.directory / "rootfs/tmp") if _is_directory(tmp) else ""
+        own_tmp = str(spec.directory / "rootfs/tmp") if _has_tmp(spec) else ""
         config.write_bytes(formats.for_sandbox(config.read_bytes(), spec.app, own_tmp=own_tmp))
         engine.write_meminfo(spec.directory, spec.app.resources.memory_bytes)
         state = spec.directory / STATE
@@ -137,7 +141,7 @@ class RunscDriver(OciDriver):
         os.chown(state, spec.app.id_base, spec.app.id_base)
         limits = spec.app.resources
         outer = formats.outer_limits(limits.cpu, limits.memory_bytes, limits.pids)
-        Cgroup(spec.cgroup).make(outer)
+        Cgroup(spec.cgroup).make(outer | {"cpu": max(limits.cpu, os.cpu_count() or 1)})
 
     def _run(self, spec: InstanceSpec, handle: Handle) -> tuple[str, ...]:
         assert spec.link is not None
@@ -161,8 +165,15 @@ class RunscDriver(OciDriver):
             *(("--host-uds=open",) if handle.data["services"] else ()),
         )
 
+    def _cause(self, entries: list[dict[str, Any]]) -> str:
+        """The first of its parts that failed knows; the others miss that part."""
+        errors = (str(entry.get("msg", "")) for entry in entries if entry.get("level") == "error")
+        return next(errors, "") or super()._cause(entries)
+
     def _adopt(self, handle: Handle) -> Handle:
         handle = super()._adopt(handle)
+        with suppress(NotFound):
+            cgroup_of(handle).limit({"cpu": float(str(handle.data["cpu"]))})
         pid = read_file_server(self._state_of(handle))
         data = handle.data | {"file_server": pid, "file_server_start": start_ticks(pid)}
         return msgspec.structs.replace(handle, data=data)
@@ -207,6 +218,17 @@ class RunscDriver(OciDriver):
         entering = cgroup_of(handle).entering(engine.joining(pid, self._command(handle)))
         return inside.Place(handle.id, pid, directory_of(handle), entering, tells_inside=True)
 
+    async def copy(self, handle: Handle, transfer: Transfer) -> Conversation:
+        place = self._place(handle)
+        own = handle.data["own_mounts"]
+        assert isinstance(own, list)
+        if (mount := within(Path(f"/proc/{place.pid}/root"), transfer.path, own)) is not None:
+            raise Unsupported(
+                f"{transfer.path} is in the memory of the sandbox's kernel ({mount}): copy from or "
+                "to another directory, and inside from there"
+            )
+        return await copying.converse(place, transfer)
+
     def _sandbox(self, handle: Handle) -> Sandbox:
         async def kill(pid: int, number: int) -> None:
             await self._ask(handle, "kill", "-pid", str(pid), handle.id, str(number))
@@ -221,8 +243,10 @@ class RunscDriver(OciDriver):
         stats = cgroup.stats()
         if cgroup.is_frozen():
             return stats
-        events = await self._ask(handle, "events", "-stats", handle.id)
-        return msgspec.structs.replace(stats, pids=formats.parse_pids(events))
+        return msgspec.structs.replace(stats, pids=(await self._usage(handle)).threads)
+
+    async def _usage(self, handle: Handle) -> formats.Usage:
+        return formats.parse_usage(await self._ask(handle, "events", "-stats", handle.id))
 
     async def limit(self, handle: Handle, resources: Resources) -> None:
         check_running(handle)
@@ -230,6 +254,10 @@ class RunscDriver(OciDriver):
             raise Unsupported(
                 f"the number of processes in a sandbox ({handle.data['pids']}) is set at its start"
             )
+        if not cgroup_of(handle).is_frozen():
+            used_bytes = (await self._usage(handle)).memory_bytes
+            if resources.memory_bytes < used_bytes:
+                raise Conflict(f"instance {handle.id} uses {used_bytes} bytes now")
         limits = formats.outer_limits(resources.cpu, resources.memory_bytes, resources.pids)
         cgroup_of(handle).limit(limits)
 
@@ -249,13 +277,15 @@ def make(spawner: Spawner, directory: Path) -> RunscDriver:
     return RunscDriver(spawner, directory)
 
 
-def _own_data(spec: InstanceSpec) -> dict[str, str | int | bool]:
+def _own_data(spec: InstanceSpec) -> dict[str, str | int | float | bool | list[str]]:
     """What a handle has beside a container's."""
     assert spec.link is not None
     return {
         "address": spec.link.address,
+        "cpu": spec.app.resources.cpu,
         "pids": spec.app.resources.pids,
         "services": spec.services is not None,
+        "own_mounts": [*formats.KERNELS_OWN, *(() if _has_tmp(spec) else ("/tmp",))],
         "file_server": 0,
         "file_server_start": 0,
     }
@@ -272,8 +302,22 @@ def read_file_server(state: Path) -> int:
     return 0
 
 
-def _is_directory(path: Path) -> bool:
-    return path.is_dir() and not path.is_symlink()
+def within(tree: Path, path: str, mounts: list[str]) -> str | None:
+    """Which of `mounts` a path inside leads into, links followed; None for none of them. The last
+    part of the path need not be there."""
+    above, _, _ = path.rstrip("/").rpartition("/")
+    marks = {mount.lstrip("/"): Path(mount) for mount in mounts}
+    for name in (path, above or "/"):
+        if (found := resolve(tree, name, marks)) is not None:
+            if found.is_relative_to(tree):
+                return None
+            return next(m for m in mounts if found.is_relative_to(m))
+    return next((m for m in mounts if f"{path}/".startswith(f"{m}/")), None)
+
+
+def _has_tmp(spec: InstanceSpec) -> bool:
+    tmp = spec.image.tree / "tmp"
+    return tmp.is_dir() and not tmp.is_symlink()
 
 
 def _check_thawed(handle: Handle) -> None:

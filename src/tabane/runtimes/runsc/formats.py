@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -24,6 +24,9 @@ PLATFORMS = ("systrap", "ptrace")
 """Best first: how the program's system calls are caught."""
 UNKILLABLE_LIMITS = {"CAP_SYS_ADMIN", "CAP_SYS_RESOURCE"}
 """Who has one of these is not held by a limit on the number of processes."""
+
+KERNELS_OWN = ("/proc", "/sys", "/dev")
+"""File systems of the sandbox's kernel, which nobody outside sees."""
 
 _RELEASE = re.compile(r"\b(20\d{6})\b")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(h|ms|m|µs|us|ns|s)")
@@ -53,8 +56,8 @@ def for_sandbox(config: bytes, app: App, *, own_tmp: str) -> bytes:
     to show as /tmp, which would be in memory otherwise; empty: the image has none.
     """
     whole: dict[str, Any] = msgspec.json.decode(config)
-    kernels_own = ("/proc", "/sys", "/dev", "/dev/pts")
-    mounts = [mount for mount in whole["mounts"] if mount["destination"] not in kernels_own]
+    made_by_it = (*KERNELS_OWN, "/dev/pts")
+    mounts = [mount for mount in whole["mounts"] if mount["destination"] not in made_by_it]
     if own_tmp:
         options = ("bind", "nosuid", "nodev")
         mounts.append(
@@ -107,11 +110,19 @@ def parse_duration(text: str) -> float:
     return sum(float(number) * _UNITS_S[unit] for number, unit in _DURATION.findall(text))
 
 
-def parse_pids(event: str) -> int:
-    """How many threads there are inside, of what `runsc events -stats` says."""
+class Usage(NamedTuple):
+    """What the program takes, of what the sandbox's kernel counts."""
+
+    threads: int
+    memory_bytes: int
+
+
+def parse_usage(event: str) -> Usage:
+    """Of what `runsc events -stats` says. Raises `EngineError` for other text."""
     try:
-        return int(msgspec.json.decode(event)["data"]["pids"]["current"])
-    except (msgspec.DecodeError, KeyError, TypeError) as error:
+        data = msgspec.json.decode(event)["data"]
+        return Usage(int(data["pids"]["current"]), int(data["memory"]["usage"]["usage"]))
+    except (msgspec.DecodeError, KeyError, TypeError, ValueError) as error:
         raise EngineError(f"runsc events gave no statistics: {error}", output=event) from error
 
 
@@ -146,7 +157,11 @@ ENFORCEMENTS = tuple(
             "memory",
             f"memory limit of its cgroup, with {OVERHEAD_BYTES >> 20} MiB for the sandbox's kernel",
         ),
-        ("cpu", "CFS quota of its cgroup over 100 ms, the sandbox's kernel included"),
+        (
+            "cpu",
+            "CFS quota of its cgroup over 100 ms, the sandbox's kernel included, from the moment "
+            "that the engine has started it",
+        ),
         ("egress", "by the node's firewall on the link, which the sandbox's stack has taken over"),
         (
             "node_services",
