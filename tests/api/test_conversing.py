@@ -282,6 +282,7 @@ async def test_the_answer_of_a_node_that_takes_no_more_is_passed_on(
             raise ConnectionResetError
 
     async def receive() -> dict[str, Any]:
+        await asyncio.sleep(0)  # a client's next block is not there at once
         if heard:
             await asyncio.Event().wait()
         return {"type": "http.request", "body": b"more", "more_body": True}
