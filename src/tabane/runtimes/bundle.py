@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from tabane.errors import Unsupported, UsageError
-from tabane.model import App, Value
+from tabane.model import App, Resources, Value
 from tabane.runtimes import seccomp
 from tabane.runtimes.api import (
     HUB_SOCKET,
@@ -269,17 +269,21 @@ def _bind(target: str, source: Path, *options: str) -> dict[str, Any]:
     return {"destination": target, "type": "bind", "source": str(source), "options": options}
 
 
-def _resources(app: App, host: Host) -> dict[str, Any]:
-    limits = app.resources
+def make_limits(limits: Resources, *, limits_swap: bool) -> dict[str, Any]:
+    """`linux.resources` for what may change while an instance runs."""
     memory = {"limit": limits.memory_bytes}
-    if host.limits_swap:
+    if limits_swap:
         memory["swap"] = limits.memory_bytes
     return {
         "pids": {"limit": limits.pids},
         "memory": memory,
         "cpu": {"quota": max(1000, int(limits.cpu * CPU_PERIOD_US)), "period": CPU_PERIOD_US},
-        "devices": [{"allow": False, "access": "rwm"}],
     }
+
+
+def _resources(app: App, host: Host) -> dict[str, Any]:
+    limits = make_limits(app.resources, limits_swap=host.limits_swap)
+    return limits | {"devices": [{"allow": False, "access": "rwm"}]}
 
 
 ENFORCEMENTS = tuple(

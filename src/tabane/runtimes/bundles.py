@@ -30,7 +30,7 @@ class Bundles:
     def __init__(self, directory: Path, *, takes_bpf: bool = False) -> None:
         self._directory = directory
         self._takes_bpf = takes_bpf
-        self._init = directory / "init"
+        self.init = directory / "init"
         self._images = rootfs.Lowers(directory / "images")
         self._usr = rootfs.Lowers(directory / "usr")
         self._programs: dict[AppName, tuple[int, str, bundle.Program]] = {}
@@ -56,12 +56,12 @@ class Bundles:
         ):
             path.mkdir(exist_ok=True, parents=True)
             path.chmod(mode)
-        target = self._init / bundle.INIT.lstrip("/")
+        target = self.init / bundle.INIT.lstrip("/")
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             fresh = target.with_suffix(f".{os.getpid()}")
             shutil.copyfile(INIT_SOURCE, fresh)
-            for path in (self._init, target.parent, fresh):
+            for path in (self.init, target.parent, fresh):
                 path.chmod(0o755)
             fresh.rename(target)
 
@@ -78,7 +78,7 @@ class Bundles:
         config = bundle.make_config(spec, program, host, usr)
         try:
             image = self._images.get(spec.image.tree, spec.app.id_base, spec.link.user_namespace)
-            rootfs.build(spec, (self._init, image), etc_files(spec, spec.link))
+            rootfs.build(spec, (self.init, image), etc_files(spec, spec.link))
             (spec.directory / "config.json").write_bytes(config)
         except BaseException:
             rootfs.tear_down(spec.directory)

@@ -18,6 +18,8 @@ DRIVERS = {
     "crun": "tabane.runtimes.oci:crun",
     "runc": "tabane.runtimes.oci:runc",
     "containerd": "tabane.runtimes.containerd.driver:containerd",
+    "kata": "tabane.runtimes.containerd.guests:kata",
+    "containerd-firecracker": "tabane.runtimes.containerd.guests:firecracker",
     "runsc": "tabane.runtimes.runsc.driver:make",
     "fake": "tabane.runtimes.fake:make",
 }

@@ -125,7 +125,7 @@ class ContainerdDriver:
         except (TabaneError, OSError) as error:
             return Probe(False, str(error))
         try:
-            return await try_driver(self, self._shown_program(), self._directory)
+            return await try_driver(self, "containerd", self._directory)
         finally:
             if started:
                 self._client.close()
@@ -145,10 +145,6 @@ class ContainerdDriver:
         if shutil.which(self._shim.program) is None:
             raise Unsupported(f"{self._shim.program} is not installed")
 
-    def _shown_program(self) -> str:
-        """Whose version the probe tells."""
-        return "containerd"
-
     def enforcements(self) -> tuple[Enforcement, ...]:
         return bundle.ENFORCEMENTS
 
@@ -156,27 +152,37 @@ class ContainerdDriver:
 
     async def prepare(self, spec: InstanceSpec) -> Handle:
         self._check()
-        program = self._bundles.build(spec)
-        await bundles.mount_volumes(spec)
         data: dict[str, Any] = {
             "pid": 0,
             "pid_start": 0,
             "cgroup": spec.cgroup,
             "directory": str(spec.directory),
+            **await self._build(spec),
+        }
+        return Handle(self.name, HANDLE_VERSION, spec.id, data)
+
+    async def _build(self, spec: InstanceSpec) -> dict[str, Any]:
+        """Make the bundle; what the handle must remember of it."""
+        program = self._bundles.build(spec)
+        await bundles.mount_volumes(spec)
+        return {
             "stop_signal": program.stop_signal,
             "io_uid": spec.app.id_base + program.user.uid,
             "io_gid": spec.app.id_base + program.user.gid,
         }
-        return Handle(self.name, HANDLE_VERSION, spec.id, data)
 
     async def start(self, spec: InstanceSpec, handle: Handle) -> Handle:
-        os.chown(spec.directory, spec.app.id_base, spec.app.id_base)
-        spec.directory.chmod(0o700)
+        self._hand_over(spec)
         starting = self._tasks.start(f"start {handle.id}", self._start(spec, handle))
         self._starting[handle.id] = starting
         started: Handle = await asyncio.shield(starting)  # a shim cannot be stopped half-way
         self._starting.pop(handle.id, None)
         return started
+
+    def _hand_over(self, spec: InstanceSpec) -> None:
+        """The container's root must get to its own files."""
+        os.chown(spec.directory, spec.app.id_base, spec.app.id_base)
+        spec.directory.chmod(0o700)
 
     async def _start(self, spec: InstanceSpec, handle: Handle) -> Handle:
         await self._daemon.ensure()
@@ -192,9 +198,14 @@ class ContainerdDriver:
             )
         finally:
             await self._spawner.signal(handle.id, signal.SIGKILL)
-        began = start_ticks(created.pid)
+        handle = self._with_pid(handle, created.pid)
         await self._client.call("start", container_id=handle.id)
-        return _with_pid(handle, created.pid, began)
+        return handle
+
+    def _with_pid(self, handle: Handle, told: int) -> Handle:
+        """The handle with the pid that containerd told."""
+        data = handle.data | {"pid": told, "pid_start": start_ticks(told)}
+        return msgspec.structs.replace(handle, data=data)
 
     def _describe(self, handle: Handle) -> Any:
         spec = make("Any", type_url=SPEC_URL, value=self._config(handle))
@@ -344,7 +355,7 @@ class ContainerdDriver:
         found = await self._find(handle)
         if found is None or found.status not in (RUNNING, PAUSED):
             return None
-        handle = _with_pid(handle, found.pid, start_ticks(found.pid))
+        handle = self._with_pid(handle, found.pid)
         await self._end_left_behind(handle)
         return handle
 
@@ -454,11 +465,6 @@ class ContainerdDriver:
 
 def containerd(spawner: Spawner, directory: Path) -> ContainerdDriver:
     return ContainerdDriver(RUNC, spawner, directory)
-
-
-def _with_pid(handle: Handle, pid: int, began: int) -> Handle:
-    data = handle.data | {"pid": pid, "pid_start": began}
-    return msgspec.structs.replace(handle, data=data)
 
 
 def _end_file(handle: Handle) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,10 +29,17 @@ FIRECRACKER = Shim(
 )
 
 
-def kill_shims(program: str, instance: str) -> None:
-    """Kill the shim of an instance, by its command line, where no containerd can be asked to."""
+def find_shims(program: str, instance: str) -> Iterator[int]:
+    """The processes that have the instance's name among the words of a shim's command line."""
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(FileNotFoundError, ProcessLookupError):
             words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
             if Path(words[0]).name == program and instance in words:
-                os.kill(int(process.name), signal.SIGKILL)
+                yield int(process.name)
+
+
+def kill_shims(program: str, instance: str) -> None:
+    """For when no containerd can be asked to."""
+    for pid in find_shims(program, instance):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)

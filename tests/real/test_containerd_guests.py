@@ -1,0 +1,145 @@
+"""The drivers of machines that containerd keeps. Such machines need KVM, so here runc's shim stands
+in for Kata's under its name: all that the driver says to containerd is really said, and what the
+shim says is understood. What only a machine has is tested on the specification that it gets.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tabane.errors import Unsupported
+from tabane.model import ExitStatus, Resources
+from tabane.runtimes.api import Image
+from tabane.runtimes.containerd import guests
+from tabane.runtimes.containerd.messages import make
+from tabane.testing.containerd import ContainerdBench, make_app, make_driver
+from tabane.testing.containers import make_instance, make_tree, open_directory, without_unified
+from tabane.testing.drivers import DRIVER_CHECKS, Behaviour, Check, check_out_of_memory, started
+from tabane.testing.spawner import PlainSpawner
+
+pytestmark = pytest.mark.real
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_hybrid() -> Iterator[None]:
+    with without_unified():
+        yield
+
+
+@pytest.fixture(scope="module")
+def ground() -> Iterator[Path]:
+    with open_directory() as directory:
+        yield directory
+
+
+@pytest.fixture(scope="module")
+def image(ground: Path) -> Image:
+    return make_tree(ground)
+
+
+@pytest.fixture
+def shims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """runc's shim under the names of others: copies, as a shim starts itself by its true path."""
+    for name in ("kata-v2", "aws-firecracker"):
+        source = shutil.which("containerd-shim-runc-v2")
+        assert source is not None
+        shutil.copy(source, tmp_path / f"containerd-shim-{name}")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(guests, "KVM", Path("/dev/null"))
+
+
+@pytest.fixture
+async def bench(ground: Path, image: Image, shims: None) -> AsyncIterator[ContainerdBench]:
+    spawner = PlainSpawner()
+    made = ContainerdBench(make_driver(spawner, ground, "kata"), spawner, ground, image)
+    yield made
+    await made.aclose()
+
+
+@pytest.mark.parametrize("check", DRIVER_CHECKS, ids=lambda check: check.__name__)
+async def test_conformance(check: Check, bench: ContainerdBench) -> None:
+    if check is not check_out_of_memory:
+        await check(bench)
+        return
+    async with started(bench, Behaviour.EATS) as (_, handle):
+        assert await bench.driver.wait(handle) == ExitStatus(signal=signal.SIGKILL)
+
+
+async def test_what_the_guest_gets(bench: ContainerdBench) -> None:
+    """Nothing of the node's but the network namespace; the image as it is, below a layer."""
+    async with bench.running(make_app()) as (spec, handle):
+        assert spec.link is not None
+        bundle = bench.ground / "kata/daemon/state/io.containerd.runtime.v2.task/tabane" / spec.id
+        config = msgspec.json.decode((bundle / "config.json").read_bytes())
+        kinds = {space["type"]: space.get("path") for space in config["linux"]["namespaces"]}
+        assert kinds.pop("network") == spec.link.network_namespace
+        assert kinds == dict.fromkeys(("pid", "mount", "ipc", "uts"))
+        assert not config["linux"].keys() & {"uidMappings", "gidMappings"}
+        assert {mount["type"] for mount in config["mounts"]} == {"proc", "tmpfs", "devpts", "sysfs"}
+        assert (bundle / "rootfs/etc/hostname").read_text() == f"{spec.id}\n"
+        assert (bundle / "rootfs/bin/busybox").stat().st_uid == 0
+        assert handle.data["pid"] == bench.pid_of("containerd-shim-kata-v2", spec.id)
+
+
+async def test_limits_go_through_the_shim(bench: ContainerdBench) -> None:
+    async with bench.running(make_app()) as (spec, handle):
+        await bench.driver.limit(handle, Resources(cpu=0.5, memory_bytes=96 << 20, pids=7))
+        (limit,) = Path("/sys/fs/cgroup").glob(f"*{spec.cgroup}/pids.max")
+        assert limit.read_text() == "7\n"
+
+
+async def test_firecracker_containerd_has_no_network(
+    bench: ContainerdBench, ground: Path, image: Image
+) -> None:
+    other = make_driver(bench.spawner, ground, "containerd-firecracker")
+    assert not other.capabilities.network
+    async with make_instance(ground, image, make_app(port=80)) as spec:
+        with pytest.raises(Unsupported, match="listens on a port, and containerd-firecracker"):
+            await other.prepare(spec)
+        assert list(spec.directory.iterdir()) == []
+    await other.aclose()
+
+
+@pytest.mark.parametrize("name", ["kata", "containerd-firecracker"])
+async def test_what_is_missing_is_said(
+    name: str, ground: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node without the shim or without KVM lists the driver, and starts no containerd for it."""
+    driver = make_driver(PlainSpawner(), ground / "missing", name)
+    probe = await driver.probe()
+    shim = {"kata": "kata-v2"}.get(name, "aws-firecracker")
+    assert (probe.works, probe.reason) == (False, f"containerd-shim-{shim} is not installed")
+    (tmp_path / f"containerd-shim-{shim}").touch(mode=0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(guests, "KVM", tmp_path / "kvm")
+    probe = await make_driver(PlainSpawner(), ground / "missing", name).probe()
+    assert not probe.works and probe.reason.startswith(f"there is no {tmp_path}/kvm: ")
+    assert not (ground / "missing").exists()
+
+
+def test_figures_of_both_versions() -> None:
+    v1 = make(
+        "MetricsV1",
+        pids=make("PidsStat", current=3),
+        cpu=make("CpuStatV1", usage=make("CpuUsage", total=5_000_000)),
+        memory=make("MemoryStatV1", total_inactive_file=100, usage=make("MemoryEntry", usage=900)),
+    )
+    v2 = make(
+        "MetricsV2",
+        pids=make("PidsStat", current=3),
+        cpu=make("CpuStatV2", usage_usec=5000),
+        memory=make("MemoryStatV2", inactive_file=100, usage=900),
+    )
+    for version, metrics in (("v1", v1), ("v2", v2)):
+        url = f"types.containerd.io/io.containerd.cgroups.{version}.Metrics"
+        found = guests.parse_metrics(make("Any", type_url=url, value=metrics.SerializeToString()))
+        assert (found.cpu_us, found.memory_bytes, found.pids) == (5000, 800, 3)
+    with pytest.raises(Unsupported, match=r"kind some\.Metrics"):
+        guests.parse_metrics(make("Any", type_url="some.Metrics"))
