@@ -1,7 +1,8 @@
-"""The build of middlecon's module in C, for those who have a C compiler; without it all is pure.
+"""The build of what is in C, for those who have a C compiler; without it all is pure.
 
-`python -m pip install` runs it through hatchling. A wheel with the module is one for this platform
-and Python. In an editable installation the module lies beside its source.
+That is middlecon's module, and programs that some drivers need. `python -m pip install` runs it
+through hatchling. A wheel with any of it is one for this platform and Python. In an editable
+installation all of it lies beside its source.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,13 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 SOURCE = Path(__file__).parent / "src/tabane/middlecon/_native.c"
 FLAGS = ("-shared", "-fPIC", "-O2", "-std=c11", "-fvisibility=hidden", "-Wall", "-Wextra")
+HOST = Path(__file__).parent / "src/tabane/runtimes/unikernel/host"
+HOST_FLAGS = ("-O2", "-std=gnu11", "-Wall", "-Wextra", "-fstack-protector-strong", "-fPIE", "-pie")
+HOST_LIBRARIES = ("-Wl,-z,relro,-z,now", "-ldl", "-pthread")
+AGENT = Path(__file__).parent / "src/tabane/guest/agent"
+CONFINE = Path(__file__).parent / "src/tabane/runtimes/confine.c"
+STATIC_FLAGS = ("-static", "-s", "-Os", "-std=gnu11", "-Wall", "-Wextra", "-Wno-format-truncation")
+"""For guests, and roots of their own, that have no libraries. A name that is too long is cut."""
 MAX_WORDS = 300
 
 
@@ -46,8 +55,29 @@ def find_headers() -> Path:
 def compile_native(directory: Path) -> Path:
     """Compile the module into `directory`, where it replaces the one before. Raises `Missing`."""
     target = directory / f"_native{sysconfig.get_config_var('EXT_SUFFIX')}"
+    return run_compiler(target, *FLAGS, f"-I{find_headers()}", str(SOURCE))
+
+
+def compile_host(directory: Path) -> Path:
+    """Compile the host program likewise."""
+    sources = sorted(map(str, HOST.glob("*.c")))
+    return run_compiler(directory / "_host", *HOST_FLAGS, *sources, *HOST_LIBRARIES)
+
+
+def compile_agent(directory: Path) -> Path:
+    """Compile the agent of virtual machines likewise."""
+    sources = sorted(map(str, AGENT.glob("*.c")))
+    return run_compiler(directory / "_agent", *STATIC_FLAGS, *sources)
+
+
+def compile_confine(directory: Path) -> Path:
+    """Compile what starts virtual machines likewise."""
+    return run_compiler(directory / "_confine", *STATIC_FLAGS, str(CONFINE))
+
+
+def run_compiler(target: Path, *words: str) -> Path:
     made = target.with_suffix(".new")
-    argv = [*find_compiler(), *FLAGS, f"-I{find_headers()}", "-o", str(made), str(SOURCE)]
+    argv = [*find_compiler(), "-o", str(made), *words]
     try:
         done = subprocess.run(argv, capture_output=True, text=True, timeout=120)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -58,8 +88,18 @@ def compile_native(directory: Path) -> Path:
     return made.replace(target)
 
 
+def parts() -> list[tuple[Callable[[Path], Path], Path, str]]:
+    """How each is compiled, where it belongs, and what becomes of those who have none."""
+    return [
+        (compile_native, SOURCE.parent, "middlecon goes without its module in C"),
+        (compile_host, HOST.parent, "the node goes without unikernels"),
+        (compile_agent, AGENT.parent, "the node goes without virtual machines"),
+        (compile_confine, CONFINE.parent, "the node goes without virtual machines"),
+    ]
+
+
 class CustomBuildHook(BuildHookInterface):
-    """Adds the module to a wheel."""
+    """Adds what is compiled to a wheel."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         self._scratch = tempfile.TemporaryDirectory(prefix="tabane-build-")
@@ -67,17 +107,19 @@ class CustomBuildHook(BuildHookInterface):
             return
         beside = version == "editable"
         if beside:  # what was made from another source, or for another Python
-            for old in SOURCE.parent.glob("_native.*.so"):
-                old.unlink()
-        try:
-            made = compile_native(SOURCE.parent if beside else Path(self._scratch.name))
-        except Missing as error:
-            print(f"tabane: middlecon goes without its module in C: {error}", file=sys.stderr)
-            return
-        if not beside:
-            build_data["force_include"][str(made)] = f"tabane/middlecon/{made.name}"
-        build_data["pure_python"] = False
-        build_data["infer_tag"] = True
+            for old in (*SOURCE.parent.glob("_native.*.so"), HOST.parent / "_host"):
+                old.unlink(missing_ok=True)
+        for compile_part, home, without in parts():
+            try:
+                made = compile_part(home if beside else Path(self._scratch.name))
+            except Missing as error:
+                print(f"tabane: {without}: {error}", file=sys.stderr)
+                continue
+            if not beside:
+                target = Path(*home.parts[home.parts.index("tabane") :], made.name)
+                build_data["force_include"][str(made)] = str(target)
+            build_data["pure_python"] = False
+            build_data["infer_tag"] = True
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
         self._scratch.cleanup()

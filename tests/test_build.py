@@ -1,8 +1,10 @@
-"""The build of the optional module in C, as hatchling runs it."""
+"""The build of what is in C, as hatchling runs it."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -35,11 +37,14 @@ def build(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture
 def beside(build: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory with the source, and with a module that was made before."""
-    copy = tmp_path / "_native.c"
-    copy.write_text(build.SOURCE.read_text())
-    (tmp_path / "_native.cpython-39-old.so").touch()
-    monkeypatch.setattr(build, "SOURCE", copy)
+    """A directory with all sources, and with a module that was made before."""
+    for name, path in list(vars(build).items()):
+        if isinstance(path, Path) and path.is_relative_to(ROOT / "src"):
+            copy = tmp_path / path.relative_to(ROOT / "src")
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            (shutil.copytree if path.is_dir() else shutil.copy)(path, copy)
+            monkeypatch.setattr(build, name, copy)
+    (build.SOURCE.parent / "_native.cpython-39-old.so").touch()
     return tmp_path
 
 
@@ -62,33 +67,37 @@ def run(build: Any, version: str = "standard") -> dict[str, Any]:
     return data
 
 
-def test_the_module_is_there_where_it_can_be_built(build: Any) -> None:
+def test_it_is_there_where_it_can_be_built(build: Any) -> None:
     """So that its tests run on every machine with a compiler."""
     there = importlib.util.find_spec("tabane.middlecon._native") is not None
     assert there == can_build(build), "scripts/setup test builds it"
+    if can_build(build):
+        assert os.access(build.HOST.parent / "_host", os.X_OK)
 
 
-def test_a_wheel_has_the_module_and_is_for_one_platform(build: Any) -> None:
+def test_a_wheel_has_it_and_is_for_one_platform(build: Any) -> None:
     data = run(build)
     compiled = can_build(build)
-    assert data["made"] == [True] * compiled
+    assert data["made"] == [True] * len(build.parts()) * compiled
     assert (data["pure_python"], data["infer_tag"]) == (not compiled, compiled)
-    assert all(
-        name.startswith("tabane/middlecon/_native.") for name in data["force_include"].values()
-    )
+    names = set(data["force_include"].values())
+    assert "tabane/runtimes/unikernel/_host" in names or not compiled
+    assert all((ROOT / "src" / name).parent.is_dir() for name in names)
     assert not any(Path(made).exists() for made in data["force_include"])
 
 
 def test_an_editable_installation_has_it_beside_its_source(build: Any, beside: Path) -> None:
     data = run(build, "editable")
     assert data["force_include"] == {}
-    assert len(list(beside.glob("_native.*.so"))) == can_build(build)
-    assert not (beside / "_native.cpython-39-old.so").exists()
+    module = beside / "tabane/middlecon"
+    assert len(list(module.glob("_native.*.so"))) == can_build(build)
+    assert not (module / "_native.cpython-39-old.so").exists()
+    assert (build.HOST.parent / "_host").exists() == can_build(build)
 
 
 @pytest.mark.parametrize("version", ["standard", "editable"])
 @pytest.mark.parametrize("compiler", ["false", "true-but-not-there"])
-def test_without_a_compiler_there_is_one_line_and_a_pure_wheel(
+def test_without_a_compiler_there_is_a_line_for_each_and_a_pure_wheel(
     build: Any,
     beside: Path,
     version: str,
@@ -104,18 +113,18 @@ def test_without_a_compiler_there_is_one_line_and_a_pure_wheel(
     out, err = capfd.readouterr()
     assert out == ""
     assert err.startswith("tabane: middlecon goes without its module in C: ")
-    assert err.count("\n") == 1
+    assert err.count("\n") == len(build.parts())
 
 
 def test_a_source_that_does_not_compile_is_one_line_too(
     build: Any, beside: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     build.SOURCE.write_text("#error nothing\n" * 100)
-    assert run(build, "editable")["pure_python"]
+    assert run(build, "editable")["pure_python"] != can_build(build)
     err = capfd.readouterr().err
     assert err.count("\n") == 1
     assert len(err) < 2 * build.MAX_WORDS
-    assert sorted(path.name for path in beside.iterdir()) == ["_native.c"]
+    assert sorted(path.name for path in build.SOURCE.parent.iterdir()) == ["_native.c"]
 
 
 def test_only_wheels_are_compiled_for(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,7 +55,7 @@ class Cgroup:
 
     def make(self, limits: dict[str, float]) -> None:
         """Make it, with limits named as in `limits()`. One that is there is taken."""
-        for directory in self._own_directories():
+        for directory in self.own_directories():
             directory.mkdir(parents=True, exist_ok=True)
         if self._unified:
             self._delegate()
@@ -63,10 +63,10 @@ class Cgroup:
 
     def entering(self, argv: tuple[str, ...]) -> tuple[str, ...]:
         """`argv` run in it, with what it leaves behind: a shell goes in and becomes the program."""
-        files = (str(directory / "cgroup.procs") for directory in self._own_directories())
+        files = (str(directory / "cgroup.procs") for directory in self.own_directories())
         return ("/bin/sh", "-c", _ENTER, "sh", *files, "--", *argv)
 
-    def _own_directories(self) -> list[Path]:
+    def own_directories(self) -> list[Path]:
         """Where it has to be, to be measured, limited and frozen."""
         names = {""} if self._unified else V1_CONTROLLERS
         return [root / self.path.lstrip("/") for root in {self._roots[name] for name in names}]

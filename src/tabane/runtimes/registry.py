@@ -21,6 +21,7 @@ DRIVERS = {
     "kata": "tabane.runtimes.containerd.guests:kata",
     "containerd-firecracker": "tabane.runtimes.containerd.guests:firecracker",
     "runsc": "tabane.runtimes.runsc.driver:make",
+    "wasmtime": "tabane.runtimes.unikernel.wasmtime:make",
     "fake": "tabane.runtimes.fake:make",
 }
 """Best first within a class: what is picked when an app names no driver."""

@@ -15,6 +15,7 @@ import ctypes
 import json
 import os
 import platform
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from tabane.errors import Unsupported
 ENOSYS = 38
 ACT_ALLOW = 0x7FFF0000
 ACT_ERRNO = 0x00050000
+ACT_KILL_PROCESS = 0x80000000
 ATTRIBUTE_OPTIMIZE = 8
 BINARY_TREE = 2
 COMPARE = {"SCMP_CMP_LT": 2, "SCMP_CMP_EQ": 4, "SCMP_CMP_MASKED_EQ": 7}
@@ -65,16 +67,22 @@ def profile(capabilities: frozenset[str]) -> dict[str, Any]:
 
 @cache
 def compile_filter(capabilities: frozenset[str]) -> bytes:
-    """`profile(capabilities)` as a BPF program, by libseccomp. Raises `Unsupported` without it."""
+    """`profile(capabilities)` as a BPF program. Raises `Unsupported` without libseccomp."""
+    return compile_rules(profile(capabilities)["syscalls"], ACT_ERRNO | ENOSYS)
+
+
+def compile_rules(rules: Iterable[dict[str, Any]], otherwise: int) -> bytes:
+    """An allow list, as the `syscalls` of an OCI profile, as a BPF program, by libseccomp; all
+    else has the action `otherwise`. Raises `Unsupported` without the library."""
     try:
         lib = ctypes.CDLL("libseccomp.so.2")
     except OSError as error:
         raise Unsupported("libseccomp.so.2 is missing: install libseccomp2") from error
     lib.seccomp_init.restype = ctypes.c_void_p
-    context = ctypes.c_void_p(lib.seccomp_init(ctypes.c_uint32(ACT_ERRNO | ENOSYS)))
+    context = ctypes.c_void_p(lib.seccomp_init(ctypes.c_uint32(otherwise)))
     try:
         _check(lib.seccomp_attr_set(context, ATTRIBUTE_OPTIMIZE, ctypes.c_uint32(BINARY_TREE)))
-        for rule in profile(capabilities)["syscalls"]:
+        for rule in rules:
             _add_rule(lib, context, rule)
         return _export(lib, context)
     finally:
