@@ -1,22 +1,21 @@
-"""`tabane shell` with the host's own tools, unmodified: over a pretended cluster, a real one."""
+"""The cluster's shell with the host's own tools, unmodified, over a pretended cluster."""
 
 from __future__ import annotations
 
 import json
 import os
-import pty
 import re
-import select
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.real.conftest import GIVE_UP_S, Ended, LocalCluster, wait_for
+from tests.real.at_terminal import at_terminal
+from tests.real.conftest import GIVE_UP_S, Ended, wait_for
 
 from tabane.tools.procfs.numbers import FIRST
 
@@ -297,43 +296,6 @@ def test_the_shells_end_is_the_commands(shell: Shell) -> None:
     assert shell.run("sleep 1000 & echo left") == "left\n", "nobody waits for what is left"
 
 
-@contextmanager
-def at_terminal(argv: list[str], **options: Any) -> Iterator[Callable[..., str]]:
-    """A program at a terminal of its own. The function types, and returns what is on the screen
-    once a pattern is there."""
-    pid, terminal = pty.fork()
-    if not pid:
-        os.environ.update({"TERM": "xterm", "LINES": "40", "COLUMNS": "150"}, **options)
-        os.execv(argv[0], argv)
-    screen = ""
-
-    def until(pattern: str, keys: str = "") -> str:
-        nonlocal screen
-        screen = "" if keys else screen
-        os.write(terminal, keys.encode())
-        while not re.search(pattern, screen):
-            ready, _, _ = select.select([terminal], [], [], GIVE_UP_S)
-            assert ready, f"{pattern} did not come: {screen[-2000:]}"
-            try:
-                screen += os.read(terminal, 1 << 16).decode(errors="replace")
-            except OSError:
-                raise AssertionError(f"it ended before {pattern}: {screen[-2000:]}") from None
-        return screen
-
-    try:
-        yield until
-        while True:
-            try:
-                if not os.read(terminal, 1 << 16):
-                    break
-            except OSError:
-                break
-    finally:
-        os.close(terminal)
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-
-
 def test_htop_kills_and_renices(shell: Shell) -> None:
     f7, f9 = "\x1b[18~", "\x1b[20~"
     with at_terminal(shell.argv("htop", "-p", f"{ODD}")) as type_keys:
@@ -450,80 +412,3 @@ def test_without_root_in_a_user_namespace(shell: Shell, open_device: None, scrat
     uid, *lines = ended.out.splitlines()
     assert uid == "65534"
     assert set(ALL) <= {int(line.split()[0]) for line in lines}
-
-
-# A real cluster
-
-
-SLEEPER = ["sh", "-c", "sleep 4321 & sleep 4322 & exec busybox httpd -f -p 8000 -h /tmp"]
-
-
-@pytest.fixture(scope="module")
-def sleeping(cluster: LocalCluster) -> LocalCluster:
-    """A cluster with an instance of `sleeper` in tokyo."""
-    cluster.deploy("sleeper", ["sh", "-c", f"echo here >/tmp/index.html; {SLEEPER[2]}"])
-    cluster.wake("sleeper", path="/")
-    return cluster
-
-
-def test_three_data_centers(sleeping: LocalCluster) -> None:
-    ended = sleeping.tabane("shell", "-c", "cat /proc/tabane/nodes; ps -ww -e -o pid=,user=,args=")
-    assert (ended.code, ended.err) == (0, "")
-    nodes = [line.split()[0] for line in ended.out.splitlines()[1:4]]
-    assert nodes == ["tokyo/tokyo-1", "osaka/osaka-1", "ishikari/ishikari-1"]
-    for node in nodes:
-        line = re.compile(rf"^ *([0-9]+) root .*tabane.node.agentd .*/{node}/", re.MULTILINE)
-        (pid,) = line.findall(ended.out)
-        assert int(pid) >= FIRST
-    assert len(re.findall(r"sleep 432[12]$", ended.out, re.MULTILINE)) == 2
-
-
-def test_signals_and_nice_values_reach_another_data_center(sleeping: LocalCluster) -> None:
-    script = """
-        renice -n 7 -p $(pgrep -fx "sleep 4322") && ps -o ni= -p $(pgrep -fx "sleep 4322")
-        kill $(pgrep -fx "sleep 4321"); pgrep -fx "sleep 4321" || echo gone
-        setpriv --reuid 65534 --clear-groups kill $(pgrep -fx "sleep 4322"); cat /proc/tabane/log
-        kill $(pgrep -f tabane.node.agentd | tail -1)"""
-    ended = sleeping.tabane("shell", "-c", script)
-    lines = ended.out.splitlines()
-    assert lines[1].strip() == "7"
-    assert lines[2] == "gone"
-    assert "another user's process" in ended.out
-    assert ended.err.count("Operation not permitted") == 2, "nor is a node's own agent killed so"
-    _, there = sleeping.inside("sleeper", "ps", "-e", "-o", "ni=,args=")
-    assert re.search(r"^ *7 sleep 4322$", there, re.MULTILINE)
-    assert not re.search(r"[0-9] sleep 4321$", there, re.MULTILINE)
-
-
-def test_a_silent_node_vanishes_and_comes_back(sleeping: LocalCluster) -> None:
-    agent = sleeping.part("agentd", "osaka/osaka-1")
-    script = r"""
-        all() { ps -ww -e -o args=; }
-        seen() { all | grep -q 'nodes/osaka/[o]saka-1/'; }
-        seen && echo up; read; while seen; do sleep 0.2; done; all | grep -c 'node.[a]gentd'
-        read; until seen; do sleep 0.2; done; echo back"""
-    argv = [sys.executable, "-m", "tabane.tools.cli", "--root", str(sleeping.root)]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(
-        [*argv, "shell", "-c", script], stdin=pipe, stdout=pipe, text=True, bufsize=1
-    ) as process:
-        assert process.stdin and process.stdout
-        try:
-            assert process.stdout.readline() == "up\n"
-            os.kill(agent, signal.SIGSTOP)
-            process.stdin.write("\n")
-            assert process.stdout.readline() == "2\n"
-            os.kill(agent, signal.SIGCONT)
-            process.stdin.write("\n")
-            assert process.stdout.readline() == "back\n"
-        finally:
-            os.kill(agent, signal.SIGCONT)
-            process.kill()
-
-
-def test_the_prompt_says_where_one_is(sleeping: LocalCluster) -> None:
-    argv = [sys.executable, "-m", "tabane.tools.cli", "--root", str(sleeping.root), "shell"]
-    with at_terminal(argv, SHELL="/bin/bash") as type_keys:
-        assert "/proc is the cluster's here" in type_keys(r"\(cluster\) ")
-        type_keys(r"3\r?\n", "pgrep -fc tabane.node.agentd\r")
-        type_keys("exit", "exit\r")
