@@ -1,0 +1,419 @@
+/* From the kernel's first program to a root file system with the app's image in it. */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/random.h>
+#include <net/if.h>
+#include <net/if_arp.h>
+#include <net/route.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "agent.h"
+
+#define MAGIC "TABANE\0\1"
+#define MAX_ORDER (1 << 20)
+#define DISK_PATH 300
+
+struct order order;
+
+long read_file(const char *path, char *into, size_t size)
+{
+    int file = open(path, O_RDONLY | O_CLOEXEC);
+    if (file < 0)
+        return -1;
+    size_t have = 0;
+    long got;
+    while (have < size - 1 && (got = read(file, into + have, size - 1 - have)) > 0)
+        have += got;
+    close(file);
+    into[have] = 0;
+    return have;
+}
+
+void write_file(const char *path, const char *text)
+{
+    int file = open(path, O_WRONLY | O_CLOEXEC);
+    if (file < 0 || write(file, text, strlen(text)) < 0)
+        fail("cannot write %s into %s: %s", text, path, strerror(errno));
+    close(file);
+}
+
+static void attach(const char *source, const char *target, const char *kind, unsigned long flags,
+                   const char *options)
+{
+    if (mkdir(target, 0755) < 0 && errno != EEXIST)
+        fail("cannot make %s: %s", target, strerror(errno));
+    if (mount(source, target, kind, flags, options) < 0)
+        fail("cannot mount %s on %s: %s", source, target, strerror(errno));
+}
+
+/* The kernel's command line has virtio_mmio's devices, where no firmware tells them. */
+static void load_modules(void)
+{
+    char names[4096], path[300], options[4096], line[4096];
+    options[0] = 0;
+    if (read_file("/proc/cmdline", line, sizeof line) > 0)
+        for (char *word = strtok(line, " \n"); word; word = strtok(NULL, " \n"))
+            if (!strncmp(word, "virtio_mmio.", 12)) {
+                strncat(options, word + 12, sizeof options - strlen(options) - 2);
+                strcat(options, " ");
+            }
+    if (read_file("/modules", names, sizeof names) < 0)
+        fail("there is no /modules in the initial file system");
+    for (char *name = strtok(names, "\n"); name; name = strtok(NULL, "\n")) {
+        snprintf(path, sizeof path, "/lib/%s.ko", name);
+        int file = open(path, O_RDONLY | O_CLOEXEC);
+        const char *given = strcmp(name, "virtio_mmio") ? "" : options;
+        if (file < 0 || (syscall(SYS_finit_module, file, given, 0) < 0 && errno != EEXIST))
+            fail("cannot load %s: %s", path, strerror(errno));
+        close(file);
+    }
+}
+
+/* The disk with that serial number; false: there is none. */
+static bool find_disk(const char *serial, char *path)
+{
+    char file[300], found[64];
+    DIR *disks = opendir("/sys/block");
+    struct dirent *entry;
+    bool is_there = false;
+    while (disks && !is_there && (entry = readdir(disks))) {
+        snprintf(file, sizeof file, "/sys/block/%s/serial", entry->d_name);
+        if (read_file(file, found, sizeof found) < 0)
+            continue;
+        found[strcspn(found, "\n")] = 0;
+        is_there = !strcmp(found, serial);
+        if (is_there)
+            snprintf(path, DISK_PATH, "/dev/%s", entry->d_name);
+    }
+    if (disks)
+        closedir(disks);
+    return is_there;
+}
+
+/* A port is announced some moments after its device. */
+int open_port(const char *name)
+{
+    char file[300], found[64], path[300];
+    for (int64_t end = now_ms() + 5000; now_ms() < end; usleep(500)) {
+        DIR *ports = opendir("/sys/class/virtio-ports");
+        struct dirent *entry;
+        int port = -1;
+        while (ports && port < 0 && (entry = readdir(ports))) {
+            snprintf(file, sizeof file, "/sys/class/virtio-ports/%s/name", entry->d_name);
+            if (read_file(file, found, sizeof found) < 0)
+                continue;
+            found[strcspn(found, "\n")] = 0;
+            snprintf(path, sizeof path, "/dev/%s", entry->d_name);
+            if (!strcmp(found, name))
+                port = open(path, O_RDWR | O_NONBLOCK | O_CLOEXEC);
+        }
+        if (ports)
+            closedir(ports);
+        if (port >= 0)
+            return port;
+    }
+    return -1;
+}
+
+static char *keep(const uint8_t *at, size_t length)
+{
+    char *text = malloc(length + 1);
+    if (!text)
+        fail("out of memory");
+    memcpy(text, at, length);
+    text[length] = 0;
+    return text;
+}
+
+static bool add_word(struct words *words, const uint8_t *at, size_t length)
+{
+    if (words->count >= ARGS)
+        return false;
+    words->list[words->count++] = keep(at, length);
+    return true;
+}
+
+static uint64_t number(const uint8_t *at, size_t length)
+{
+    uint64_t value = 0;
+    for (size_t n = 0; n < length && n < 8; n++)
+        value |= (uint64_t)at[n] << (8 * n);
+    return value;
+}
+
+static bool parse_field(char tag, const uint8_t *at, size_t length, struct order *into)
+{
+    struct program *program = &into->app;
+    uint64_t value = number(at, length);
+    switch (tag) {
+    case 'a': return add_word(&program->args, at, length);
+    case 'e': return add_word(&program->env, at, length);
+    case 'f': return add_word(&into->files, at, length);
+    case 'w': program->cwd = keep(at, length); return true;
+    case 'p': program->path = keep(at, length); return true;
+    case 'h': into->hostname = keep(at, length); return true;
+    case 'u': program->uid = value; program->has_user = true; return true;
+    case 'g': program->gid = value; return true;
+    case 'G':
+        if (program->groups_count >= 64)
+            return false;
+        program->groups[program->groups_count++] = value;
+        return true;
+    case 'c': program->capabilities = value; return true;
+    case 'i': program->has_input = true; return true;
+    case 'n': program->as_named = true; return true;
+    case 't':
+        program->has_terminal = true;
+        program->rows = value;
+        program->columns = value >> 16;
+        return true;
+    case 'A': memcpy(&into->address, at, length < 4 ? length : 4); return true;
+    case 'R': memcpy(&into->gateway, at, length < 4 ? length : 4); return true;
+    case 'M': memcpy(into->gateway_mac, at, length < 6 ? length : 6); return true;
+    case 'm': into->memory_bytes = value; return true;
+    case 'P': into->pids = value; return true;
+    case 'C': into->clock_ns = value; return true;
+    case 's': add_entropy(at, length); return true;
+    default: return true;           /* of a newer host */
+    }
+}
+
+bool parse_fields(const uint8_t *at, size_t length, struct order *into)
+{
+    while (length >= 5) {
+        size_t size = number(at + 1, 4);
+        if (size > length - 5 || !parse_field(at[0], at + 5, size, into))
+            return false;
+        at += 5 + size;
+        length -= 5 + size;
+    }
+    return length == 0;
+}
+
+static void read_order(void)
+{
+    char path[DISK_PATH];
+    uint8_t head[12];
+    if (!find_disk("start", path))
+        fail("there is no disk with a start order");
+    int disk = open(path, O_RDONLY | O_CLOEXEC);
+    if (disk < 0 || read(disk, head, sizeof head) != sizeof head || memcmp(head, MAGIC, 8))
+        fail("the start order on %s is none", path);
+    size_t length = number(head + 8, 4), have = 0;
+    uint8_t *text = malloc(length);
+    if (length > MAX_ORDER || !text)
+        fail("the start order has %zu bytes: too many", length);
+    long got;
+    while (have < length && (got = read(disk, text + have, length - have)) > 0)
+        have += got;
+    close(disk);
+    if (have < length || !parse_fields(text, length, &order) || !order.app.args.count)
+        fail("the start order breaks off or has no command");
+    free(text);
+}
+
+void add_entropy(const uint8_t *seed, size_t length)
+{
+    struct { struct rand_pool_info info; uint8_t data[64]; } pool;
+    int device = open("/dev/urandom", O_WRONLY | O_CLOEXEC);
+    if (device < 0)
+        return;
+    if (length > sizeof pool.data)
+        length = sizeof pool.data;
+    pool.info.entropy_count = length * 8;
+    pool.info.buf_size = length;
+    memcpy(pool.info.buf, seed, length);
+    if (!ioctl(device, RNDADDENTROPY, &pool))
+        ioctl(device, RNDRESEEDCRNG);
+    close(device);
+}
+
+void set_clock(uint64_t ns)
+{
+    struct timespec wall = {ns / 1000000000, ns % 1000000000};
+    clock_settime(CLOCK_REALTIME, &wall);
+}
+
+static void control(int sock, unsigned long request, void *argument, const char *what)
+{
+    if (ioctl(sock, request, argument) < 0 && errno != EEXIST)
+        fail("cannot %s: %s", what, strerror(errno));
+}
+
+static bool find_interface(char *name)
+{
+    DIR *all = opendir("/sys/class/net");
+    struct dirent *entry;
+    name[0] = 0;
+    while (all && (entry = readdir(all)))
+        if (entry->d_name[0] != '.' && strcmp(entry->d_name, "lo"))
+            snprintf(name, IFNAMSIZ, "%s", entry->d_name);
+    if (all)
+        closedir(all);
+    return name[0];
+}
+
+static void put_address(struct sockaddr *into, uint32_t address)
+{
+    struct sockaddr_in at = {.sin_family = AF_INET, .sin_addr.s_addr = address};
+    memcpy(into, &at, sizeof at);
+}
+
+static void set_up(int sock, struct ifreq *request)
+{
+    request->ifr_flags = IFF_UP | IFF_RUNNING;
+    control(sock, SIOCSIFFLAGS, request, "set an interface up");
+}
+
+/* The gateway is on the link, and its hardware address is known: nobody has to ask for it. */
+static void configure_network(void)
+{
+    int sock = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    struct ifreq request = {.ifr_name = "lo"};
+    set_up(sock, &request);
+    if (order.address) {
+        struct rtentry route = {.rt_flags = RTF_UP | RTF_HOST};
+        struct arpreq neighbour = {.arp_flags = ATF_PERM | ATF_COM};
+        if (!find_interface(request.ifr_name))
+            fail("there is no network interface");
+        put_address(&request.ifr_addr, order.address);
+        control(sock, SIOCSIFADDR, &request, "set the address");
+        put_address(&request.ifr_addr, 0xffffffff);
+        control(sock, SIOCSIFNETMASK, &request, "set the netmask");
+        set_up(sock, &request);
+        route.rt_dev = request.ifr_name;
+        put_address(&route.rt_dst, order.gateway);
+        put_address(&route.rt_genmask, 0xffffffff);
+        control(sock, SIOCADDRT, &route, "add the route to the gateway");
+        put_address(&route.rt_dst, 0);
+        put_address(&route.rt_genmask, 0);
+        put_address(&route.rt_gateway, order.gateway);
+        route.rt_flags = RTF_UP | RTF_GATEWAY;
+        control(sock, SIOCADDRT, &route, "add the default route");
+        put_address(&neighbour.arp_pa, order.gateway);
+        neighbour.arp_ha.sa_family = ARPHRD_ETHER;
+        memcpy(neighbour.arp_ha.sa_data, order.gateway_mac, 6);
+        strcpy(neighbour.arp_dev, request.ifr_name);
+        control(sock, SIOCSARP, &neighbour, "add the neighbour");
+    }
+    close(sock);
+    write_file("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0");
+}
+
+static void make_node(const char *name, mode_t mode, int major, int minor)
+{
+    char path[64];
+    snprintf(path, sizeof path, "/app/dev/%s", name);
+    if (mknod(path, S_IFCHR | mode, makedev(major, minor)) < 0 || chmod(path, mode) < 0)
+        fail("cannot make %s: %s", path, strerror(errno));
+}
+
+/* As in a container: a few devices, no disk and no port among them. */
+static void make_devices(void)
+{
+    static const char *links[][2] = {{"/proc/self/fd", "fd"}, {"pts/ptmx", "ptmx"},
+        {"/proc/self/fd/0", "stdin"}, {"/proc/self/fd/1", "stdout"}, {"/proc/self/fd/2", "stderr"}};
+    attach("dev", "/app/dev", "tmpfs", MS_NOSUID | MS_NOEXEC, "size=64k,mode=0755");
+    make_node("null", 0666, 1, 3);
+    make_node("zero", 0666, 1, 5);
+    make_node("full", 0666, 1, 7);
+    make_node("random", 0666, 1, 8);
+    make_node("urandom", 0666, 1, 9);
+    make_node("tty", 0666, 5, 0);
+    for (size_t n = 0; n < sizeof links / sizeof *links; n++) {
+        char path[64];
+        snprintf(path, sizeof path, "/app/dev/%s", links[n][1]);
+        if (symlink(links[n][0], path) < 0)
+            fail("cannot make %s: %s", path, strerror(errno));
+    }
+    attach("pts", "/app/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "ptmxmode=0666,mode=0620,gid=5");
+    if (mkdir("/layer/shm", 01777) < 0 || chmod("/layer/shm", 01777) < 0)
+        fail("cannot make /layer/shm: %s", strerror(errno));
+    attach("/layer/shm", "/app/dev/shm", NULL, MS_BIND, NULL);
+}
+
+static void write_etc(void)
+{
+    struct stat etc;
+    if (lstat("/app/etc", &etc) < 0 && mkdir("/app/etc", 0755) < 0)
+        fail("cannot make /etc: %s", strerror(errno));
+    if (!lstat("/app/etc", &etc) && !S_ISDIR(etc.st_mode))
+        fail("the image's /etc is not a directory: make it one");
+    int directory = open("/app/etc", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    for (size_t n = 0; n < order.files.count; n++) {
+        char *name = order.files.list[n], *text = strchr(name, '=');
+        if (!text)
+            fail("a file of the start order has no name");
+        *text++ = 0;
+        unlinkat(directory, name, 0);
+        int file = openat(directory, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+        if (file < 0 || write(file, text, strlen(text)) != (long)strlen(text))
+            fail("cannot write /etc/%s: %s", name, strerror(errno));
+        fchmod(file, 0644);
+        close(file);
+    }
+    close(directory);
+}
+
+static void mount_image(void)
+{
+    char image[DISK_PATH], layer[DISK_PATH];
+    struct stat top;
+    if (!find_disk("image", image) || !find_disk("layer", layer))
+        fail("there is no disk with the image, or none for what is written");
+    attach(image, "/image", "ext4", MS_RDONLY | MS_NODEV, "noload");
+    attach(layer, "/layer", "ext4", MS_NOATIME | MS_NODEV, "errors=remount-ro");
+    if (stat("/image", &top) < 0 || mkdir("/layer/work", 0700) < 0 || mkdir("/layer/up", 0700) < 0)
+        fail("the disk for what is written is not fresh: %s", strerror(errno));
+    if (chown("/layer/up", top.st_uid, top.st_gid) < 0 || chmod("/layer/up", top.st_mode & 07777) < 0)
+        fail("cannot prepare /layer: %s", strerror(errno));
+    attach("overlay", "/app", "overlay", MS_NODEV | MS_NOSUID,
+           "lowerdir=/image,upperdir=/layer/up,workdir=/layer/work");
+    attach("proc", "/app/proc", "proc", MS_NOSUID | MS_NOEXEC | MS_NODEV, NULL);
+    attach("sys", "/app/sys", "sysfs", MS_NOSUID | MS_NOEXEC | MS_NODEV | MS_RDONLY, NULL);
+    make_devices();
+    write_etc();
+}
+
+static void make_groups(void)
+{
+    attach("cgroup", "/cgroup", "cgroup2", MS_NOSUID | MS_NOEXEC | MS_NODEV, NULL);
+    write_file("/cgroup/cgroup.subtree_control", "+memory +pids");
+    if (mkdir("/cgroup/app", 0755) < 0)
+        fail("cannot make a cgroup: %s", strerror(errno));
+    if (!limit(&order))
+        fail("cannot limit memory and processes: %s", strerror(errno));
+}
+
+void boot(void)
+{
+    attach("proc", "/proc", "proc", 0, NULL);
+    attach("sys", "/sys", "sysfs", 0, NULL);
+    if (mount("dev", "/dev", "devtmpfs", 0, NULL) < 0 && errno != EBUSY)
+        fail("cannot mount /dev: %s", strerror(errno));
+    load_modules();
+}
+
+void prepare_app(void)
+{
+    read_order();
+    if (order.clock_ns)
+        set_clock(order.clock_ns);
+    if (order.hostname && sethostname(order.hostname, strlen(order.hostname)) < 0)
+        fail("cannot be called %s: %s", order.hostname, strerror(errno));
+    configure_network();
+    mount_image();
+    make_groups();
+}

@@ -1,0 +1,357 @@
+/* Programs in the app's root, as its user, each in a cgroup of its own, by which all it starts is
+ * found again. What is done here between fork and exec is done in the child. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <grp.h>
+#include <linux/capability.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "agent.h"
+
+enum { NOT_EXECUTABLE = 126, NOT_FOUND = 127, OPEN_FILES = 65536 };
+
+static void group_file(char *path, size_t size, const char *group, const char *name)
+{
+    snprintf(path, size, "/cgroup/app/%s/%s", group, name);
+}
+
+static void write_quietly(const char *path, const char *text)
+{
+    int file = open(path, O_WRONLY | O_CLOEXEC);
+    if (file >= 0) {
+        long ignored = write(file, text, strlen(text));
+        (void)ignored;
+        close(file);
+    }
+}
+
+void kill_group(const char *group)
+{
+    char path[128];
+    group_file(path, sizeof path, group, "cgroup.kill");
+    write_quietly(path, "1");
+}
+
+void remove_group(const char *group)
+{
+    char path[128];
+    group_file(path, sizeof path, group, "");
+    rmdir(path);
+}
+
+void signal_group(const char *group, int number)
+{
+    char path[128], text[16384];
+    group_file(path, sizeof path, group, "cgroup.procs");
+    if (read_file(path, text, sizeof text) <= 0)
+        return;
+    for (char *word = strtok(text, "\n"); word; word = strtok(NULL, "\n"))
+        kill(atoi(word), number);
+}
+
+bool set_size(int terminal, uint16_t rows, uint16_t columns)
+{
+    struct winsize size = {.ws_row = rows, .ws_col = columns};
+    return ioctl(terminal, TIOCSWINSZ, &size) == 0;
+}
+
+/* Those kept are root's; another user loses them with the change of the user, as everywhere. */
+static bool drop_capabilities(uint64_t kept)
+{
+    struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+    struct __user_cap_data_struct data[2] = {{0}};
+    for (int n = 0; prctl(PR_CAPBSET_READ, n) >= 0; n++)
+        if (!(kept >> n & 1) && prctl(PR_CAPBSET_DROP, n) < 0)
+            return false;
+    for (int n = 0; n < 2; n++)
+        data[n].effective = data[n].permitted = kept >> (32 * n);
+    return syscall(SYS_capset, &header, data) == 0;
+}
+
+static void make_directories(const char *path)
+{
+    char part[4096];
+    for (const char *end = strchr(path + 1, '/');; end = strchr(end + 1, '/')) {
+        snprintf(part, sizeof part, "%.*s", (int)(end ? end - path : (long)strlen(path)), path);
+        mkdir(part, 0755);
+        if (!end)
+            return;
+    }
+}
+
+static const char *cwd_of(const struct program *program)
+{
+    if (program->cwd && program->cwd[0])
+        return program->cwd;
+    return order.app.cwd && order.app.cwd[0] ? order.app.cwd : "/";
+}
+
+/* Into the app's root, as the user. Errors are told by their errno; nothing can be undone. */
+static int enter(const struct program *program, const char *group, bool makes_cwd)
+{
+    char path[128];
+    const struct program *user = program->has_user ? program : &order.app;
+    struct rlimit files = {OPEN_FILES, OPEN_FILES}, cores = {0, 0};
+    if (group) {
+        group_file(path, sizeof path, group, "cgroup.procs");
+        write_quietly(path, "0");
+    }
+    setrlimit(RLIMIT_NOFILE, &files);
+    setrlimit(RLIMIT_CORE, &cores);
+    umask(022);
+    if (chroot("/app") < 0)
+        return errno;
+    if (makes_cwd)
+        make_directories(cwd_of(program));
+    if (chdir(cwd_of(program)) < 0)
+        return errno;
+    if (setgroups(user->groups_count, user->groups) < 0 || setresgid(user->gid, user->gid, user->gid) < 0)
+        return errno;
+    if (!drop_capabilities(order.app.capabilities) || setresuid(user->uid, user->uid, user->uid) < 0)
+        return errno;
+    return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 ? errno : 0;
+}
+
+static const char *variable(const struct words *env, const char *name)
+{
+    size_t length = strlen(name);
+    for (size_t n = 0; n < env->count; n++)
+        if (!strncmp(env->list[n], name, length) && env->list[n][length] == '=')
+            return env->list[n] + length + 1;
+    return NULL;
+}
+
+/* The command's own variables over the app's. */
+static void merge(struct words *into, const struct words *own)
+{
+    *into = *own;
+    if (own == &order.app.env)
+        return;
+    for (size_t n = 0; n < order.app.env.count && into->count < ARGS; n++) {
+        char name[256];
+        snprintf(name, sizeof name, "%.*s", (int)strcspn(order.app.env.list[n], "="), order.app.env.list[n]);
+        if (!variable(own, name))
+            into->list[into->count++] = order.app.env.list[n];
+    }
+    into->list[into->count] = NULL;
+}
+
+/* As a shell looks it up. Returns the errno. */
+static int execute(char **args, const struct words *env)
+{
+    const char *paths = variable(env, "PATH");
+    char path[4096];
+    int problem = ENOENT;
+    if (strchr(args[0], '/')) {
+        execve(args[0], args, (char **)env->list);
+        return errno;
+    }
+    for (const char *at = paths ? paths : "/bin"; *at; at += strcspn(at, ":"), at += *at == ':') {
+        snprintf(path, sizeof path, "%.*s/%s", (int)strcspn(at, ":"), at, args[0]);
+        execve(path, args, (char **)env->list);
+        if (errno != ENOENT && errno != ENOTDIR)
+            problem = errno;
+    }
+    return problem;
+}
+
+static void say_no_program(const char *name, const struct words *env, int problem)
+{
+    const char *paths = variable(env, "PATH");
+    if (problem != ENOENT && problem != ENOTDIR)
+        dprintf(2, "%s: cannot be executed\n", name);
+    else if (strchr(name, '/') || !paths)
+        dprintf(2, "%s: not found\n", name);
+    else
+        dprintf(2, "%s: not found (looked in %s)\n", name, paths);
+}
+
+static void reset_signals(void)
+{
+    sigset_t none;
+    sigemptyset(&none);
+    for (int n = 1; n < NSIG; n++)
+        signal(n, SIG_DFL);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+}
+
+struct ends {
+    int in, out, err;               /* the program's; out and err may be the same */
+};
+
+static void close_ends(struct ends *ends)
+{
+    close(ends->in);
+    if (ends->err != ends->out)
+        close(ends->err);
+    close(ends->out);
+}
+
+static bool open_pipes(struct ends *ends, struct streams *streams, bool has_input, uid_t owner)
+{
+    int in[2] = {-1, -1}, out[2], err[2];
+    if (has_input ? pipe2(in, O_CLOEXEC) < 0 : (in[0] = open("/dev/null", O_RDONLY | O_CLOEXEC)) < 0)
+        return false;
+    if (pipe2(out, O_CLOEXEC) < 0 || pipe2(err, O_CLOEXEC) < 0)
+        return false;
+    *ends = (struct ends){in[0], out[1], err[1]};
+    *streams = (struct streams){in[1], out[0], err[0]};
+    int ours[] = {streams->in, streams->out, streams->err};
+    for (int n = 0; n < 3; n++)
+        if (ours[n] >= 0)
+            fcntl(ours[n], F_SETFL, O_NONBLOCK);
+    int theirs[] = {ends->out, ends->err, has_input ? ends->in : ends->out};
+    for (int n = 0; n < 3; n++)     /* who may then open them by name, as /dev/stderr */
+        if (fchown(theirs[n], owner, -1) < 0)
+            return false;
+    return true;
+}
+
+static bool open_terminal(struct ends *ends, struct streams *streams, const struct program *program)
+{
+    char path[64];
+    int unlock = 0, number;
+    int master = open("/app/dev/pts/ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC | O_NONBLOCK);
+    if (master < 0 || ioctl(master, TIOCSPTLCK, &unlock) < 0 || ioctl(master, TIOCGPTN, &number) < 0)
+        return false;
+    snprintf(path, sizeof path, "/app/dev/pts/%d", number);
+    int slave = open(path, O_RDWR | O_NOCTTY | O_CLOEXEC);
+    if (slave < 0 || !set_size(master, program->rows, program->columns))
+        return false;
+    const struct program *user = program->has_user ? program : &order.app;
+    if (fchown(slave, user->uid, 5) < 0)
+        return false;
+    *ends = (struct ends){slave, slave, slave};
+    *streams = (struct streams){dup(master), master, -1};
+    fcntl(streams->in, F_SETFD, FD_CLOEXEC);
+    return streams->in >= 0;
+}
+
+static void take_ends(const struct ends *ends, bool is_terminal)
+{
+    setsid();
+    if (is_terminal)
+        ioctl(ends->in, TIOCSCTTY, 0);
+    dup2(ends->in, 0);
+    dup2(ends->out, 1);
+    dup2(ends->err, 2);
+    close_range(3, ~0u, CLOSE_RANGE_CLOEXEC);
+}
+
+struct outcome {
+    int errno_of_entry, errno_of_exec;
+};
+
+/* Fork and execute; what became of it until then is in `outcome`. */
+static pid_t launch(const struct program *program, const char *group, struct ends *ends, bool makes_cwd,
+                    bool says_why, struct outcome *outcome)
+{
+    int said[2];
+    static struct words env;
+    if (pipe2(said, O_CLOEXEC) < 0)
+        return -1;
+    merge(&env, &program->env);
+    pid_t pid = fork();
+    if (pid == 0) {
+        struct outcome mine = {0, 0};
+        int tell = fcntl(said[1], F_DUPFD_CLOEXEC, 10);
+        take_ends(ends, program->has_terminal);
+        reset_signals();
+        mine.errno_of_entry = enter(program, group, makes_cwd);
+        if (!mine.errno_of_entry)
+            mine.errno_of_exec = execute((char **)program->args.list, &env);
+        if (!mine.errno_of_entry && says_why)
+            say_no_program(program->args.list[0], &env, mine.errno_of_exec);
+        long ignored = write(tell, &mine, sizeof mine);
+        (void)ignored;
+        bool is_missing = mine.errno_of_exec == ENOENT || mine.errno_of_exec == ENOTDIR;
+        _exit(is_missing ? NOT_FOUND : NOT_EXECUTABLE);
+    }
+    close(said[1]);
+    if (pid > 0 && read(said[0], outcome, sizeof *outcome) != sizeof *outcome)
+        *outcome = (struct outcome){0, 0};
+    close(said[0]);
+    return pid;
+}
+
+static bool make_group(const char *group)
+{
+    char path[128];
+    group_file(path, sizeof path, group, "");
+    return mkdir(path, 0755) == 0 || errno == EEXIST;
+}
+
+pid_t start_app(struct streams *streams)
+{
+    struct ends ends;
+    struct outcome outcome;
+    if (!make_group("main") || !open_pipes(&ends, streams, false, order.app.uid))
+        fail("cannot make what the program needs: %s", strerror(errno));
+    pid_t pid = launch(&order.app, "main", &ends, true, false, &outcome);
+    close_ends(&ends);
+    if (pid < 0)
+        fail("cannot fork: %s", strerror(errno));
+    if (outcome.errno_of_entry)
+        fail("cannot enter %s: %s", cwd_of(&order.app), strerror(outcome.errno_of_entry));
+    if (outcome.errno_of_exec)
+        fail("cannot execute %s: %s", order.app.args.list[0], strerror(outcome.errno_of_exec));
+    return pid;
+}
+
+pid_t start_command(const struct program *program, const char *group, struct streams *streams,
+                    char *problem, size_t size)
+{
+    struct ends ends;
+    struct outcome outcome;
+    const struct program *user = program->has_user ? program : &order.app;
+    bool opened = make_group(group) && (program->has_terminal
+        ? open_terminal(&ends, streams, program)
+        : open_pipes(&ends, streams, program->has_input, user->uid));
+    if (!opened) {
+        snprintf(problem, size, "the guest has no room for a command: %s", strerror(errno));
+        return -1;
+    }
+    pid_t pid = launch(program, group, &ends, false, true, &outcome);
+    close_ends(&ends);
+    if (pid < 0)
+        snprintf(problem, size, "the guest cannot fork: %s", strerror(errno));
+    else if (outcome.errno_of_entry)
+        snprintf(problem, size, "workdir: there is no directory %s in the instance", cwd_of(program));
+    return pid > 0 && outcome.errno_of_entry ? -1 : pid;
+}
+
+pid_t start_work(const struct program *program, const char *group, int (*work)(const struct program *),
+                 struct streams *streams)
+{
+    struct ends ends;
+    if ((group && !make_group(group)) || !open_pipes(&ends, streams, program->has_input, 0))
+        return -1;
+    pid_t pid = fork();
+    if (pid == 0) {
+        take_ends(&ends, false);
+        close_range(3, ~0u, 0);     /* no program follows, with which they would go */
+        reset_signals();
+        if (group) {
+            struct program rooted = *program;
+            rooted.cwd = "/";
+            int problem = enter(&rooted, group, false);
+            if (problem) {
+                dprintf(2, "the instance cannot be entered: %s\n", strerror(problem));
+                _exit(1);
+            }
+        }
+        _exit(work(program));
+    }
+    close_ends(&ends);
+    return pid;
+}

@@ -1,0 +1,340 @@
+"""The host's side of one guest's agent: questions, and conversations with what runs inside.
+
+A guest is not trusted. It can be silent (every question has a deadline), lie (what it says is only
+ever shown, or believed about itself) and send what it likes: what it sends beyond the window that
+its conversation was granted, or what is no frame, ends the connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import struct
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from tabane.errors import (
+    Busy,
+    Closed,
+    EngineError,
+    ProtocolError,
+    TabaneError,
+    TimedOut,
+    UsageError,
+)
+from tabane.guest.frames import (
+    MAX_PAYLOAD,
+    NONCE_BYTES,
+    VERSION,
+    WINDOW_BYTES,
+    Frame,
+    FrameReader,
+    Kind,
+    encode_frame,
+    encode_hello,
+    parse_welcome,
+)
+from tabane.runtimes.api import TerminalSize
+from tabane.supervise import Supervisor
+from tabane.unix import connect_unix
+
+READ_BYTES = 64 << 10
+ANSWER_S = 5.0
+"""How long a guest may take to answer. Under emulation it answers in some milliseconds."""
+END_S = 4.0
+"""How long the end of what nobody wants may take: the guest kills after 2 s."""
+RETRY_S = 0.002
+END_OF_INPUT = b"\x04"
+ERRORS: dict[bytes, type[TabaneError]] = {b"u": UsageError, b"b": Busy}
+"""By the first byte of what is refused."""
+
+
+async def connect(path: Path) -> Guest:
+    """Wait until the agent behind the socket at `path` answers; never by itself otherwise.
+
+    Raises `Closed` when the machine ends meanwhile.
+    """
+    while True:
+        with suppress(FileNotFoundError, ConnectionRefusedError):
+            sock = connect_unix(path)
+            break
+        await asyncio.sleep(RETRY_S)  # the machine's process makes it, and tells nobody
+    sock.setblocking(False)
+    guest = Guest(*await asyncio.open_unix_connection(sock=sock))
+    try:
+        await guest.greet()
+    except BaseException:
+        await guest.aclose()
+        raise
+    return guest
+
+
+class Guest:
+    """A connection to an agent. `aclose` it, whatever happens; the guest goes on."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._nonce = os.urandom(NONCE_BYTES)
+        self._frames = FrameReader()
+        self._ids = itertools.count(1)
+        self._answers: dict[int, asyncio.Future[bytes]] = {}
+        self._talks: dict[int, Talk] = {}
+        self._welcome: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self.is_open = True
+        self._tasks = Supervisor("guest", on_failure=lambda *_: None)
+        self._hearing = self._tasks.start("hear", self._hear())
+
+    async def greet(self) -> None:
+        """Say hello, and wait for the welcome, which comes when the app's program runs."""
+        self._writer.write(encode_hello(self._nonce))
+        version = await asyncio.shield(self._welcome)
+        if version != VERSION:
+            raise EngineError(f"the guest's agent speaks version {version}, not {VERSION}")
+
+    async def aclose(self) -> None:
+        """Leave. What was begun inside is given up by the agent. Idempotent."""
+        self._lose(Closed("the connection to the guest is closed"))
+        self._hearing.cancel()
+        await self._tasks.aclose()
+        with suppress(OSError):
+            await self._writer.wait_closed()
+
+    def _lose(self, error: Exception) -> None:
+        self.is_open = False
+        self._writer.transport.abort()
+        if not self._welcome.done():
+            self._welcome.set_exception(error)
+            self._welcome.exception()  # somebody may wait for it or not
+        for answer in self._answers.values():
+            if not answer.done():
+                answer.set_exception(error)
+        self._answers.clear()
+        for talk in self._talks.values():
+            talk.on_lost(error)
+        self._talks.clear()
+
+    # What comes
+
+    async def _hear(self) -> None:
+        try:
+            while data := await self._reader.read(READ_BYTES):
+                self._take(data)
+            self._lose(Closed("the guest's machine has ended"))
+        except (OSError, ProtocolError) as error:
+            self._lose(error if isinstance(error, ProtocolError) else Closed(str(error)))
+
+    def _take(self, data: bytes) -> None:
+        try:
+            frames = self._frames.feed(data)
+        except ProtocolError:
+            if self._welcome.done():
+                raise
+            frames = []  # said to a host before this one
+        for frame in frames:
+            if self._welcome.done():
+                self._on_frame(frame)
+            elif frame.kind == Kind.WELCOME:
+                version, nonce = parse_welcome(frame.payload)
+                if nonce == self._nonce:
+                    self._welcome.set_result(version)
+
+    def _on_frame(self, frame: Frame) -> None:
+        answer = self._answers.get(frame.channel)
+        talk = self._talks.get(frame.channel)
+        if answer is not None and not answer.done():
+            if frame.kind in (Kind.ANSWER, Kind.BEGUN):
+                answer.set_result(frame.payload)
+            elif frame.kind == Kind.REFUSED:
+                answer.set_exception(_refusal(frame.payload))
+        elif talk is not None:
+            talk.on_frame(frame)
+            if frame.kind == Kind.ENDED:
+                del self._talks[frame.channel]
+
+    # What is said
+
+    async def call(self, kind: Kind, payload: bytes = b"", *, timeout_s: float = ANSWER_S) -> bytes:
+        """Ask, and wait for the answer. Raises what it is refused with, `TimedOut`, `Closed`."""
+        return await self._ask(next(self._ids), kind, payload, timeout_s)
+
+    async def wait_listening(self, port: int) -> None:
+        """Return when a socket inside takes connections to `port` from outside."""
+        number = next(self._ids)
+        try:
+            await self._ask(number, Kind.LISTEN, struct.pack("<H", port), None)
+        except asyncio.CancelledError:
+            self.say(Kind.CLOSE, number)
+            raise
+
+    async def converse(self, kind: Kind, payload: bytes, *, has_terminal: bool = False) -> Talk:
+        """Begin what `kind` says (EXEC, PUT, GET, LIST). Raises what it is refused with."""
+        number = next(self._ids)
+        talk = self._talks[number] = Talk(self, number, has_terminal=has_terminal)
+        try:
+            await self._ask(number, kind, payload, ANSWER_S)
+        except BaseException:
+            self._talks.pop(number, None)
+            self.say(Kind.CLOSE, number)
+            raise
+        return talk
+
+    async def _ask(self, number: int, kind: Kind, payload: bytes, timeout_s: float | None) -> bytes:
+        future = asyncio.get_running_loop().create_future()
+        self._answers[number] = future
+        try:
+            self.say(kind, number, payload, must=True)
+            async with asyncio.timeout(timeout_s):
+                return bytes(await future)
+        except TimeoutError:
+            raise TimedOut(f"the guest did not answer within {timeout_s:g} s") from None
+        finally:
+            self._answers.pop(number, None)
+
+    def say(self, kind: Kind, number: int, payload: bytes = b"", *, must: bool = False) -> None:
+        """Send a frame; it is small, or within a window. `must`: raises `Closed` when none can be
+        sent, which else is not said."""
+        if self.is_open:
+            self._writer.write(encode_frame(kind, number, payload))
+        elif must:
+            raise Closed("the connection to the guest is closed")
+
+
+def _refusal(payload: bytes) -> Exception:
+    words = payload[1:].decode(errors="replace")
+    return ERRORS.get(payload[:1], EngineError)(words or "the guest refuses it")
+
+
+class Stream:
+    """An `Output` of a conversation: holds what came and nobody has taken, a window at the most."""
+
+    def __init__(self, talk: Talk, which: int) -> None:
+        self._talk = talk
+        self._which = which
+        self._blocks: deque[bytes] = deque()
+        self._held = 0
+        self._granted = WINDOW_BYTES
+        self._is_last = False
+        self._changed = asyncio.Event()
+
+    async def read(self) -> bytes:
+        while not self._blocks and not self._is_last:
+            self._changed.clear()
+            await self._changed.wait()
+        if not self._blocks:
+            return b""
+        block = self._blocks.popleft()
+        self._granted += len(block)
+        self._talk.grant(self._which, len(block))
+        return block
+
+    def put(self, block: bytes) -> None:
+        """Raises `ProtocolError` for more than was granted."""
+        self._granted -= len(block)
+        if self._granted < 0:
+            raise ProtocolError("the guest sent more than it was asked for")
+        if block:
+            self._blocks.append(block)
+        self._changed.set()
+
+    def finish(self, *, drop: bool = False) -> None:
+        """No more comes. `drop`: what is here will not be read either."""
+        self._is_last = True
+        if drop:
+            self._blocks.clear()
+        self._changed.set()
+
+
+class Talk:
+    """A `Conversation` with something in the guest."""
+
+    def __init__(self, guest: Guest, number: int, *, has_terminal: bool) -> None:
+        self._guest = guest
+        self._number = number
+        self._has_terminal = has_terminal
+        self._room = WINDOW_BYTES
+        self._has_room = asyncio.Event()
+        self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._is_closed = False
+        self._input_ended = False
+        self.stdout = Stream(self, 0)
+        self._errors = Stream(self, 1)
+
+    @property
+    def stderr(self) -> Stream | None:
+        return None if self._has_terminal else self._errors
+
+    def on_frame(self, frame: Frame) -> None:
+        """Take what the guest says about it. Raises `ProtocolError`."""
+        if frame.kind in (Kind.OUTPUT, Kind.COMPLAINT):
+            stream = self.stdout if frame.kind == Kind.OUTPUT else self._errors
+            if not self._is_closed:
+                stream.put(frame.payload)
+        elif frame.kind == Kind.TAKEN and len(frame.payload) == 4:
+            self._room = min(WINDOW_BYTES, self._room + int.from_bytes(frame.payload, "little"))
+            self._has_room.set()
+        elif frame.kind == Kind.ENDED and len(frame.payload) == 4:
+            self._end(lambda: self._ended.set_result(frame.payload[0]))
+
+    def on_lost(self, error: Exception) -> None:
+        """The guest is gone, or the connection to it."""
+
+        def fail() -> None:
+            self._ended.set_exception(error)
+            self._ended.exception()
+
+        self._end(fail)
+
+    def _end(self, tell: Callable[[], None]) -> None:
+        if not self._ended.done():
+            tell()
+        self._has_room.set()
+        for stream in (self.stdout, self._errors):
+            stream.finish()
+
+    def grant(self, which: int, count: int) -> None:
+        if not self._ended.done():
+            self._guest.say(Kind.GRANT, self._number, struct.pack("<IB", count, which))
+
+    async def write(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest and not self._ended.done() and not self._is_closed:
+            if not self._room:
+                self._has_room.clear()
+                await self._has_room.wait()
+                continue
+            block = rest[: min(self._room, MAX_PAYLOAD)]
+            self._room -= len(block)
+            self._guest.say(Kind.INPUT, self._number, bytes(block))
+            rest = rest[len(block) :]
+
+    async def end_input(self) -> None:
+        if self._has_terminal:
+            await self.write(END_OF_INPUT)
+        elif not self._input_ended:
+            self._input_ended = True
+            self._guest.say(Kind.END_INPUT, self._number)
+
+    async def resize(self, size: TerminalSize) -> None:
+        if self._has_terminal:
+            self._guest.say(Kind.RESIZE, self._number, struct.pack("<HH", size.rows, size.columns))
+
+    async def signal(self, number: int) -> None:
+        self._guest.say(Kind.SIGNAL, self._number, struct.pack("<I", number))
+
+    async def wait(self) -> int:
+        return await asyncio.shield(self._ended)
+
+    async def aclose(self) -> None:
+        if not self._is_closed:
+            self._is_closed = True
+            self._guest.say(Kind.CLOSE, self._number)
+        with suppress(TimeoutError, Closed, ProtocolError):
+            async with asyncio.timeout(END_S):
+                await asyncio.shield(self._ended)
+        for stream in (self.stdout, self._errors):
+            stream.finish(drop=True)
+        self._has_room.set()

@@ -1,0 +1,171 @@
+"""What the guest is told to start or to answer, as fields: tag, length, value. Without IO.
+
+One byte of tag, the value's length in four bytes, the value; numbers have eight bytes, all in
+little-endian order. Unknown tags are ignored on both sides.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator
+from ipaddress import IPv4Address
+
+from tabane.errors import ProtocolError, UsageError
+from tabane.guest.frames import MAX_PAYLOAD
+from tabane.model import Value
+from tabane.runtimes.api import Execution, Transfer, User
+
+START_MAGIC = b"TABANE\0\1"
+MAX_START_BYTES = 1 << 20
+SECTOR_BYTES = 512
+MOST_WORDS = 4096
+"""Of a command, its environment, and of files: what the agent has room for."""
+MOST_GROUPS = 64
+
+CAPABILITIES = (
+    *("CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID"),
+    *("SETPCAP", "LINUX_IMMUTABLE", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW"),
+    *("IPC_LOCK", "IPC_OWNER", "SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT", "SYS_PTRACE", "SYS_PACCT"),
+    *("SYS_ADMIN", "SYS_BOOT", "SYS_NICE", "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD"),
+    *("LEASE", "AUDIT_WRITE", "AUDIT_CONTROL", "SETFCAP"),
+)
+"""In the kernel's order (linux/capability.h): each has the bit of its place."""
+
+_FIELD = struct.Struct("<cI")
+
+
+class StartOrder(Value, frozen=True):
+    """All a guest needs to know for its app's program. `files` go into /etc."""
+
+    args: tuple[str, ...]
+    env: tuple[str, ...]
+    workdir: str
+    user: User
+    capabilities: int
+    hostname: str
+    address: str
+    gateway: str
+    gateway_mac: str
+    files: dict[str, str]
+    memory_bytes: int
+    pids: int
+    seed: bytes
+    """Up to 64 bytes of entropy, which the guest trusts."""
+    clock_ns: int
+    """Of the wall clock, since 1970."""
+
+
+def encode_start(order: StartOrder) -> bytes:
+    """The start disk: magic, length, fields, to a whole number of sectors.
+
+    Raises `UsageError` when it is more than an agent takes.
+    """
+    fields = b"".join(
+        (
+            _words(b"a", order.args, "its command"),
+            _words(b"e", order.env, "its environment"),
+            _words(b"f", (f"{name}={text}" for name, text in order.files.items()), "/etc"),
+            _text(b"w", order.workdir),
+            _user(order.user),
+            _number(b"c", order.capabilities),
+            _text(b"h", order.hostname),
+            _field(b"A", IPv4Address(order.address).packed),
+            _field(b"R", IPv4Address(order.gateway).packed),
+            _field(b"M", bytes.fromhex(order.gateway_mac.replace(":", ""))),
+            _number(b"m", order.memory_bytes),
+            _number(b"P", order.pids),
+            _field(b"s", order.seed),
+            _number(b"C", order.clock_ns),
+        )
+    )
+    if len(fields) > MAX_START_BYTES:
+        raise UsageError(f"its command and environment have {len(fields)} bytes: too many")
+    disk = START_MAGIC + struct.pack("<I", len(fields)) + fields
+    return disk + bytes(-len(disk) % SECTOR_BYTES)
+
+
+def encode_execution(execution: Execution) -> bytes:
+    """Of a command inside. Raises `UsageError` when it is more than fits into a frame."""
+    fields = _words(b"a", execution.argv, "the command")
+    fields += _words(b"e", execution.env, "the environment")
+    if execution.workdir:
+        fields += _text(b"w", execution.workdir)
+    if execution.user is not None:
+        fields += _user(execution.user)
+    if execution.stdin:
+        fields += _field(b"i", b"")
+    if (size := execution.terminal) is not None:
+        fields += _field(b"t", struct.pack("<HH", size.rows, size.columns))
+    return _checked(fields)
+
+
+def encode_transfer(transfer: Transfer) -> bytes:
+    """Of files in or out; which way is the frame's kind."""
+    fields = _text(b"p", transfer.path)
+    if transfer.as_named:
+        fields += _field(b"n", b"")
+    if transfer.user is not None:
+        fields += _user(transfer.user)
+    return _checked(fields)
+
+
+def encode_limits(memory_bytes: int, pids: int) -> bytes:
+    return _number(b"m", memory_bytes) + _number(b"P", pids)
+
+
+def mask_of(capabilities: Iterable[str]) -> int:
+    """Capabilities by name, as `CAP_CHOWN`, as the kernel's bits."""
+    return sum(1 << CAPABILITIES.index(name.removeprefix("CAP_")) for name in capabilities)
+
+
+def parse_fields(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Tags and values. Raises `ProtocolError` when they break off."""
+    at = 0
+    while at < len(data):
+        if len(data) - at < _FIELD.size:
+            raise ProtocolError("a field of the guest's breaks off")
+        tag, length = _FIELD.unpack_from(data, at)
+        at += _FIELD.size
+        if length > len(data) - at:
+            raise ProtocolError("a field of the guest's breaks off")
+        yield tag, data[at : at + length]
+        at += length
+
+
+def parse_numbers(data: bytes) -> dict[bytes, int]:
+    """Fields that are all numbers. Raises `ProtocolError`."""
+    return {tag: int.from_bytes(value[:8], "little") for tag, value in parse_fields(data)}
+
+
+def _checked(fields: bytes) -> bytes:
+    if len(fields) > MAX_PAYLOAD:
+        raise UsageError(f"the command and its environment have {len(fields)} bytes: too many")
+    return fields
+
+
+def _field(tag: bytes, value: bytes) -> bytes:
+    return _FIELD.pack(tag, len(value)) + value
+
+
+def _number(tag: bytes, value: int) -> bytes:
+    return _field(tag, value.to_bytes(8, "little"))
+
+
+def _text(tag: bytes, text: str) -> bytes:
+    if "\0" in text:
+        raise UsageError(f"{text!r} has a zero byte in it: no program can be given that")
+    return _field(tag, text.encode(errors="surrogateescape"))
+
+
+def _words(tag: bytes, words: Iterable[str], what: str) -> bytes:
+    fields = [_text(tag, word) for word in words]
+    if len(fields) > MOST_WORDS:
+        raise UsageError(f"{what} has {len(fields)} words, more than {MOST_WORDS}")
+    return b"".join(fields)
+
+
+def _user(user: User) -> bytes:
+    if len(user.groups) > MOST_GROUPS:
+        raise UsageError(f"a user in {len(user.groups)} groups: a guest takes {MOST_GROUPS}")
+    groups = b"".join(_number(b"G", group) for group in user.groups)
+    return _number(b"u", user.uid) + _number(b"g", user.gid) + groups

@@ -1,0 +1,1 @@
+"""Machines with QEMU: the classes `microvm` and `vm`."""

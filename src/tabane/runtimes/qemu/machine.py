@@ -1,0 +1,192 @@
+"""QEMU's command line: pure, from what is asked to the words.
+
+Both machines have the same devices. What differs is how they hang together: `microvm` has no PCI
+and next to no firmware, `q35` is a PC. Chosen so that a snapshot, and the move of a running machine
+will be possible: memory in one shared memfd under a name of its own, disks by node name, a
+versioned machine type, no host device and no file system of the host's inside.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from tabane.model import Class, Value
+
+KERNEL_BYTES = 96 << 20
+"""Beside what the app may use: the kernel's image and tables, the agent."""
+ALIGNMENT = 2 << 20
+OVERHEAD_BYTES = 96 << 20
+"""What QEMU itself may use, on top of the guest's memory."""
+TRANSLATED_MIB = 32
+"""For emulated code, of that."""
+BASE_THREADS = 80
+"""Of QEMU beside its processors: its own, and up to 64 for disks."""
+
+PROGRAM = "/usr/bin/qemu-system-x86_64"
+FIRMWARE = "/usr/share/qemu"
+AGENT_FD, QMP_FD, END_FD, TAP_FD, OUT_FD, ERR_FD = range(10, 16)
+INSIDE = "/vm"
+"""Where QEMU sees the files of its machine."""
+SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+
+VIRTIO = ("virtio_ring", "virtio")
+DEVICES = ("failover", "net_failover", "virtio_net", "virtio_blk", "virtio_console", "overlay")
+
+
+class Machine(Value, frozen=True):
+    """What differs between the machines."""
+
+    name: str
+    isolation: Class
+    type: str
+    bus: str
+    """The ending of its virtio devices' names."""
+    modules: tuple[str, ...]
+    no_option_rom: str = ""
+
+
+MICROVM = Machine(
+    "qemu-microvm",
+    Class.MICROVM,
+    "microvm,rtc=on,pit=on,pic=on",
+    "device",
+    (*VIRTIO, "virtio_mmio", *DEVICES),
+)
+Q35 = Machine(
+    "qemu",
+    Class.VM,
+    "pc-q35-7.2",
+    "pci",
+    (*VIRTIO, "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", *DEVICES),
+    no_option_rom=",romfile=",
+)
+
+DISKS = {"image": "on", "layer": "off", "start": "on"}
+"""By node name, which is its serial number, too: may it only be read?"""
+PORTS = ("agent", "out", "err", "end")
+
+
+class Accelerator(Value, frozen=True):
+    """How the processor is had: `kvm`, or `tcg`, which emulates it. `ticks_khz`: how fast the
+    processor's counter goes, which an emulated machine has nothing to measure by."""
+
+    name: str
+    reason: str
+    ticks_khz: int = 0
+
+    @property
+    def emulates(self) -> bool:
+        return self.name == "tcg"
+
+
+class Plan(Value, frozen=True):
+    """One machine's sizes, and its network device's hardware address; empty: it has no network."""
+
+    memory_bytes: int
+    processors: int
+    mac: str = ""
+
+
+def memory_for(app_bytes: int) -> int:
+    """A guest's memory, when its app may use that much."""
+    return -(-(app_bytes + KERNEL_BYTES) // ALIGNMENT) * ALIGNMENT
+
+
+def kernel_options(accelerator: Accelerator, *more: str) -> str:
+    """The kernel's command line: it says nothing but its last words, and boots without delay."""
+    words = [
+        *("console=ttyS0", "loglevel=1", "reboot=t", "panic=-1", "nokaslr", "audit=0"),
+        *("ipv6.disable=1", "cryptomgr.notests", "rcupdate.rcu_expedited=1", "tsc=reliable"),
+    ]
+    if accelerator.emulates:  # nothing to protect from, nothing to measure time with
+        khz = accelerator.ticks_khz
+        words += ["mitigations=off", "init_on_alloc=0", f"tsc_early_khz={khz}", "lpj=4000000"]
+    return " ".join((*words, *more))
+
+
+def bare_argv(
+    machine: Machine, plan: Plan, accelerator: Accelerator, options: str
+) -> tuple[str, ...]:
+    """A machine with a processor, memory, a kernel and a console on its stderr; no device."""
+    accel, cpu = f"tcg,tb-size={TRANSLATED_MIB}", "qemu64,+tsc"
+    if not accelerator.emulates:
+        accel, cpu = "kvm", "host,migratable=on"
+    size = plan.memory_bytes >> 20
+    return (
+        *(PROGRAM, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
+        *("-M", f"{machine.type},memory-backend=memory", "-accel", accel, "-cpu", cpu),
+        *("-smp", str(plan.processors), "-m", str(size)),
+        *("-object", f"memory-backend-memfd,id=memory,size={size}M,share=on"),
+        *("-kernel", f"{INSIDE}/vmlinux", "-initrd", f"{INSIDE}/initramfs", "-append", options),
+        *(
+            "-add-fd",
+            f"fd={ERR_FD},set=2",
+            "-chardev",
+            "file,id=console,path=/dev/fdset/2,append=on",
+        ),
+        *("-serial", "chardev:console", "-sandbox", SANDBOX),
+    )
+
+
+def make_argv(machine: Machine, plan: Plan, accelerator: Accelerator) -> tuple[str, ...]:
+    """The whole command line of an instance's machine."""
+    words = list(bare_argv(machine, plan, accelerator, kernel_options(accelerator)))
+    words += ["-chardev", f"socket,id=qmp,fd={QMP_FD},server=on,wait=off"]
+    words += ["-mon", "chardev=qmp,mode=control"]
+    if plan.mac:
+        words += ["-netdev", f"tap,id=net,fd={TAP_FD}", "-device", _network(machine, plan.mac)]
+    for name, read_only in DISKS.items():
+        words += ["-blockdev", _disk(name, read_only)]
+        words += ["-device", f"virtio-blk-{machine.bus},drive={name},serial={name}"]
+    words += [*("-add-fd", f"fd={OUT_FD},set=1"), *("-add-fd", f"fd={END_FD},set=3")]
+    words += ["-device", f"virtio-serial-{machine.bus}"]
+    backends = (
+        f"socket,id=agent,fd={AGENT_FD},server=on,wait=off",
+        "file,id=out,path=/dev/fdset/1,append=on",
+        "file,id=err,path=/dev/fdset/2,append=on",
+        "file,id=end,path=/dev/fdset/3,append=on",
+    )
+    for name, backend in zip(PORTS, backends, strict=True):
+        words += ["-chardev", backend, "-device", f"virtserialport,chardev={name},name={name}"]
+    return tuple(words)
+
+
+def _network(machine: Machine, mac: str) -> str:
+    return f"virtio-net-{machine.bus},netdev=net,mac={mac}{machine.no_option_rom}"
+
+
+def _disk(name: str, read_only: str) -> str:
+    return (
+        f"driver=raw,node-name={name},read-only={read_only},file.driver=file,"
+        f"file.filename={INSIDE}/{name},file.locking=off"
+    )
+
+
+class Confinement(Value, frozen=True):
+    """Where QEMU runs, and what it sees there (see confine.c)."""
+
+    confine: Path
+    root: Path
+    """An empty directory."""
+    user_namespace: str
+    network_namespace: str
+    inner_id: int
+    shows: dict[str, Path]
+    """What is where in its root, read-only."""
+    writable: dict[str, Path] = msgspec.field(default_factory=dict)
+    devices: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+
+    def around(self, program: tuple[str, ...]) -> tuple[str, ...]:
+        """The command line that runs `program` there."""
+        words = [str(self.confine), "--user", self.user_namespace, "--net", self.network_namespace]
+        words += ["--id", str(self.inner_id), "--root", str(self.root), *self.options]
+        words += ["--copy", f"{OUT_FD}=1", "--copy", f"{ERR_FD}=2"]
+        for option, files in (("--ro", self.shows), ("--rw", self.writable)):
+            for path, source in files.items():
+                words += [option, f"{path}={source}"]
+        for device in self.devices:
+            words += ["--dev", device]
+        return (*words, "--", *program)
