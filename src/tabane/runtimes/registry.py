@@ -22,6 +22,8 @@ DRIVERS = {
     "containerd-firecracker": "tabane.runtimes.containerd.guests:firecracker",
     "runsc": "tabane.runtimes.runsc.driver:make",
     "wasmtime": "tabane.runtimes.unikernel.wasmtime:make",
+    "qemu-microvm": "tabane.runtimes.qemu.driver:microvm",
+    "qemu": "tabane.runtimes.qemu.driver:q35",
     "fake": "tabane.runtimes.fake:make",
 }
 """Best first within a class: what is picked when an app names no driver."""

@@ -41,6 +41,7 @@ TCG_S = 60.0
 GOOD_WORD = b"tabane: this machine runs"
 TRIAL = "tabane.trial"
 MAX_WORDS = 16 << 10
+LOCK_POLL_S = 0.05
 KEPT = Path("/run/tabane")
 """Gone with the machine's boot."""
 
@@ -78,10 +79,19 @@ async def _locked(directory: Path) -> AsyncIterator[None]:
     directory.mkdir(mode=0o755, parents=True, exist_ok=True)
     lock = os.open(directory / "accelerator.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        await asyncio.to_thread(fcntl.flock, lock, fcntl.LOCK_EX)
+        while not _try_lock(lock):  # noqa: ASYNC110 - a thread that waits could not be given up
+            await asyncio.sleep(LOCK_POLL_S)
         yield
     finally:
         os.close(lock)
+
+
+def _try_lock(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 async def _find(confinement: Confinement) -> Accelerator:
