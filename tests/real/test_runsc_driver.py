@@ -6,7 +6,10 @@ import asyncio
 import os
 import shutil
 import signal
+import socket
+import struct
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -14,18 +17,19 @@ from msgspec.structs import replace
 
 from tabane.errors import Conflict, EngineError, NotFound, Unsupported
 from tabane.images import ImageStore
-from tabane.model import ExitStatus, Resources, SecurityPolicy
+from tabane.model import ExitStatus, Resources, SecurityPolicy, Volume
 from tabane.runtimes import load
-from tabane.runtimes.api import Execution, Image, TerminalSize, Transfer
+from tabane.runtimes.api import Execution, Image, InstanceSpec, TerminalSize, Transfer
 from tabane.runtimes.cgroups import Cgroup
 from tabane.runtimes.runsc import driver as runsc
 from tabane.runtimes.runsc import engine, formats
 from tabane.runtimes.runsc.driver import RunscDriver
-from tabane.testing.container_bench import SAY, ContainerBench, make_app
+from tabane.runtimes.volumes import VolumeFiles
+from tabane.testing.container_bench import SAY, ContainerBench, Running, make_app
 from tabane.testing.containers import ID_BASE, SMALL, make_instance, make_tree, open_directory
 from tabane.testing.drivers import DRIVER_CHECKS, Check, refused, until, wait_until_said
 from tabane.testing.spawner import PlainSpawner
-from tabane.testing.talks import fetch, hear, make_archive, put, read_archive
+from tabane.testing.talks import fetch, hear, make_archive, put, read_archive, run_inside
 
 pytestmark = pytest.mark.real
 
@@ -189,6 +193,77 @@ async def test_an_image_without_tmp(bench: ContainerBench, ground: Path) -> None
         with pytest.raises(Unsupported, match="/tmp/x is in the memory of the sandbox's kernel"):
             await fetch(inside.driver, inside.handle, "/tmp/x")
     shutil.rmtree(tree)
+
+
+@asynccontextmanager
+async def started(bench: ContainerBench, spec: InstanceSpec) -> AsyncIterator[Running]:
+    handle = await bench.driver.prepare(spec)
+    try:
+        handle = await bench.driver.start(spec, handle)
+        yield Running(bench.driver, spec, handle)
+    finally:
+        await bench.driver.destroy(handle)
+
+
+async def test_volumes_are_written_through(bench: ContainerBench, ground: Path) -> None:
+    """Their owners are those inside; the next instance has what the last one wrote."""
+    files = VolumeFiles(ground / "volumes")
+    app = make_app(name="db", volumes=(Volume("data", "/srv/data", 8 << 20),))
+    files.ensure(app)
+    for count in (1, 2):
+        async with make_instance(ground, bench.image, app) as made:
+            spec = replace(made, volumes=files.of(app))
+            async with started(bench, spec) as inside:
+                await inside.run("echo line >> /srv/data/x")
+                assert await inside.run("cat /srv/data/x") == "line\n" * count
+                assert await inside.run("stat -c %u:%g /srv/data /srv/data/x") == "0:0\n" * 2
+                full = "dd if=/dev/zero of=/srv/data/fill bs=1M count=20; rm /srv/data/fill"
+                assert "No space left" in await inside.run(full)
+                out = await fetch(bench.driver, inside.handle, "/srv/data/x")
+                assert read_archive(out.stdout)["x"][0] == b"line\n" * count
+            assert bench.left_of(spec) == []
+
+
+CALL = r"""
+import socket, sys
+sock = socket.socket(socket.AF_UNIX)
+sock.connect("/run/tabane/hub.sock")
+sock.sendall(b"hi\n")
+print(sock.makefile().readline(), end="")
+"""
+
+
+@pytest.mark.parametrize("asks", [True, False])
+async def test_it_reaches_the_sockets_that_are_made_for_it(
+    bench: ContainerBench, ground: Path, asks: bool
+) -> None:
+    """And only if its app asks for something: else it can connect to no socket of the node's."""
+    heard: list[tuple[bytes, int]] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        sock = writer.get_extra_info("socket")
+        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        heard.append((await reader.readline(), struct.unpack("iii", credentials)[1]))
+        writer.write(b"hello\n")
+        writer.close()
+
+    image = await ImageStore(ground / "images").prepare("host")
+    async with make_instance(ground, image, make_app(("sleep", "99"), name=f"asks{asks}")) as made:
+        services = made.directory / "services"
+        services.mkdir()
+        spec = replace(made, services=services) if asks else made
+        server = await asyncio.start_unix_server(answer, services / "hub.sock")
+        (services / "hub.sock").chmod(0o666)
+        async with server, started(bench, spec) as inside:
+            said = await run_inside(bench.driver, inside.handle, ("python3", "-c", CALL))
+            if asks:
+                assert said == (0, b"hello\n", b"")
+                assert "Read-only" in await inside.run("echo x > /run/tabane/x")
+            else:
+                assert said.code == 1 and b"No such file" in said.stderr
+        shutil.rmtree(services)
+        assert bench.left_of(made) == []
+    assert heard == ([(b"hi\n", ID_BASE)] if asks else [])
 
 
 async def test_init_reaps_orphans(bench: ContainerBench) -> None:

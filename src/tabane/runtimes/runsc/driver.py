@@ -68,6 +68,7 @@ class RunscDriver(OciDriver):
         guest_processes=True,
         network=True,
         services=True,
+        volumes=True,
         own_stack=True,
         limit=True,
         images=("linux", "host"),
