@@ -15,18 +15,20 @@ def volume(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--lost", action="store_true", help="give up those of a node that is lost")
     parser.add_argument("action", choices=("ls", "rm"))
-    parser.add_argument("what", nargs="?", metavar="APP/VOLUME")
-    args = parser.parse_intermixed(argv)
+    parser.add_argument("what", nargs="*", metavar="APP/VOLUME")
+    args = parser.parse_args(argv)
     cluster = Cluster(args.root)
     if args.action == "rm":
-        return _remove(cluster, args.what, lost=args.lost)
-    if args.what is not None or args.lost:
+        if len(args.what) > 1:
+            raise UsageError("volume rm: name one at a time")
+        return _remove(cluster, "".join(args.what), lost=args.lost)
+    if args.what or args.lost:
         raise UsageError("volume ls: it lists all, and takes no names")
     return _list(cluster, as_json=args.json)
 
 
-def _remove(cluster: Cluster, what: str | None, *, lost: bool) -> int:
-    parts = (what or "").split("/")
+def _remove(cluster: Cluster, what: str, *, lost: bool) -> int:
+    parts = what.split("/")
     if len(parts) == (1 if lost else 2):
         parts.insert(0, "default")
     if not all(parts) or len(parts) != (2 if lost else 3):
