@@ -1,0 +1,82 @@
+"""A sandboxed app from its first request to its end: the same tools, another kernel."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.real.conftest import Factory, LocalCluster, wait_for
+
+from tabane.errors import UsageError
+
+pytestmark = pytest.mark.real
+
+NODE = "tokyo/tokyo-1"
+
+
+@pytest.fixture(scope="module")
+def cluster(make_cluster: Factory) -> LocalCluster:
+    return make_cluster(["tokyo"])
+
+
+def processes_of(cluster: LocalCluster, app: str) -> list[dict[str, Any]]:
+    """Those inside its instances, as `tabane ps` has them."""
+    out = cluster.tabane("ps", "--json", "--app", app).out
+    found: list[dict[str, Any]] = json.loads(out)["processes"]
+    return [row for row in found if row.get("inside")]
+
+
+def test_the_life_of_a_sandboxed_app(cluster: LocalCluster, tmp_path: Path) -> None:
+    """Asked for, it wakes; it is entered, watched, copied from, and stopped; nothing is left."""
+    cluster.deploy("shut-in", isolation="sandbox")
+    instance = cluster.wake("shut-in")
+    assert (instance["isolation"], instance["driver"]) == ("sandbox", "runsc")
+    (wake,) = cluster.records("wakes", "shut-in")
+    assert wake["option"] == "cold" and wake["phases_us"]["engine"] > 0
+
+    code, out = cluster.inside("shut-in", "dmesg")
+    assert code == 0 and "Starting gVisor" in out
+    (tmp_path / "words").write_text("copied")
+    where = f"{instance['id']}:/tmp/words"
+    assert cluster.tabane("cp", str(tmp_path / "words"), where).code == 0
+    assert cluster.inside("shut-in", "cat", "/tmp/words") == (0, "copied")
+
+    def seen() -> list[dict[str, Any]]:
+        return [row for row in processes_of(cluster, "shut-in") if row["name"] == "busybox"]
+
+    row, *_ = wait_for(seen, "the program in the table")
+    assert (row["class"], row["inside"], row["instance"]) == ("sandbox", "sandbox", instance["id"])
+    assert row["ppid"] == 1
+
+    assert cluster.tabane("stop", instance["id"]).code == 0
+    wait_for(lambda: not cluster.instances("shut-in"), "its end")
+    wait_for(lambda: not processes_of(cluster, "shut-in"), "an end in the table, too")
+
+
+def test_it_outlives_the_agent(cluster: LocalCluster) -> None:
+    """The next one finds it, hears of its readiness by half a handshake, and can end it."""
+    cluster.deploy("lasting", isolation="sandbox")
+    first = cluster.wake("lasting")
+    cluster.kill("agent", NODE)
+    wait_for(lambda: cluster.answers(NODE), "the next agent")
+    assert cluster.wake("lasting")["id"] == first["id"]
+    assert cluster.inside("lasting", "echo", "there") == (0, "there\n")
+    assert cluster.tabane("stop", first["id"]).code == 0
+    wait_for(lambda: not cluster.instances("lasting"), "its end")
+
+
+def test_one_that_never_listens_is_given_up_with_its_last_words(cluster: LocalCluster) -> None:
+    command = ["sh", "-c", "echo cannot open the database; sleep 1000"]
+    cluster.deploy("mute", command, isolation="sandbox", reactive={"start_timeout": "2s"})
+    answer = cluster.get("mute")
+    assert answer.status == 503
+    failures = [e for e in cluster.records("events", "mute") if e["state"] == "failed"]
+    assert "cannot open the database" in failures[-1]["reason"]
+    wait_for(lambda: not cluster.instances("mute"), "its end")
+
+
+def test_no_other_class_stands_in_for_it(cluster: LocalCluster) -> None:
+    with pytest.raises(UsageError, match="runc does not run class sandbox"):
+        cluster.deploy("unequal", isolation="sandbox", driver="runc")
