@@ -87,19 +87,23 @@ def parse_processes(table: str) -> Sequence[GuestProcess]:
     first, *lines = table.splitlines() or [""]
     if first.split() != ["UID", "PID", "PPID", "C", "TTY", "STIME", "TIME", "CMD"]:
         raise EngineError(f"runsc ps gave no table but {first[:200]!r}", output=table[:1000])
-    return [_parse_process(line.split(maxsplit=7)) for line in lines if line.strip()]
+    return [_parse_process(line) for line in lines if line.strip()]
 
 
-def _parse_process(fields: list[str]) -> GuestProcess:
-    uid, pid, ppid, _, tty, _, time, *command = fields
-    name = "".join(command)
+def _parse_process(line: str) -> GuestProcess:
+    try:
+        uid, pid, ppid, _, tty, _, time, *rest = line.split(maxsplit=7)
+        numbers = int(pid), int(ppid), int(uid)
+    except ValueError:
+        raise EngineError(f"runsc ps gave no table but {line[:200]!r}", output=line) from None
+    name = "".join(rest).rstrip()
     return GuestProcess(
         inside="sandbox",
-        pid=int(pid),
-        ppid=int(ppid),
+        pid=numbers[0],
+        ppid=numbers[1],
         name=name,
         command=name,
-        uid=int(uid),
+        uid=numbers[2],
         tty=tty,
         cpu_s=parse_duration(time),
     )
