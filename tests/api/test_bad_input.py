@@ -34,6 +34,7 @@ async def test_the_way_from_the_root(api: Api) -> None:
     )
 
 
+NO_IMAGE = "sha256:" + "0" * 64
 EXEC, COPY = "/api/v1/instances/abc/exec", "/api/v1/instances/abc/copy"
 
 
@@ -73,6 +74,21 @@ EXEC, COPY = "/api/v1/instances/abc/exec", "/api/v1/instances/abc/copy"
         (400, "GET", "/api/v1/images/sha256:" + "0" * 63, None),
         (404, "GET", "/api/v1/images/sha256:" + "0" * 64, None),
         (400, "POST", "/api/v1/images", "garbage"),
+        (400, "POST", "/api/v1/images?size=x", "garbage"),
+        (400, "GET", "/api/v1/images/sha256:0/description", None),
+        (400, "GET", "/api/v1/blobs/..", None),
+        (404, "GET", "/api/v1/blobs/sha256:" + "0" * 64, None),
+        (400, "DELETE", "/api/v1/images/all", None),
+        (400, "POST", "/api/v1/images/pull", {}),
+        (400, "POST", "/api/v1/images/pull", {"source": "nginx"}),
+        (400, "POST", "/api/v1/images/pull", {"source": "docker://r.test/a", "auth": "{}"}),
+        (400, "POST", "/api/v1/images/pull", {"source": "docker://r.test/a", "auth": "\ud800"}),
+        (400, "POST", "/api/v1/images/pull", {"source": "docker://r.test/a", "more": 1}),
+        (400, "POST", "/api/v1/images/pull", {"digest": "sha256:" + "0" * 63}),
+        (400, "POST", "/api/v1/images/push", {"digest": "x", "target": "docker://r.test/a"}),
+        (400, "POST", "/api/v1/images/push", {"digest": NO_IMAGE, "target": "oci:x"}),
+        (404, "POST", "/api/v1/images/push", {"digest": NO_IMAGE, "target": "docker://r.test/a"}),
+        (400, "POST", "/api/v1/images/gc", {"dry_run": "yes"}),
         (404, "GET", "/nothing", None),
         (405, "DELETE", "/api/v1/members", None),
         (400, "GET", "/api/v1/wakes?limit=x", None),
@@ -81,7 +97,9 @@ EXEC, COPY = "/api/v1/instances/abc/exec", "/api/v1/instances/abc/copy"
 async def test_what_cannot_be(
     api: Api, tmp_path: Path, status: int, method: str, path: str, body: Any
 ) -> None:
-    api.agent.images = SimpleNamespace(store=ImageStore(tmp_path / "images"))
+    store = ImageStore(tmp_path / "images")
+    take = lambda blocks, name, size: store.import_layout(blocks, name)  # noqa: E731
+    api.agent.images = SimpleNamespace(store=store, take=take)
     if path in (EXEC, COPY):
         begin = frames.encode(frames.BEGIN, json.dumps(body).encode())
         answer = await api.ask(method, path, raw=begin)

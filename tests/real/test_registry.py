@@ -231,7 +231,7 @@ async def test_an_image_that_is_larger_than_the_quota(there: Registry, tmp_path:
     await put_there(there, tmp_path / "l", "team/large:1")
     store = ImageStore(tmp_path / "store", 1 << 20)
     name = f"docker://{there.host}/team/large:1"
-    assert (await fails(pull(store, name))).startswith("NoRoom: images may take 1.0 MiB here")
+    assert (await fails(pull(store, name))).startswith("NoRoom: this alone takes more than the 1.0 MiB")
     assert store.room.used_bytes == 0
 
 

@@ -14,6 +14,7 @@ from tabane.api.advice import advise
 from tabane.api.checks import check_command, check_digest, check_env, check_instance, check_text
 from tabane.errors import NotFound, Unreachable, UsageError
 from tabane.gateway.activation import StopAsked
+from tabane.images.oci import LINUX
 from tabane.model import App, AppName, Class, Instance, InstanceId, NodeName, State
 from tabane.node import messages as say
 from tabane.node.config import HTTP_PORT, agent_of
@@ -21,9 +22,11 @@ from tabane.node.logtail import follow_lines, parse_since, read_lines
 from tabane.runtimes import registry
 from tabane.runtimes.api import Conversation, Execution, Handle, TerminalSize, Transfer, User
 from tabane.runtimes.lookup import find_user
+from tabane.scheduler.engines import EngineView, misfit
 from tabane.security.audit import Line
 from tabane.security.identity import Principal
 from tabane.spec_fields import Mistake
+from tabane.units import shorten
 
 if TYPE_CHECKING:
     from tabane.node.agent import Agent
@@ -40,13 +43,15 @@ async def deploy(
 ) -> dict[str, Any]:
     """Store the app, unless it is as it was; then ask who knows it already."""
     app = spec.parse_app(check_text("text", text), file=check_text("file", file))
-    try:
-        _check_driver(agent, app)
-    except Mistake as mistake:
-        raise spec.error_of(mistake, file=file, text=text) from None
     if image != "host" and not agent.images.store.has(check_digest(image)):
         raise NotFound(f"image {image} is not on {agent.config.key}: send it first")
-    app = msgspec.structs.replace(app, image=image, owner=max(who.uid, 0))
+    kind = agent.images.kind_of(image)
+    app = msgspec.structs.replace(app, image=image, image_kind=kind, owner=max(who.uid, 0))
+    try:
+        _check_driver(agent, app)
+        await _check_image(agent, app)
+    except Mistake as mistake:
+        raise spec.error_of(mistake, file=file, text=text) from None
     deployed = await agent.control(say.DeployApp(app, force))
     _audit(agent, who, "deploy", f"{app.key} revision {deployed.app.revision}")
     said = {"changed": deployed.changed, "warnings": _warnings(agent, deployed)}
@@ -75,6 +80,19 @@ def _check_driver(agent: Agent, app: App) -> None:
         raise Mistake("driver", f"there is none named {app.driver} ({', '.join(drivers)})")
     if app.driver and drivers[app.driver].isolation is not app.isolation:
         raise Mistake("driver", f"{app.driver} does not run class {app.isolation}")
+
+
+async def _check_image(agent: Agent, app: App) -> None:
+    """Refuse an image that the app's class does not run; one that is a program must be one."""
+    drivers = agent.engines.drivers.values()
+    views = (EngineView(d.name, d.isolation, d.capabilities.images) for d in drivers)
+    if reason := misfit(app, views):
+        raise Mistake("image", f"{shorten(app.source)} {reason}")
+    if app.image_kind != LINUX:
+        try:
+            await agent.images.prepare(app.image, app.source)
+        except UsageError as error:
+            raise Mistake("image", error.message) from None
 
 
 async def remove(agent: Agent, who: Principal, key: str) -> dict[str, Any]:

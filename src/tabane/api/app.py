@@ -18,14 +18,13 @@ from pydantic import Field
 from starlette.exceptions import HTTPException
 
 from tabane.api import actions
-from tabane.api.checks import check_digest
 from tabane.api.guard import Guard
+from tabane.api.images import add_images
 from tabane.api.instances import add_instances
-from tabane.api.presence import BodyReader
 from tabane.api.problems import headers_of, status_of, to_body
 from tabane.api.shapes import Body, Json, who_asks
 from tabane.api.volumes import add_volumes
-from tabane.errors import Busy, Corrupt, NotFound, SystemFault, TabaneError, UsageError
+from tabane.errors import Busy, NotFound, SystemFault, TabaneError, UsageError
 from tabane.k2i import build_router as build_k2i
 from tabane.k2i.control_api import build_control_router
 from tabane.k2i.description import add_schemas
@@ -65,11 +64,16 @@ def build_app(agent: Agent) -> ASGIApp:
     app.include_router(build_control_router(agent.orders))
     add_schemas(app)
     app.add_api_route("/", _show_way, include_in_schema=False)
+    handle_errors(app)
+    return Guard(app, agent.token, frozenset({agent.config.node.address}))
+
+
+def handle_errors(app: FastAPI) -> None:
+    """Have it answer errors as all of the API does."""
     app.add_exception_handler(TabaneError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(Exception, _on_fault)
-    return Guard(app, agent.token, frozenset({agent.config.node.address}))
 
 
 async def _show_way() -> Response:
@@ -110,7 +114,7 @@ def build_control(agent: Agent) -> APIRouter:
     _add_apps(router, agent)
     add_instances(router, agent)
     _add_records(router, agent)
-    _add_images(router, agent)
+    add_images(router, agent)
     add_volumes(router, agent)
     _add_node(router, agent)
     return router
@@ -180,23 +184,6 @@ async def _follow_events(agent: Agent, *, around: bool) -> AsyncIterator[bytes]:
         yield msgspec.json.encode(to_body(problem)) + b"\n"
     finally:
         end()
-
-
-def _add_images(router: APIRouter, agent: Agent) -> None:
-    @router.post("/images", status_code=201)
-    async def push(request: Request) -> Response:
-        """An OCI image layout as a tar stream; every digest is checked."""
-        try:
-            digest = await agent.images.store.import_layout(BodyReader(request).blocks())
-        except Corrupt as error:
-            raise UsageError(error.message) from None
-        return Json({"digest": digest}, 201)
-
-    @router.get("/images/{digest}")
-    async def pull(digest: str) -> Response:
-        """The same, for another node."""
-        blocks = agent.images.store.export(check_digest(digest))
-        return StreamingResponse(blocks, media_type="application/x-tar")
 
 
 def _add_node(router: APIRouter, agent: Agent) -> None:

@@ -77,11 +77,18 @@ class Incoming:
         layout.check_size(path, descriptor, WHERE)
         if descriptor.digest in self._sound:
             return
-        with path.open("rb") as file:
-            found = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
-        if found != descriptor.digest:
+        if not is_sound(path, descriptor.digest):
             raise Corrupt(f"{WHERE}: blob {descriptor.digest} is not what its name says")
         self._sound.add(descriptor.digest)
+
+
+def is_sound(path: Path, digest: str) -> bool:
+    """Whether a blob is there and is what its name says."""
+    try:
+        with path.open("rb") as file:
+            return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}" == digest
+    except FileNotFoundError:
+        return False
 
 
 def sync_file(path: Path) -> None:

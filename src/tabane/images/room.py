@@ -22,7 +22,12 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class NoRoom(Unavailable):
-    """It would fit if images were removed that nothing uses, or if there were a larger quota."""
+    """It would fit if images were removed, or if there were a larger quota; `is_hopeless`: only
+    with a larger quota."""
+
+    def __init__(self, message: str, *, is_hopeless: bool = False) -> None:
+        super().__init__(message)
+        self.is_hopeless = is_hopeless
 
 
 class Claim:
@@ -60,6 +65,7 @@ class Room:
 
     def take(self, claim: Claim, size: int) -> None:
         with self._lock:
+            self.check(claim.bytes + size)
             if size > (left := self.left_bytes):
                 raise NoRoom(
                     f"images may take {show_size(self.limit_bytes)} here and "
@@ -67,6 +73,15 @@ class Room:
                     "`tabane image gc` or `tabane image rm`, or set a larger image quota"
                 )
             claim.bytes += size
+
+    def check(self, size: int) -> None:
+        """Raises `NoRoom` for what would not even fit alone."""
+        if size > self.limit_bytes:
+            raise NoRoom(
+                f"this alone takes more than the {show_size(self.limit_bytes)} that all images may "
+                "take here: set a larger image quota",
+                is_hopeless=True,
+            )
 
     @contextmanager
     def claim(self) -> Iterator[Claim]:

@@ -21,7 +21,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -29,7 +29,7 @@ import msgspec
 from tabane.clock import SYSTEM, Clock
 from tabane.errors import Corrupt, NotFound
 from tabane.images import host, layout, oci, trees
-from tabane.images.incoming import Incoming, sync_file
+from tabane.images.incoming import Incoming, is_sound, sync_file
 from tabane.images.room import Claim, Room
 from tabane.model import Value
 from tabane.runtimes.api import Image
@@ -89,7 +89,10 @@ class ImageStore:
 
     def list_images(self) -> list[StoredImage]:
         """All of them, the one used least recently first."""
-        found = (self.describe(digest) for digest in self.digests())
+        found = []
+        for digest in self.digests():
+            with suppress(NotFound, FileNotFoundError):  # it is being removed
+                found.append(self.describe(digest))
         return sorted(found, key=lambda image: image.used_at)
 
     def describe(self, digest: str) -> StoredImage:
@@ -195,6 +198,22 @@ class ImageStore:
             self._tree(digest).rename(place / "tree")
             shutil.rmtree(place)
         self._measure()
+
+    async def drop_damaged(self, digest: str) -> bool:
+        """Remove what of an image is not what its name says any more, if anything is: it and all
+        that share that are not here any more, but for their trees."""
+        async with self._changing:
+            return await asyncio.to_thread(self._drop_damaged, digest)
+
+    def _drop_damaged(self, digest: str) -> bool:
+        damaged = {one for one, path in self.blobs(digest).items() if not is_sound(path, one)}
+        for other in self.digests() if damaged else ():
+            if damaged & {*self._read(other).digests}:
+                self._marker(other).unlink()
+        for blob in damaged:
+            self.blob(blob).unlink(missing_ok=True)
+        self._measure()
+        return bool(damaged)
 
     # Use
 

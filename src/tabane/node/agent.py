@@ -90,7 +90,7 @@ class Agent:
         paths = config.paths
         self.spawner = HolderSpawner(paths.holder)
         self.engines = Engines(config, self.spawner)
-        self.images = NodeImages(paths.images, config, self.token)
+        self.images = NodeImages(self)
         self.events: Journal[Transition] = Journal(paths.events, Transition)
         self.wakes: Journal[WakeRecord] = Journal(paths.wakes, WakeRecord)
         self.audit = AuditLog(paths.audit)
@@ -106,7 +106,7 @@ class Agent:
             links=self.pool,
             services=self.services,
             volumes=VolumeFiles(paths.volumes),
-            prepare_image=lambda app: self.images.prepare(app.image),
+            prepare_image=self.images.prepare_for,
             driver_for=self.engines.driver_for,
             driver_named=self.engines.drivers.__getitem__,
             clock=clock,

@@ -59,6 +59,9 @@ class Answering:
             say.UnfollowK2i: self._unfollow_k2i,
             say.AskRecords: self._records,
             say.AskApp: self._app,
+            say.AskImages: self._images,
+            say.RemoveImage: self._remove_image,
+            say.CollectImages: self._collect_images,
             say.AskVolumes: self._volumes,
             say.DropVolume: self._drop_volume,
             say.ForgetVolumes: self._forget_volumes,
@@ -157,6 +160,15 @@ class Answering:
         cohorts = app.cohorts() if app is not None else ()
         mine = (cohort for cohort in cohorts if self._agent.nodes.is_home(cohort.cohort))
         return encode_json([self._describe(cohort) for cohort in mine])
+
+    async def _images(self, sender: str, body: say.AskImages) -> bytes:
+        return encode_json(await self._agent.images.list_own())
+
+    async def _remove_image(self, sender: str, body: say.RemoveImage) -> bytes:
+        return say.encode(await self._agent.images.remove_own(body.digest))
+
+    async def _collect_images(self, sender: str, body: say.CollectImages) -> bytes:
+        return say.encode(await self._agent.images.collect_own(dry=body.dry))
 
     async def _volumes(self, sender: str, body: say.AskVolumes) -> bytes:
         return encode_json(await volumes.list_own(self._agent))

@@ -98,11 +98,12 @@ class Catalog:
     def prefetch(self, app: App) -> None:
         """Have an app's image here before a session wants it."""
         if app.allows(self._agent.config.node.datacenter):
-            self._agent.tasks.start(f"image {app.image[:19]}", self.prepare_image(app.image))
+            work = self.prepare_image(app.image, app.source)
+            self._agent.tasks.start(f"image {app.image[:19]}", work)
 
-    async def prepare_image(self, digest: str) -> None:
+    async def prepare_image(self, digest: str, source: str = "") -> None:
         try:
-            await self._agent.images.prepare(digest)
+            await self._agent.images.prepare(digest, source)
         except TabaneError as error:
             log.warning("image %s is not ready ahead of need: %s", digest[:19], error)
 

@@ -93,6 +93,8 @@ class NodeConfig(Value, frozen=True):
     """Preferred driver of class container; the first that works when empty."""
     allow_emulation: bool = False
     """Every app may run on an engine that emulates a processor, for want of /dev/kvm."""
+    image_quota_bytes: int = 0
+    """What images may take, packed and unpacked; 0: a share of the disk they are on."""
 
     @property
     def paths(self) -> NodePaths:

@@ -94,6 +94,10 @@ class Executor:
         except KeyError:
             raise NotFound(f"there is no instance {instance} on {self._node}") from None
 
+    def images(self) -> dict[InstanceId, str]:
+        """Of the instances, what they run from: digests."""
+        return {one: running.record.image.digest for one, running in self._running.items()}
+
     def volume_user(self, key: AppName, but: Running | None = None) -> str:
         """The instance that has the app's volumes now (or another one); empty: none."""
         using = (

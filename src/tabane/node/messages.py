@@ -218,6 +218,31 @@ class AskApp(Value, frozen=True, tag="ask_app"):
     app: AppName
 
 
+class AskImages(Value, frozen=True, tag="ask_images"):
+    """To all agents: the images you have. Answered with `OwnImages`, as JSON."""
+
+
+class RemoveImage(Value, frozen=True, tag="remove_image"):
+    """To agents: remove this image, unless something uses it. Answered with `ImagesRemoved`; a
+    repeat removes nothing."""
+
+    digest: str
+
+
+class CollectImages(Value, frozen=True, tag="collect_images"):
+    """To agents: remove the images that nothing uses, or (`dry`) say which. Answered with
+    `ImagesRemoved`."""
+
+    dry: bool = False
+
+
+class ImagesRemoved(Value, frozen=True, tag="images_removed"):
+    """What was removed from a node, or would be."""
+
+    digests: tuple[str, ...] = ()
+    bytes: int = 0
+
+
 class AskVolumes(Value, frozen=True, tag="ask_volumes"):
     """To all agents: the volumes you have. Answered with a JSON array of `VolumeView`."""
 
@@ -338,6 +363,10 @@ Message = (
     | UnfollowK2i
     | AskRecords
     | AskApp
+    | AskImages
+    | RemoveImage
+    | CollectImages
+    | ImagesRemoved
     | AskVolumes
     | DropVolume
     | VolumesLeft

@@ -85,3 +85,22 @@ def explain_none(app: App, engines: Iterable[EngineView]) -> str:
         return f"has no working driver {app.driver}"
     same = (engine for engine in engines if engine.isolation is app.isolation)
     return "; ".join(f"{engine.name} {why_not(app, engine)}" for engine in same)
+
+
+def misfit(app: App, engines: Iterable[EngineView]) -> str:
+    """Why no engine of the app's class, or the one it names, ever runs its image, on whatever node;
+    empty: there is one. As the end of a sentence about the image."""
+    engines = tuple(engines)
+    asked = [one for one in engines if _is_meant(app, one)]
+    if any(app.kind in one.images for one in asked):
+        return ""
+    who = f"driver {app.driver}" if app.driver else f"class {app.isolation}"
+    runs = ", ".join(sorted({kind for one in asked for kind in one.images})) or "no"
+    fitting = sorted({one.isolation for one in engines if app.kind in one.images})
+    hint = f": class {' or '.join(fitting)} does" if fitting else ""
+    return f"is a {app.kind} image, and {who} runs {runs} images{hint}"
+
+
+def _is_meant(app: App, engine: EngineView) -> bool:
+    is_class = app.isolation in (Class.AUTO, engine.isolation)
+    return is_class and app.driver in ("", engine.name)
