@@ -97,11 +97,15 @@ class Guest:
 
     async def aclose(self) -> None:
         """Leave. What was begun inside is given up by the agent. Idempotent."""
-        self._lose(Closed("the connection to the guest is closed"))
+        self.abort()
         self._hearing.cancel()
         await self._tasks.aclose()
         with suppress(OSError):
             await self._writer.wait_closed()
+
+    def abort(self) -> None:
+        """Leave at once. Idempotent."""
+        self._lose(Closed("the connection to the guest is closed"))
 
     def _lose(self, error: Exception) -> None:
         self.is_open = False

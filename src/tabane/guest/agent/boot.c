@@ -393,6 +393,7 @@ static void make_groups(void)
     write_file("/cgroup/cgroup.subtree_control", "+memory +pids");
     if (mkdir("/cgroup/app", 0755) < 0)
         fail("cannot make a cgroup: %s", strerror(errno));
+    write_file("/proc/sys/vm/overcommit_memory", "1");  /* who takes too much is killed, not refused */
     if (!limit(&order))
         fail("cannot limit memory and processes: %s", strerror(errno));
 }

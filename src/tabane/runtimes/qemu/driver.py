@@ -58,7 +58,7 @@ from tabane.runtimes.api import (
 from tabane.runtimes.cgroups import Cgroup
 from tabane.runtimes.qemu import qmp
 from tabane.runtimes.qemu.accelerator import find_accelerator
-from tabane.runtimes.qemu.ends import parse_end, read_end
+from tabane.runtimes.qemu.ends import parse_end, read_end, tells_of_program
 from tabane.runtimes.qemu.machine import MICROVM, Q35, Machine, memory_for
 from tabane.runtimes.qemu.parts import Parts
 from tabane.supervise import Supervisor
@@ -148,9 +148,11 @@ class QemuDriver:
             await asyncio.wait({ended, running}, return_when=asyncio.FIRST_COMPLETED)
             problem = running.exception() if running.done() else Closed("it has ended")
             if isinstance(problem, Closed):
-                raise self._failure(handle, argv, await ended, spec.log)
-        if problem is not None:
-            raise problem
+                status = await ended
+                if not tells_of_program(read_end(spec.directory)):
+                    raise self._failure(handle, argv, status, spec.log)
+            elif problem is not None:
+                raise problem
         return _adopt(handle)
 
     def _failure(
@@ -249,11 +251,17 @@ class QemuDriver:
         await asyncio.to_thread(self._parts.tear_down, _directory(handle))
 
     async def aclose(self) -> None:
-        """Let go of the guests, which go on."""
+        """Let go of the guests, which go on. Idempotent."""
         for line in self._lines.values():
             if line.guest is not None:
                 await line.guest.aclose()
         self._lines.clear()
+
+    def abort(self) -> None:
+        """As when the node's agent is killed: the guests see their port closed."""
+        for line in self._lines.values():
+            if line.guest is not None:
+                line.guest.abort()
 
     # Inside
 

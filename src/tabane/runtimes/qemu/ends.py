@@ -28,6 +28,11 @@ def read_end(directory: Path) -> str:
     return ""
 
 
+def tells_of_program(line: str) -> bool:
+    """Whether the app's program was started, and has ended."""
+    return line.startswith(("exit ", "signal ", "oom "))
+
+
 def parse_end(line: str, machine: ExitStatus) -> ExitStatus:
     """How the app's program ended; `machine` is how its machine's process did."""
     word, _, rest = line.partition(" ")
