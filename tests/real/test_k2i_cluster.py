@@ -44,8 +44,8 @@ def test_all_nodes_in_one_answer(cluster: LocalCluster) -> None:
 
 
 def test_groups_are_added_over_nodes(cluster: LocalCluster) -> None:
-    answer = processes(cluster, "&group=name&sum=rss_kib&sort=-count&limit=1&name=python")
-    by_node = processes(cluster, "&group=node,name&sum=rss_kib&name=python")["processes"]
+    answer = processes(cluster, "&group=name&sum=rss_kib&sort=-count&limit=1&name=tabane-agent")
+    by_node = processes(cluster, "&group=node,name&sum=rss_kib&name=tabane-agent")["processes"]
     assert len(by_node) == len(NODES)
     ((total,), parts) = answer["processes"], by_node
     assert total["count"] == sum(row["count"] for row in parts)

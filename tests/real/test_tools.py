@@ -70,12 +70,12 @@ def test_threads(cluster: LocalCluster, awake: dict[str, Any]) -> None:
     """An agent has several, a busybox one."""
     _, *lines = good(cluster.tabane("ps", "-eLo", "dc,node,pid,lwp,nlwp,comm"))
     assert places(lines) == NODES
-    agents = [line.split() for line in lines if "python" in line]
+    agents = [line.split() for line in lines if "tabane-agent" in line]
     assert any(pid != lwp for _, _, pid, lwp, *_ in agents)
     argv = ("ps", "-mo", "pid=,lwp=", "--app", "far", "-C", "busybox")
     ((pid, dash), (blank, lwp)) = [line.split() for line in good(cluster.tabane(*argv))]
     assert (dash, blank, lwp) == ("-", "-", pid)
-    assert "{python}" in cluster.tabane("pstree").out
+    assert "{tabane-agent}" in cluster.tabane("pstree").out
     assert "{" not in cluster.tabane("pstree", "-T").out
 
 
@@ -90,7 +90,7 @@ def test_threads(cluster: LocalCluster, awake: dict[str, Any]) -> None:
         ("df -i /", 1),
         ("vmstat", 2),
         ("vmstat -s -S M", 0),
-        ("lsof -a -c python -d txt", 1),
+        ("lsof -a -c tabane -d txt", 1),
     ],
 )
 def test_figures_of_every_node(argv: str, headings: int, cluster: LocalCluster) -> None:
@@ -220,7 +220,7 @@ def crippled(cluster: LocalCluster) -> Any:
         ("w", 1),
         ("df", 1),
         ("vmstat", 1),
-        ("lsof -a -c python -d txt", 1),
+        ("lsof -a -c tabane -d txt", 1),
         ("pgrep -f tabane", 3),
     ],
 )

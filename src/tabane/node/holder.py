@@ -414,6 +414,7 @@ def main() -> None:
     config = json.loads(Path(sys.argv[1]).read_text())
     os.environ.update(config.get("environment", {}))
     become_holder()
+    Path("/proc/self/comm").write_text("tabane-holder")  # in `ps`, rather than python
     holder = Holder(config)
     Path(config["pid_file"]).write_text(str(os.getpid()))
     holder.run()

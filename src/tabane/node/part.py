@@ -33,12 +33,19 @@ def run_part(serve: Serve) -> None:
     import uvloop
 
     name = os.environ.get("TABANE_PART", Path(sys.argv[0]).stem)
+    show_name(name)
     logging.basicConfig(
         level=logging.INFO,
         stream=sys.stderr,
         format=f"%(asctime)s {name} %(levelname)s %(name)s: %(message)s",
     )
     uvloop.run(_main(serve, load_node(Path(sys.argv[1])), name))
+
+
+def show_name(part: str) -> None:
+    """Be `tabane-PART` in `ps`, rather than one of many called python; without a number, as the
+    kernel keeps 15 bytes."""
+    Path("/proc/self/comm").write_text("tabane-" + part.partition("-")[0])
 
 
 async def _main(serve: Serve, config: NodeConfig, name: str) -> None:

@@ -63,6 +63,7 @@ def describe(driver: Driver, probe: Probe) -> dict[str, Any]:
         "class": driver.isolation,
         "works": probe.works,
         "reason": probe.reason,
+        "emulated": probe.emulated,
         "capabilities": msgspec.to_builtins(driver.capabilities),
         "defaults": msgspec.to_builtins(driver.enforcements()),
     }
