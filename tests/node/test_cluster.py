@@ -25,7 +25,9 @@ def before(tmp_path: Path) -> ClusterConfig:
     paths = NodePaths(node_directory(tmp_path, TOKYO))
     paths.directory.mkdir(parents=True)
     paths.store.write_bytes(b"")
-    node = NodeConfig(cluster, peers[0], "", "", "", "", gateways=2, driver="runc")
+    node = NodeConfig(
+        cluster, peers[0], "", "", "", "", gateways=2, driver="runc", allow_emulation=True
+    )
     save(paths.config, node)
     return cluster
 
@@ -49,9 +51,9 @@ def test_a_cluster_without_the_node_of_the_store_is_refused(
 
 
 def test_a_stopped_cluster_is_remembered_as_it_was(tmp_path: Path, before: ClusterConfig) -> None:
-    assert former_shape(tmp_path) == (["tokyo", "osaka"], 2, 2, "runc")
+    assert former_shape(tmp_path) == (["tokyo", "osaka"], 2, 2, "runc", True)
     NodePaths(node_directory(tmp_path, TOKYO)).config.unlink()
-    assert former_shape(tmp_path) == (["tokyo", "osaka"], 2, 1, "")
+    assert former_shape(tmp_path) == (["tokyo", "osaka"], 2, 1, "", False)
 
 
 def test_another_user_s_cluster_is_left_alone(

@@ -46,7 +46,13 @@ START_BROKEN_OFF_S = 1.0
 
 
 def bring_up(
-    root: Path, datacenters: Sequence[str], nodes: int, *, gateways: int = 1, driver: str = ""
+    root: Path,
+    datacenters: Sequence[str],
+    nodes: int,
+    *,
+    gateways: int = 1,
+    driver: str = "",
+    allow_emulation: bool = False,
 ) -> ClusterConfig:
     """Start a cluster below `root` with `nodes` nodes in each data center.
 
@@ -71,7 +77,7 @@ def bring_up(
     try:
         start_collector(root)
         for number, peer in enumerate(peers, 1):
-            start(root, cluster, number, peer, gateways, driver)
+            start(root, cluster, number, peer, gateways, driver, allow_emulation)
     except BaseException:
         bring_down(root, timeout_s=START_BROKEN_OFF_S)
         raise
@@ -90,7 +96,8 @@ def restart_dead(root: Path) -> list[Peer]:
     for peer, process in dead:
         stop_node(cluster.network, process, timeout_s=0)
         before = places.load_node(NodePaths(places.node_directory(root, peer.key)).config)
-        start(root, cluster, process.number, peer, before.gateways, before.driver)
+        shape = before.gateways, before.driver, before.allow_emulation
+        start(root, cluster, process.number, peer, *shape)
     return [peer for peer, _ in dead]
 
 
@@ -127,6 +134,7 @@ class Shape(NamedTuple):
     nodes: int
     gateways: int
     driver: str
+    allow_emulation: bool = False
 
 
 def former_shape(root: Path) -> Shape | None:
@@ -140,7 +148,7 @@ def former_shape(root: Path) -> Shape | None:
     if not config.exists():
         return Shape(datacenters, nodes, 1, "")
     control = places.load_node(config)
-    return Shape(datacenters, nodes, control.gateways, control.driver)
+    return Shape(datacenters, nodes, control.gateways, control.driver, control.allow_emulation)
 
 
 def check_owner(root: Path) -> None:
@@ -186,7 +194,13 @@ def read_id(root: Path) -> str | None:
 
 
 def start(
-    root: Path, cluster: ClusterConfig, number: int, peer: Peer, gateways: int, driver: str
+    root: Path,
+    cluster: ClusterConfig,
+    number: int,
+    peer: Peer,
+    gateways: int,
+    driver: str,
+    allow_emulation: bool,
 ) -> None:
     """Write a node's files and start its holder."""
     paths = NodePaths(places.node_directory(root, peer.key))
@@ -202,6 +216,7 @@ def start(
         cgroup=f"/tabane/{cluster.id}/{peer.name}",
         gateways=gateways,
         driver=driver,
+        allow_emulation=allow_emulation,
     )
     places.save(paths.config, node, mode=0o600)
     paths.holder_config.write_bytes(msgspec.json.encode(holder_config(node)))

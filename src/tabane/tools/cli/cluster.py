@@ -31,6 +31,11 @@ def up(argv: list[str]) -> int:
     parser.add_argument("--nodes", type=int, help="in each data center (default: 1)")
     parser.add_argument("--gateways", type=int, help="processes on each node (default: 1)")
     parser.add_argument("--driver", help="preferred driver of class container")
+    parser.add_argument(
+        "--allow-emulation",
+        action=argparse.BooleanOptionalAction,
+        help="run machines where processors can only be emulated, whatever their apps say",
+    )
     parser.epilog = "A cluster that was stopped starts as it was, where nothing else is said."
     args = parser.parse_args(argv)
     from tabane.node.cluster import check_owner, former_shape
@@ -63,6 +68,7 @@ def _shape_of(args: argparse.Namespace, before: Shape | None) -> Shape:
         "nodes": args.nodes,
         "gateways": args.gateways,
         "driver": args.driver,
+        "allow_emulation": args.allow_emulation,
     }
     return before._replace(**{name: value for name, value in said.items() if value is not None})
 
@@ -106,14 +112,19 @@ def _say_left_out(before: Shape | None, shape: Shape) -> None:
 
 @contextmanager
 def running_cluster(
-    root: Path, datacenters: list[str], nodes: int, gateways: int = 1, driver: str = ""
+    root: Path,
+    datacenters: list[str],
+    nodes: int,
+    gateways: int = 1,
+    driver: str = "",
+    allow_emulation: bool = False,
 ) -> Iterator[None]:
     """A cluster that ends with the block, however that ends."""
     from tabane.node.cluster import check_free
 
     check_free(root.resolve())
     try:
-        start_cluster(root, datacenters, nodes, gateways, driver)
+        start_cluster(root, datacenters, nodes, gateways, driver, allow_emulation)
         yield
     finally:
         if (root / "cluster.json").exists():
@@ -121,7 +132,12 @@ def running_cluster(
 
 
 def start_cluster(
-    root: Path, datacenters: list[str], nodes: int, gateways: int, driver: str
+    root: Path,
+    datacenters: list[str],
+    nodes: int,
+    gateways: int,
+    driver: str,
+    allow_emulation: bool = False,
 ) -> None:
     """Start it, wait until every node answers, and say where the gateways are."""
     from tabane.node import cluster as local
@@ -133,7 +149,14 @@ def start_cluster(
     local.check_driver(driver)
     if lacks := missing():
         raise TabaneError("a local cluster cannot run here: " + "; ".join(lacks))
-    config = local.bring_up(root.resolve(), datacenters, nodes, gateways=gateways, driver=driver)
+    config = local.bring_up(
+        root.resolve(),
+        datacenters,
+        nodes,
+        gateways=gateways,
+        driver=driver,
+        allow_emulation=allow_emulation,
+    )
     try:
         wait_until_up(Cluster(root))
         for peer in config.nodes:
