@@ -24,6 +24,7 @@ from tabane.model import (
     Volume,
 )
 from tabane.units import format_duration, format_size, parse_duration, parse_size, shorten
+from tabane.references import SCHEME, parse_reference
 
 Reader = Callable[[Any], Any]
 
@@ -32,7 +33,7 @@ LARGEST = 1_000_000
 
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _READY_PATH = re.compile(r"http:/[!-~]{0,2000}")
-_IMAGE_PATH = re.compile(r"(rootfs|oci|archive):(.+)", re.DOTALL)
+_IMAGE_PATH = re.compile(r"(rootfs|oci|archive|wasm|solo5):(.+)", re.DOTALL)
 _CAPABILITY_NAMES = """
 AUDIT_CONTROL AUDIT_READ AUDIT_WRITE BLOCK_SUSPEND BPF CHECKPOINT_RESTORE CHOWN DAC_OVERRIDE
 DAC_READ_SEARCH FOWNER FSETID IPC_LOCK IPC_OWNER KILL LEASE LINUX_IMMUTABLE MAC_ADMIN MAC_OVERRIDE
@@ -115,13 +116,13 @@ def _host(value: Any) -> str:
 
 def _image(value: Any) -> str:
     image = _text(value)
-    if image.startswith("docker://"):
+    if image.startswith(SCHEME):
+        parse_reference(image)
+    elif image != "host" and not _IMAGE_PATH.fullmatch(image):
         raise UsageError(
-            "images of registries (docker://) are not supported yet: "
-            "use rootfs:DIR, oci:DIR, archive:FILE or host"
+            f"{shorten(value)} is none of docker://HOST/REPOSITORY:TAG, rootfs:DIR, oci:DIR, "
+            "archive:FILE, wasm:FILE, solo5:FILE, host"
         )
-    if image != "host" and not _IMAGE_PATH.fullmatch(image):
-        raise UsageError(f"{shorten(value)} is none of rootfs:DIR, oci:DIR, archive:FILE, host")
     return image
 
 

@@ -2,7 +2,7 @@ import msgspec
 import pytest
 
 from tabane.model import App, Class, Reactive, Trust
-from tabane.scheduler.engines import EngineView, explain_none, pick_engine
+from tabane.scheduler.engines import EngineView, explain_none, misfit, pick_engine
 
 RUNC = EngineView("runc", Class.CONTAINER)
 CRUN = EngineView("crun", Class.CONTAINER)
@@ -96,3 +96,44 @@ def test_what_has_not_started_yet_is_tried() -> None:
     known = EngineView("known", Class.MICROVM, wake_s=0.2)
     asked = auto(Trust.ANONYMOUS, reactive=Reactive(wake_budget_s=0.1))
     assert pick_engine(asked, (SANDBOX, known)) == "runsc"
+
+
+@pytest.mark.parametrize(
+    ("app", "reason"),
+    [
+        (App("a", "sha256:1"), ""),
+        (App("a", "host"), ""),
+        (App("a", "host", isolation=Class.AUTO), ""),
+        (App("a", "sha256:1", isolation=Class.UNIKERNEL, image_kind="wasm"), ""),
+        (App("a", "sha256:1", isolation=Class.AUTO, image_kind="wasm"), ""),
+        (
+            App("a", "sha256:1", isolation=Class.UNIKERNEL),
+            "is a linux image, and class unikernel runs solo5, wasm images: "
+            "class container or microvm does",
+        ),
+        (
+            App("a", "sha256:1", image_kind="wasm"),
+            "is a wasm image, and class container runs host, linux images: class unikernel does",
+        ),
+        (
+            App("a", "sha256:1", isolation=Class.UNIKERNEL, driver="w", image_kind="solo5"),
+            "is a solo5 image, and driver w runs wasm images: class unikernel does",
+        ),
+        (
+            App("a", "sha256:1", isolation=Class.VM),
+            "is a linux image, and class vm runs no images: class container or microvm does",
+        ),
+        (
+            App("a", "sha256:1", image_kind="odd"),
+            "is a odd image, and class container runs host, linux images",
+        ),
+    ],
+)
+def test_images_that_a_class_never_runs(app: App, reason: str) -> None:
+    engines = (
+        EngineView("c", Class.CONTAINER),
+        EngineView("w", Class.UNIKERNEL, ("wasm",)),
+        EngineView("s", Class.UNIKERNEL, ("solo5",)),
+        EngineView("m", Class.MICROVM, ("linux",)),
+    )
+    assert misfit(app, engines) == reason

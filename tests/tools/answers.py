@@ -45,6 +45,9 @@ HOME = {"home": EVIL, "waiting": 0, "reason": EVIL, "failures": 1, "trouble": EV
 HOME |= {"problem": EVIL, "callers": EVIL, "placement": [EVIL]}
 DRIVER = {"driver": EVIL, "class": EVIL, "works": False, "reason": EVIL}
 DRIVER |= {"defaults": [{"default": EVIL, "enforced": True, "how": EVIL}]}
+IMAGE = {"node": "tokyo/tokyo-1", "digest": "sha256:" + "a" * 64, "kind": EVIL, "source": EVIL}
+IMAGE |= {"bytes": 5, "unpacked_bytes": 5, "used_at": 0.0, "apps": [EVIL], "instances": []}
+STORE = {"node": "tokyo/tokyo-1", "used_bytes": 5, "limit_bytes": 10}
 MEMBER = {"node": EVIL, "gateway": EVIL, "asked": False, "linked": True, "control": True}
 MEMBER |= {"drivers": [EVIL], "instances": 3}
 ENDED = encode(OUTPUT, b"\x1b[2J\x1b") + encode(ERROR, b"\xff") + encode_number(EXIT, 7)
@@ -67,6 +70,7 @@ ANSWERS: dict[str, Any] = {
     "GET /api/v1/events": {"records": [EVENT], "silent": []},
     "GET /api/v1/wakes": {"records": [WAKE], "silent": []},
     "GET /api/v1/members": {"members": [MEMBER]},
+    "GET /api/v1/images": {"images": [IMAGE], "stores": [STORE], "silent": []},
     "GET /api/v1/doctor": {"node": EVIL, "drivers": [DRIVER]},
     "POST /api/v1/instances/abc123/exec": ENDED,
     "GET /api/v1/instances/abc123/log": b"2026-01-31T23:59:59.1Z stdout F \x1b[2J\xff\n",

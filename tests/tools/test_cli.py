@@ -33,6 +33,7 @@ MINIMAL |= {
     "kill": ["x"],
     "renice": ["5", "x"],
     "nice": ["x", "ls"],
+    "image": ["ls"],
     "volume": ["ls"],
 }
 """The shortest right command line, where it is not `x` for each argument that must be there."""

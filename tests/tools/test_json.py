@@ -46,6 +46,7 @@ TABLE: dict[str, tuple[str, set[str]]] = {
     "vmstat": ("host", PLACE),
     "df": ("mounts", PLACE),
     "w": ("logins", PLACE),
+    "image ls": ("images", PLACE),
     "volume ls": ("volumes", {*PLACE, "app"}),
 }
 """Lines, the name of the rows (none: one object), and of the five what each row has."""

@@ -100,11 +100,12 @@ class Cluster:
 
     @contextmanager
     def stream(
-        self, path: str, *, node: str | None = None, or_any: bool = False
+        self, path: str, *, node: str | None = None, or_any: bool = False, body: Any = None
     ) -> Iterator[Iterator[bytes]]:
-        """An answer's lines, as they come; the node has the question when the block begins.
-        `or_any`: as of `connect`."""
-        name, response = self._open("GET", path, None, node, None, or_any=or_any)
+        """An answer's lines, as they come; the node has the question when the block begins. With a
+        `body` it is a POST. `or_any`: as of `connect`."""
+        method, data = ("GET", None) if body is None else ("POST", json.dumps(body).encode())
+        name, response = self._open(method, path, data, node, None, or_any=or_any)
         with response:
             yield _lines(name, response)
 

@@ -51,6 +51,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "logs": ("logs", "output of an instance or of an app's instances"),
     "exec": ("exec", "run a command inside an instance, or a shell (-it)"),
     "cp": ("cp", "copy files into an instance or out of it"),
+    "image": ("images", "list, pull, push, import and remove images"),
     "volume": ("volumes", "list and remove durable storage of apps"),
     "members": ("nodes", "nodes and their hubs"),
     "completion": ("completion", "a script for bash, zsh or fish that completes what is typed"),
@@ -58,7 +59,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 
-CLEANS_UP = frozenset({"up", "down", "demo", "deploy", "doctor", "cp"})
+CLEANS_UP = frozenset({"up", "down", "demo", "deploy", "doctor", "cp", "image"})
 """These undo what they have begun when they are interrupted; all others just end."""
 SBIN = ("/usr/sbin", "/sbin")
 """Where programs are that users other than root do not find, as nft and runc."""

@@ -22,7 +22,9 @@ from tabane.tools.cli.common import (
     say_silent,
     whole,
 )
+from tabane.tools.cli.images import follow, read_auth, send
 from tabane.tools.cli.places import place_of, placed, placed_app, short
+from tabane.tools.cli.progress import Tell, shown
 from tabane.tools.client import Cluster
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ def deploy(argv: list[str]) -> int:
     parser.add_argument("file", help="the app file (TOML); - reads it from stdin")
     parser.add_argument("--force", action="store_true", help="a new revision, changed or not")
     parser.add_argument("--dry-run", action="store_true", help="only look for mistakes")
+    parser.add_argument("--authfile", metavar="FILE", help="logins of registries, for this once")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
     from tabane import spec
@@ -45,11 +48,11 @@ def deploy(argv: list[str]) -> int:
     text = spec.read_text(path)
     base = Path.cwd() if args.file == "-" else path.resolve().parent
     app = spec.parse_app(text, file=str(path))
+    auth = read_auth(args.authfile)
     cluster = None if args.dry_run else Cluster(args.root)
-    with _packed(app.source, base, file=str(path), text=text) as packed:
-        image = "host" if packed is None else packed.digest
-        if packed is not None and cluster is not None:
-            cluster.request("POST", "/api/v1/images", packed.chunks())
+    told = {"file": str(path), "text": text}
+    with _packed(app.source, base, **told) as packed, shown(quiet=args.json) as tell:
+        image = _bring(cluster, app.source, packed, auth, tell)
     if cluster is None:
         print_json({"app": app.key, "digest": image}) if args.json else say(f"{app.key} is valid")
         return 0
@@ -71,11 +74,11 @@ def _say_stored(key: str, answer: dict[str, Any], *, as_json: bool) -> int:
 
 @contextmanager
 def _packed(source: str, base: Path, *, file: str, text: str) -> Iterator[Packed | None]:
-    """The image, fixed to a digest; None for the host's. Mistakes are the file's."""
+    """An image that is made here; None for one that nodes have or get. Mistakes are the file's."""
     from tabane import spec
     from tabane.spec_fields import Mistake
 
-    if source == "host":
+    if not _is_made_here(source):
         yield None
         return
     from tabane.images import pack
@@ -89,6 +92,22 @@ def _packed(source: str, base: Path, *, file: str, text: str) -> Iterator[Packed
         raise spec.error_of(problem, file=file, text=text) from None
     with packed:
         yield packed
+
+
+def _is_made_here(source: str) -> bool:
+    return source != "host" and not source.startswith("docker://")
+
+
+def _bring(
+    cluster: Cluster | None, source: str, packed: Packed | None, auth: str, tell: Tell
+) -> str:
+    """Have a node get an image, or send it; returns its digest. Without a cluster only what is made
+    here has one."""
+    if packed is not None:
+        return str(send(cluster, packed, source, tell)["digest"]) if cluster else packed.digest
+    if cluster is None or not source.startswith("docker://"):
+        return source
+    return str(follow(cluster, "pull", {"source": source, "auth": auth}, tell)["digest"])
 
 
 def apps(argv: list[str]) -> int:

@@ -21,7 +21,7 @@ from tabane.tools.cli.common import Parser
 from tabane.tools.cli.programs import Option, fish_option, in_fish, options_in
 
 SHELLS = ("bash", "zsh", "fish")
-KINDS = ("apps", "instances", "targets", "nodes", "datacenters", "columns")
+KINDS = ("images", "apps", "instances", "targets", "nodes", "datacenters", "columns")
 DEADLINE_S = 1.0
 """Who waits for names in the middle of typing does not wait longer."""
 VALUES = {"--dc": "datacenters", "--node": "nodes", "--app": "apps"}
@@ -31,6 +31,13 @@ WORDS = {
     **dict.fromkeys(("kill", "renice", "pstree"), "instances"),
 }
 """What the first words of commands are; of others: files."""
+ACTIONS = {
+    "image": ("ls", "pull", "push", "import", "inspect", "rm", "gc"),
+    "volume": ("ls", "rm"),
+}
+"""Commands whose first word is what to do."""
+ACTED_ON = {"image push": "images", "image inspect": "images", "image rm": "images"}
+"""What the words after that are; of others: files."""
 COLUMN_OPTIONS = ("-o", "-O", "--format", "--sort")
 """Of ps."""
 SIGNALS = "-TERM -KILL -HUP -INT -QUIT -USR1 -USR2 -STOP -CONT"
@@ -91,6 +98,9 @@ def _ask(kind: str, root: object) -> set[str]:
     if kind == "datacenters":
         return {node.partition("/")[0] for node in cluster.nodes}
     found: set[str] = set()
+    if kind == "images":
+        images = cluster.get("/api/v1/images")["images"]
+        found |= {image["digest"].removeprefix("sha256:")[:12] for image in images}
     if kind in ("apps", "targets"):
         found |= {_short(app) for app in cluster.get("/api/v1/apps")["apps"]}
     if kind in ("instances", "targets"):
@@ -124,6 +134,10 @@ def script(shell: str) -> str:
         columns="|".join(f'"ps {option}"' for option in COLUMN_OPTIONS),
         values="\n".join(f"        {opt}) kind={kind} ;;" for opt, kind in VALUES.items()),
         words="\n".join(f"        {name}) kind={kind} ;;" for name, kind in WORDS.items()),
+        actions="\n".join(
+            f'        "{name} ") words="{" ".join(of)}" ;;' for name, of in ACTIONS.items()
+        ),
+        acted_on="\n".join(f'        "{name}") kind={kind} ;;' for name, kind in ACTED_ON.items()),
         shells=" ".join(SHELLS),
     )
     bash = "\n\n".join([bash, *programs.bash()])
@@ -159,7 +173,7 @@ _tabane_wants_value() {{
 
 _tabane() {{
     local cur=${{COMP_WORDS[COMP_CWORD]}} prev=${{COMP_WORDS[COMP_CWORD-1]}}
-    local command="" kind="" words="" lead="" n
+    local command="" action="" kind="" words="" lead="" n
     local -a root
     root=()
     if [[ $cur == "=" ]]; then
@@ -171,7 +185,8 @@ _tabane() {{
         case ${{COMP_WORDS[n]}} in
         --root) root=(--root "${{COMP_WORDS[n+1]}}"); n=$((n + 1)) ;;
         -*) ;;
-        *) if [[ -z $command ]]; then command=${{COMP_WORDS[n]}}; fi ;;
+        *) if [[ -z $command ]]; then command=${{COMP_WORDS[n]}};
+           elif [[ -z $action ]]; then action=${{COMP_WORDS[n]}}; fi ;;
         esac
     done
     COMPREPLY=()
@@ -194,6 +209,10 @@ _tabane() {{
         case $command in
         completion) words="{shells}" ;;
 {words}
+        esac
+        case "$command $action" in
+{actions}
+{acted_on}
         esac
     fi
     if [[ -n $kind ]]; then
@@ -219,6 +238,19 @@ def _fish(options: dict[str, list[Option]]) -> list[str]:
         if name in WORDS:
             lines.append(f"{seen} -f -a '(tabane completion --names {WORDS[name]} 2>/dev/null)'")
         lines += [f"{seen} {_fish_option(option)}" for option in options[name]]
+        lines += _fish_actions(name, seen)
+    return lines
+
+
+def _fish_actions(name: str, seen: str) -> list[str]:
+    lines = [f"{seen} -f -a '{' '.join(ACTIONS[name])}'"] if name in ACTIONS else []
+    for words, kind in ACTED_ON.items():
+        if words.startswith(f"{name} "):
+            lines.append(
+                f"complete -c tabane -n '__fish_seen_subcommand_from {name}; and "
+                f"__fish_seen_subcommand_from {words.partition(' ')[2]}' "
+                f"-f -a '(tabane completion --names {kind} 2>/dev/null)'"
+            )
     return lines
 
 
