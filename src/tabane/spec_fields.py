@@ -23,9 +23,9 @@ from tabane.model import (
     Services,
     Volume,
 )
-from tabane.units import format_duration, format_size, parse_duration, parse_size, shorten
 from tabane.references import SCHEME, parse_reference
 
+from tabane.units import format_duration, format_size, parse_duration, parse_size, shorten
 Reader = Callable[[Any], Any]
 
 LARGEST = 1_000_000
