@@ -12,10 +12,11 @@ Segments are plain bytes made and read by functions without IO (RFC 9293, 3.1).
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import socket
 import struct
-from ipaddress import IPv4Address
+from contextlib import suppress
 from typing import NamedTuple
 
 from tabane.errors import Unreachable
@@ -47,24 +48,20 @@ async def wait_listening(address: str, port: int) -> None:
 
     Needs CAP_NET_RAW. Raises `Unreachable` when there is no way to the address.
     """
-    loop, pause_s = asyncio.get_running_loop(), FIRST_POLL_S
-    with _Asker(address, port) as asker:
-        while True:
-            asker.ask()
-            ends = loop.time() + pause_s
-            while (answer := await asker.answer(ends)) is not None:
-                if answer.flags & (SYN | ACK | RST) == SYN | ACK:
-                    return
-            pause_s = min(pause_s * GROWTH, LAST_POLL_S)
+    asker = _Asker(address, port)
+    try:
+        await asker.listens
+    finally:
+        asker.close()
 
 
 class _Asker:
-    """Sends SYNs to one address and port, and hears the answers to them."""
+    """Sends SYNs to one address and port, and hears the answers to them: callbacks only, since it
+    takes its time from the very start that it waits for."""
 
     def __init__(self, address: str, port: int) -> None:
         self._port = port
         self._sequence = int.from_bytes(os.urandom(4), "big")
-        self._number = 0
         self._sock = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP)
         try:
             self._sock.setblocking(False)
@@ -73,49 +70,40 @@ class _Asker:
             self._sock.close()
             raise Unreachable(f"there is no way to {address}: {error.strerror}") from error
         self._ends = (self._sock.getsockname()[0], address)
+        self._sources = itertools.cycle(SOURCE_PORTS)
+        self._pause_s = FIRST_POLL_S
+        self._loop = asyncio.get_running_loop()
+        self.listens: asyncio.Future[None] = self._loop.create_future()
+        self._loop.add_reader(self._sock, self._hear)
+        self._timer = self._loop.call_soon(self._ask)
 
-    def ask(self) -> None:
-        """Send one; what the kernel cannot send now is as good as lost on the way."""
-        source = SOURCE_PORTS[self._number % len(SOURCE_PORTS)]
-        self._number += 1
-        segment = Segment(source, self._port, self._sequence, 0, SYN)
-        try:
+    def _ask(self) -> None:
+        """Send one, and again after a while; what the kernel cannot send now is as good as lost."""
+        segment = Segment(next(self._sources), self._port, self._sequence, 0, SYN)
+        with suppress(OSError):
             self._sock.send(encode_segment(segment, *self._ends))
-        except OSError:
-            pass
+        self._timer = self._loop.call_later(self._pause_s, self._ask)
+        self._pause_s = min(self._pause_s * GROWTH, LAST_POLL_S)
 
-    async def answer(self, until: float) -> Segment | None:
-        """The next answer to one of them; None when it does not come until that time."""
-        loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout_at(until):
-                while True:
-                    segment = parse_packet(await self._receive(loop))
-                    if segment is not None and self._is_answer(segment):
-                        return segment
-        except TimeoutError:
-            return None
+    def _hear(self) -> None:
+        """Take a packet, or the error that was reported for one of ours."""
+        with suppress(OSError):
+            segment = parse_packet(self._sock.recv(RECEIVE_BYTES))
+            if segment is not None and self._is_yes(segment) and not self.listens.done():
+                self.listens.set_result(None)
 
-    async def _receive(self, loop: asyncio.AbstractEventLoop) -> bytes:
-        """A packet; empty for an error that was reported for one of ours."""
-        try:
-            return await loop.sock_recv(self._sock, RECEIVE_BYTES)
-        except OSError:
-            return b""
-
-    def _is_answer(self, segment: Segment) -> bool:
+    def _is_yes(self, segment: Segment) -> bool:
         expected = (self._sequence + 1) & 0xFFFF_FFFF
         return (
-            segment.source == self._port
+            segment.flags & (SYN | ACK | RST) == SYN | ACK
+            and segment.source == self._port
             and segment.target in SOURCE_PORTS
-            and bool(segment.flags & ACK)
             and segment.acknowledged == expected
         )
 
-    def __enter__(self) -> _Asker:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        self._timer.cancel()
+        self._loop.remove_reader(self._sock)
         self._sock.close()
 
 
@@ -127,7 +115,7 @@ def encode_segment(segment: Segment, source: str, target: str) -> bytes:
         words = _SEGMENT.size // 4 << 4
         return _SEGMENT.pack(*numbers, words, flags, WINDOW_BYTES, checksum, 0)
 
-    ends = IPv4Address(source).packed, IPv4Address(target).packed
+    ends = socket.inet_aton(source), socket.inet_aton(target)
     pseudo = _PSEUDO.pack(*ends, 0, socket.IPPROTO_TCP, _SEGMENT.size)
     return pack(checksum_of(pseudo + pack(0)))
 

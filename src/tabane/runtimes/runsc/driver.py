@@ -53,6 +53,8 @@ from tabane.runtimes.terminal import LONGEST_SOCKET
 
 STATE = "runsc"
 """Directory of the engine's state, in the instance's."""
+NO_LIMIT = 2
+"""For each processor that there is: with just one the kernel may hold some of it back."""
 
 
 class RunscDriver(OciDriver):
@@ -142,7 +144,7 @@ class RunscDriver(OciDriver):
         os.chown(state, spec.app.id_base, spec.app.id_base)
         limits = spec.app.resources
         outer = formats.outer_limits(limits.cpu, limits.memory_bytes, limits.pids)
-        Cgroup(spec.cgroup).make(outer | {"cpu": max(limits.cpu, os.cpu_count() or 1)})
+        Cgroup(spec.cgroup).make(outer | {"cpu": max(limits.cpu, NO_LIMIT * (os.cpu_count() or 1))})
 
     def _run(self, spec: InstanceSpec, handle: Handle) -> tuple[str, ...]:
         assert spec.link is not None
