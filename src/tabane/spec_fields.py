@@ -24,8 +24,8 @@ from tabane.model import (
     Volume,
 )
 from tabane.references import SCHEME, parse_reference
-
 from tabane.units import format_duration, format_size, parse_duration, parse_size, shorten
+
 Reader = Callable[[Any], Any]
 
 LARGEST = 1_000_000
