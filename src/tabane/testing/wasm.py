@@ -18,9 +18,9 @@ def compile_wasm(source: Path, target: Path, *options: str) -> Path:
     return target
 
 
-def make_program_image(program: Path, directory: Path, kind: str = "wasm") -> Image:
+def make_program_image(program: Path, directory: Path, *, name: str = "") -> Image:
     """An image of this one file, as the image store would unpack it below `directory`."""
-    tree = directory / f"{program.name}-tree"
+    tree = directory / f"{name or program.name}-tree"
     tree.mkdir()
     (tree / program.name).write_bytes(program.read_bytes())
-    return Image(f"sha256:{program.name}", tree, kind=kind, entrypoint=(f"/{program.name}",))
+    return Image(f"sha256:{tree.name}", tree, kind="wasm", entrypoint=(f"/{program.name}",))

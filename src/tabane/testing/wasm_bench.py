@@ -61,13 +61,15 @@ async def listening(link: Link) -> None:
 
 
 async def ask(link: Link, head: str, body: bytes = b"") -> Reply:
-    """One request to what listens in a link's network, which closes the connection."""
+    """One request to what listens in a link's network, and all of its answer."""
     loop = asyncio.get_running_loop()
     sock = run_in_network_of(link.parked_pid, socket.socket)
     sock.setblocking(False)
     with sock:
         await loop.sock_connect(sock, (link.address, PORT))
-        await loop.sock_sendall(sock, f"{head}\r\nHost: here\r\n\r\n".encode() + body)
+        await loop.sock_sendall(
+            sock, f"{head}\r\nHost: here\r\nConnection: close\r\n\r\n".encode() + body
+        )
         answer = b""
         while part := await loop.sock_recv(sock, 65536):
             answer += part
@@ -84,7 +86,7 @@ class Reply:
     @classmethod
     def parse(cls, answer: bytes) -> Reply:
         head, _, rest = answer.partition(b"\r\n\r\n")
-        if b"Transfer-Encoding: chunked" not in head:
+        if b"transfer-encoding: chunked" not in head.lower():
             return cls(int(head.split()[1]), head.decode(), rest, True)
         body, ended = b"", False
         while rest and not ended:

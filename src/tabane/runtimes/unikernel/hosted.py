@@ -149,10 +149,16 @@ class HostedDriver:
     async def destroy(self, handle: Handle) -> None:
         if handle.id in self._starting:
             await self._wait_for_start(handle.id)
-        await cgroup_of(handle).remove()
-        for name in (ERRORS, PID, f"{PID}.new"):
-            (directory_of(handle) / name).unlink(missing_ok=True)
+        await _remove(cgroup_of(handle), directory_of(handle))
         await self._spawner.forget(handle.id)
+
+    async def discard(self, spec: InstanceSpec) -> None:
+        """As `Driver.discard`."""
+        await _remove(Cgroup(spec.cgroup), spec.directory)
+
+    async def discard(self, spec: InstanceSpec) -> None:
+        data: dict[str, Any] = {"cgroup": spec.cgroup, "directory": str(spec.directory)}
+        await self.destroy(Handle(self.name, HANDLE_VERSION, spec.id, data))
 
     async def _wait_for_start(self, key: str) -> None:
         try:
@@ -198,6 +204,12 @@ def check_root() -> None:
     """Raises `Unsupported`: namespaces of links are entered, and cgroups made."""
     if os.geteuid() != 0:
         raise Unsupported("it needs root here: run the node as root")
+
+
+async def _remove(cgroup: Cgroup, directory: Path) -> None:
+    await cgroup.remove()
+    for name in (ERRORS, PID, f"{PID}.new"):
+        (directory / name).unlink(missing_ok=True)
 
 
 def _read(path: Path) -> str:

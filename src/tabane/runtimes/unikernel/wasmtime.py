@@ -200,7 +200,7 @@ class WasmtimeDriver(HostedDriver):
             )
             limits = (f"--cpu-s={COMPILE_CPU_S}", f"--address-bytes={COMPILE_MEMORY_BYTES}")
             options = ("compile", "-C", "cache=n", "-W", "epoch-interruption=y")
-            argv = (program.path, *options, "-o", "/out.cwasm", "/in.wasm")
+            argv = (*program.argv, *options, "-o", "/out.cwasm", "/in.wasm")
             return exec_argv(confinement, argv, limits=limits)
 
         key = f"component {program.version}"
@@ -249,7 +249,7 @@ class WasmtimeDriver(HostedDriver):
         confinement = self._confinement(
             spec, "component.bpf", (*program.binds, f"{code}:/program.cwasm")
         )
-        return exec_argv(confinement, component_argv(spec, program.path))
+        return exec_argv(confinement, component_argv(spec, program.argv))
 
     # Inside
 
@@ -346,7 +346,7 @@ def check_room(app: App, binary: Binary) -> None:
         )
 
 
-def component_argv(spec: InstanceSpec, program: str) -> tuple[str, ...]:
+def component_argv(spec: InstanceSpec, program: tuple[str, ...]) -> tuple[str, ...]:
     """The wasmtime program's command line for a component at `/program.cwasm`."""
     app, image = spec.app, spec.image
     common = (
@@ -358,11 +358,11 @@ def component_argv(spec: InstanceSpec, program: str) -> tuple[str, ...]:
         arguments = arguments_of(app, image)
         name = ("--argv0", arguments[0])
         options = ("-W", "epoch-interruption=y")
-        return (program, "run", *common, *options, *name, "/program.cwasm", *arguments[1:])
+        return (*program, "run", *common, *options, *name, "/program.cwasm", *arguments[1:])
     timeout_ms = round(app.reactive.response_timeout_s * 1000)
     serving = ("-W", f"timeout={timeout_ms}ms", "--no-logging-prefix")
     address = ("--addr", f"{_address(spec.link)}:{app.port}")
-    return (program, "serve", *common, *serving, *address, "/program.cwasm")
+    return (*program, "serve", *common, *serving, *address, "/program.cwasm")
 
 
 def _address(link: Link | None) -> str:

@@ -75,6 +75,8 @@ typedef void *(*epoch_t)(void *context, void *data, uint64_t *delta, uint8_t *ki
     F(void, wasmtime_pooling_allocation_config_total_core_instances_set, (void *, uint32_t))       \
     F(void, wasmtime_pooling_allocation_config_total_memories_set, (void *, uint32_t))             \
     F(void, wasmtime_pooling_allocation_config_total_tables_set, (void *, uint32_t))               \
+    F(void, wasmtime_pooling_allocation_config_total_stacks_set, (void *, uint32_t))               \
+    F(void, wasmtime_pooling_allocation_config_total_gc_heaps_set, (void *, uint32_t))             \
     F(void, wasmtime_pooling_allocation_config_max_tables_per_module_set, (void *, uint32_t))      \
     F(void, wasmtime_pooling_allocation_config_table_elements_set, (void *, size_t))               \
     F(void, wasmtime_pooling_allocation_config_max_memory_size_set, (void *, size_t))              \

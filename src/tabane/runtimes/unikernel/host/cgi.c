@@ -67,12 +67,12 @@ bool add_variable(struct request *request, const char *name, const char *value)
 }
 
 /* A field as HTTP_NAME; one that comes again is added to the first. `Proxy` would become a variable
- * that programs take for their own setting. */
+ * that programs take for their own setting; `Connection` is about this connection only. */
 static bool add_field(struct request *request, const char *name, const char *value)
 {
     char variable[128] = "HTTP_";
     size_t length = strlen(name), index;
-    if (!strcasecmp(name, "Proxy") || length > sizeof variable - 6)
+    if (!strcasecmp(name, "Proxy") || !strcasecmp(name, "Connection") || length > sizeof variable - 6)
         return true;
     for (size_t n = 0; n <= length; n++)
         variable[5 + n] = name[n] == '-' ? '_' : (char)toupper((unsigned char)name[n]);

@@ -109,6 +109,8 @@ static void *new_pool(uint64_t memory_bytes, unsigned runs)
     api.wasmtime_pooling_allocation_config_total_memories_set(pool, runs);
     api.wasmtime_pooling_allocation_config_total_tables_set(pool, runs * 4);
     api.wasmtime_pooling_allocation_config_max_tables_per_module_set(pool, 4);
+    api.wasmtime_pooling_allocation_config_total_stacks_set(pool, 0); /* each would be a call */
+    api.wasmtime_pooling_allocation_config_total_gc_heaps_set(pool, 0);
     api.wasmtime_pooling_allocation_config_table_elements_set(pool, MOST_TABLE_ELEMENTS);
     api.wasmtime_pooling_allocation_config_max_memory_size_set(pool, memory_bytes / PAGE * PAGE);
     api.wasmtime_pooling_allocation_config_linear_memory_keep_resident_set(pool, KEEP_RESIDENT);

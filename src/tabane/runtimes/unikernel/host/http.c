@@ -454,13 +454,13 @@ _Noreturn void serve(struct server *server, struct confinement *what)
     sem_init(&go, 0, 0);
     pthread_attr_init(&attributes);
     pthread_attr_setstacksize(&attributes, STACK_BYTES);
-    struct exchange *x = new_exchange(server);
-    for (unsigned n = 1; n < server->workers; n++) {
+    for (unsigned n = 1; n < server->workers; n++)
         if (pthread_create(&thread, &attributes, work, server))
             fail("there can be no %u threads: raise the app's pids", server->workers);
+    struct exchange *x = new_exchange(server);
+    for (unsigned n = 1; n < server->workers; n++)
         while (sem_wait(&warm))
             ;
-    }
     if (listen(server->listener, BACKLOG))
         fail_errno("listening at", server->name);
     install_filter(what);
