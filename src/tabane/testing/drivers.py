@@ -353,18 +353,19 @@ async def check_stats(bench: DriverBench) -> None:
 
 
 async def check_limit(bench: DriverBench) -> None:
-    """Limits change while it runs, up and down again. What cannot get more memory says so, and
-    changes nothing then."""
+    """Limits change while it runs, and back again: the processor's, and each of the others, unless
+    it is refused as one that cannot."""
     driver = bench.driver
     async with started(bench, Behaviour.WAITS) as (spec, handle):
         limits = spec.app.resources
         if not driver.capabilities.limit:
             await refused(driver.limit(handle, limits))
             return
-        await driver.limit(handle, replace(limits, cpu=2 * limits.cpu, pids=2 * limits.pids))
-        more = replace(limits, memory_bytes=2 * limits.memory_bytes)
-        with suppress(Unsupported):
-            await driver.limit(handle, more)
+        await driver.limit(handle, replace(limits, cpu=2 * limits.cpu))
+        more_memory = replace(limits, memory_bytes=2 * limits.memory_bytes)
+        for more in (more_memory, replace(limits, pids=2 * limits.pids)):
+            with suppress(Unsupported):
+                await driver.limit(handle, more)
         await driver.limit(handle, limits)
 
 
