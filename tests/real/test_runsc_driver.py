@@ -27,7 +27,18 @@ from tabane.runtimes.runsc.driver import RunscDriver
 from tabane.runtimes.volumes import VolumeFiles
 from tabane.testing.container_bench import SAY, ContainerBench, Running, make_app
 from tabane.testing.containers import ID_BASE, SMALL, make_instance, make_tree, open_directory
-from tabane.testing.drivers import DRIVER_CHECKS, Check, refused, until, wait_until_said
+from tabane.testing.drivers import (
+    DRIVER_CHECKS,
+    Check,
+    check_exec,
+    check_freeze,
+    check_life,
+    check_out_of_memory,
+    check_terminal,
+    refused,
+    until,
+    wait_until_said,
+)
 from tabane.testing.spawner import PlainSpawner
 from tabane.testing.talks import fetch, hear, make_archive, put, read_archive, run_inside
 
@@ -57,6 +68,18 @@ async def bench(ground: Path, image: Image) -> AsyncIterator[ContainerBench]:
 
 @pytest.mark.parametrize("check", DRIVER_CHECKS, ids=lambda check: check.__name__)
 async def test_conformance(check: Check, bench: ContainerBench) -> None:
+    await check(bench)
+
+
+ON_THE_OTHER_PLATFORM = (check_life, check_exec, check_terminal, check_freeze, check_out_of_memory)
+
+
+@pytest.mark.parametrize("check", ON_THE_OTHER_PLATFORM, ids=lambda check: check.__name__)
+async def test_the_other_platform(
+    check: Check, bench: ContainerBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What has to do with how system calls are caught, where systrap does not work."""
+    monkeypatch.setattr(bench.driver, "_platform", "ptrace")
     await check(bench)
 
 
@@ -119,6 +142,55 @@ async def test_files(bench: ContainerBench) -> None:
         assert "root:x" in (bench.image.tree / "etc/passwd").read_text()
         assert not (bench.image.tree / "new").exists()
         assert await inside.run("cat /dev/null; echo x > /dev/null; wc -c < /dev/null") == "0\n"
+
+
+USE = r"""
+import fcntl, mmap, os, socket, sqlite3, sys, threading
+os.chdir(sys.argv[1])
+there = socket.socket(socket.AF_UNIX)
+there.bind("socket")
+there.listen()
+here = socket.socket(socket.AF_UNIX)
+here.connect("socket")
+os.mkfifo("fifo")
+writer = threading.Thread(target=lambda: open("fifo", "w").write("through the fifo"))
+writer.start()
+print(open("fifo").read())
+writer.join()
+with open("mapped", "w+b") as file:
+    file.truncate(4096)
+    mmap.mmap(file.fileno(), 4096)[:3] = b"abc"
+    fcntl.flock(file, fcntl.LOCK_EX)
+    fcntl.lockf(file, fcntl.LOCK_EX)
+print(open("mapped", "rb").read(3))
+database = sqlite3.connect("database")
+database.execute("pragma journal_mode = wal")
+database.execute("create table t (x)")
+database.execute("insert into t values (1)")
+database.commit()
+print(sqlite3.connect("database").execute("select x from t").fetchall())
+os.link("mapped", "linked")
+os.rename("linked", "renamed")
+os.chown("renamed", 33, 34)
+os.unlink("mapped")
+print(os.stat("renamed").st_nlink, os.stat("renamed").st_uid)
+with open("/dev/stdout", "w") as out:
+    out.write("by name\n")
+"""
+
+
+@pytest.mark.parametrize("where", ["/tmp", "/srv"])
+async def test_files_are_what_programs_expect(
+    bench: ContainerBench, tmp_path: Path, where: str
+) -> None:
+    """Sockets, pipes, maps, locks, links and databases: all that servers live on."""
+    image = await ImageStore(tmp_path / "images").prepare("host")
+    resources = replace(SMALL, memory_bytes=128 << 20)
+    app = make_app(("/usr/bin/python3", "-uc", USE, where), name="files", resources=resources)
+    async with bench.running(app, image) as inside:
+        status, log = await inside.end()
+        assert log.splitlines() == ["through the fifo", "b'abc'", "[(1,)]", "1 33", "by name"]
+        assert status == ExitStatus()
 
 
 async def test_limits(bench: ContainerBench) -> None:
