@@ -28,9 +28,14 @@ FEATURES = "^has_journal,^resize_inode,^huge_file"
 """A layer ends with its instance, an image is never written: neither has to survive a crash."""
 
 
-async def image_disk(tree: Path) -> Path:
-    """The image at `tree` as a disk, made unless it is there and whole. Raises `EngineError`."""
-    target = tree.with_name(f"{tree.name}.ext4")
+def disk_of(tree: Path) -> Path:
+    """Where the disk of the image at `tree` is."""
+    return tree.with_name(f"{tree.name}.ext4")
+
+
+async def make_image_disk(tree: Path) -> None:
+    """Make the disk of the image at `tree`, unless it is there and whole. Raises `EngineError`."""
+    target = disk_of(tree)
     sized = tree.with_name(f"{tree.name}.ext4-size")
     if not is_whole(target, sized):
         fresh = target.with_suffix(f".{os.getpid()}")
@@ -43,7 +48,6 @@ async def image_disk(tree: Path) -> Path:
             fresh.replace(target)
         finally:
             fresh.unlink(missing_ok=True)
-    return target
 
 
 def is_whole(disk: Path, sized: Path) -> bool:

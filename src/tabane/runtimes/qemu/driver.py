@@ -68,6 +68,9 @@ AGENT_S = 5.0
 """How long the agent of a guest that runs may take to answer a new connection."""
 KILL_S = 10.0
 RETRY_S = 0.05
+LOG_BYTES = 64 << 10
+PANIC = "Kernel panic - "
+"""What the kernel says then; lines without a reason follow."""
 NO_CHECKPOINTS = "machines cannot be checkpointed yet: only cold starts"
 
 
@@ -129,18 +132,21 @@ class QemuDriver:
     async def prepare(self, spec: InstanceSpec) -> Handle:
         await self._parts.accelerator(find_accelerator)
         program = await self._parts.build(spec)
+        return self._make_handle(spec, program.stop_signal)
+
+    def _make_handle(self, spec: InstanceSpec, stop_signal: int) -> Handle:
         data: dict[str, Any] = {
             "pid": 0,
             "pid_start": 0,
             "cgroup": spec.cgroup,
             "directory": str(spec.directory),
-            "stop_signal": program.stop_signal,
+            "stop_signal": stop_signal,
             "memory_bytes": spec.app.resources.memory_bytes,
         }
         return Handle(self.name, HANDLE_VERSION, spec.id, data)
 
     async def start(self, spec: InstanceSpec, handle: Handle) -> Handle:
-        argv = await self._parts.command_line(spec)
+        argv = self._parts.command_line(spec)
         await self._spawner.spawn(Command(handle.id, argv, log=spec.log))
         async with Supervisor(f"start {handle.id}", on_failure=lambda *_: None) as tasks:
             ended = tasks.start("end", self._spawner.exited(handle.id))
@@ -160,7 +166,8 @@ class QemuDriver:
     ) -> EngineError:
         """Of a machine that ended before its app's program ran."""
         end = read_end(_directory(handle))
-        words = end.removeprefix("failed ") or _last_line(log) or status.describe()
+        status = parse_end(end, status)
+        words = end.removeprefix("failed ") or _last_words(log) or status.describe()
         problem = f"{self.name} could not start {handle.id}: {words}"
         code = -status.signal or status.code or 1
         return EngineError(problem, argv=argv, status=code, output=words)
@@ -174,10 +181,13 @@ class QemuDriver:
                     await line.guest.aclose()
                     line.guest = None
                 if line.guest is None:
-                    line.guest = await guests.connect(_directory(handle) / "agent.sock")
+                    line.guest = await self._connect(handle)
                 return line.guest
         except TimeoutError:
             raise TimedOut(f"the agent in {handle.id} does not answer") from None
+
+    async def _connect(self, handle: Handle) -> guests.Guest:
+        return await guests.connect(_directory(handle) / "agent.sock")
 
     async def _running(self, handle: Handle) -> guests.Guest:
         _check_running(handle)
@@ -249,6 +259,9 @@ class QemuDriver:
                 await self._spawner.exited(handle.id)
         await self._spawner.forget(handle.id)
         await asyncio.to_thread(self._parts.tear_down, _directory(handle))
+
+    async def discard(self, spec: InstanceSpec) -> None:
+        await self.destroy(self._make_handle(spec, signal.SIGTERM))
 
     async def aclose(self) -> None:
         """Let go of the guests, which go on. Idempotent."""
@@ -347,9 +360,10 @@ def _check_running(handle: Handle) -> None:
         raise NotFound(f"instance {handle.id} does not run")
 
 
-def _last_line(log: Path) -> str:
-    """What the console said last, as far as the log is one that can be read."""
+def _last_words(log: Path) -> str:
+    """What the console said last, or why the kernel panicked; empty when that cannot be read."""
     with suppress(OSError):
-        lines = log.read_bytes().decode(errors="replace").strip().splitlines()
-        return lines[-1].strip() if lines else ""
+        lines = log.read_bytes()[-LOG_BYTES:].decode(errors="replace").strip().splitlines()
+        panics = [line[line.index(PANIC) :] for line in lines if PANIC in line]
+        return (panics or lines or [""])[-1].strip()
     return ""

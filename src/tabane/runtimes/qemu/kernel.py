@@ -31,8 +31,9 @@ class GuestKernel(Value, frozen=True):
     release: str
 
 
-def find_kernel(prefix: Path = PREFIX) -> GuestKernel:
-    """Raises `Unsupported`, saying what is missing."""
+def find_kernel(prefix: Path | None = None) -> GuestKernel:
+    """The one below `prefix` (default: `PREFIX`). Raises `Unsupported`, saying what is missing."""
+    prefix = prefix or PREFIX
     kernel = prefix / "vmlinux"
     if not kernel.exists():
         raise Unsupported(f"there is no guest kernel at {kernel}: run scripts/guest-kernel")

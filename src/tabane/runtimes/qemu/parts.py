@@ -16,7 +16,7 @@ from tabane.runtimes.api import InstanceSpec, Link
 from tabane.runtimes.bundle import Program, make_program
 from tabane.runtimes.bundles import etc_files
 from tabane.runtimes.cgroups import Cgroup, missing_controllers
-from tabane.runtimes.qemu.disks import copy_sparse, image_disk, layer_disk
+from tabane.runtimes.qemu.disks import copy_sparse, disk_of, layer_disk, make_image_disk
 from tabane.runtimes.qemu.ends import FILE as END_FILE
 from tabane.runtimes.qemu.kernel import GuestKernel, find_kernel, make_initramfs
 from tabane.runtimes.qemu.machine import (
@@ -136,7 +136,7 @@ class Parts:
 
     async def _make_disks(self, spec: InstanceSpec, link: Link, program: Program) -> None:
         async with self._making:
-            await image_disk(spec.image.tree)
+            await make_image_disk(spec.image.tree)
             empty = await layer_disk(spec.app.resources.disk_bytes, self._directory)
         owner = spec.app.id_base + INNER_ID
         made = await asyncio.to_thread(tap.make_tap, link, owner)
@@ -149,7 +149,7 @@ class Parts:
             os.chown(path, owner, owner)
         (spec.directory / "root").mkdir(mode=0o711)
 
-    async def command_line(self, spec: InstanceSpec) -> tuple[str, ...]:
+    def command_line(self, spec: InstanceSpec) -> tuple[str, ...]:
         """What starts the instance's machine."""
         kernel, accelerator = self._set_up(), self._accelerator
         assert spec.link is not None and accelerator is not None
@@ -172,7 +172,7 @@ class Parts:
             spec.link.network_namespace,
             INNER_ID,
             common.shows
-            | {f"{INSIDE}/image": await image_disk(spec.image.tree)}
+            | {f"{INSIDE}/image": disk_of(spec.image.tree)}
             | {f"{INSIDE}/start": directory / "start"},
             {f"{INSIDE}/layer": directory / "layer"},
             () if accelerator.emulates else ("/dev/kvm",),

@@ -1,0 +1,112 @@
+"""A bench for machines: instances of the test image with a wire, by either of QEMU's drivers."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from tabane.model import App, ExitStatus
+from tabane.runtimes import load
+from tabane.runtimes.api import Driver, Handle, Image, InstanceSpec, User
+from tabane.runtimes.qemu.driver import QemuDriver
+from tabane.testing.containers import ID_BASE, SMALL, find_left
+from tabane.testing.drivers import SAID, Behaviour
+from tabane.testing.machines import make_machine
+from tabane.testing.spawner import PlainSpawner
+from tabane.testing.talks import run_inside
+
+SAY = f"echo {SAID.decode()}"
+COMMANDS = {
+    Behaviour.WAITS: ("sleep", "1000"),
+    Behaviour.SAYS: ("sh", "-c", SAY),
+    Behaviour.EXITS: ("sh", "-c", "exit 3"),
+    Behaviour.STAYS: ("sh", "-c", f"trap '' TERM; {SAY}; sleep 1000"),
+    Behaviour.EATS: ("dd", "if=/dev/zero", "of=/dev/null", "bs=128M"),
+    Behaviour.BREAKS: ("true",),
+}
+
+
+def make_app(command: tuple[str, ...] = (), *, name: str = "app", **fields: object) -> App:
+    app = App(name=name, image="test", command=command, resources=SMALL, id_base=ID_BASE)
+    return replace(app, **fields)
+
+
+@dataclass
+class Running:
+    """A machine whose program runs."""
+
+    driver: QemuDriver
+    spec: InstanceSpec
+    handle: Handle
+
+    async def run(self, script: str, user: User | None = None) -> str:
+        """The output of a shell script inside; whatever it writes to stderr, too."""
+        argv = ("/bin/sh", "-c", f"exec 2>&1; {script}")
+        return (await run_inside(self.driver, self.handle, argv, user=user)).stdout.decode()
+
+    async def end(self) -> tuple[ExitStatus, str]:
+        status = await self.driver.wait(self.handle)
+        return status, self.spec.log.read_text()
+
+
+@dataclass
+class MachineBench:
+    """`ground`: a directory for instances and, below it, for what drivers share. Close it."""
+
+    driver: QemuDriver
+    spawner: PlainSpawner
+    ground: Path
+    image: Image
+    again: list[QemuDriver] = field(default_factory=list)
+
+    def restarted(self) -> Driver:
+        """The connections of the one before break off, as when an agent is killed."""
+        self.driver.abort()
+        driver = load(self.driver.name, self.spawner, self.ground / self.driver.name)
+        assert isinstance(driver, QemuDriver)
+        self.again.append(driver)
+        return driver
+
+    @asynccontextmanager
+    async def instance(self, behaviour: Behaviour) -> AsyncIterator[InstanceSpec]:
+        workdir = "/bin/busybox" if behaviour is Behaviour.BREAKS else ""
+        app = make_app(COMMANDS[behaviour], name=behaviour, workdir=workdir)
+        async with make_machine(self.ground, self.image, app) as spec:
+            yield spec
+
+    def left_of(self, spec: InstanceSpec) -> list[str]:
+        return find_left(spec)
+
+    @asynccontextmanager
+    async def prepared(
+        self, app: App, image: Image | None = None
+    ) -> AsyncIterator[tuple[InstanceSpec, Handle]]:
+        """A machine of `app` (of the test image, unless told), which must leave nothing."""
+        async with make_machine(self.ground, image or self.image, app) as spec:
+            handle = await self.driver.prepare(spec)
+            try:
+                yield spec, handle
+            finally:
+                await self.driver.destroy(handle)
+            assert self.left_of(spec) == []
+
+    @asynccontextmanager
+    async def running(self, app: App, image: Image | None = None) -> AsyncIterator[Running]:
+        async with self.prepared(app, image) as (spec, handle):
+            yield Running(self.driver, spec, await self.driver.start(spec, handle))
+
+    async def aclose(self) -> None:
+        for driver in (self.driver, *self.again):
+            await driver.aclose()
+        await self.spawner.aclose()
+
+
+def make_bench(name: str, ground: Path, image: Image) -> MachineBench:
+    spawner = PlainSpawner()
+    driver = load(name, spawner, ground / name)
+    assert isinstance(driver, QemuDriver)
+    return MachineBench(driver, spawner, ground, image)

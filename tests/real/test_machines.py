@@ -1,0 +1,136 @@
+"""An app in a machine of its own, from its deploy to its end: the same tools, another kernel."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.real.conftest import Ended, Factory, LocalCluster, to_toml, wait_for
+
+from tabane.testing.containers import make_tree
+
+pytestmark = pytest.mark.real
+
+NODE = "tokyo/tokyo-1"
+PAGE = "served by a machine"
+
+
+@pytest.fixture(scope="module")
+def cluster(make_cluster: Factory) -> LocalCluster:
+    made = make_cluster(["tokyo"])
+    wait_for(lambda: "qemu" in drivers(made), "the machines' trial")
+    return made
+
+
+def drivers(cluster: LocalCluster) -> dict[str, dict[str, Any]]:
+    """Those that work, as `tabane doctor` has them."""
+    found = json.loads(cluster.tabane("doctor", "--json").out)["drivers"]
+    return {driver["driver"]: driver for driver in found if driver["works"]}
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("image")
+    tree = make_tree(place).tree
+    (tree / "srv/index.html").write_text(PAGE)
+    return tree
+
+
+def deploy(cluster: LocalCluster, tree: Path, name: str, **fields: Any) -> Ended:
+    top = {
+        "name": name,
+        "image": f"rootfs:{tree}",
+        "command": ["busybox", "httpd", "-f", "-v", "-p", "8000", "-h", "/srv"],
+        "port": 8000,
+        "hosts": [f"{name}.test"],
+        **fields,
+    }
+    file = tree.parent / f"{name}.toml"
+    sections = {
+        "resources": {"memory": "48MiB", "disk": "4MiB"},
+        "reactive": {"stop_after": "1h", "stop_timeout": "2s"},
+    }
+    file.write_text(to_toml(top, sections))
+    return cluster.tabane("deploy", str(file))
+
+
+def test_emulation_is_allowed_or_refused(cluster: LocalCluster, tree: Path) -> None:
+    """Where a processor can only be emulated, an app that does not allow that gets none."""
+    probed = drivers(cluster)["qemu-microvm"]
+    assert probed["class"] == "microvm" and "QEMU emulator version" in probed["reason"]
+    assert deploy(cluster, tree, "unasked", **{"class": "microvm"}).code == 0
+    answer = cluster.get("unasked")
+    if probed["emulated"]:
+        assert "emulated, as " in probed["reason"]
+        assert answer.status == 503 and cluster.starts("unasked") == 0
+    else:
+        assert "with KVM" in probed["reason"] and answer.body == PAGE
+
+
+def test_this_hosts_programs_are_refused(cluster: LocalCluster, tree: Path) -> None:
+    ended = deploy(
+        cluster, tree, "hosts", image="host", allow_emulation=True, **{"class": "microvm"}
+    )
+    assert ended.code != 0
+    assert "is a host image, and class microvm runs linux images" in ended.err
+
+
+def test_the_life_of_an_app_in_a_machine(cluster: LocalCluster, tree: Path, tmp_path: Path) -> None:
+    """Asked for, it wakes; it outlives the agent; it is entered, watched, copied from; stopped."""
+    ended = deploy(cluster, tree, "guest", allow_emulation=True, **{"class": "microvm"})
+    assert ended.code == 0, ended.err
+    instance = cluster.wake("guest", path="/")
+    assert cluster.get("guest").body == PAGE
+    assert (instance["isolation"], instance["driver"]) == ("microvm", "qemu-microvm")
+    (wake,) = cluster.records("wakes", "guest")
+    assert wake["option"] == "cold" and wake["phases_us"]["filesystem"] > 0
+
+    cluster.kill("agent", NODE)
+    wait_for(lambda: cluster.answers(NODE), "the next agent")
+    assert cluster.wake("guest", path="/")["id"] == instance["id"]
+    code, kernel = cluster.inside("guest", "busybox", "uname", "-r")
+    assert code == 0 and "cloud-amd64" in kernel
+    (tmp_path / "words").write_text("copied")
+    assert cluster.tabane("cp", str(tmp_path / "words"), "guest:/tmp/words").code == 0
+    assert cluster.inside("guest", "cat", "/tmp/words") == (0, "copied")
+    assert "response:200" in cluster.tabane("logs", "guest").err
+
+    def seen() -> list[dict[str, Any]]:
+        found = json.loads(cluster.tabane("ps", "--json", "--app", "guest").out)["processes"]
+        return [row for row in found if row.get("inside") and row["name"] == "busybox"]
+
+    row, *_ = wait_for(seen, "the program in the table")
+    assert (row["class"], row["inside"], row["instance"]) == ("microvm", "guest", instance["id"])
+
+    assert cluster.tabane("stop", instance["id"]).code == 0
+    wait_for(lambda: not cluster.instances("guest"), "its end")
+    wait_for(lambda: not left_of(cluster, instance["id"]), "the end of its machine")
+
+
+def left_of(cluster: LocalCluster, instance: str) -> list[str]:
+    """Processes of the machine that have to do with it."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if instance.encode() in words and b"_confine" in words:
+            found.append(str(path))
+    return found
+
+
+def test_a_program_that_never_listens_is_given_up(cluster: LocalCluster, tree: Path) -> None:
+    """With its last words, and nothing of its machine is left."""
+    command = ["sh", "-c", "echo cannot open the database; sleep 1000"]
+    fields = {"class": "vm", "command": command, "allow_emulation": True}
+    ended = deploy(cluster, tree, "mute", **fields)
+    assert ended.code == 0, ended.err
+    assert cluster.tabane("doctor").code == 0
+    answer = cluster.get("mute", timeout_s=100)
+    assert answer.status == 503
+    failures = [e for e in cluster.records("events", "mute") if e["state"] == "failed"]
+    assert "cannot open the database" in failures[-1]["reason"]
+    wait_for(lambda: not cluster.instances("mute"), "its end")
