@@ -64,12 +64,12 @@ def parse_reference(text: str) -> Reference:
     if not (fits and all(map(_REPOSITORY.fullmatch, parts))):
         raise UsageError(
             f"{shorten(text)} is no image of a registry: write docker://HOST/REPOSITORY:TAG, "
-            "with the registry's name, as docker://registry.test/library/nginx:1.27"
+            "with the registry's name, as docker://registry.example.com/team/app:1.2"
         )
     if not (_is_registry(host)):
         raise UsageError(
-            f"{shorten(text)} does not say which registry: {host} would be one without a dot or a "
-            "port (for Docker Hub's own images write docker://registry.test/library/NAME)"
+            f"{shorten(text)} does not say which registry: the name of one, as "
+            f"registry.example.com, has a dot or a port, which {host} has not"
         )
     if ":" in path and not _TAG.fullmatch(tag):
         raise UsageError(f"{shorten(tag)} is no tag: up to 128 of letters, digits, _, . and -")

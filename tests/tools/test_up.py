@@ -1,7 +1,9 @@
+from argparse import Namespace
+
 import pytest
 
 from tabane.node.cluster import Shape
-from tabane.tools.cli.cluster import _say_left_out
+from tabane.tools.cli.cluster import _say_left_out, _shape_of
 
 THREE = Shape(["tokyo", "osaka", "ishikari"], 2, 1, "")
 
@@ -37,3 +39,12 @@ def test_a_smaller_cluster_than_before_is_said(
 def test_a_new_cluster_leaves_nothing_out(capsys: pytest.CaptureFixture[str]) -> None:
     _say_left_out(None, THREE)
     assert capsys.readouterr().err == ""
+
+
+def test_what_is_not_said_stays_as_it_was() -> None:
+    before = THREE._replace(allow_emulation=True, image_quota_bytes=5 << 30)
+    said = dict.fromkeys(("datacenters", "nodes", "gateways", "driver", "allow_emulation"))
+    assert _shape_of(Namespace(**said, image_quota=None), before) == before
+    smaller = _shape_of(Namespace(**said, image_quota=1 << 30), before)
+    assert smaller == before._replace(image_quota_bytes=1 << 30)
+    assert _shape_of(Namespace(**said, image_quota=0), before).image_quota_bytes == 0

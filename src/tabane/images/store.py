@@ -75,7 +75,7 @@ class ImageStore:
         self._locks: dict[str, asyncio.Lock] = {}
         self._changing = asyncio.Lock()
         """Held while blobs come or go, so that none is removed that another image just got."""
-        self._measure()
+        self.measure()
 
     # What is here
 
@@ -170,7 +170,7 @@ class ImageStore:
         scratch.replace(self._marker(marker.digests[0]))
         self._write_use(marker.digests[0], self._clock.wall())
         incoming.claim.bytes = 0
-        self._measure()
+        self.measure()
 
     def export(self, digest: str) -> Iterator[bytes]:
         """The image as a tar stream for another store's `import_layout`. Raises `NotFound`."""
@@ -197,7 +197,7 @@ class ImageStore:
             place = Path(tempfile.mkdtemp(dir=self._directory / "incoming"))
             self._tree(digest).rename(place / "tree")
             shutil.rmtree(place)
-        self._measure()
+        self.measure()
 
     async def drop_damaged(self, digest: str) -> bool:
         """Remove what of an image is not what its name says any more, if anything is: it and all
@@ -212,7 +212,7 @@ class ImageStore:
                 self._marker(other).unlink()
         for blob in damaged:
             self.blob(blob).unlink(missing_ok=True)
-        self._measure()
+        self.measure()
         return bool(damaged)
 
     # Use
@@ -266,12 +266,13 @@ class ImageStore:
             except BaseException:
                 shutil.rmtree(place)
                 raise
-            self._measure()
+            self.measure()
         return image
 
     # Files
 
-    def _measure(self) -> None:
+    def measure(self) -> None:
+        """Have `room` know what there is; drivers may have put something beside a tree."""
         sizes = (entry.stat().st_size for entry in os.scandir(self._directory / "blobs/sha256"))
         unpacked = map(trees.measure, (self._directory / "trees").iterdir())
         self.room.stored_bytes = sum(sizes) + sum(unpacked)

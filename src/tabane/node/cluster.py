@@ -53,6 +53,7 @@ def bring_up(
     gateways: int = 1,
     driver: str = "",
     allow_emulation: bool = False,
+    image_quota_bytes: int = 0,
 ) -> ClusterConfig:
     """Start a cluster below `root` with `nodes` nodes in each data center.
 
@@ -77,7 +78,8 @@ def bring_up(
     try:
         start_collector(root)
         for number, peer in enumerate(peers, 1):
-            start(root, cluster, number, peer, gateways, driver, allow_emulation)
+            shape = gateways, driver, allow_emulation, image_quota_bytes
+            start(root, cluster, number, peer, *shape)
     except BaseException:
         bring_down(root, timeout_s=START_BROKEN_OFF_S)
         raise
@@ -96,7 +98,7 @@ def restart_dead(root: Path) -> list[Peer]:
     for peer, process in dead:
         stop_node(cluster.network, process, timeout_s=0)
         before = places.load_node(NodePaths(places.node_directory(root, peer.key)).config)
-        shape = before.gateways, before.driver, before.allow_emulation
+        shape = before.gateways, before.driver, before.allow_emulation, before.image_quota_bytes
         start(root, cluster, process.number, peer, *shape)
     return [peer for peer, _ in dead]
 
@@ -135,6 +137,7 @@ class Shape(NamedTuple):
     gateways: int
     driver: str
     allow_emulation: bool = False
+    image_quota_bytes: int = 0
 
 
 def former_shape(root: Path) -> Shape | None:
@@ -148,7 +151,14 @@ def former_shape(root: Path) -> Shape | None:
     if not config.exists():
         return Shape(datacenters, nodes, 1, "")
     control = places.load_node(config)
-    return Shape(datacenters, nodes, control.gateways, control.driver, control.allow_emulation)
+    return Shape(
+        datacenters,
+        nodes,
+        control.gateways,
+        control.driver,
+        control.allow_emulation,
+        control.image_quota_bytes,
+    )
 
 
 def check_owner(root: Path) -> None:
@@ -201,6 +211,7 @@ def start(
     gateways: int,
     driver: str,
     allow_emulation: bool,
+    image_quota_bytes: int,
 ) -> None:
     """Write a node's files and start its holder."""
     paths = NodePaths(places.node_directory(root, peer.key))
@@ -217,6 +228,7 @@ def start(
         gateways=gateways,
         driver=driver,
         allow_emulation=allow_emulation,
+        image_quota_bytes=image_quota_bytes,
     )
     places.save(paths.config, node, mode=0o600)
     paths.holder_config.write_bytes(msgspec.json.encode(holder_config(node)))

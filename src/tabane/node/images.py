@@ -225,6 +225,7 @@ class NodeImages:
     async def list_own(self) -> OwnImages:
         """What is here, the one unused for longest first."""
         node, room = self._agent.config.key, self.store.room
+        await asyncio.to_thread(self.store.measure)
         images = await asyncio.to_thread(self.store.list_images)
         rows = (ImageRow(node, image, *self._users(image.digest)) for image in images)
         return OwnImages(StoreRow(node, room.used_bytes, room.limit_bytes), tuple(rows))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 DATACENTERS = "tokyo,osaka,ishikari"
 START_TIMEOUT_S = 60.0
+SMALLEST_QUOTA = 16 << 20
 POLL_S = 0.05
 
 
@@ -35,6 +36,12 @@ def up(argv: list[str]) -> int:
         "--allow-emulation",
         action=argparse.BooleanOptionalAction,
         help="run machines where processors can only be emulated, whatever their apps say",
+    )
+    parser.add_argument(
+        "--image-quota",
+        type=_quota,
+        metavar="SIZE",
+        help="what images may take on each node, as 20GiB (default: half of its disk)",
     )
     parser.epilog = "A cluster that was stopped starts as it was, where nothing else is said."
     args = parser.parse_args(argv)
@@ -69,8 +76,18 @@ def _shape_of(args: argparse.Namespace, before: Shape | None) -> Shape:
         "gateways": args.gateways,
         "driver": args.driver,
         "allow_emulation": args.allow_emulation,
+        "image_quota_bytes": args.image_quota,
     }
     return before._replace(**{name: value for name, value in said.items() if value is not None})
+
+
+def _quota(text: str) -> int:
+    from tabane.units import parse_size
+
+    size = parse_size(text)
+    if 0 < size < SMALLEST_QUOTA:
+        raise argparse.ArgumentTypeError(f"{text!r} is less than 16MiB (0B: half of the disk)")
+    return size
 
 
 def _runs(root: Path) -> bool:
@@ -118,13 +135,15 @@ def running_cluster(
     gateways: int = 1,
     driver: str = "",
     allow_emulation: bool = False,
+    image_quota_bytes: int = 0,
 ) -> Iterator[None]:
     """A cluster that ends with the block, however that ends."""
     from tabane.node.cluster import check_free
 
     check_free(root.resolve())
     try:
-        start_cluster(root, datacenters, nodes, gateways, driver, allow_emulation)
+        shape = gateways, driver, allow_emulation, image_quota_bytes
+        start_cluster(root, datacenters, nodes, *shape)
         yield
     finally:
         if (root / "cluster.json").exists():
@@ -138,6 +157,7 @@ def start_cluster(
     gateways: int,
     driver: str,
     allow_emulation: bool = False,
+    image_quota_bytes: int = 0,
 ) -> None:
     """Start it, wait until every node answers, and say where the gateways are."""
     from tabane.node import cluster as local
@@ -156,6 +176,7 @@ def start_cluster(
         gateways=gateways,
         driver=driver,
         allow_emulation=allow_emulation,
+        image_quota_bytes=image_quota_bytes,
     )
     try:
         wait_until_up(Cluster(root))
