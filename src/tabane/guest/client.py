@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import socket
 import struct
 from collections import deque
 from collections.abc import Callable
@@ -62,6 +63,11 @@ async def connect(path: Path) -> Guest:
             sock = connect_unix(path)
             break
         await asyncio.sleep(RETRY_S)  # the machine's process makes it, and tells nobody
+    return await greet(sock)
+
+
+async def greet(sock: socket.socket) -> Guest:
+    """The agent at the other end of a connected socket, which it takes over."""
     sock.setblocking(False)
     guest = Guest(*await asyncio.open_unix_connection(sock=sock))
     try:

@@ -100,6 +100,26 @@ def mount_idmapped(
         os.close(tree)
 
 
+def bind_read_only(source: Path, target: Path) -> None:
+    """Bind `source`, a file or a directory, on `target`; nobody can write to it there. Raises
+    `OSError`."""
+    tree = _syscall(SYS_OPEN_TREE, AT_FDCWD, os.fsencode(source), OPEN_TREE_CLONE | os.O_CLOEXEC)
+    if tree < 0:
+        raise _error("open", source)
+    try:
+        flags = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
+        attributes = _Attributes(flags, 0, 0, 0)
+        size = ctypes.c_size_t(ctypes.sizeof(attributes))
+        given = ctypes.byref(attributes)
+        if _syscall(SYS_MOUNT_SETATTR, tree, b"", AT_EMPTY_PATH, given, size) < 0:
+            raise _error("make read-only", source)
+        place = os.fsencode(target)
+        if _syscall(SYS_MOVE_MOUNT, tree, b"", AT_FDCWD, place, MOVE_MOUNT_F_EMPTY_PATH) < 0:
+            raise _error("mount", target)
+    finally:
+        os.close(tree)
+
+
 def targets_below(directory: Path) -> list[Path]:
     """What is mounted below `directory` in this mount namespace, the latest last."""
     prefix = f"{directory}/"

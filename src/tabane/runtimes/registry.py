@@ -24,6 +24,7 @@ DRIVERS = {
     "wasmtime": "tabane.runtimes.unikernel.wasmtime:make",
     "qemu-microvm": "tabane.runtimes.qemu.driver:microvm",
     "qemu": "tabane.runtimes.qemu.driver:q35",
+    "firecracker": "tabane.runtimes.firecracker.driver:make",
     "fake": "tabane.runtimes.fake:make",
 }
 """Best first within a class: what is picked when an app names no driver."""
