@@ -81,7 +81,7 @@ async def test_a_layer_that_unpacks_to_more_than_there_is_room_for(tmp_path: Pat
     store = ImageStore(tmp_path / "store", 10 * MIB)
     make_layout(tmp_path / "bomb", gzip.compress(tar_of(a=bytes(40 * MIB))))
     digest = await bring(store, "oci:bomb", tmp_path)
-    with pytest.raises(NoRoom, match="this alone takes more than the 10.0 MiB"):
+    with pytest.raises(NoRoom, match=r"this alone takes more than the 10\.0 MiB"):
         await store.prepare(digest)
     assert is_empty(tmp_path / "store") and store.room.used_bytes < MIB
 

@@ -307,3 +307,32 @@ def test_what_is_written_is_announced_before(tree: Path) -> None:
     with pytest.raises(OSError, match="no more"):
         unpack_layer(layer, tree, refuse)
     assert announced == [1512] and list(tree.iterdir()) == []
+
+
+def test_attributes_that_overlay_would_believe_are_left_out(tree: Path) -> None:
+    said = {
+        "SCHILY.xattr.trusted.overlay.opaque": "y",
+        "SCHILY.xattr.user.overlay.opaque": "y",
+        "SCHILY.xattr.security.selinux": "x",
+        "SCHILY.xattr.user.note": "kept",
+    }
+    unpack_layer(make_layer({"name": "file", "pax_headers": said}), tree)
+    assert {name: os.getxattr(tree / "file", name) for name in os.listxattr(tree / "file")} == {
+        "user.note": b"kept"
+    }
+
+
+def test_a_sparse_file_counts_as_what_it_would_be(tree: Path) -> None:
+    """A terabyte of nothing in a kilobyte."""
+    sparse = {"GNU.sparse.size": str(1 << 40), "GNU.sparse.map": "0,1"}
+    announced: list[int] = []
+
+    def refuse(size: int) -> None:
+        announced.append(size)
+        if size > 1 << 30:
+            raise OSError("no more")
+
+    layer = make_layer({"name": "disk.img", "data": b"x", "pax_headers": sparse})
+    with pytest.raises(OSError, match="no more"):
+        unpack_layer(layer, tree, refuse)
+    assert announced == [(1 << 40) + 512] and list(tree.iterdir()) == []

@@ -256,6 +256,23 @@ async def test_room_is_made_to_unpack(small: ImageNode, tmp_path: Path) -> None:
     assert small.images.store.room.used_bytes <= 4 * MIB
 
 
+async def test_room_is_made_to_pull(
+    small: ImageNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretended = PretendRegistry(tmp_path / "registry", tar_of(a="r" * 3 * MIB))
+    monkeypatch.setattr(registry, "resolve", pretended.resolve)
+    monkeypatch.setattr(registry, "fetch", pretended.fetch)
+    for name in ("one", "two"):
+        await bring(small, tmp_path / name, tar_of(a=name.ljust(MIB * 3 // 2)))
+        pass_time(small)
+    digest = await small.images.pull(Wanted(source=SOURCE), unheard)
+    assert small.images.store.digests() == [digest]
+    small.apps.append(App("hello", digest))
+    with pytest.raises(NoRoom, match="of that are left"):
+        await small.images.prepare(digest)
+    assert small.images.store.has(digest)
+
+
 async def test_collecting(small: ImageNode, tmp_path: Path) -> None:
     used = await bring(small, tmp_path / "used", tar_of(a="1"))
     unused = await bring(small, tmp_path / "unused", tar_of(a="2"))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -231,8 +233,26 @@ async def test_an_image_that_is_larger_than_the_quota(there: Registry, tmp_path:
     await put_there(there, tmp_path / "l", "team/large:1")
     store = ImageStore(tmp_path / "store", 1 << 20)
     name = f"docker://{there.host}/team/large:1"
-    assert (await fails(pull(store, name))).startswith("NoRoom: this alone takes more than the 1.0 MiB")
+    assert (await fails(pull(store, name))).startswith(
+        "NoRoom: this alone takes more than the 1.0 MiB"
+    )
     assert store.room.used_bytes == 0
+
+
+async def test_a_disk_that_fills_up_while_pulling(there: Registry, tmp_path: Path) -> None:
+    make(tmp_path / "l", tar_of(a="".join(map(str, range(1 << 20)))))
+    await put_there(there, tmp_path / "l", "team/fills:1")
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ("mount", "-t", "tmpfs", "-o", "size=2m", "none", str(place))
+    await asyncio.to_thread(subprocess.run, mount, check=True)
+    try:
+        store = ImageStore(place / "store", 1 << 40)
+        said = await fails(pull(store, f"docker://{there.host}/team/fills:1"))
+        assert said.startswith("NoRoom: docker://") and "the disk is full" in said
+        assert list((place / "store/incoming").iterdir()) == []
+    finally:
+        await asyncio.to_thread(subprocess.run, ("umount", str(place)), check=True)
 
 
 # Registries of straw
@@ -391,6 +411,35 @@ async def test_without_skopeo(store: ImageStore, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(Unsupported, match="needs skopeo on this node: install"):
         await pull(store, "docker://127.0.0.1:1/team/app:1")
+
+
+PULLS = """\
+import asyncio, sys
+from tabane.images import registry
+from tabane.references import parse_reference
+asyncio.run(registry.resolve(parse_reference(sys.argv[1])))
+"""
+
+
+async def test_skopeo_ends_with_who_started_it() -> None:
+    """Also when that is killed."""
+    asked, gone = asyncio.Event(), asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.set()
+        while await reader.read(1000):
+            pass
+        writer.close()
+        gone.set()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        name = f"docker://127.0.0.1:{server.sockets[0].getsockname()[1]}/a/b:1"
+        agent = await asyncio.create_subprocess_exec(sys.executable, "-c", PULLS, name)
+        await asked.wait()
+        agent.kill()
+        await agent.wait()
+        await gone.wait()
 
 
 async def test_a_pull_that_is_given_up_leaves_no_skopeo(store: ImageStore, tmp_path: Path) -> None:

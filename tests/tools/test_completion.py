@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.tools.answers import APP, INSTANCE
+from tests.tools.answers import APP, IMAGE, INSTANCE
 from tests.tools.conftest import EVIL, Pretended, Run, check_refusal, reply
 from tests.tools.test_cli import parser_of
 
@@ -72,6 +72,8 @@ def cluster(shell: Shell) -> object:
     apps = [APP, APP | {"namespace": "shop", "name": "cart"}, APP | {"name": EVIL}]
 
     def tell(line: str, _: bytes) -> bytes:
+        if "/images" in line:
+            return reply({"images": [IMAGE, IMAGE | {"digest": EVIL}], "silent": []})
         if "/apps" in line:
             return reply({"apps": apps, "silent": []})
         return reply({"instances": [INSTANCE, INSTANCE | {"id": "abd456"}], "silent": []})
@@ -106,6 +108,15 @@ def test_options_in_bash(shell: Shell) -> None:
     assert shell.complete("ps", "aux", "--so") == {"--sort"}
     assert shell.complete("kill", "-T") == {"-TERM"}
     assert shell.complete("completion", "") == {"bash", "zsh", "fish"}
+
+
+def test_what_is_done_to_images_and_volumes(shell: Shell, cluster: object) -> None:
+    assert shell.complete("volume", "") == {"ls", "rm"}
+    assert {"ls", "pull", "push", "import", "rm", "gc", "inspect"} == shell.complete("image", "")
+    assert shell.complete("image", "p") == {"pull", "push"}
+    assert shell.complete("image", "rm", "") == {"a" * 12}
+    assert shell.complete("image", "--node", "") == {"osaka/osaka-1", "tokyo/tokyo-1"}
+    assert shell.complete("image", "rm", "--no") == {"--node"}
 
 
 def test_columns_of_ps(shell: Shell) -> None:

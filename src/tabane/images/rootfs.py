@@ -29,7 +29,8 @@ XATTR = "SCHILY.xattr."
 BINARY = ("utf-8", "surrogateescape")
 """How PAX headers, which are text here, carry bytes."""
 KEPT_XATTRS = ("user.", "security.capability")
-"""Not `trusted.`: overlay's own marks in an image would make it lie about what is in it."""
+OVERLAYS_XATTRS = "user.overlay."
+"""Not these, nor `trusted.`: overlay's own marks would make an image lie about what is in it."""
 WHITEOUT = ".wh."
 OPAQUE = ".wh..wh..opq"
 SYS_OPENAT2 = 437
@@ -107,8 +108,12 @@ def _normalise(info: tarfile.TarInfo, path: Path) -> None:
     info.pax_headers = {
         XATTR + name: os.getxattr(path, name, follow_symlinks=False).decode(*BINARY)
         for name in names
-        if name.startswith(KEPT_XATTRS)
+        if _is_kept(name)
     }
+
+
+def _is_kept(attribute: str) -> bool:
+    return attribute.startswith(KEPT_XATTRS) and not attribute.startswith(OVERLAYS_XATTRS)
 
 
 # Unpacking
@@ -268,7 +273,7 @@ class _Unpacker:
             os.chmod(name, entry.mode & 0o7777, dir_fd=directory)
         for key, value in entry.pax_headers.items():
             attribute = key.removeprefix(XATTR)
-            if attribute != key and attribute.startswith(KEPT_XATTRS):
+            if attribute != key and _is_kept(attribute):
                 data = value.encode(*BINARY)
                 path = f"/proc/self/fd/{directory}/{name}"
                 os.setxattr(path, attribute, data, follow_symlinks=False)
