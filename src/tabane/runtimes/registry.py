@@ -22,6 +22,8 @@ DRIVERS = {
     "containerd-firecracker": "tabane.runtimes.containerd.guests:firecracker",
     "runsc": "tabane.runtimes.runsc.driver:make",
     "wasmtime": "tabane.runtimes.unikernel.wasmtime:make",
+    "solo5-spt": "tabane.runtimes.unikernel.solo5:spt",
+    "solo5-hvt": "tabane.runtimes.unikernel.solo5:hvt",
     "qemu-microvm": "tabane.runtimes.qemu.driver:microvm",
     "qemu": "tabane.runtimes.qemu.driver:q35",
     "firecracker": "tabane.runtimes.firecracker.driver:make",

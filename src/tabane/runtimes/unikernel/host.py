@@ -30,7 +30,7 @@ class Confinement(Value, frozen=True):
     cgroups: tuple[Path, ...] = ()
     id: int = INNER_ID
     binds: tuple[str, ...] = ()
-    """`SOURCE:TARGET` read-only, `SOURCE:TARGET:rw`, `SOURCE:TARGET:dev` (a device node)."""
+    """`SOURCE:TARGET` read-only, `SOURCE:TARGET:rw`; of a device, a node that the host may use."""
     pid_file: Path | None = None
     """Where the pid of what is left behind goes; without, the process itself goes on."""
     errors: Path | None = None

@@ -153,10 +153,6 @@ class HostedDriver:
         await self._spawner.forget(handle.id)
 
     async def discard(self, spec: InstanceSpec) -> None:
-        """As `Driver.discard`."""
-        await _remove(Cgroup(spec.cgroup), spec.directory)
-
-    async def discard(self, spec: InstanceSpec) -> None:
         data: dict[str, Any] = {"cgroup": spec.cgroup, "directory": str(spec.directory)}
         await self.destroy(Handle(self.name, HANDLE_VERSION, spec.id, data))
 

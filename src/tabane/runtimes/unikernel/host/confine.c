@@ -148,7 +148,7 @@ void begin(struct confinement *what, bool own_pids)
         fail_errno("making", "a session");
 }
 
-/* Files: a tree in memory with nothing but what is bound into it */
+/* Files: a tree in memory with nothing but what is bound or made in it */
 
 static void make_directories(char *path)
 {
@@ -158,6 +158,22 @@ static void make_directories(char *path)
             fail_errno("making", path);
         *slash = '/';
     }
+}
+
+/* The device itself, for whoever sees the tree: that is one process. */
+static void make_device(const char *target, dev_t device)
+{
+    if (mknod(target, S_IFCHR | 0666, device) || chmod(target, 0666))
+        fail_errno("making", target);
+}
+
+static void make_mount_point(const char *target, bool is_directory)
+{
+    int made = is_directory ? mkdir(target, 0755) : open(target, O_CREAT | O_WRONLY | O_CLOEXEC, 0644);
+    if (made < 0 && errno != EEXIST)
+        fail_errno("making", target);
+    if (made > 0)
+        close(made);
 }
 
 static void bind_one(const char *root, const char *text)
@@ -170,30 +186,26 @@ static void bind_one(const char *root, const char *text)
         fail_errno("finding", text);
     snprintf(target, sizeof target, "%s%s", root, inside);
     make_directories(target);
-    bool is_directory = S_ISDIR(found.st_mode);
-    int made = is_directory ? mkdir(target, 0755) : open(target, O_CREAT | O_WRONLY | O_CLOEXEC, 0644);
-    if (made < 0 && errno != EEXIST)
-        fail_errno("making", target);
-    if (made > 0)
-        close(made);
-    unsigned long flags = MS_BIND | MS_REMOUNT | MS_NOSUID;
-    flags |= how && !strcmp(how, "dev") ? 0 : MS_NODEV;
-    flags |= how ? 0 : MS_RDONLY;
+    if (S_ISCHR(found.st_mode)) {
+        make_device(target, found.st_rdev);
+        return;
+    }
+    make_mount_point(target, S_ISDIR(found.st_mode));
+    unsigned long flags = MS_BIND | MS_REMOUNT | MS_NOSUID | MS_NODEV | (how ? 0 : MS_RDONLY);
     if (mount(source, target, NULL, MS_BIND, NULL) || mount(NULL, target, NULL, flags, NULL))
         fail_errno("binding", text);
 }
 
 static void leave_files(struct confinement *what)
 {
-    unsigned long sealed = MS_NOSUID | MS_NODEV | MS_RDONLY;
     if (unshare(CLONE_NEWNS) || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL))
         fail_errno("parting from", "the machine's mounts");
-    if (mount("tmpfs", what->root, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755,size=64k,nr_inodes=256"))
+    if (mount("tmpfs", what->root, "tmpfs", MS_NOSUID, "mode=755,size=64k,nr_inodes=256"))
         fail_errno("mounting on", what->root);
     umask(022);
     for (const char **bind = what->binds; *bind; bind++)
         bind_one(what->root, *bind);
-    if (mount(NULL, what->root, NULL, MS_REMOUNT | sealed, "size=64k,nr_inodes=256"))
+    if (mount(NULL, what->root, NULL, MS_REMOUNT | MS_NOSUID | MS_RDONLY, "size=64k,nr_inodes=256"))
         fail_errno("sealing", what->root);
     if (chdir(what->root) || syscall(SYS_pivot_root, ".", ".") || umount2(".", MNT_DETACH) || chdir("/"))
         fail_errno("changing to", what->root);

@@ -17,7 +17,8 @@ struct confinement {
     const char *cgroups[MOST_CGROUPS]; /* directories, NULL after the last */
     const char *user_namespace, *network_namespace; /* NULL: stay in one's own */
     const char *root;                  /* directory that a tree in memory is made on */
-    const char *binds[MOST_BINDS];     /* SOURCE:TARGET[:rw], NULL after the last */
+    const char *binds[MOST_BINDS];     /* SOURCE:TARGET[:rw], NULL after the last;
+                                          of a device a node is made */
     unsigned id;                       /* uid and gid, in the user namespace */
     const char *filter;                /* file of a compiled seccomp filter */
     const char *pid_file;              /* where the confined process's pid goes; NULL: nobody asks */
