@@ -1,0 +1,197 @@
+"""QEMU's command line, and what its machines say at their end: without QEMU."""
+
+from __future__ import annotations
+
+import itertools
+import stat
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tabane.errors import Unsupported
+from tabane.model import ExitStatus
+from tabane.runtimes.qemu import kernel
+from tabane.runtimes.qemu.ends import parse_end, read_end, tells_of_program
+from tabane.runtimes.qemu.enforced import ENFORCEMENTS
+from tabane.runtimes.qemu.kernel import encode_cpio, find_kernel, make_initramfs
+from tabane.runtimes.qemu.machine import (
+    ALIGNMENT,
+    KERNEL_BYTES,
+    MICROVM,
+    Q35,
+    Accelerator,
+    Confinement,
+    Machine,
+    Plan,
+    make_argv,
+    memory_for,
+)
+
+KVM = Accelerator("kvm", "with KVM")
+TCG = Accelerator("tcg", "emulated", 2_600_000)
+PLAN = Plan(memory_for(48 << 20), 2, "02:7a:b0:01:00:02")
+MACHINES = pytest.mark.parametrize("machine", [MICROVM, Q35], ids=lambda machine: machine.name)
+
+
+def options(argv: tuple[str, ...], name: str) -> list[str]:
+    """The values of an option that may come more than once."""
+    return [value for option, value in itertools.pairwise(argv) if option == name]
+
+
+@MACHINES
+def test_a_machine_has_three_disks_and_four_ports(machine: Machine) -> None:
+    argv = make_argv(machine, PLAN, KVM)
+    disks = options(argv, "-blockdev")
+    assert ["read-only=on" in disk for disk in disks] == [True, False, True]
+    assert all("locking=off" in disk for disk in disks)
+    devices = options(argv, "-device")
+    drives = [device for device in devices if device.startswith("virtio-blk-")]
+    assert [drive.partition("serial=")[2] for drive in drives] == ["image", "layer", "start"]
+    ports = [device for device in devices if device.startswith("virtserialport")]
+    assert [port.partition("name=")[2] for port in ports] == ["agent", "out", "err", "end"]
+    assert all(device.split(",")[0].endswith((machine.bus, "port")) for device in devices)
+
+
+@MACHINES
+@pytest.mark.parametrize("accelerator", [KVM, TCG], ids=lambda accelerator: accelerator.name)
+def test_nothing_of_the_host_is_in_it_and_it_could_be_moved(
+    machine: Machine, accelerator: Accelerator
+) -> None:
+    argv = make_argv(machine, PLAN, accelerator)
+    assert "-nodefaults" in argv and "-no-user-config" in argv
+    assert options(argv, "-sandbox") == [
+        "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+    ]
+    assert options(argv, "-object") == ["memory-backend-memfd,id=memory,size=144M,share=on"]
+    assert options(argv, "-M")[0].endswith(",memory-backend=memory")
+    assert not any(word in " ".join(argv) for word in ("fsdev", "vhost", "vfio", "usb", "9p"))
+    assert (options(argv, "-m"), options(argv, "-smp")) == (["144"], ["2"])
+    (net,) = options(argv, "-netdev")
+    assert net == "tap,id=net,fd=13"
+
+
+def test_only_an_emulated_machine_is_told_how_fast_its_counter_goes() -> None:
+    told = {a.name: options(make_argv(MICROVM, PLAN, a), "-append")[0] for a in (KVM, TCG)}
+    assert "tsc_early_khz=2600000" in told["tcg"] and "lpj=" in told["tcg"]
+    assert "tsc_early_khz" not in told["kvm"] and "mitigations=off" not in told["kvm"]
+    assert options(make_argv(MICROVM, PLAN, KVM), "-accel") == ["kvm"]
+
+
+def test_without_a_network_there_is_no_device_for_it() -> None:
+    assert "-netdev" not in make_argv(MICROVM, Plan(PLAN.memory_bytes, 1), KVM)
+
+
+@given(st.integers(1, 1 << 40))
+def test_a_machine_has_what_its_app_may_use_and_its_kernel_needs(app_bytes: int) -> None:
+    size = memory_for(app_bytes)
+    assert 0 <= size - app_bytes - KERNEL_BYTES < ALIGNMENT
+    assert size % ALIGNMENT == 0
+
+
+def test_what_confines_it_is_told_all_that_it_shows() -> None:
+    shows = {"/usr": Path("/usr"), "/vm/start": Path("/i/start")}
+    place = Confinement(
+        *(Path("/c"), Path("/i/root"), "/proc/7/ns/user", "/proc/7/ns/net", 65533, shows),
+        writable={"/vm/layer": Path("/i/layer")},
+        devices=("/dev/kvm",),
+    )
+    argv = place.around(("qemu", "-x"))
+    assert argv[:5] == ("/c", "--user", "/proc/7/ns/user", "--net", "/proc/7/ns/net")
+    assert options(argv, "--ro") == ["/usr=/usr", "/vm/start=/i/start"]
+    assert options(argv, "--rw") == ["/vm/layer=/i/layer"]
+    assert options(argv, "--dev") == ["/dev/kvm"]
+    assert argv[-3:] == ("--", "qemu", "-x")
+
+
+@pytest.mark.parametrize(
+    ("line", "machine", "status"),
+    [
+        ("exit 3", ExitStatus(), ExitStatus(3)),
+        ("exit 255", ExitStatus(), ExitStatus(255)),
+        ("exit 256", ExitStatus(), ExitStatus(255)),
+        ("signal 15", ExitStatus(), ExitStatus(signal=15)),
+        ("oom 9", ExitStatus(), ExitStatus(signal=9, oom=True)),
+        ("signal 1000", ExitStatus(), ExitStatus(255)),
+        ("failed cannot mount", ExitStatus(), ExitStatus(255)),
+        ("", ExitStatus(), ExitStatus(255)),
+        ("", ExitStatus(137), ExitStatus(signal=9)),
+        ("", ExitStatus(signal=9), ExitStatus(signal=9)),
+        ("", ExitStatus(125), ExitStatus(125)),
+        ("exit 0", ExitStatus(137), ExitStatus()),
+    ],
+)
+def test_how_a_machine_ended(line: str, machine: ExitStatus, status: ExitStatus) -> None:
+    assert parse_end(line, machine) == status
+
+
+@given(st.text(max_size=600))
+def test_whatever_a_guest_says_last_is_a_status(line: str) -> None:
+    status = parse_end(line, ExitStatus())
+    assert 0 <= status.code <= 255 and 0 <= status.signal <= 64
+    assert isinstance(tells_of_program(line), bool)
+
+
+def test_of_a_last_word_one_line_is_read(tmp_path: Path) -> None:
+    assert read_end(tmp_path) == ""
+    (tmp_path / "end").write_bytes(b"exit 4\n" + b"x" * 10_000)
+    assert read_end(tmp_path) == "exit 4"
+    (tmp_path / "end").write_bytes(b"\xff" * 10_000)
+    assert len(read_end(tmp_path)) == 512
+
+
+def test_the_initial_file_system_is_an_archive_of_the_agent_and_modules(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel, "AGENT", tmp_path / "agent")
+    (tmp_path / "agent").write_bytes(b"an agent")
+    (tmp_path / "modules").mkdir()
+    for name in ("one", "two"):
+        (tmp_path / "modules" / f"{name}.ko").write_bytes(name.encode() * 3)
+    with pytest.raises(Unsupported, match=f"no guest kernel at {tmp_path}/vmlinux"):
+        find_kernel(tmp_path)
+    (tmp_path / "vmlinux").touch()
+    (tmp_path / "release").write_text("6.1\n")
+    found = find_kernel(tmp_path)
+    assert found.release == "6.1"
+    path = make_initramfs(found, ("two", "one"), tmp_path)
+    entries = parse_cpio(path.read_bytes())
+    assert entries["init"] == (stat.S_IFREG | 0o755, b"an agent")
+    assert entries["modules"][1] == b"two\none\n"
+    assert entries["lib/two.ko"][1] == b"twotwotwo"
+    assert stat.S_ISCHR(entries["dev/console"][0])
+    assert make_initramfs(found, ("two", "one"), tmp_path) == path
+    assert make_initramfs(found, ("one", "two"), tmp_path) != path
+    with pytest.raises(Unsupported, match=r"no module .*three\.ko"):
+        make_initramfs(found, ("three",), tmp_path)
+    (tmp_path / "agent").unlink()
+    with pytest.raises(Unsupported, match="agent was not compiled"):
+        find_kernel(tmp_path)
+
+
+def parse_cpio(archive: bytes) -> dict[str, tuple[int, bytes]]:
+    """Modes and contents by name, as the kernel reads them (initramfs/buffer-format.rst)."""
+    found, at = {}, 0
+    while True:
+        assert archive[at : at + 6] == b"070701" and at % 4 == 0
+        fields = [int(archive[at + 6 + 8 * n : at + 14 + 8 * n], 16) for n in range(13)]
+        mode, size, length = fields[1], fields[6], fields[11]
+        name = archive[at + 110 : at + 110 + length - 1].decode()
+        start = (at + 110 + length + 3) & ~3
+        if name == "TRAILER!!!":
+            return found
+        found[name] = (mode, archive[start : start + size])
+        at = (start + size + 3) & ~3
+
+
+def test_the_same_contents_are_the_same_archive() -> None:
+    entries = [("a", stat.S_IFREG | 0o644, b"text", 0)]
+    assert encode_cpio(entries) == encode_cpio(list(entries))
+
+
+def test_every_default_has_a_row() -> None:
+    assert {row.default for row in ENFORCEMENTS} == {
+        *("no_new_privileges", "capabilities", "seccomp", "user_namespace", "low_ports"),
+        *("read_only_image", "disk_quota", "pids", "memory", "cpu", "egress", "node_services"),
+    }
