@@ -307,6 +307,17 @@ async def test_removing_keeps_what_others_need(store: ImageStore, tmp_path: Path
     assert ((await store.prepare(one)).tree / "a").read_text() == "1"
 
 
+async def test_what_another_version_wrote_has_to_come_anew(
+    store: ImageStore, rootfs: Path, tmp_path: Path
+) -> None:
+    digest = await bring(store, f"rootfs:{rootfs}", tmp_path)
+    (tmp_path / "store/images" / digest.removeprefix("sha256:")).write_text(f'["{digest}"]')
+    again = ImageStore(tmp_path / "store")
+    assert again.list_images() == [] and not again.has(digest)
+    assert await bring(again, f"rootfs:{rootfs}", tmp_path) == digest
+    assert ((await again.prepare(digest)).tree / "bin/tool").exists()
+
+
 async def test_unknown_images(store: ImageStore) -> None:
     digest = "sha256:" + "0" * 64
     assert not store.has(digest)

@@ -287,6 +287,21 @@ async def test_collecting(small: ImageNode, tmp_path: Path) -> None:
     assert small.images.store.digests() == [used]
 
 
+async def test_a_tree_that_lost_its_image_goes_when_nothing_runs_from_it(
+    small: ImageNode, tmp_path: Path
+) -> None:
+    digest = await bring(small, tmp_path / "l", tar_of(a="1"))
+    tree = (await small.images.prepare(digest)).tree
+    blob = small.images.store.blob(oci.digest_of(tar_of(a="1")))
+    blob.write_bytes(b"damaged")
+    assert await small.images.store.drop_damaged(digest)
+    pass_time(small)
+    small.running["abc"] = digest
+    assert (await small.images.collect_own()).digests == () and tree.exists()
+    small.running.clear()
+    assert (await small.images.collect_own()).digests == (digest,) and not tree.exists()
+
+
 async def test_what_is_used_is_not_removed(small: ImageNode, tmp_path: Path) -> None:
     digest = await bring(small, tmp_path / "used", tar_of(a="1"))
     small.running["abc"] = digest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -33,6 +34,8 @@ ASK_S = 5.0
 REMOVE_S = 60.0
 """Large trees take their time."""
 LONGEST_AUTH = 64 << 10
+AGAIN_S = 10.0
+"""So often at the least it is said how far a pull is: much sooner than `peers.SILENCE_S`."""
 
 
 class PullBody(Body):
@@ -163,13 +166,14 @@ def _check_auth(text: str) -> str:
 async def tell_progress(
     work: Callable[[Tell], Awaitable[dict[str, Any]]],
 ) -> AsyncIterator[bytes]:
-    """The lines of an answer: the latest of what is told, as it can be sent, then the outcome. Who
-    stops to read ends the work."""
-    latest: list[Progress] = []
+    """The lines of an answer: the latest of what is told, as it can be sent, again after a while
+    without news; then the outcome. Who stops to read ends the work."""
+    latest = Progress("begin")
     news = asyncio.Event()
 
     def tell(progress: Progress) -> None:
-        latest[:] = [progress]
+        nonlocal latest
+        latest = progress
         news.set()
 
     async def outcome() -> dict[str, Any]:
@@ -185,12 +189,12 @@ async def tell_progress(
     async with Supervisor("image", on_failure=lambda *_: None) as tasks:
         done = tasks.start("work", outcome())
         while not done.done():
-            await news.wait()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(AGAIN_S):
+                    await news.wait()
             news.clear()
-            told = [*latest]
-            latest.clear()
-            for progress in told:
-                yield msgspec.json.encode(progress) + b"\n"
+            if not done.done():
+                yield msgspec.json.encode(latest) + b"\n"
         yield msgspec.json.encode(done.result()) + b"\n"
 
 

@@ -33,7 +33,7 @@ LAYOUT = "oci:layout:image"
 
 
 class Progress(Value, frozen=True, omit_defaults=True):
-    """How far an image has come. `step`: `resolve`, `pull`, `copy` (from another node), `unpack`,
+    """How far an image has come. `step`: `begin`, `resolve`, `pull`, `copy` (from another node),
     `push`; `where`: the registry or node. `total_bytes` of what is missing here; 0: not known."""
 
     step: str

@@ -17,6 +17,7 @@ One process has the store open. Everything that takes time runs in threads.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shutil
 import tempfile
@@ -33,6 +34,8 @@ from tabane.images.incoming import Incoming, is_sound, sync_file
 from tabane.images.room import Claim, Room
 from tabane.model import Value
 from tabane.runtimes.api import Image
+
+log = logging.getLogger(__name__)
 
 HOST = "host"
 USED_S = 60.0
@@ -75,7 +78,17 @@ class ImageStore:
         self._locks: dict[str, asyncio.Lock] = {}
         self._changing = asyncio.Lock()
         """Held while blobs come or go, so that none is removed that another image just got."""
+        self._drop_unknown()
         self.measure()
+
+    def _drop_unknown(self) -> None:
+        """Images that another version has written, or that are damaged, have to come anew."""
+        for digest in self.digests():
+            try:
+                self._read(digest)
+            except Corrupt as error:
+                log.warning("%s: it is forgotten", error)
+                self._marker(digest).unlink()
 
     # What is here
 
@@ -134,8 +147,8 @@ class ImageStore:
             place = Path(tempfile.mkdtemp(dir=self._directory / "incoming"))
             try:
                 yield Incoming(place, claim, self._directory)
-            finally:
-                await asyncio.to_thread(shutil.rmtree, place)
+            finally:  # a thread that was given up may still write there
+                await asyncio.to_thread(shutil.rmtree, place, ignore_errors=True)
 
     async def import_layout(self, source: AsyncIterable[bytes] | Path, name: str = "") -> str:
         """Take in an image as `Packed.chunks()` or `export` give it; return its digest. `name`:
@@ -182,13 +195,15 @@ class ImageStore:
         Instances that run from it keep their files; drivers hold them.
         """
         async with self._changing:
-            if self.has(digest):
+            if self.has(digest) or self._tree(digest).exists():
                 self._prepared.pop(digest, None)
                 await asyncio.to_thread(self._remove, digest)
 
     def _remove(self, digest: str) -> None:
-        gone = set(self._read(digest).digests)
-        self._marker(digest).unlink()
+        gone: set[str] = set()
+        if self.has(digest):
+            gone |= set(self._read(digest).digests)
+            self._marker(digest).unlink()
         for other in self.digests():
             gone -= set(self._read(other).digests)
         for blob in gone:
@@ -198,6 +213,11 @@ class ImageStore:
             self._tree(digest).rename(place / "tree")
             shutil.rmtree(place)
         self.measure()
+
+    def orphans(self) -> list[str]:
+        """Trees whose image is not here any more."""
+        trees = (f"sha256:{path.name}" for path in (self._directory / "trees").iterdir())
+        return sorted(digest for digest in trees if not self.has(digest))
 
     async def drop_damaged(self, digest: str) -> bool:
         """Remove what of an image is not what its name says any more, if anything is: it and all
@@ -290,7 +310,7 @@ class ImageStore:
             problem = f"image {digest} is not in this node's store: deploy its app again"
             raise NotFound(problem) from None
         except msgspec.DecodeError:
-            raise Corrupt(f"{self._marker(digest)} is damaged: remove it") from None
+            raise Corrupt(f"{self._marker(digest)} does not say what {digest} is") from None
 
 
 def choose_to_remove(images: Iterable[StoredImage], keep: set[str]) -> list[str]:

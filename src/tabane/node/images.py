@@ -250,9 +250,10 @@ class NodeImages:
     async def collect_own(self, *, dry: bool = False) -> ImagesRemoved:
         """Remove what nothing uses; `dry`: only say what that is."""
         images = await asyncio.to_thread(self.store.list_images)
-        unused = choose_to_remove(images, self._in_use())
+        unused = choose_to_remove(images, in_use := self._in_use())
         if not dry:
-            return await self._remove(unused)
+            orphans = [tree for tree in self.store.orphans() if tree not in in_use]
+            return await self._remove([*unused, *orphans])
         sizes = {image.digest: image.bytes + image.unpacked_bytes for image in images}
         size = sum(sizes[digest] for digest in unused)
         return ImagesRemoved(tuple(unused), size)

@@ -11,6 +11,7 @@ from tabane.tools.cli.common import complain, printable
 from tabane.tools.cli.sizes import scaled
 
 STEPS = {
+    "begin": "waiting for an image",
     "resolve": "looking it up in",
     "pull": "pulling from",
     "copy": "copying from",
