@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tabane.errors import Busy, Closed, EngineError, ProtocolError, TimedOut, UsageError
+from tabane.guest import client
 from tabane.guest.client import Guest, connect
 from tabane.guest.frames import (
     MAX_PAYLOAD,
@@ -260,6 +261,22 @@ async def test_who_waits_for_a_port_no_more_says_so(tmp_path: Path) -> None:
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(guest.wait_listening(8000), 0.05)
         await asyncio.wait_for(guest.wait_listening(8001), 5)
+
+
+async def test_a_guest_that_takes_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "MAX_UNSENT_BYTES", 100_000)
+
+    async def script(agent: Agent) -> None:
+        """It hears no more."""
+
+    async with guest_with(tmp_path, script) as guest:
+        for _ in range(100):
+            guest.say(Kind.RESEED, 1, bytes(MAX_PAYLOAD))
+        assert not guest.is_open
+        with pytest.raises(Closed):
+            guest.say(Kind.RESEED, 1, must=True)
 
 
 @pytest.mark.parametrize("told", [b"nonsense", b"x" * (5 << 20)])

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from tabane.errors import EngineError, NotFound, Unsupported, UsageError
+from tabane.clock import SYSTEM
+from tabane.errors import Asleep, EngineError, NotFound, Unsupported, UsageError
 from tabane.model import ExitStatus, Resources
 from tabane.runtimes import mounts
 from tabane.runtimes.api import Image, User
@@ -66,6 +67,7 @@ async def test_a_machine(bench: MachineBench) -> None:
         await see_commands(inside)
         await see_copies(inside)
         await see_processes(inside)
+        await see_frost(bench, inside)
 
 
 async def see_confinement(inside: Running) -> None:
@@ -221,6 +223,25 @@ async def see_processes(inside: Running) -> None:
     assert not any(process.ppid == 2 for process in found.values())
     stats = await inside.driver.stats(inside.handle)
     assert stats.pids < 10 and stats.memory_bytes > 32 << 20
+
+
+async def see_frost(bench: MachineBench, inside: Running) -> None:
+    """Nobody waits for a guest that stands still; thawed, it has the right time again. The next
+    agent knows that it stands still."""
+    await inside.driver.freeze(inside.handle)
+    assert (await inside.driver.stats(inside.handle)).memory_bytes > 0
+    with pytest.raises(Asleep, match="is frozen: thaw it first"):
+        await run_inside(inside.driver, inside.handle, ("true",))
+    again = bench.restarted()
+    found = await again.recover(inside.spec, inside.handle)
+    assert found == inside.handle
+    with pytest.raises(Asleep):
+        await again.guest_processes(found)
+    await again.thaw(found)
+    date = await run_inside(again, found, ("busybox", "date", "+%s"))
+    assert abs(int(date.stdout) - SYSTEM.wall()) < 3
+    await again.stop(found, 20)
+    assert await again.wait(found) == ExitStatus(signal=signal.SIGTERM)
 
 
 async def test_all_output_is_in_the_log(bench: MachineBench) -> None:

@@ -45,6 +45,8 @@ from tabane.unix import connect_unix
 READ_BYTES = 64 << 10
 ANSWER_S = 5.0
 """How long a guest may take to answer. Under emulation it answers in some milliseconds."""
+MAX_UNSENT_BYTES = 4 << 20
+"""Of what a guest does not take, kept for it: more than all its conversations' windows."""
 END_S = 4.0
 """How long the end of what nobody wants may take: the guest kills after 2 s."""
 RETRY_S = 0.002
@@ -138,19 +140,23 @@ class Guest:
             self._lose(error if isinstance(error, ProtocolError) else Closed(str(error)))
 
     def _take(self, data: bytes) -> None:
-        try:
-            frames = self._frames.feed(data)
-        except ProtocolError:
-            if self._welcome.done():
-                raise
-            frames = []  # said to a host before this one
-        for frame in frames:
+        for frame in self._parse(data):
             if self._welcome.done():
                 self._on_frame(frame)
             elif frame.kind == Kind.WELCOME:
                 version, nonce = parse_welcome(frame.payload)
                 if nonce == self._nonce:
                     self._welcome.set_result(version)
+
+    def _parse(self, data: bytes) -> list[Frame]:
+        """Before the welcome there may be what was said to another host, and broken off."""
+        while True:
+            try:
+                return self._frames.feed(data)
+            except ProtocolError:
+                if self._welcome.done():
+                    raise
+                data = b""
 
     def _on_frame(self, frame: Frame) -> None:
         answer = self._answers.get(frame.channel)
@@ -209,6 +215,8 @@ class Guest:
         sent, which else is not said."""
         if self.is_open:
             self._writer.write(encode_frame(kind, number, payload))
+            if self._writer.transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
+                self._lose(ProtocolError("the guest takes nothing of what it is told"))
         elif must:
             raise Closed("the connection to the guest is closed")
 

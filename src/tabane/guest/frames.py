@@ -95,7 +95,8 @@ class FrameReader:
     def feed(self, data: bytes) -> list[Frame]:
         """The frames that are complete now; none before a silence was heard.
 
-        Raises `ProtocolError` for what is no frame; then it waits for a silence again.
+        Raises `ProtocolError` for what is no frame; then it waits for a silence, which may be in
+        what it has been given already.
         """
         self._inbox += data
         if not self._in_step and not self._find_silence():
@@ -130,5 +131,5 @@ class FrameReader:
         return Frame(kind, channel, payload)
 
     def _lost(self, what: str) -> ProtocolError:
-        self._inbox, self._in_step = b"", False
+        self._in_step = False
         return ProtocolError(f"the guest sent {what}")

@@ -27,6 +27,7 @@ enum {
     NONCE = 16,
     HANGUP_MS = 2000,  /* from HUP to KILL */
     ARGS = 4096,       /* words of a command or its environment */
+    VSOCK_PORT = 1,
 };
 
 enum { HELLO = 1, EXEC, PUT, GET, LIST, INPUT, END_INPUT, RESIZE, SIGNAL, CLOSE, GRANT,
@@ -70,6 +71,7 @@ int64_t now_ms(void);
 /* boot.c */
 void boot(void);
 void prepare_app(void);
+bool uses_vsock(void);
 int open_port(const char *name);
 void write_file(const char *path, const char *text);
 long read_file(const char *path, char *into, size_t size);

@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/reboot.h>
 #include <sys/signalfd.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -49,6 +50,7 @@ struct pump {                       /* the app's output, to the host's log */
 static struct talk talks[MAX_TALKS];
 static struct pump pumps[2];
 static int port = -1, last_word = -1;
+static int listener = -1;           /* where the port is a connection on vsock */
 static pid_t app;
 static bool is_connected;           /* the host has the port open, as far as is known */
 static uint8_t out[OUT_BYTES], in[HEADER + MAX_PAYLOAD + 1];
@@ -489,18 +491,29 @@ static void take_byte(uint8_t byte)
         is_in_step = false;
 }
 
+static void lose_host(void);
+
 static void hear(void)
 {
     static uint8_t data[MAX_PAYLOAD];
     long got;
-    while (out_count <= OUT_FULL && (got = read(port, data, sizeof data)) > 0)
+    while (out_count <= OUT_FULL && (got = read(port, data, sizeof data)) != 0) {
+        if (got < 0 && (errno == EAGAIN || listener < 0))
+            return;
+        if (got < 0)
+            break;
         for (long n = 0; n < got; n++)
             take_byte(data[n]);
+    }
+    if (listener >= 0 && out_count <= OUT_FULL)
+        lose_host();
 }
 
 /* The host has closed the port: nobody waits for what was begun. */
 static void lose_host(void)
 {
+    if (listener >= 0)
+        close_stream(&port);
     is_connected = false;
     is_in_step = false;
     in_count = out_count = 0;
@@ -562,11 +575,12 @@ static void add(struct pollfd *all, int *count, int file, short events)
 
 static void wait_for_something(int signals)
 {
-    struct pollfd all[8 + 3 * MAX_TALKS];
+    struct pollfd all[9 + 3 * MAX_TALKS];
     int count = 0, ports = -1;
-    int64_t pause = is_connected ? -1 : RETRY_MS;
+    int64_t pause = is_connected || listener >= 0 ? -1 : RETRY_MS;
     bool has_room = out_count <= OUT_FULL;
     add(all, &count, signals, POLLIN);
+    add(all, &count, listener, POLLIN);
     if (is_connected) {
         ports = count;
         add(all, &count, port, (has_room ? POLLIN : 0) | (out_count ? POLLOUT : 0));
@@ -589,6 +603,16 @@ static void wait_for_something(int signals)
         lose_host();
 }
 
+/* Whoever connected last is the host. */
+static void accept_host(void)
+{
+    for (int next; (next = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)) >= 0;) {
+        lose_host();
+        port = next;
+        is_connected = true;
+    }
+}
+
 static bool is_host_there(void)
 {
     struct pollfd one = {.fd = port, .events = POLLIN};
@@ -604,7 +628,9 @@ static void run(int signals)
         while (read(signals, told, sizeof told) > 0)
             ;
         reap();
-        if (!is_connected)
+        if (listener >= 0)
+            accept_host();
+        else if (!is_connected)
             is_connected = is_host_there();
         if (is_connected)
             hear();
@@ -637,6 +663,11 @@ static void open_ports(void)
     port = open_port("agent");
     if (last_word < 0 || pumps[0].to < 0 || pumps[1].to < 0 || port < 0)
         fail("the machine lacks a port to the host");
+    if (uses_vsock()) {
+        listener = port;
+        port = -1;
+        return;
+    }
     fcntl(port, F_SETOWN, getpid());
     fcntl(port, F_SETFL, fcntl(port, F_GETFL) | O_ASYNC);
 }

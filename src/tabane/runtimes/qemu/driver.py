@@ -23,6 +23,7 @@ import msgspec
 
 from tabane.clock import SYSTEM
 from tabane.errors import (
+    Asleep,
     Closed,
     EngineError,
     NotFound,
@@ -75,11 +76,12 @@ NO_CHECKPOINTS = "machines cannot be checkpointed yet: only cold starts"
 
 
 class Line:
-    """The connection to one guest, made when it is wanted."""
+    """The connection to one guest, made when it is wanted. `is_frozen`: nobody answers there."""
 
     def __init__(self) -> None:
         self.lock = asyncio.Lock()
         self.guest: guests.Guest | None = None
+        self.is_frozen = False
 
 
 class QemuDriver:
@@ -174,7 +176,7 @@ class QemuDriver:
 
     async def _reach(self, handle: Handle, timeout_s: float | None) -> guests.Guest:
         """The guest, once its program runs. Raises `Closed` when its machine ends, `TimedOut`."""
-        line = self._lines.setdefault(handle.id, Line())
+        line = self._line(handle)
         try:
             async with asyncio.timeout(timeout_s), line.lock:
                 if line.guest is not None and not line.guest.is_open:
@@ -189,8 +191,14 @@ class QemuDriver:
     async def _connect(self, handle: Handle) -> guests.Guest:
         return await guests.connect(_directory(handle) / "agent.sock")
 
+    def _line(self, handle: Handle) -> Line:
+        return self._lines.setdefault(handle.id, Line())
+
     async def _running(self, handle: Handle) -> guests.Guest:
+        """The guest of a machine that runs. Raises `NotFound`, `Asleep`, `TimedOut`, `Closed`."""
         _check_running(handle)
+        if self._line(handle).is_frozen:
+            raise Asleep(f"{handle.id} is frozen: thaw it first")
         return await self._reach(handle, AGENT_S)
 
     async def wait_listening(self, handle: Handle, port: int) -> None:
@@ -218,8 +226,8 @@ class QemuDriver:
             await self._spawner.exited(handle.id)
 
     async def _ask_to_stop(self, handle: Handle) -> None:
+        await self._resume(handle)
         guest = await self._running(handle)
-        await self._control(handle, "cont")
         number = handle.data["stop_signal"]
         assert isinstance(number, int)
         guest.say(Kind.SIGNAL, 0, number.to_bytes(4, "little"), must=True)
@@ -227,12 +235,18 @@ class QemuDriver:
     async def freeze(self, handle: Handle) -> None:
         _check_running(handle)
         await self._control(handle, "stop")
+        self._line(handle).is_frozen = True
+
+    async def _resume(self, handle: Handle) -> None:
+        if _is_running(handle):
+            await self._control(handle, "cont")
+            self._line(handle).is_frozen = False
 
     async def thaw(self, handle: Handle) -> None:
         """Its monotonic clock goes on where it stopped; its wall clock is set."""
         if not _is_running(handle):
             return
-        await self._control(handle, "cont")
+        await self._resume(handle)
         guest = await self._running(handle)
         await guest.call(Kind.CLOCK, int(SYSTEM.wall() * 1e9).to_bytes(8, "little"))
 
@@ -248,7 +262,12 @@ class QemuDriver:
     async def recover(self, spec: InstanceSpec, handle: Handle) -> Handle | None:
         if not handle.data["pid"]:
             handle = _adopt(handle)
-        return handle if _is_running(handle) else None
+        if not _is_running(handle):
+            return None
+        with suppress(TabaneError):
+            status = await self._control(handle, "query-status")
+            self._line(handle).is_frozen = status.get("status") == "paused"
+        return handle
 
     async def destroy(self, handle: Handle) -> None:
         if (line := self._lines.pop(handle.id, None)) is not None and line.guest is not None:
@@ -294,8 +313,8 @@ class QemuDriver:
         those killed for want of memory, as the guest tells, unless it stands still."""
         _check_running(handle)
         stats = _cgroup(handle).stats()
-        with suppress(TimedOut, Closed):
-            guest = await self._reach(handle, 1.0)
+        with suppress(TimedOut, Closed, Asleep):
+            guest = await self._running(handle)
             told = parse_numbers(await guest.call(Kind.STATS, timeout_s=1.0))
             return Stats(
                 stats.cpu_us,
