@@ -11,7 +11,7 @@ import pytest
 
 from tabane.errors import EngineError
 from tabane.k2i import K2i, ProcessTable, Question
-from tabane.k2i.inside import KEPT_S, LEAST_PAUSE_S, SHARE, Ask, Insides
+from tabane.k2i.inside import FIRST_PAUSE_S, KEPT_S, LEAST_PAUSE_S, SHARE, Ask, Insides
 from tabane.model import (
     AppName,
     Class,
@@ -68,6 +68,9 @@ class Bench:
 
     async def look(self, driver: Driver, name: str = "i1") -> None:
         self.insides.want([(instance(name), driver)])
+        await asyncio.sleep(0)
+        assert not driver.asked.is_set()
+        self.clock.advance(FIRST_PAUSE_S)
         await driver.asked.wait()
 
     async def again(self, driver: Driver, seconds: float = LEAST_PAUSE_S) -> None:
@@ -148,6 +151,8 @@ async def test_a_hanging_driver_delays_nobody(
     quick = Driver([WEB])
     slow: Ask = hang
     bench.insides.want([(instance("a"), slow), (instance("b"), quick)])
+    await asyncio.sleep(0)
+    bench.clock.advance(FIRST_PAUSE_S)
     await quick.asked.wait()
     assert [row.instance for row in bench.insides.processes()] == ["b"]
     await gave_up.wait()

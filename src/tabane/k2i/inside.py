@@ -24,6 +24,8 @@ from tabane.supervise import Supervisor
 
 log = logging.getLogger(__name__)
 
+FIRST_PAUSE_S = 0.1
+"""One that is ready has a session to answer first."""
 LEAST_PAUSE_S = 2.0
 DEADLINE_S = 2.0
 SHARE = 0.05
@@ -88,6 +90,7 @@ class Insides:
         return {key: looked.error for key, looked in self._looked.items() if looked.error}
 
     async def _run(self, looked: _Looked) -> None:
+        await sleep_until(self._clock, self._clock.now() + FIRST_PAUSE_S)
         while True:
             began = self._clock.now()
             await self._look(looked)
