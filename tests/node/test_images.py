@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tabane.api import images
 from tabane.errors import Conflict, Corrupt, NotFound, TabaneError, Unreachable
 from tabane.images import layout, oci, pack, registry
 from tabane.images.registry import Progress, Resolved, Tell
@@ -231,18 +232,18 @@ def pass_time(node: ImageNode, seconds: float = 100.0) -> None:
 
 async def test_what_is_unused_makes_room(small: ImageNode, tmp_path: Path) -> None:
     """The longest unused first; never what an app names or an instance runs from."""
-    images = {}
+    had = {}
     for name in ("named", "runs", "old", "new"):
         layer = tar_of(a=name.ljust(MIB * 9 // 10))
-        images[name] = await bring(small, tmp_path / name, layer)
+        had[name] = await bring(small, tmp_path / name, layer)
         pass_time(small)
-    small.apps.append(App("hello", images["named"]))
-    small.running["abc"] = images["runs"]
+    small.apps.append(App("hello", had["named"]))
+    small.running["abc"] = had["runs"]
     more = await bring(small, tmp_path / "more", tar_of(a="m" * (MIB * 9 // 10)))
-    assert set(small.images.store.digests()) == {more, *images.values()} - {images["old"]}
+    assert set(small.images.store.digests()) == {more, *had.values()} - {had["old"]}
     with pytest.raises(NoRoom, match="of that are left"):  # `new` goes, `more` came just now
         await bring(small, tmp_path / "large", tar_of(a="l" * 2 * MIB))
-    assert {images["named"], images["runs"], more} <= set(small.images.store.digests())
+    assert {had["named"], had["runs"], more} <= set(small.images.store.digests())
     with pytest.raises(NoRoom, match=r"this alone takes more than the 4\.0 MiB"):
         await bring(small, tmp_path / "huge", tar_of(a="h" * 5 * MIB))
 
@@ -352,6 +353,51 @@ async def test_a_pull_tells_how_far_it_is(nodes: ImageNodes, there: PretendRegis
     lines = await ask(nodes[KEYS[0]], "POST", "/images/pull", {"source": SOURCE})
     assert lines[-1] == {"error": "not_found", "message": "registry.test has no image"}
     assert nodes[KEYS[0]].audited == [f"image-pull {SOURCE}"] * 2
+
+
+async def test_who_leaves_in_the_middle_ends_the_pull(
+    nodes: ImageNodes, there: PretendRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_up = asyncio.Event()
+
+    async def never(image: Resolved, incoming: Any, tell: Tell, *_: Any) -> None:
+        tell(Progress("pull", "registry.test", 1, 2))
+        try:
+            await asyncio.Event().wait()
+        finally:
+            given_up.set()
+
+    monkeypatch.setattr(registry, "fetch", never)
+    peer = nodes[KEYS[0]].config.node
+    body = json.dumps({"source": SOURCE}).encode()
+    async with ask_peer(peer, TOKEN, "POST", "/api/v1/images/pull", body) as answer:
+        async for line in answer.lines():
+            if json.loads(line)["step"] == "pull":
+                break
+    await given_up.wait()
+
+
+async def test_a_pull_without_news_says_so(
+    nodes: ImageNodes, there: PretendRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goes_on = asyncio.Event()
+
+    async def slow(reference: Reference, auth: str = "") -> Resolved:
+        await goes_on.wait()
+        return await there.resolve(reference, auth)
+
+    monkeypatch.setattr(registry, "resolve", slow)
+    monkeypatch.setattr(images, "AGAIN_S", 0.01)
+    peer = nodes[KEYS[0]].config.node
+    body = json.dumps({"source": SOURCE}).encode()
+    said = []
+    async with ask_peer(peer, TOKEN, "POST", "/api/v1/images/pull", body) as answer:
+        async for line in answer.lines():
+            said.append(json.loads(line))
+            if len(said) == 3:
+                goes_on.set()
+    assert said[0] == said[1] == said[2] == {"step": "resolve", "where": "registry.test"}
+    assert said[-1]["digest"] == there.image.digest
 
 
 async def test_removing_from_all_nodes(nodes: ImageNodes, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from tabane.errors import (
 )
 from tabane.images import ImageStore, layout, oci, registry, skopeo
 from tabane.images.registry import Progress
-from tabane.references import parse_reference
+from tabane.references import Reference, parse_reference
 from tabane.supervise import Supervisor
 from tabane.testing.layouts import (
     make_artifact,
@@ -396,15 +396,33 @@ async def test_a_registry_that_lies_about_a_digest(store: ImageStore, tmp_path: 
         assert (await fails(pull(store, wrong))).startswith("Corrupt")
 
 
-async def test_without_tls_only_on_loopback_or_where_it_is_said(store: ImageStore) -> None:
-    """No address of this machine is asked in the clear because it happens to answer so."""
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if no registry were on loopback."""
+    monkeypatch.setattr(Reference, "is_local", False)
 
-    async def plain(path: str, writer: asyncio.StreamWriter) -> None:
-        writer.write(http("200 OK", b"{}"))
 
-    async with straw(plain) as host:
-        name = f"docker://{host.replace('127.0.0.1', 'tabane.invalid')}/team/app:1"
-        assert (await fails(pull(store, name))).startswith("Unreachable")
+@pytest.mark.usefixtures("elsewhere")
+async def test_what_speaks_no_tls_is_not_asked_in_the_clear(
+    there: Registry, store: ImageStore
+) -> None:
+    assert await fails(pull(store, f"docker://{there.host}/team/app:1")) == (
+        f"Unsupported: {there.host} speaks no TLS: have it do so, or say `insecure = true` for it "
+        "in /etc/containers/registries.conf of each node"
+    )
+
+
+@pytest.mark.usefixtures("elsewhere")
+async def test_a_certificate_that_nobody_vouches_for(store: ImageStore, tmp_path: Path) -> None:
+    with running_registry(tmp_path, tls=True) as secret:
+        said = await fails(pull(store, f"docker://{secret.host}/team/app:1"))
+    assert said.startswith(f"Unsupported: {secret.host} cannot prove who it is: put its authority")
+    assert f"/etc/containers/certs.d/{secret.host}/ of each node" in said
+
+
+async def test_a_name_that_leads_nowhere(store: ImageStore) -> None:
+    said = await fails(pull(store, "docker://tabane.invalid/team/app:1"))
+    assert said.startswith("Unreachable: tabane.invalid cannot be reached")
 
 
 async def test_without_skopeo(store: ImageStore, monkeypatch: pytest.MonkeyPatch) -> None:

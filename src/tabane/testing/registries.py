@@ -23,7 +23,11 @@ log: {{level: info, accesslog: {{disabled: true}}}}
 storage:
   filesystem: {{rootdirectory: "{directory}/storage"}}
   delete: {{enabled: true}}
-http: {{addr: "{address}:0"}}
+http:
+  addr: "{address}:0"
+"""
+TLS = """\
+  tls: {{certificate: "{directory}/tls.crt", key: "{directory}/tls.key"}}
 """
 AUTH = """\
 auth: {{htpasswd: {{realm: tests, path: "{directory}/htpasswd"}}}}
@@ -61,10 +65,16 @@ class Registry:
 
 @contextmanager
 def running_registry(
-    directory: Path, *, address: str = "127.0.0.1", login: bool = False
+    directory: Path, *, address: str = "127.0.0.1", login: bool = False, tls: bool = False
 ) -> Iterator[Registry]:
-    """Run one that keeps its files in `directory`; with `login` only `USER` may do anything."""
-    text = CONFIG + AUTH if login else CONFIG
+    """Run one that keeps its files in `directory`; with `login` only `USER` may do anything; with
+    `tls` its certificate is its own."""
+    text = CONFIG + (TLS if tls else "") + (AUTH if login else "")
+    if tls:
+        names = ("-subj", "/CN=registry", "-addext", f"subjectAltName=IP:{address}")
+        files = ("-keyout", str(directory / "tls.key"), "-out", str(directory / "tls.crt"))
+        make = ("openssl", "req", "-x509", "-newkey", "ed25519", "-nodes", *names, *files)
+        subprocess.run(make, check=True, capture_output=True)
     config = directory / "registry.yml"
     config.write_text(text.format(directory=directory, address=address))
     (directory / "htpasswd").write_text(f"{HTPASSWD}\n")
