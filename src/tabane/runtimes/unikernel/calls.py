@@ -37,14 +37,12 @@ COMPILE = (
 
 COMPONENT = (
     *COMPILE,
-    *("access", "accept4", "arch_prctl", "bind", "clock_nanosleep", "clone", "clone3", "connect"),
+    *("accept4", "access", "arch_prctl", "bind", "clock_nanosleep", "clone", "clone3", "connect"),
     *("epoll_create1", "epoll_ctl", "epoll_pwait", "epoll_wait", "eventfd2", "execve", "fcntl"),
-    *("ftruncate", "getcwd", "getdents64", "getpeername", "getpid", "getrlimit", "getsockname"),
-    *("getsockopt", "gettid", "getuid", "listen", "memfd_create", "nanosleep", "open", "openat"),
-    *("pipe2", "poll", "ppoll", "prctl", "pread64", "prlimit64", "readlink", "readlinkat"),
-    *("recvfrom", "recvmsg", "rseq", "sched_getaffinity", "sched_yield", "sendmsg", "sendto"),
-    *("set_robust_list", "set_tid_address", "setsockopt", "shutdown", "socket", "socketpair"),
-    *("statx", "stat", "sysinfo", "tgkill", "uname", "unlink"),
+    *("ftruncate", "getpeername", "getsockname", "getsockopt", "gettid", "listen", "memfd_create"),
+    *("openat", "poll", "prctl", "pread64", "prlimit64", "readlink", "recvfrom", "recvmsg"),
+    *("rseq", "sched_getaffinity", "sched_yield", "sendmsg", "sendto", "set_robust_list"),
+    *("set_tid_address", "setsockopt", "shutdown", "socket", "socketpair", "statx", "tgkill"),
 )
 """Of the wasmtime program, from its start: the loader, tokio's threads, its sockets. It sees a tree
 of its own with a few libraries in it."""
