@@ -51,7 +51,7 @@ def test_the_life_of_an_app(cluster: LocalCluster) -> None:
     assert wake["option"] == "cold" and wake["phases_us"]["engine"] > 0
     wait_for(lambda: not cluster.instances("kept"), "its idle stop")
     wait_for(lambda: not Path(f"/proc/{shim}").exists(), "the end of its shim")
-    run = Path(f"/proc/{cluster.holder(NODE)}/root/mnt/run")
+    run = Path("/proc", str(cluster.holder(NODE)), "root", "mnt/run")
     assert (run / "drivers/containerd/daemon").exists()
     wait_for(lambda: not list(run.rglob(f"*{instance['id']}*")), "its last file's end")
     assert "began" in cluster.tabane("logs", "kept").out
