@@ -53,13 +53,12 @@ REQUEST = "GET /GPL-3 HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
 
 
 class Hand:
-    """The engine by hand, in a node of its own."""
+    """The engine by hand, in a node of its own. `apps`: app files by name."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, apps: dict[str, str]) -> None:
         self.network = set_up_network("bh" + os.urandom(2).hex())
-        (directory / "app.toml").write_text(
-            APP.format(engine="runc", isolation="container").replace('driver = "runc"', "")
-        )
+        for name, text in apps.items():
+            (directory / f"{name}.toml").write_text(text)
         cgroup = f"/tabane/{self.network.cluster}/hand"
         script = Path(__file__).with_name("wake_by_hand.py")
         argv = (sys.executable, str(script), str(directory), cgroup)
@@ -82,8 +81,8 @@ class Hand:
                     raise
                 time.sleep(0.05)
 
-    def measure(self, engine: str) -> float:
-        self.file.write(engine + "\n")
+    def measure(self, app: str) -> float:
+        self.file.write(app + "\n")
         self.file.flush()
         return float(self.file.readline())
 
@@ -95,20 +94,27 @@ class Hand:
 
 
 class Tabane:
-    """A cluster of one node."""
+    """A cluster of one node. `apps`: app files by name."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, apps: dict[str, str]) -> None:
         self.root = directory
+        self.apps = apps
         start_cluster(directory, ["tokyo"], 1, 1, "")
         self.cluster = Cluster(directory)
         self.address = self.cluster.config["nodes"][0]["address"]
-        for engine, isolation in ENGINES.items():
-            file = directory / f"{engine}.toml"
-            file.write_text(APP.format(engine=engine, isolation=isolation))
+        for name, text in apps.items():
+            file = directory / f"{name}.toml"
+            file.write_text(text)
             assert run(["--root", str(directory), "deploy", str(file)]) == 0
 
-    def measure(self, engine: str) -> float:
-        request = REQUEST.format(host=f"{engine}.test").encode()
+    def measure(self, app: str) -> float:
+        """Wake it, and stop it again."""
+        took_ms = self.wake(app)
+        self.stop()
+        return took_ms
+
+    def wake(self, app: str) -> float:
+        request = REQUEST.format(host=f"{app}.test").encode()
         began = time.perf_counter()
         with socket.create_connection((self.address, 80)) as sock:
             sock.sendall(request)
@@ -118,7 +124,6 @@ class Tabane:
                 raise TabaneError(f"the wake failed: {answer.decode(errors='replace')}")
             while sock.recv(1 << 16):
                 pass
-        self.stop()
         return took_ms
 
     def stop(self) -> None:
@@ -132,9 +137,9 @@ class Tabane:
         """Median microseconds by phase, from Tabane's own wake records."""
         records = self.cluster.get("/api/v1/wakes?limit=2000")["records"]
         found: dict[str, dict[str, float]] = {}
-        for engine in ENGINES:
-            mine = [r["phases_us"] for r in records if r["app"] == f"default/{engine}"][WARM_UP:]
-            found[engine] = {p: percentile([r[p] for r in mine], 50) / 1000 for p in mine[0]}
+        for app in self.apps:
+            mine = [r["phases_us"] for r in records if r["app"] == f"default/{app}"][WARM_UP:]
+            found[app] = {p: percentile([r[p] for r in mine], 50) / 1000 for p in mine[0]}
         return found
 
     def close(self) -> None:
@@ -148,7 +153,8 @@ def main() -> int:
         for place in (Path(scratch), *places):
             place.mkdir(exist_ok=True)
             place.chmod(0o755)
-        hand, tabane = Hand(places[0]), Tabane(places[1])
+        apps = {e: APP.format(engine=e, isolation=isolation) for e, isolation in ENGINES.items()}
+        hand, tabane = Hand(places[0], apps), Tabane(places[1], apps)
         try:
             times = {e: ([], []) for e in ENGINES}
             for number in range(WARM_UP + WAKES):

@@ -2,8 +2,8 @@
 
 It prepares the very bundle the driver makes (not timed), then runs `ENGINE run` on it and asks the
 port for its first byte again and again. An engine that the driver wraps (`BARE`) is run as its
-manual has it, with its own defaults. On a unix socket it takes an engine's name a line and answers
-with milliseconds.
+manual has it, with its own defaults. On a unix socket it takes the name of an app file of its
+directory, without `.toml`, a line, and answers with milliseconds.
 """
 
 from __future__ import annotations
@@ -12,27 +12,34 @@ import asyncio
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import AsyncIterator
+from importlib.util import find_spec
 from pathlib import Path
 
 from msgspec.structs import replace
 
 from tabane import spec
-from tabane.images import ImageStore
-from tabane.model import new_instance_id
+from tabane.images import ImageStore, Packed, pack
+from tabane.model import App, new_instance_id
 from tabane.network import NetworkPool, prepare_node
 from tabane.node.local import HERE
 from tabane.runtimes import half_open, registry
-from tabane.runtimes.api import Command, Driver, Handle, InstanceSpec
+from tabane.runtimes.api import Command, Driver, Handle, Image, InstanceSpec
 from tabane.runtimes.cgroups import Cgroup
+from tabane.runtimes.qemu.disks import disk_of
+from tabane.runtimes.qemu.kernel import find_kernel
+from tabane.runtimes.qemu.machine import AGENT_FD, INSIDE, QMP_FD, TAP_FD
 from tabane.runtimes.runsc.engine import find_engine
+from tabane.runtimes.tap import TAP
 from tabane.testing.spawner import PlainSpawner
 
 ID_BASE = 1 << 24
 POLL_S = 0.0005
-TIMEOUT_S = 10.0
+TIMEOUT_S = 60.0
 CONNECT_S = 0.05
 REQUEST = b"GET / HTTP/1.0\r\n\r\n"
 
@@ -45,24 +52,26 @@ class ByHand:
         self.pool = NetworkPool(self.spawner, "by-hand", size=2)
         self.drivers: dict[str, Driver] = {}
         self.images = ImageStore(directory / "images")
-        app = spec.parse_app((directory / "app.toml").read_text())
-        self.app = replace(app, id_base=ID_BASE)
+        self.apps: dict[str, App] = {}
 
     async def start(self) -> None:
         await prepare_node([])
         await self.pool.recover()
 
-    async def measure(self, engine: str) -> float:
+    async def measure(self, name: str) -> float:
         """Milliseconds from starting the engine to the program's first byte."""
-        driver = await self.driver(engine)
+        app = await self.app(name)
+        image = await self.images.prepare(app.image)
+        if is_module(image):
+            return await first_output(bare_module(image))
+        engine, driver = app.driver, await self.driver(app.driver)
         link = await self.pool.claim(ID_BASE, egress=True)
         instance = new_instance_id()
         place = Path(tempfile.mkdtemp(dir=HERE / "run"))
         place.chmod(0o711)
-        image = await self.images.prepare("host")
         made = InstanceSpec(
             id=instance,
-            app=self.app,
+            app=app,
             image=image,
             link=link,
             directory=place,
@@ -70,12 +79,16 @@ class ByHand:
             cgroup=f"{self.cgroup}/{instance}",
         )
         handle = await driver.prepare(made)
-        run = self.run_bare(BARE[engine](made)) if engine in BARE else driver.start(made, handle)
+        run = (
+            self.run_bare(BARE[engine](driver, made))
+            if engine in BARE
+            else driver.start(made, handle)
+        )
         began = time.perf_counter()
         starting = asyncio.ensure_future(run)
         if driver.capabilities.own_stack:
-            await half_open.wait_listening(link.address, self.app.port)
-        await self.first_byte(link.address)
+            await half_open.wait_listening(link.address, app.port)
+        await self.first_byte(link.address, app.port)
         took_ms = (time.perf_counter() - began) * 1000
         await self.end(engine, driver, await starting or handle)
         await self.pool.release(link)
@@ -94,6 +107,17 @@ class ByHand:
             await driver.stop(handle, 2.0)
         await driver.destroy(handle)
 
+    async def app(self, name: str) -> App:
+        if name not in self.apps:
+            app = spec.load_app(self.directory / f"{name}.toml")
+            digest = app.image
+            if digest != "host":
+                packed = await asyncio.to_thread(pack, app.image, self.directory)
+                with packed:
+                    digest = await self.images.import_layout(_in_chunks(packed))
+            self.apps[name] = replace(app, image=digest, id_base=ID_BASE)
+        return self.apps[name]
+
     async def driver(self, engine: str) -> Driver:
         """As a node has it: what it finds out once is in its bundles."""
         if engine not in self.drivers:
@@ -103,19 +127,24 @@ class ByHand:
             assert probe.works, probe.reason
         return self.drivers[engine]
 
-    async def first_byte(self, address: str) -> None:
+    async def first_byte(self, address: str, port: int) -> None:
         """Tries take little time, so that they take none from the engine."""
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(TIMEOUT_S):
             while True:
                 with socket.socket() as sock:
                     sock.settimeout(CONNECT_S)
-                    if sock.connect_ex((address, self.app.port)) == 0:
+                    if sock.connect_ex((address, port)) == 0:
                         sock.sendall(REQUEST)
                         sock.setblocking(False)
                         assert await loop.sock_recv(sock, 1)
                         return
                 await asyncio.sleep(POLL_S)
+
+
+async def _in_chunks(packed: Packed) -> AsyncIterator[bytes]:
+    for chunk in packed.chunks():
+        yield chunk
 
 
 def bare_runsc(spec: InstanceSpec) -> tuple[str, ...]:
@@ -130,7 +159,100 @@ def bare_runsc(spec: InstanceSpec) -> tuple[str, ...]:
     return Cgroup(spec.cgroup).entering(run)
 
 
-BARE = {"runsc": bare_runsc}
+def bare_qemu(driver: Driver, spec: InstanceSpec) -> tuple[str, ...]:
+    """As root, with the same kernel, disks and devices, by the names of files instead of open
+    descriptors."""
+    words = driver._parts.command_line(spec)  # type: ignore[attr-defined]
+    words = words[words.index("--") + 1 :]
+    here, parts = spec.directory, driver._parts  # type: ignore[attr-defined]
+    kernel = find_kernel()
+    names = {
+        f"{INSIDE}/vmlinux": kernel.vmlinux,
+        f"{INSIDE}/initramfs": parts._initramfs,
+        f"{INSIDE}/image": disk_of(spec.image.tree),
+        f"{INSIDE}/start": here / "start",
+        f"{INSIDE}/layer": here / "layer",
+        "/dev/fdset/1": here / "out",
+        "/dev/fdset/2": here / "err",
+        "/dev/fdset/3": here / "end",
+        f"fd={QMP_FD},server": f"path={here}/qmp.sock,server",
+        f"fd={AGENT_FD},server": f"path={here}/agent.sock,server",
+        f"tap,id=net,fd={TAP_FD}": f"tap,id=net,ifname={TAP},script=no,downscript=no",
+    }
+    found: list[str] = []
+    for word in words:
+        if word == "-add-fd":
+            continue
+        if word.startswith("fd=") and ",set=" in word:
+            continue
+        for name, real in names.items():
+            word = word.replace(name, str(real))
+        found.append(word)
+    assert spec.link is not None
+    run = ("nsenter", f"--net={spec.link.network_namespace}", "--", *found)
+    return Cgroup(spec.cgroup).entering(run)
+
+
+def bare_component(driver: Driver, spec: InstanceSpec) -> tuple[str, ...]:
+    """`wasmtime serve` with code that was compiled ahead, as root."""
+    code = compiled(spec.image)
+    assert spec.link is not None
+    address = f"--addr={spec.link.address}:{spec.app.port}"
+    run = (*wasmtime(), "serve", "--allow-precompiled", address, "-S", "cli", str(code))
+    return ("nsenter", f"--net={spec.link.network_namespace}", "--", *run)
+
+
+def is_module(image: Image) -> bool:
+    """Of WebAssembly, and no component."""
+    if image.kind != "wasm":
+        return False
+    return source_of(image).read_bytes()[4:8] == b"\1\0\0\0"
+
+
+def source_of(image: Image) -> Path:
+    return image.tree / image.entrypoint[0].lstrip("/")
+
+
+async def first_output(argv: tuple[str, ...]) -> float:
+    """Milliseconds from starting a program to its first byte."""
+    began = time.perf_counter()
+    process = await asyncio.create_subprocess_exec(*argv, stdout=asyncio.subprocess.PIPE)
+    assert process.stdout is not None
+    assert await process.stdout.read(1)
+    took_ms = (time.perf_counter() - began) * 1000
+    await process.communicate()
+    return took_ms
+
+
+def bare_module(image: Image) -> tuple[str, ...]:
+    """`wasmtime run`, likewise: one request of a CGI program, whose answer is its output."""
+    environment = {"REQUEST_METHOD": "GET", "PATH_INFO": "/", "GATEWAY_INTERFACE": "CGI/1.1"}
+    told = (f"--env={name}={value}" for name, value in environment.items())
+    return (*wasmtime(), "run", "--allow-precompiled", *told, str(compiled(image)))
+
+
+def wasmtime() -> tuple[str, ...]:
+    """The program of the wheel; pip does not make what it unpacks executable."""
+    found = find_spec("wasmtime_cli")
+    assert found is not None and found.origin is not None
+    return ("/lib64/ld-linux-x86-64.so.2", str(Path(found.origin).parent / "wasmtime"))
+
+
+def compiled(image: Image) -> Path:
+    """Code of an image's module or component, made once by the same program."""
+    target = HERE / "run" / f"{image.digest.removeprefix('sha256:')[:16]}.cwasm"
+    if not target.exists():
+        argv = (*wasmtime(), "compile", "-o", str(target), str(source_of(image)))
+        subprocess.run(argv, check=True, capture_output=True)
+    return target
+
+
+BARE = {
+    "runsc": lambda driver, spec: bare_runsc(spec),
+    "qemu-microvm": bare_qemu,
+    "qemu": bare_qemu,
+    "wasmtime": bare_component,
+}
 
 
 async def main() -> None:

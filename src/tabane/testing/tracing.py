@@ -5,6 +5,7 @@ meant to make. x86-64, and root's.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,13 +48,25 @@ def stopped(pid: int) -> Iterator[None]:
         _ptrace(DETACH, pid)
 
 
-def read_filter(pid: int) -> bytes:
-    """The newest filter of its first thread, as the kernel has it."""
+def read_filters(pid: int) -> list[bytes]:
+    """The filters of its first thread, as the kernel has them, the newest first."""
+    found: list[bytes] = []
     with stopped(pid):
-        size = _ptrace(GET_FILTER, pid)
-        room = ctypes.create_string_buffer(size * INSTRUCTION_BYTES)
-        _ptrace(GET_FILTER, pid, 0, room)
-    return room.raw
+        while True:
+            try:
+                size = _ptrace(GET_FILTER, pid, len(found))
+            except OSError as error:
+                if error.errno != errno.ENOENT:
+                    raise
+                return found
+            room = ctypes.create_string_buffer(size * INSTRUCTION_BYTES)
+            _ptrace(GET_FILTER, pid, len(found), room)
+            found.append(room.raw)
+
+
+def read_filter(pid: int) -> bytes:
+    """The newest of `read_filters`."""
+    return read_filters(pid)[0]
 
 
 def make_call(pid: int, name: str) -> None:
