@@ -4,11 +4,12 @@
 
 For each engine in turn, 30 times, alternating: Tabane's wake (from a client's connection to the
 gateway of a cluster of one node to the first byte of the answer) and the engine by hand (from its
-start to the first byte). One instance of each is then asked again and again, and looked at: its
+start to the first byte). One instance of each is then looked at, and asked again and again: its
 memory, which is its share of what its processes have resident, and how many of the host kernel's
 system calls its processes can make. The Linux classes run busybox's web server from the same image;
 `unikernel` runs a CGI program in C and a component in Python, each with a fresh instance for every
-request, so that what it takes warm is instantiation to first byte, and the gateway. Machines are emulated where KVM does not work, and the table says so.
+request, so that what it takes warm is instantiation to first byte, and the gateway. Machines are
+emulated where KVM does not work, and the table says so.
 """
 
 from __future__ import annotations
