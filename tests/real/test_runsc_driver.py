@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from tabane.errors import Conflict, EngineError, NotFound, Unsupported
+from tabane.errors import Conflict, EngineError, NotFound, TimedOut, Unsupported
 from tabane.images import ImageStore
 from tabane.model import ExitStatus, Resources, SecurityPolicy, Volume
 from tabane.runtimes import load
@@ -193,19 +193,28 @@ async def test_files_are_what_programs_expect(
         assert status == ExitStatus()
 
 
+async def test_a_full_disk_is_no_want_of_memory(bench: ContainerBench) -> None:
+    """What it writes is in memory, and yet it is told that its disk is full, and goes on."""
+    resources = replace(SMALL, disk_bytes=SMALL.memory_bytes)
+    async with bench.running(make_app(resources=resources)) as inside:
+        assert "No space left" in await inside.run("dd if=/dev/zero of=/big bs=1M count=64")
+        assert (await bench.driver.stats(inside.handle)).oom_kills == 0
+        assert await inside.run("rm /big; echo goes on") == "goes on\n"
+
+
 async def test_limits(bench: ContainerBench) -> None:
     """Those of the cgroup leave room for the sandbox itself; the program is told its own."""
     resources = Resources(cpu=0.25, memory_bytes=40 << 20, pids=16, disk_bytes=1 << 20)
     async with bench.running(make_app(resources=resources)) as inside:
         assert "MemTotal:          40960 kB" in await inside.run("cat /proc/meminfo")
         cgroup, driver = Cgroup(inside.spec.cgroup), inside.driver
-        assert cgroup.limits() == {"cpu": 0.25, "memory_bytes": 104 << 20, "pids": 256}
+        assert cgroup.limits() == {"cpu": 0.25, "memory_bytes": 105 << 20, "pids": 256}
         more = replace(resources, cpu=0.5, memory_bytes=64 << 20)
         await driver.limit(inside.handle, more)
-        assert cgroup.limits() == {"cpu": 0.5, "memory_bytes": 128 << 20, "pids": 256}
+        assert cgroup.limits() == {"cpu": 0.5, "memory_bytes": 129 << 20, "pids": 256}
         await refused(driver.limit(inside.handle, replace(more, memory_bytes=4096)), Conflict)
         await refused(driver.limit(inside.handle, replace(more, pids=17)))
-        assert cgroup.limits() == {"cpu": 0.5, "memory_bytes": 128 << 20, "pids": 256}
+        assert cgroup.limits() == {"cpu": 0.5, "memory_bytes": 129 << 20, "pids": 256}
 
 
 async def test_the_number_of_processes_is_limited(bench: ContainerBench) -> None:
@@ -453,6 +462,27 @@ async def test_a_frozen_sandbox_stands_still(bench: ContainerBench) -> None:
 
         await until(moves)
         assert await driver.guest_processes(handle)
+
+
+async def test_a_sandbox_that_does_not_answer(
+    bench: ContainerBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is asked of it fails in time, and what is not waited for any more is let go."""
+    monkeypatch.setattr(engine, "ANSWER_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("tabane.runtimes.inside.ENGINE_TIMEOUT_S", 0.3)
+    async with bench.running(make_app()) as inside:
+        driver, handle, pid = inside.driver, inside.handle, inside.handle.data["pid"]
+        assert isinstance(pid, int)
+        os.kill(pid, signal.SIGSTOP)
+        await refused(driver.guest_processes(handle), TimedOut)
+        await refused(driver.stats(handle), TimedOut)
+        for terminal in (None, TerminalSize(24, 80)):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.3):
+                    await driver.exec(handle, Execution(("true",), terminal=terminal))
+        assert not list(inside.spec.directory.glob("exec-*"))
+        await driver.stop(handle, 0.1)
+        assert await driver.wait(handle) == ExitStatus(signal=signal.SIGKILL)
 
 
 @pytest.mark.parametrize("who", ["pid", "file_server"])

@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import signal
 import stat
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import suppress
@@ -41,6 +42,9 @@ from tabane.supervise import Supervisor
 
 NOT_EXECUTABLE, NOT_FOUND = 126, 127
 """Exit codes, as of a shell."""
+ENGINE_TIMEOUT_S = 10.0
+"""How long an engine whose command nobody wants any more may go on: one that asks a kernel of its
+own that does not answer would never end."""
 END_TIMEOUT_S = 4.0
 """How long the end of a program may take: the time that it has after it was hung up on, and then
 under 0.1 s as a rule. One that is frozen ends once it is thawed."""
@@ -234,7 +238,10 @@ async def spawn(
     try:
         ends = await asyncio.shield(running)  # an engine cannot be stopped half-way
     except BaseException:
-        await asyncio.wait([running])
+        await asyncio.wait([running], timeout=ENGINE_TIMEOUT_S)
+        if not running.done():
+            await spawner.signal(key, signal.SIGKILL)
+            await asyncio.wait([running])
         has_begun = not running.cancelled() and running.exception() is None
         spawned = begin(key, files, spawner)
         if has_begun:
