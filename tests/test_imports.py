@@ -84,7 +84,10 @@ PRESENT_MOMENT = (
 OWN_TIME = ("tabane.clock", "tabane.node.holder")
 """The holder imports the standard library only: what it loads stays in memory for ever."""
 TASK_STARTERS = frozenset({"create_task", "ensure_future", "TaskGroup", "run_coroutine_threadsafe"})
-HEAVY = ("fastapi", "matplotlib", "pydantic", "rich", "starlette", "uvicorn", "wasmtime")
+HEAVY = (
+    *("fastapi", "google", "grpclib", "matplotlib", "pydantic", "rich", "starlette", "uvicorn"),
+    "wasmtime",
+)
 
 MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 60
