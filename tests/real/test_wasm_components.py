@@ -63,6 +63,20 @@ async def bench(ground: Path) -> AsyncIterator[WasmBench]:
         yield bench
 
 
+async def test_what_a_component_lacks_is_refused(bench: WasmBench, component: Image) -> None:
+    for app, problem in (
+        (make_app(resources=ROOMY), "its app has no port, and it exports no wasi:cli/run"),
+        (
+            make_app(port=PORT, resources=replace(ROOMY, memory_bytes=COMPONENT_HOST_BYTES)),
+            "memory must be more than 32 MiB",
+        ),
+    ):
+        async with make_instance(bench.ground, component, app) as spec:
+            with pytest.raises(UsageError, match=problem):
+                await bench.driver.prepare(spec)
+            assert bench.left_of(spec) == []
+
+
 async def test_the_example_in_python(bench: WasmBench, component: Image) -> None:
     """Built, compiled, confined, and asked; each request is a fresh instance."""
     declared = load_app(EXAMPLES / "wasm-python/app.toml")
@@ -83,20 +97,6 @@ async def test_the_example_in_python(bench: WasmBench, component: Image) -> None
         assert seen <= {"bin", "lib", "lib64", "usr", "program.cwasm"}
         await inside.driver.stop(inside.handle, 20)
         assert await inside.driver.wait(inside.handle) == ExitStatus()
-
-
-async def test_what_a_component_lacks_is_refused(bench: WasmBench, component: Image) -> None:
-    for app, problem in (
-        (make_app(resources=ROOMY), "its app has no port, and it exports no wasi:cli/run"),
-        (
-            make_app(port=PORT, resources=replace(ROOMY, memory_bytes=COMPONENT_HOST_BYTES)),
-            "memory must be more than 32 MiB",
-        ),
-    ):
-        async with make_instance(bench.ground, component, app) as spec:
-            with pytest.raises(UsageError, match=problem):
-                await bench.driver.prepare(spec)
-            assert bench.left_of(spec) == []
 
 
 async def test_a_component_is_killed_like_others(bench: WasmBench, component: Image) -> None:

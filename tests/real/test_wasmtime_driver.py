@@ -78,6 +78,11 @@ async def test_confinement(bench: WasmBench) -> None:
             own, theirs = (Path(f"/proc/{p}/ns/{namespace}") for p in ("self", inside.pid))
             assert own.readlink() != theirs.readlink(), namespace
         assert list(Path(f"/proc/{inside.pid}/root").iterdir()) == []
+        files = {str(path.readlink()) for path in Path(f"/proc/{inside.pid}/fd").iterdir()}
+        files = {file for file in files if not file.startswith(("pipe:", "socket:"))}
+        files = {file for file in files if not file.endswith(".cwasm")}  # the code, read-only
+        errors = str(inside.spec.directory / "host.errors")
+        assert files == {"/dev/null", str(inside.spec.log), errors}
         executable = [line for line in read_maps(inside.pid) if "w" in line and "x" in line]
         assert executable == []
 

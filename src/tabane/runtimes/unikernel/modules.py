@@ -53,8 +53,9 @@ class Modules:
         return path
 
     async def _make(self, path: Path, compile_to: Compile) -> None:
+        for left in self._directory.glob(f"{path.stem}.*.new"):
+            left.unlink(missing_ok=True)
         fresh = path.with_suffix(f".{os.getpid()}.new")
-        fresh.unlink(missing_ok=True)
         argv = compile_to(fresh)
         key = f"compile-{fresh.name}"
         try:

@@ -279,10 +279,11 @@ int make_answer(struct answer *answer, const struct request *request, const char
     answer->has_length = false;
     size_t end = sizeof first;
     memset(answer->head, ' ', end); /* room for the first line, which is known last */
-    while ((line = next_line(&rest)))
+    size_t fields = 0;
+    for (; (line = next_line(&rest)); fields++)
         if (!take_answer_field(answer, &end, line))
             return -1;
-    if (answer->status < 200 || answer->status > 599)
+    if (!fields || answer->status < 200 || answer->status > 599)
         return -1;
     bool empty = answer->status == 204 || answer->status == 304;
     answer->bodiless = request->is_head || empty;
