@@ -21,7 +21,7 @@ from tabane.model import NodeName
 from tabane.node import messages as say
 from tabane.node.answering import Answers
 from tabane.node.calling import call
-from tabane.node.images import OwnImages, Wanted
+from tabane.node.images import OwnImages, Wanted, images_of
 from tabane.references import parse_reference
 from tabane.security.audit import Line
 from tabane.security.identity import Principal
@@ -217,7 +217,7 @@ def _add_all(router: APIRouter, agent: Agent) -> None:
     async def remove(digest: str, request: Request, node: str = "") -> Response:
         """From all nodes, or one. 409: an app names it."""
         check_digest(digest)
-        if users := [app.key for app in agent.all_apps() if app.image == digest]:
+        if users := [app.key for app in agent.all_apps() if digest in images_of(app)]:
             problem = f"image {digest[:19]} is used by {', '.join(users)}"
             raise Conflict(f"{problem}: remove the app, or deploy it with another image")
         _audit(agent, who_asks(request), "image-rm", digest)

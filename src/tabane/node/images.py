@@ -80,6 +80,11 @@ class OwnImages(Value, frozen=True):
     images: tuple[ImageRow, ...]
 
 
+def images_of(app: App) -> set[str]:
+    """The digests that an app names."""
+    return {app.image}
+
+
 class NodeImages:
     """See the module's text."""
 
@@ -232,7 +237,7 @@ class NodeImages:
 
     def _users(self, digest: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Apps that name an image, and instances of this node that run from it."""
-        apps = (app.key for app in self._agent.all_apps() if app.image == digest)
+        apps = (app.key for app in self._agent.all_apps() if digest in images_of(app))
         running = self._agent.executor.images()
         return tuple(apps), tuple(one for one, image in running.items() if image == digest)
 
@@ -266,7 +271,7 @@ class NodeImages:
         return ImagesRemoved(tuple(digests), freed)
 
     def _in_use(self) -> set[str]:
-        named = {app.image for app in self._agent.all_apps()}
+        named = {digest for app in self._agent.all_apps() for digest in images_of(app)}
         running = set(self._agent.executor.images().values())
         return named | running | self._flights.keys() | self.store.used_lately()
 
