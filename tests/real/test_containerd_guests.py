@@ -5,6 +5,7 @@ shim says is understood. What only a machine has is tested on the specification 
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import signal
@@ -22,6 +23,7 @@ from tabane.runtimes.containerd.messages import make
 from tabane.testing.containerd import ContainerdBench, make_app, make_driver
 from tabane.testing.containers import make_instance, make_tree, open_directory, without_unified
 from tabane.testing.drivers import DRIVER_CHECKS, Behaviour, Check, check_out_of_memory, started
+from tabane.testing.machines import make_machine
 from tabane.testing.spawner import PlainSpawner
 
 pytestmark = pytest.mark.real
@@ -82,6 +84,8 @@ async def test_what_the_guest_gets(bench: ContainerdBench) -> None:
         assert kinds.pop("network") == spec.link.network_namespace
         assert kinds == dict.fromkeys(("pid", "mount", "ipc", "uts"))
         assert not config["linux"].keys() & {"uidMappings", "gidMappings"}
+        memory = config["linux"]["resources"]["memory"]["limit"]
+        assert memory == spec.app.resources.memory_bytes, "what it writes is outside"
         assert {mount["type"] for mount in config["mounts"]} == {"proc", "tmpfs", "devpts", "sysfs"}
         assert (bundle / "rootfs/etc/hostname").read_text() == f"{spec.id}\n"
         assert (bundle / "rootfs/bin/busybox").stat().st_uid == 0
@@ -93,6 +97,24 @@ async def test_limits_go_through_the_shim(bench: ContainerdBench) -> None:
         await bench.driver.limit(handle, Resources(cpu=0.5, memory_bytes=96 << 20, pids=7))
         (limit,) = Path("/sys/fs/cgroup").glob(f"*{spec.cgroup}/pids.max")
         assert limit.read_text() == "7\n"
+
+
+async def test_it_is_ready_once_it_answers_on_the_wire(bench: ContainerdBench) -> None:
+    """Found out by half a handshake: no socket table has a machine's sockets."""
+    serve = ("sh", "-c", "read -r _ < /go; exec httpd -f -p 8000")
+    async with make_machine(bench.ground, bench.image, make_app(serve, port=8000)) as spec:
+        handle = await bench.driver.prepare(spec)
+        os.mkfifo(spec.directory / "rootfs/go")
+        try:
+            listening = asyncio.ensure_future(bench.driver.wait_listening(handle, 8000))
+            handle = await bench.driver.start(spec, handle)
+            assert not listening.done()
+            await asyncio.to_thread((spec.directory / "rootfs/go").write_text, "go\n")
+            async with asyncio.timeout(20):
+                await listening
+        finally:
+            await bench.driver.destroy(handle)
+        assert bench.left_of(spec) == []
 
 
 async def test_firecracker_containerd_has_no_network(
