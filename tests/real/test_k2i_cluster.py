@@ -76,7 +76,7 @@ def test_histories_of_all_nodes(cluster: LocalCluster) -> None:
 
 
 def test_the_bytes_of_all_processes(cluster: LocalCluster) -> None:
-    status, body = ask(cluster.api.socket_of(NODES[0]), "/v2/raw?scope=cluster")
+    status, body = ask(cluster.api.socket_of(NODES[0]), "/v2/raw?scope=cluster", 10.0)
     assert status == 200
     answer = msgspec.msgpack.decode(body)
     assert [node["node"] for node in answer["nodes"]] == NODES

@@ -25,11 +25,17 @@ def reply(value: Any, status: int = 200) -> bytes:
     return b"HTTP/1.1 %d OK\r\nContent-Length: %d\r\n\r\n%s" % (status, len(body), body)
 
 
+SIGN_OF_LIFE = "GET / HTTP/1.0"
+
+
 class Handler(socketserver.StreamRequestHandler):
     server: Node
 
     def handle(self) -> None:
         line = self.rfile.readline().decode().strip()
+        if line == SIGN_OF_LIFE and self.server.answer is not None:
+            self.wfile.write(reply({}))
+            return
         head = b"".join(iter(self.rfile.readline, b"\r\n")).decode().lower()
         _, named, length = head.partition("content-length: ")
         body = self.rfile.read(int(length.split()[0])) if named else b""

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from tests.tools.conftest import Pretended, reply
 
 from tabane import errors
+from tabane.clock import SYSTEM
 from tabane.spec_fields import Mistake
 from tabane.tools import client
 from tabane.tools.client import Cluster
@@ -38,16 +40,55 @@ def test_what_does_not_say_its_length_is_no_answer(pretended: Pretended, answer:
         Cluster(pretended.root).get("/x")
 
 
-def test_a_node_that_hangs_costs_its_deadline_and_is_named(
+@pytest.mark.parametrize("ask", [Cluster.get, Cluster.post, Cluster.delete])
+def test_a_node_that_hangs_is_sent_nothing_and_asked_last_for_a_while(
+    pretended: Pretended, monkeypatch: pytest.MonkeyPatch, ask: Callable[[Cluster, str], object]
+) -> None:
+    monkeypatch.setattr(client, "ALIVE_S", 0.05)
+    pretended.begin(tokyo=None, osaka=WHOLE)
+    assert ask(Cluster(pretended.root), "/x") == {"of": "whole"}
+    assert pretended.nodes["tokyo"].asked == [("GET /", b"")]
+    assert ask(Cluster(pretended.root), "/x") == {"of": "whole"}  # as the next command does
+    assert len(pretended.nodes["tokyo"].asked) == 1
+    mark = pretended.root / "nodes/tokyo/tokyo-1/hung"
+    os.utime(mark, times=(0, SYSTEM.wall() - client.HUNG_S))
+    assert ask(Cluster(pretended.root), "/x") == {"of": "whole"}
+    assert len(pretended.nodes["tokyo"].asked) == 2
+
+
+def test_a_node_that_is_named_may_take_its_time(
     pretended: Pretended, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(client, "QUESTION_TIMEOUT_S", 0.05)
     pretended.begin(tokyo=None, osaka=WHOLE)
-    cluster = Cluster(pretended.root)
-    assert cluster.get("/x") == {"of": "whole"}
-    assert [line for line, _ in pretended.nodes["tokyo"].asked] == ["GET /x"]
     with pytest.raises(errors.Unreachable, match=r"\(tokyo/tokyo-1: timed out\)"):
-        cluster.get("/x", node="tokyo-1")
+        Cluster(pretended.root).get("/x", node="tokyo-1")
+    assert [line for line, _ in pretended.nodes["tokyo"].asked] == ["GET /x"]
+
+
+def test_nodes_that_are_only_slow_are_asked_all_the_same(
+    pretended: Pretended, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def with_both_slow(path: Path, target: str, timeout_s: float) -> tuple[int, bytes]:
+        if timeout_s == client.ALIVE_S:
+            raise TimeoutError
+        return 200, path.parent.name.encode()
+
+    pretended.begin(tokyo=WHOLE, osaka=WHOLE)
+    monkeypatch.setattr(client, "ask", with_both_slow)
+    assert Cluster(pretended.root).get_bytes("/x") == b"tokyo-1"
+
+
+def test_who_may_not_note_that_a_node_hangs_asks_all_the_same(
+    pretended: Pretended, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(client, "ALIVE_S", 0.05)
+    monkeypatch.setattr(Path, "touch", refuse)
+    pretended.begin(tokyo=None, osaka=WHOLE)
+    assert Cluster(pretended.root).get("/x") == {"of": "whole"}
 
 
 def test_the_deadline_is_for_the_whole_answer(
@@ -168,14 +209,15 @@ def test_an_action_that_breaks_off_is_not_tried_elsewhere(
     pretended: Pretended, answer: bytes
 ) -> None:
     pretended.begin(tokyo=answer, osaka=WHOLE)
-    with pytest.raises(errors.Unreachable, match="tokyo/tokyo-1 broke off: "):
+    with pytest.raises(errors.Unreachable, match="tokyo/tokyo-1 did not say whether it was done: "):
         Cluster(pretended.root).post("/x")
     assert pretended.nodes["osaka"].asked == []
 
 
 def test_an_action_that_hangs_costs_its_deadline(pretended: Pretended) -> None:
     pretended.begin(tokyo=None)
-    with pytest.raises(errors.Unreachable, match="tokyo/tokyo-1 broke off: timed out"):
+    said = "tokyo/tokyo-1 did not say whether it was done: timed out"
+    with pytest.raises(errors.Unreachable, match=said):
         Cluster(pretended.root).post("/x", timeout_s=0.05)
 
 
@@ -205,8 +247,9 @@ def test_a_stream_that_breaks_off_is_not_taken_for_its_end(
     pretended.begin(tokyo=chunked(b"one\n") + end)
     with Cluster(pretended.root).stream("/x") as lines:
         assert next(lines) == b"one\n"
-        with pytest.raises(errors.Unreachable, match="tokyo/tokyo-1 broke off"):
+        with pytest.raises(errors.Unreachable, match="tokyo/tokyo-1 broke off") as caught:
             list(lines)
+        assert "IncompleteRead" not in caught.value.message
 
 
 def test_a_stream_that_is_refused(pretended: Pretended) -> None:

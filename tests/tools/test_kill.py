@@ -225,7 +225,7 @@ def test_another_node_is_asked_for_a_lost_answer(tabane: Run, pretended: Pretend
 def test_what_nobody_says_is_said_not_to_be_known(tabane: Run, pretended: Pretended) -> None:
     node = Obedient(99)
     pretended.begin(tokyo=node)
-    said = "tokyo/tokyo-1:42: no node has said whether it was done: tokyo/tokyo-1 broke off"
+    said = "42: no node has confirmed it: tokyo/tokyo-1 did not say whether it was done: "
     check_refusal(tabane("kill", "42"), 1, said)
     assert node.effects == [42]
     between = Obedient(99, between=True)
@@ -258,7 +258,7 @@ def test_what_became_of_other_orders_is_told(tabane: Run, pretended: Pretended) 
     pretended.begin(tokyo=respond)
     ended = tabane("pkill", "-e", "httpd")
     assert (ended.code, ended.out.count("killed")) == (0, 1024)
-    assert ended.err.startswith("tabane: tokyo/tokyo-1:1124: no node has said whether it was done")
+    assert ended.err.startswith("tabane: tokyo/tokyo-1:1124: no node has confirmed it: ")
 
 
 def test_lists_of_signals(tabane: Run) -> None:

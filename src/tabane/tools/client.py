@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from http.client import HTTPResponse
 
 QUESTION_TIMEOUT_S = 10.0
+ALIVE_S = 1.0
+"""For a node to answer anything at all, where another could be asked instead."""
+HUNG_S = 30.0
+"""So long, a node that has not done so is asked last, by all commands."""
 ACTION_TIMEOUT_S = 70.0
 BLOCK_BYTES = 1 << 16
 OK = range(200, 300)
@@ -31,7 +35,11 @@ LENGTH = re.compile(rb"\r\ncontent-length: *([0-9]+)(?:\r\n|$)", re.IGNORECASE)
 
 
 class Cluster:
-    """A local cluster below `root`. Requests go to the first node that answers, or a named one."""
+    """A local cluster below `root`. Requests go to the first node that answers, or a named one.
+
+    Where there is a choice, a node is first asked for a sign of life, since one that hangs accepts
+    connections all the same, and what it was sent may be done later.
+    """
 
     def __init__(self, root: Path | None) -> None:
         self.root = root or default_root()
@@ -52,17 +60,18 @@ class Cluster:
         return self.root / "nodes" / node / "api.sock"
 
     def get(self, path: str, *, node: str | None = None) -> Any:
-        """Ask. A node that does not answer in time costs its deadline; then the next is asked."""
+        """Ask. A node that hangs costs `ALIVE_S`, one that does not answer in time its deadline;
+        then the next is asked."""
         return _parse(self.get_bytes(path, node=node))
 
     def get_bytes(self, path: str, *, node: str | None = None) -> bytes:
         """As `get`, of an answer that is not JSON."""
-        problems = []
-        for name in self._choose(node):
+        problems: dict[str, str] = {}
+        for name in self._alive_first(self._choose(node), problems):
             try:
-                status, body = ask(self.socket_of(name), path)
+                status, body = ask(self.socket_of(name), path, QUESTION_TIMEOUT_S)
             except OSError as error:
-                problems.append(f"{name}: {_reason(error)}")
+                problems[name] = _reason(error)
                 continue
             self._answered = name
             if status not in OK:
@@ -95,7 +104,7 @@ class Cluster:
     ) -> bytes:
         """The body of a successful answer. Raises the error that the node answered with."""
         name, response = self._open(method, path, body, node, timeout_s)
-        with response, _breaking_off(name):
+        with response, _breaking_off(name, method):
             return response.read()
 
     @contextmanager
@@ -129,7 +138,7 @@ class Cluster:
         headers = {"Connection": "close"}
         if isinstance(body, bytes):
             headers["Content-Type"] = "application/json"
-        with sock, _breaking_off(name):  # an answer that is not yet read keeps it open
+        with sock, _breaking_off(name, method):  # an answer that is not yet read keeps it open
             with suppress(BrokenPipeError, ConnectionResetError):  # it may have answered early
                 connection.request(method, _quote(path), body, headers)
             response = connection.getresponse()
@@ -141,19 +150,52 @@ class Cluster:
     def connect(self, node: str | None, *, or_any: bool = False) -> tuple[str, socket.socket]:
         """A node, and a connection to it. `or_any`: any other will do, too, since it passes on what
         it is asked about an instance."""
-        problems = []
+        problems: dict[str, str] = {}
         others = [name for name in self.nodes if node not in (None, name)] if or_any else []
-        for name in (*self._choose(node), *others):
+        for name in self._alive_first([*self._choose(node), *others], problems):
             try:
                 return name, connect_unix(self.socket_of(name), QUESTION_TIMEOUT_S)
             except OSError as error:
-                problems.append(f"{name}: {_reason(error)}")
+                problems[name] = _reason(error)
         raise self._unreachable(problems)
 
     def candidates(self) -> list[str]:
-        """All nodes, in the order to try them: first the one that has answered, so that one that
-        hangs costs its deadline once."""
-        return sorted(self.nodes, key=lambda name: name != self._answered)
+        """All nodes, in the order to try them: first the one that has answered, last those that
+        hung a short while ago."""
+        return sorted(self.nodes, key=lambda name: (name != self._answered, self._hung(name)))
+
+    def _alive_first(self, names: list[str], problems: dict[str, str]) -> Iterator[str]:
+        """Those of the names that show life, in their order; then those that showed none in time,
+        which may only be slow. `problems`: why others are left out."""
+        slow = []
+        for name in names:
+            if name == self._answered or len(names) == 1:
+                yield name
+                continue
+            try:
+                ask(self.socket_of(name), "/", ALIVE_S)
+            except TimeoutError:
+                slow.append(name)
+                self._note_hung(name)
+            except OSError as error:
+                problems[name] = _reason(error)
+            else:
+                self._answered = name
+                yield name
+        yield from slow
+
+    def _hung_mark(self, node: str) -> Path:
+        return self.root / "nodes" / node / "hung"
+
+    def _hung(self, node: str) -> bool:
+        try:
+            return SYSTEM.wall() - self._hung_mark(node).stat().st_mtime < HUNG_S
+        except OSError:
+            return False
+
+    def _note_hung(self, node: str) -> None:
+        with suppress(OSError):  # only its owner may write there; others find out for themselves
+            self._hung_mark(node).touch()
 
     def _choose(self, node: str | None) -> list[str]:
         """The nodes to try: all, or the named one (with its data center or without)."""
@@ -164,21 +206,26 @@ class Cluster:
             raise NotFound(f"there is no node {node!r}, only {', '.join(self.nodes)}")
         return found
 
-    def _unreachable(self, problems: list[str]) -> Unreachable:
+    def _unreachable(self, problems: dict[str, str]) -> Unreachable:
         if not any((self.root / "nodes" / node / "process.json").exists() for node in self.nodes):
             return Unreachable(f"the cluster below {self.root} is stopped: `tabane up` starts it")
-        return Unreachable(f"no answer from the cluster below {self.root} ({'; '.join(problems)})")
+        told = "; ".join(f"{node}: {problem}" for node, problem in problems.items())
+        return Unreachable(f"no answer from the cluster below {self.root} ({told})")
 
 
 @contextmanager
-def _breaking_off(name: str) -> Iterator[None]:
-    """What ends a connection in the middle is said in the node's name."""
-    from http.client import HTTPException
+def _breaking_off(name: str, method: str = "GET") -> Iterator[None]:
+    """What ends a connection in the middle is said in the node's name, and what that means for an
+    action."""
+    from http.client import HTTPException, IncompleteRead
 
     try:
         yield
     except (OSError, HTTPException) as error:
-        raise Unreachable(f"{name} broke off: {_reason(error)}") from error
+        is_cut = isinstance(error, IncompleteRead)
+        reason = "it ended or restarted within its answer" if is_cut else _reason(error)
+        what = "broke off" if method == "GET" else "did not say whether it was done"
+        raise Unreachable(f"{name} {what}: {reason}") from error
 
 
 def _lines(name: str, response: HTTPResponse) -> Iterator[bytes]:
@@ -195,10 +242,10 @@ def _lines(name: str, response: HTTPResponse) -> Iterator[bytes]:
         yield rest
 
 
-def ask(path: Path, target: str) -> tuple[int, bytes]:
+def ask(path: Path, target: str, timeout_s: float) -> tuple[int, bytes]:
     """One GET over a unix socket: status and body, all within a deadline. Raises `OSError`."""
-    deadline = SYSTEM.now() + QUESTION_TIMEOUT_S
-    with connect_unix(path, QUESTION_TIMEOUT_S) as sock:
+    deadline = SYSTEM.now() + timeout_s
+    with connect_unix(path, timeout_s) as sock:
         sock.sendall(f"GET {_quote(target)} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
         blocks = []
         while block := sock.recv(BLOCK_BYTES):

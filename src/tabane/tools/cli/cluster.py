@@ -84,7 +84,10 @@ def _shape_of(args: argparse.Namespace, before: Shape | None) -> Shape:
 def _quota(text: str) -> int:
     from tabane.units import parse_size
 
-    size = parse_size(text)
+    try:
+        size = parse_size(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(error.message) from None
     if 0 < size < SMALLEST_QUOTA:
         raise argparse.ArgumentTypeError(f"{text!r} is less than 16MiB (0B: half of the disk)")
     return size

@@ -193,7 +193,7 @@ def _deliver(cluster: Cluster, path: str, order: Mapping[str, Any]) -> list[dict
         else:
             outcomes: list[dict[str, Any]] = answer["outcomes"]
             return outcomes
-    raise Unreachable(f"no node has said whether it was done: {problems[0]}")
+    raise Unreachable(f"no node has confirmed it: {problems[0]}")
 
 
 def _refuse_inside(row: Row) -> dict[str, Any]:
