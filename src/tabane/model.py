@@ -66,6 +66,10 @@ class Resources(Value, frozen=True, omit_defaults=True):
     pids: int = 256
     disk_bytes: int = 256 << 20
 
+    def with_layer(self) -> Resources:
+        """As the kernel counts memory where the own layer is in memory, too: both together."""
+        return msgspec.structs.replace(self, memory_bytes=self.memory_bytes + self.disk_bytes)
+
 
 class Reactive(Value, frozen=True, omit_defaults=True):
     """When instances come and go."""

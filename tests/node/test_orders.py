@@ -397,6 +397,20 @@ async def test_limits_are_the_owners_within_what_the_app_declares(cluster: Clust
     assert done.after["memory_bytes"] == 65 << 20
 
 
+async def test_memory_is_the_apps_beside_a_layer_that_is_in_memory(
+    cluster: Cluster, running: Any
+) -> None:
+    able = running.driver.capabilities
+    running.driver.capabilities = msgspec.structs.replace(able, layer_in_memory=True)
+    resources = msgspec.structs.replace(running.record.app.resources, disk_bytes=16 << 20)
+    running.record.app = msgspec.structs.replace(running.record.app, resources=resources)
+    done = await cluster.orders.obey_instance(
+        InstanceOrder(TARGET, do.Confine(memory_bytes=40 << 20)), ALICE
+    )
+    assert (done.before["memory_bytes"], done.after["memory_bytes"]) == (48 << 20, 40 << 20)
+    assert cgroups.Cgroup("/t/abc").limits()["memory_bytes"] == 56 << 20
+
+
 @pytest.mark.usefixtures("running")
 async def test_another_users_instance(cluster: Cluster) -> None:
     order = InstanceOrder(TARGET, do.Pause())

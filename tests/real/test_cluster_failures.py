@@ -54,7 +54,7 @@ def assert_refused(cluster: LocalCluster, name: str, answer: Answer, reason: str
 def test_what_does_not_start(
     cluster: LocalCluster, name: str, command: list[str], reason: str
 ) -> None:
-    limits = {"memory": "16MiB"}
+    limits = {"memory": "16MiB", "disk": "1MiB"}
     cluster.deploy(name, command, reactive={"start_timeout": "1s"}, resources=limits)
     assert_refused(cluster, name, cluster.get(name), reason)
     wait_for(lambda: not cluster.instances(name), "the end of what failed")
@@ -96,7 +96,7 @@ def test_garbage_is_not_passed_on(cluster: LocalCluster) -> None:
 
 
 def test_one_that_fills_its_memory_is_ended_and_woken_again(cluster: LocalCluster) -> None:
-    cluster.deploy("hungry", ["sh", "-c", HUNGRY], resources={"memory": "16MiB"})
+    cluster.deploy("hungry", ["sh", "-c", HUNGRY], resources={"memory": "16MiB", "disk": "1MiB"})
     before = cluster.wake("hungry")
     assert cluster.inside("hungry", "touch", "/tmp/eat") == (0, "")
     wait_for(lambda: before not in cluster.instances("hungry"), "its end")

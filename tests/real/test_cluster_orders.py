@@ -16,7 +16,7 @@ from tabane.errors import Conflict, Denied, NotFound, Stale, TabaneError
 from tabane.tools.cli import run
 from tabane.tools.client import Cluster
 
-from .conftest import LocalCluster, wait_for
+from .conftest import HTTPD, LocalCluster, wait_for
 
 pytestmark = pytest.mark.real
 
@@ -195,7 +195,8 @@ def test_a_hub_that_restarts_in_the_middle_makes_no_second_change(cluster: Local
 
 
 def test_an_instance_is_paused_and_confined(cluster: LocalCluster) -> None:
-    cluster.deploy("paused")
+    held = f"x=$(head -c 8M /dev/zero | tr '\\0' x); {' '.join(HTTPD)} & wait"
+    cluster.deploy("paused", ["sh", "-c", held], resources={"memory": "64MiB", "disk": "1MiB"})
     instance = cluster.wake("paused", "osaka")
     would = order_instance(cluster, instance, "pause", dry_run=True)
     assert (would["before"], would["after"]) == ({"paused": 0}, {"paused": 1})
@@ -214,7 +215,6 @@ def test_an_instance_is_paused_and_confined(cluster: LocalCluster) -> None:
     assert done["after"] == {"cpu": 0.25, "memory_bytes": 96 << 20, "pids": 40}
     found = Path("/sys/fs/cgroup").glob(f"**/{instance['id']}/pids.max")
     assert {path.read_text() for path in found} == {"40\n"}
-    assert cluster.inside("paused", "sh", "-c", "head -c 8M /dev/zero >/tmp/x") == (0, "")
     with pytest.raises(Conflict, match="bytes now: the kernel would kill for it"):
         order_instance(cluster, instance, "limits", memory_bytes=4 << 20)
     with pytest.raises(Stale):

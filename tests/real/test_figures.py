@@ -26,7 +26,8 @@ def test_an_app_that_no_node_has_the_memory_for_is_started_nowhere(nodes: LocalC
         return found if len(found) == 2 else []
 
     told = wait_for(reasons, "a reason of each node")
-    pattern = r"tokyo/tokyo-\d: has (\d+) MiB of memory available, 943718400 are needed"
+    needed = "943718656 are needed for memory and disk"
+    pattern = rf"tokyo/tokyo-\d: has (\d+) MiB of memory available, {needed}"
     figures = [re.fullmatch(pattern, reason) for reason in told]
     host = nodes.api.get("/v2/host", node="tokyo/tokyo-1")["host"][0]
     for figure in figures:

@@ -151,6 +151,15 @@ async def test_an_image_that_came_back(bench: ContainerBench, ground: Path) -> N
         shutil.rmtree(tree)
 
 
+async def test_a_full_disk_is_no_want_of_memory(bench: ContainerBench) -> None:
+    """What it writes is in memory, and yet it is told that its disk is full, and goes on."""
+    resources = replace(SMALL, disk_bytes=SMALL.memory_bytes)
+    async with bench.running(make_app(resources=resources)) as inside:
+        assert "No space left" in await inside.run("dd if=/dev/zero of=/big bs=1M count=64")
+        assert (await bench.driver.stats(inside.handle)).oom_kills == 0
+        assert await inside.run("rm /big; echo goes on") == "goes on\n"
+
+
 async def test_limits(bench: ContainerBench) -> None:
     resources = Resources(cpu=0.25, memory_bytes=32 << 20, pids=16, disk_bytes=1 << 20)
     async with bench.running(make_app(resources=resources)) as inside:
@@ -163,11 +172,11 @@ async def test_limits(bench: ContainerBench) -> None:
 
 LIMITS = {
     "pids.max": "16",
-    "memory.limit_in_bytes": str(32 << 20),
-    "memory.memsw.limit_in_bytes": str(32 << 20),
+    "memory.limit_in_bytes": str(33 << 20),
+    "memory.memsw.limit_in_bytes": str(33 << 20),
     "cpu.cfs_quota_us": "25000",
     "cpu.cfs_period_us": "100000",
-    "memory.max": str(32 << 20),
+    "memory.max": str(33 << 20),
     "cpu.max": "25000 100000",
 }
 

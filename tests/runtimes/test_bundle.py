@@ -22,7 +22,7 @@ def spec(tmp_path: Path) -> InstanceSpec:
     (tmp_path / "tree/bin").mkdir(parents=True)
     program = tmp_path / "tree/bin/serve"
     program.touch(mode=0o755)
-    resources = Resources(cpu=0.5, memory_bytes=64 << 20, pids=32)
+    resources = Resources(cpu=0.5, memory_bytes=64 << 20, pids=32, disk_bytes=16 << 20)
     app = App(name="web", image="x", command=("serve", "-x"), id_base=100000, resources=resources)
     link = Link(3, "10.0.0.3", "10.0.0.1", 4321, 99)
     image = Image("sha256:x", tmp_path / "tree")
@@ -77,12 +77,12 @@ def test_resources_are_for_both_versions_of_cgroups(spec: InstanceSpec) -> None:
     assert linux["cgroupsPath"] == "/tabane/c/n/abc"
     assert linux["resources"] == {
         "pids": {"limit": 32},
-        "memory": {"limit": 64 << 20, "swap": 64 << 20},
+        "memory": {"limit": 80 << 20, "swap": 80 << 20},
         "cpu": {"quota": 50000, "period": 100000},
         "devices": [{"allow": False, "access": "rwm"}],
     }
     without = make(spec, replace(HOST, limits_swap=False))["linux"]["resources"]
-    assert without["memory"] == {"limit": 64 << 20}
+    assert without["memory"] == {"limit": 80 << 20}
 
 
 @pytest.mark.parametrize(("found", "asked"), [(20000, 20000), (1 << 20, 65536), (1024, 1024)])

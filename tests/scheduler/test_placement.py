@@ -83,6 +83,20 @@ def test_a_node_that_cannot_run_it_says_why(wanted: App, reason: str) -> None:
     assert choice.reasons == (f"tokyo/tokyo-1: {reason}",)
 
 
+def test_a_layer_in_memory_needs_memory() -> None:
+    wanted = app(resources=Resources(memory_bytes=100 << 20, disk_bytes=101 << 20))
+    outside = view(memory=200 << 20)
+    (engine,) = outside.engines
+    beside = msgspec.structs.replace(engine, layer_in_memory=True)
+    inside = msgspec.structs.replace(outside, engines=(beside,))
+    assert place(wanted, [outside], {}).node == outside.name
+    assert place(wanted, [inside], {}).reasons == (
+        "tokyo/tokyo-1: has 200 MiB of memory available, 201 are needed for memory and disk",
+    )
+    enough = msgspec.structs.replace(inside, memory_available_bytes=201 << 20)
+    assert place(wanted, [enough], {}).node == inside.name
+
+
 def test_memory_that_is_not_known_is_no_reason_to_refuse() -> None:
     assert place(app(), [view(memory=None)], {}).node == "tokyo/tokyo-1"
 

@@ -70,7 +70,15 @@ class Engines:
         wake_s = median(starts) if starts else None
         able = driver.capabilities
         features = tuple(name for name in FEATURES if getattr(able, name))
-        return EngineView(name, driver.isolation, able.images, emulated, features, wake_s)
+        return EngineView(
+            name,
+            driver.isolation,
+            able.images,
+            emulated,
+            features,
+            able.layer_in_memory,
+            wake_s,
+        )
 
     def driver_for(self, app: App) -> Driver:
         """Raises `Unsupported` when no driver here runs the app's class; never a weaker one."""

@@ -142,6 +142,18 @@ def with_pause(instance: Instance) -> Instance:
     return replace(instance, paused=True) if paused else instance
 
 
+def _layer_bytes(running: Running) -> int:
+    """What of its cgroup's memory limit is for its layer, beside what its app says of memory."""
+    in_memory = running.driver.capabilities.layer_in_memory
+    return running.record.app.resources.disk_bytes if in_memory else 0
+
+
+def _shifted(limits: dict[str, float], memory_bytes: int) -> dict[str, float]:
+    """With so much more memory, if that is limited."""
+    given = limits.get("memory_bytes")
+    return limits if given is None else limits | {"memory_bytes": given + memory_bytes}
+
+
 class NodeInstances:
     """See `tabane.k2i.control.Instances`."""
 
@@ -152,7 +164,7 @@ class NodeInstances:
         running, _ = self._find(target)
         app, cgroup = running.record.app, Cgroup(running.instance.cgroup)
         if isinstance(action, Confine):
-            now = cgroup.limits()
+            now = _shifted(cgroup.limits(), -_layer_bytes(running))
         else:
             if not running.driver.capabilities.freeze:
                 raise Unsupported(f"{target}: its driver {running.driver.name} cannot freeze")
@@ -162,7 +174,7 @@ class NodeInstances:
     async def do(self, target: InstanceTarget, action: InstanceAction) -> None:
         running, handle = self._find(target)
         if isinstance(action, Confine):
-            limits = wanted(action)
+            limits = _shifted(wanted(action), _layer_bytes(running))
             await asyncio.to_thread(Cgroup(running.instance.cgroup).limit, limits)
         elif isinstance(action, Pause):
             await running.driver.freeze(handle)

@@ -48,6 +48,8 @@ class Capabilities(Value, frozen=True):
     """Shows a directory of the node, with sockets, to the instance (`InstanceSpec.services`)."""
     volumes: bool = False
     """Shows durable storage to the instance (`InstanceSpec.volumes`)."""
+    layer_in_memory: bool = False
+    """What is written to the own layer takes the node's memory (`Resources.with_layer`)."""
     own_stack: bool = False
     """Its sockets are not the node's kernel's, so that the link's socket table does not show them:
     `Driver.wait_listening` does."""

@@ -282,7 +282,7 @@ def make_limits(limits: Resources, *, limits_swap: bool) -> dict[str, Any]:
 
 
 def _resources(app: App, host: Host) -> dict[str, Any]:
-    limits = make_limits(app.resources, limits_swap=host.limits_swap)
+    limits = make_limits(app.resources.with_layer(), limits_swap=host.limits_swap)
     return limits | {"devices": [{"allow": False, "access": "rwm"}]}
 
 
@@ -304,7 +304,11 @@ ENFORCEMENTS = tuple(
             "size and inodes of the tmpfs that holds upper layer and /dev",
         ),
         ("pids", "pids.max of its cgroup"),
-        ("memory", "memory limit of its cgroup, swap included where the kernel counts it"),
+        (
+            "memory",
+            "memory limit of its cgroup, with the disk quota, which is in memory; swap included "
+            "where the kernel counts it",
+        ),
         ("cpu", "CFS quota of its cgroup over 100 ms"),
         ("egress", "by the node's firewall on the link; the driver joins the link's namespace"),
         (

@@ -73,6 +73,7 @@ class OciDriver:
         services=True,
         volumes=True,
         limit=True,
+        layer_in_memory=True,
         images=("linux", "host"),
         needs_root=True,
         works_emulated=True,
@@ -295,7 +296,7 @@ class OciDriver:
         cgroup_of(handle).limit(
             {
                 "cpu": resources.cpu,
-                "memory_bytes": resources.memory_bytes,
+                "memory_bytes": resources.with_layer().memory_bytes,
                 "pids": resources.pids,
             }
         )

@@ -29,6 +29,8 @@ class EngineView(Value, frozen=True, omit_defaults=True):
     """It only emulates a processor there, and the node's operator does not allow that to all."""
     features: tuple[str, ...] = ()
     """What it can do that not all can and apps may need (`App.needs`)."""
+    layer_in_memory: bool = False
+    """What its instances write to their own layer takes the node's memory."""
     wake_s: float | None = None
     """The median of its latest cold starts there; None: none yet."""
 

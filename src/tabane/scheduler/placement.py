@@ -85,12 +85,19 @@ def _problem(app: App, node: NodeView) -> str:
         return f"may not run in {datacenter}"
     if app.pinned_to not in ("", node.name):
         return f"does not have the app's volumes, which are on {app.pinned_to}"
-    if not pick_engine(app, node.engines):
+    engine = pick_engine(app, node.engines)
+    if not engine:
         return explain_none(app, node.engines)
-    available, wanted = node.memory_available_bytes, app.resources.memory_bytes
-    if available is not None and available < wanted:
-        return f"has {available >> 20} MiB of memory available, {wanted >> 20} are needed"
-    return ""
+    in_memory = any(each.layer_in_memory for each in node.engines if each.name == engine)
+    return _memory_problem(app, node.memory_available_bytes, in_memory=in_memory)
+
+
+def _memory_problem(app: App, available: int | None, *, in_memory: bool) -> str:
+    limits = app.resources.with_layer() if in_memory else app.resources
+    wanted, what = limits.memory_bytes, " for memory and disk" if in_memory else ""
+    if available is None or available >= wanted:
+        return ""
+    return f"has {available >> 20} MiB of memory available, {wanted >> 20} are needed{what}"
 
 
 def floors(app: App, datacenters: Iterable[str], ready: Mapping[str, int]) -> dict[str, int]:

@@ -87,6 +87,7 @@ class ContainerdDriver:
         network=True,
         services=True,
         volumes=True,
+        layer_in_memory=True,
         limit=True,
         images=("linux", "host"),
         needs_root=True,
@@ -451,7 +452,7 @@ class ContainerdDriver:
         cgroup_of(handle).limit(
             {
                 "cpu": resources.cpu,
-                "memory_bytes": resources.memory_bytes,
+                "memory_bytes": resources.with_layer().memory_bytes,
                 "pids": resources.pids,
             }
         )

@@ -55,6 +55,7 @@ class GuestDriver(ContainerdDriver):
         terminal=True,
         stats=True,
         network=True,
+        layer_in_memory=True,
         own_stack=True,
         limit=True,
         images=("linux",),
@@ -77,7 +78,8 @@ class GuestDriver(ContainerdDriver):
         if spec.link is None:
             raise Unsupported(f"{spec.app.key}: a machine needs a network link")
         program = bundle.make_program(spec.app, spec.image, {})
-        config = guest_config(bundle.make_config(spec, program, host, None), spec.link)
+        limits = bundle.make_limits(spec.app.resources, limits_swap=host.limits_swap)
+        config = guest_config(bundle.make_config(spec, program, host, None), spec.link, limits)
         # what it sees belongs to the image's own users
         unmapped = msgspec.structs.replace(spec, app=msgspec.structs.replace(spec.app, id_base=0))
         try:
@@ -174,11 +176,13 @@ def firecracker(spawner: Spawner, directory: Path) -> GuestDriver:
     return FirecrackerGuestDriver(FIRECRACKER, spawner, directory)
 
 
-def guest_config(config: bytes, link: Link) -> bytes:
+def guest_config(config: bytes, link: Link, limits: dict[str, Any]) -> bytes:
     """A container's `config.json` for a guest: without what only means something on the node (its
-    ids, its /dev), and in its place what every Linux system has."""
+    ids, its /dev), and in its place what every Linux system has. `limits`: those within, where the
+    layer takes no memory."""
     made: dict[str, Any] = msgspec.json.decode(config)
     linux = made["linux"]
+    linux["resources"] |= limits
     del linux["uidMappings"], linux["gidMappings"]
     linux["namespaces"] = [
         {"type": "network", "path": link.network_namespace},

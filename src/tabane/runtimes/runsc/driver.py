@@ -71,6 +71,7 @@ class RunscDriver(OciDriver):
         network=True,
         services=True,
         volumes=True,
+        layer_in_memory=True,
         own_stack=True,
         limit=True,
         images=("linux", "host"),
@@ -142,7 +143,7 @@ class RunscDriver(OciDriver):
         state = spec.directory / STATE
         state.mkdir(mode=0o700)
         os.chown(state, spec.app.id_base, spec.app.id_base)
-        limits = spec.app.resources
+        limits = spec.app.resources.with_layer()
         outer = formats.outer_limits(limits.cpu, limits.memory_bytes, limits.pids)
         Cgroup(spec.cgroup).make(outer | {"cpu": max(limits.cpu, NO_LIMIT * (os.cpu_count() or 1))})
 
@@ -261,8 +262,9 @@ class RunscDriver(OciDriver):
             used_bytes = (await self._usage(handle)).memory_bytes
             if resources.memory_bytes < used_bytes:
                 raise Conflict(f"instance {handle.id} uses {used_bytes} bytes now")
-        limits = formats.outer_limits(resources.cpu, resources.memory_bytes, resources.pids)
-        cgroup_of(handle).limit(limits)
+        limits = resources.with_layer()
+        outer = formats.outer_limits(limits.cpu, limits.memory_bytes, limits.pids)
+        cgroup_of(handle).limit(outer)
 
     async def guest_processes(self, handle: Handle) -> Sequence[GuestProcess]:
         _check_thawed(handle)

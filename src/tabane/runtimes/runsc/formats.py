@@ -159,7 +159,8 @@ ENFORCEMENTS = tuple(
         ),
         (
             "memory",
-            f"memory limit of its cgroup, with {OVERHEAD_BYTES >> 20} MiB for the sandbox's kernel",
+            "memory limit of its cgroup, with the disk quota, which is in memory, and "
+            f"{OVERHEAD_BYTES >> 20} MiB for the sandbox's kernel",
         ),
         (
             "cpu",
