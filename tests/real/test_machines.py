@@ -50,7 +50,7 @@ def deploy(cluster: LocalCluster, tree: Path, name: str, **fields: Any) -> Ended
     file = tree.parent / f"{name}.toml"
     sections = {
         "resources": {"memory": "48MiB", "disk": "4MiB"},
-        "reactive": {"stop_after": "1h", "stop_timeout": "2s"},
+        "reactive": {"stop_after": "1h", "stop_timeout": "5s", "start_timeout": "100s"},
     }
     file.write_text(to_toml(top, sections))
     return cluster.tabane("deploy", str(file))
@@ -122,15 +122,14 @@ def left_of(cluster: LocalCluster, instance: str) -> list[str]:
     return found
 
 
-def test_a_program_that_never_listens_is_given_up(cluster: LocalCluster, tree: Path) -> None:
-    """With its last words, and nothing of its machine is left."""
-    command = ["sh", "-c", "echo cannot open the database; sleep 1000"]
+def test_a_program_that_fails_leaves_its_last_words(cluster: LocalCluster, tree: Path) -> None:
+    """In a PC, for a change."""
+    command = ["sh", "-c", "echo cannot open the database; exit 5"]
     fields = {"class": "vm", "command": command, "allow_emulation": True}
-    ended = deploy(cluster, tree, "mute", **fields)
+    ended = deploy(cluster, tree, "broken", **fields)
     assert ended.code == 0, ended.err
-    assert cluster.tabane("doctor").code == 0
-    answer = cluster.get("mute", timeout_s=100)
-    assert answer.status == 503
-    failures = [e for e in cluster.records("events", "mute") if e["state"] == "failed"]
+    assert cluster.get("broken", timeout_s=100).status == 503
+    failures = [e for e in cluster.records("events", "broken") if e["state"] == "failed"]
+    assert "code 5" in failures[-1]["reason"]
     assert "cannot open the database" in failures[-1]["reason"]
-    wait_for(lambda: not cluster.instances("mute"), "its end")
+    wait_for(lambda: not cluster.instances("broken", "starting"), "its end")

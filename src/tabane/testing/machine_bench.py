@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, cast
 
 from msgspec.structs import replace
 
@@ -110,3 +111,41 @@ def make_bench(name: str, ground: Path, image: Image) -> MachineBench:
     driver = load(name, spawner, ground / name)
     assert isinstance(driver, QemuDriver)
     return MachineBench(driver, spawner, ground, image)
+
+
+class KeptDriver:
+    """A driver that gives the same running machine to whoever starts one, and keeps it."""
+
+    def __init__(self, inside: Running) -> None:
+        self._inside = inside
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inside.driver, name)
+
+    async def prepare(self, spec: InstanceSpec) -> Handle:
+        return self._inside.handle
+
+    async def start(self, spec: InstanceSpec, handle: Handle) -> Handle:
+        return handle
+
+    async def destroy(self, handle: Handle) -> None:
+        """Its owner does that."""
+
+
+class KeptBench:
+    """For checks that need a machine that waits, and leave it so: a boot may take seconds."""
+
+    def __init__(self, inside: Running) -> None:
+        self.driver = cast(Driver, KeptDriver(inside))
+        self._inside = inside
+
+    def restarted(self) -> Driver:
+        raise AssertionError("the machine is kept by this driver")
+
+    @asynccontextmanager
+    async def instance(self, behaviour: Behaviour) -> AsyncIterator[InstanceSpec]:
+        assert behaviour is Behaviour.WAITS
+        yield self._inside.spec
+
+    def left_of(self, spec: InstanceSpec) -> list[str]:
+        return []
