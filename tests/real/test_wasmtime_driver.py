@@ -201,10 +201,11 @@ async def test_a_port_that_is_taken(bench: WasmBench) -> None:
         assert bench.left_of(spec) == []
 
 
-async def test_killed_from_outside(bench: WasmBench) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGHUP])
+async def test_killed_from_outside(bench: WasmBench, number: int) -> None:
     async with bench.serving() as inside:
-        os.kill(inside.pid, signal.SIGKILL)
-        assert await inside.driver.wait(inside.handle) == ExitStatus(signal=signal.SIGKILL)
+        os.kill(inside.pid, number)
+        assert await inside.driver.wait(inside.handle) == ExitStatus(signal=number)
 
 
 async def test_a_trap_is_in_the_log(bench: WasmBench) -> None:

@@ -135,9 +135,19 @@ static ssize_t write_output(struct run *run, const struct iovec *parts, int coun
     return put < 0 ? -errno : put;
 }
 
-static void on_term(int number)
+static void on_signal(int number)
 {
     _exit(128 + number);
+}
+
+/* The first process of a pid namespace is ended by no signal that it does not take. */
+static void take_signals(void)
+{
+    static const int DEADLY[] = {SIGHUP, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2, SIGTERM};
+    struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_ONSTACK};
+    for (size_t n = 0; n < sizeof DEADLY / sizeof *DEADLY; n++)
+        if (sigaction(DEADLY[n], &action, NULL))
+            fail_errno("taking", "signals");
 }
 
 static _Noreturn void run_program(struct options *options, struct engine *engine)
@@ -145,8 +155,6 @@ static _Noreturn void run_program(struct options *options, struct engine *engine
     static const struct streams streams = {read_input, write_output};
     static char why[512], line[640];
     struct run run = {.args = options->args, .env = options->env, .streams = &streams};
-    struct sigaction term = {.sa_handler = on_term, .sa_flags = SA_ONSTACK};
-    sigaction(SIGTERM, &term, NULL);
     warm_up(engine);
     install_filter(&options->confinement);
     tell_running();
@@ -175,6 +183,7 @@ static void run(struct options *options)
     load_library(options->library);
     open_engine(&engine, options->module, options->trial, options->memory_bytes, workers);
     confine(what);
+    take_signals();
     if (!options->port)
         run_program(options, &engine);
     struct server server = {
