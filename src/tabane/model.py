@@ -128,6 +128,21 @@ class Volume(Value, frozen=True, omit_defaults=True):
     size_bytes: int = 1 << 30
 
 
+class Container(Value, frozen=True, omit_defaults=True):
+    """A program beside the main one of an app (a sidecar), in each of its instances: they share
+    network, limits and life (docs/pods.md). `image` as the app's."""
+
+    name: str
+    image: str = ""
+    source: str = ""
+    """What the author wrote; empty: the image is the app's own."""
+    command: tuple[str, ...] = ()
+    env: dict[str, str] = {}
+    workdir: str = ""
+    volumes: tuple[str, ...] = ()
+    """Names of the app's volumes that it sees, too."""
+
+
 class Collect(Value, frozen=True, omit_defaults=True):
     """Facts to be collected, as an app file or a node's file asks for it (see
     `tabane.k2i.collectors`). `name` is the kind unless told."""
@@ -175,6 +190,8 @@ class App(Value, frozen=True, omit_defaults=True):
     services: Services = Services()
     collect: tuple[Collect, ...] = ()
     volumes: tuple[Volume, ...] = ()
+    containers: tuple[Container, ...] = ()
+    """Beside its main program, in the order of their start."""
     pinned_to: NodeName = NodeName("")
     """The node that has its volumes, which alone can run it; given at the first deploy of them."""
     id_base: int = 0
@@ -203,8 +220,34 @@ class App(Value, frozen=True, omit_defaults=True):
 
     def needs(self) -> tuple[str, ...]:
         """What of a driver's capabilities it cannot do without."""
-        needed = {"volumes": self.volumes, "services": self.services.needs_directory}
+        needed = {
+            "volumes": self.volumes,
+            "services": self.services.needs_directory,
+            "pods": self.containers,
+        }
         return tuple(name for name, wanted in needed.items() if wanted)
+
+    def images(self) -> tuple[tuple[str, str], ...]:
+        """Of its main program and of those beside it, in order: `image` and `source`."""
+        sidecars = ((each.image, each.source or self.source) for each in self.containers)
+        return ((self.image, self.source), *sidecars)
+
+    def beside(self, container: Container) -> App:
+        """A container of its pod as an app for itself, as drivers run it."""
+        return msgspec.structs.replace(
+            self,
+            name=f"{self.name}.{container.name}",
+            image=container.image,
+            source=container.source or self.source,
+            image_kind="linux",
+            command=container.command,
+            env=container.env,
+            workdir=container.workdir,
+            volumes=tuple(each for each in self.volumes if each.name in container.volumes),
+            containers=(),
+            port=None,
+            hosts=(),
+        )
 
     def cohorts(self) -> tuple[App, ...]:
         """All there are of it: of class `auto` one for each trust, else the app itself."""
@@ -316,6 +359,8 @@ class ExitStatus(Value, frozen=True, omit_defaults=True):
     code: int = 0
     signal: int = 0
     oom: bool = False
+    container: str = ""
+    """Of an instance with several: the one beside the main program that has ended."""
 
     def describe(self) -> str:
         """For people: `exited with code 3`, `killed by SIGKILL (out of memory)`."""

@@ -120,8 +120,8 @@ def _read_field(
         return field.attribute, _read_tables(value, field, path)
     try:
         return field.attribute, field.read(value)
-    except Mistake:
-        raise
+    except Mistake as mistake:
+        raise Mistake(prefix + mistake.field, mistake.message) from None
     except UsageError as error:
         raise Mistake(path, error.message) from None
 
@@ -164,19 +164,27 @@ def _build_app(document: Mapping[str, Any]) -> App:
         reactive = msgspec.structs.replace(app.reactive, max=1)
         app = msgspec.structs.replace(app, reactive=reactive)
     _check_together(app)
-    return msgspec.structs.replace(app, source=app.image)
+    return _with_sources(app)
+
+
+def _with_sources(app: App) -> App:
+    containers = tuple(
+        msgspec.structs.replace(each, image=each.source or app.image) for each in app.containers
+    )
+    return msgspec.structs.replace(app, source=app.image, containers=containers)
 
 
 def _check_together(app: App) -> None:
     """The rules between fields."""
     least, most, ready = app.reactive.min, app.reactive.max, app.reactive.ready
-    if not app.command and (app.image == "host" or app.image.startswith("rootfs:")):
+    if not app.command and brings_no_command(app.image):
         raise Mistake("command", f"is missing: the image {shorten(app.image)} brings none")
     if app.isolation is Class.AUTO and app.driver:
         raise Mistake("driver", 'has no meaning with class = "auto", which picks one: leave it out')
     if app.isolation is not Class.AUTO and app.reactive.wake_budget_s is not None:
         raise Mistake("reactive.wake_budget", 'has a meaning with class = "auto" only')
     _check_volumes(app)
+    _check_containers(app)
     if least > most:
         raise Mistake("reactive.min", f"{least} is more than max, {most}: lower it or raise max")
     if app.port is None and app.hosts:
@@ -197,6 +205,24 @@ def _check_volumes(app: App) -> None:
     for outer, inner in itertools.pairwise(paths):
         if f"{inner}/".startswith(f"{outer}/"):
             raise Mistake("volumes", f"{shorten(inner)} is in {shorten(outer)}: one in the other")
+
+
+def _check_containers(app: App) -> None:
+    known = [volume.name for volume in app.volumes]
+    for number, container in enumerate(app.containers, 1):
+        place, image = f"containers[{number}]", container.source or app.image
+        if not container.command and brings_no_command(image):
+            problem = f"is missing: the image {shorten(image)} brings none"
+            raise Mistake(f"{place}.command", problem)
+        for name in container.volumes:
+            if name not in known:
+                there = ", ".join(known) or "it has none"
+                problem = f"{shorten(name)} is no volume of the app ({there}): write [[volumes]]"
+                raise Mistake(f"{place}.volumes", problem)
+
+
+def brings_no_command(image: str) -> bool:
+    return image == "host" or image.startswith("rootfs:")
 
 
 _HEADER = re.compile(r"\s*\[\[?([^\[\]]+)\]")

@@ -15,6 +15,7 @@ from tabane.errors import UsageError
 from tabane.model import (
     Class,
     Collect,
+    Container,
     NetworkPolicy,
     Placement,
     Reactive,
@@ -388,6 +389,24 @@ _VOLUMES = {
     "path": Field("path", _volume_path),
     "size": Field("size_bytes", _size, format_size),
 }
+MAIN = "main"
+"""What the main program's container is called, where containers are named."""
+
+
+def _container_name(value: Any) -> str:
+    if _label(value) == MAIN:
+        raise UsageError(f"{shorten(value)} is what the app's own program is called: another one")
+    return str(value)
+
+
+_CONTAINERS = {
+    "name": Field("name", _container_name),
+    "image": Field("source", _image),
+    "command": Field("command", _command),
+    "env": Field("env", _env),
+    "workdir": Field("workdir", _workdir),
+    "volumes": Field("volumes", _set(_label)),
+}
 _REACTIVE = {
     "concurrency": Field("concurrency", _whole(1)),
     "min": Field("min", _whole(0)),
@@ -436,6 +455,9 @@ FIELDS: dict[str, AnyField] = {
         },
     ),
     "volumes": Tables("volumes", Volume, _VOLUMES, ("name", "path"), lambda volume: None, most=8),
+    "containers": Tables(
+        "containers", Container, _CONTAINERS, ("name",), lambda container: None, most=8
+    ),
     "collect": Tables("collect", make_collect, _COLLECT, ("kind",), _check_inside, most=8),
 }
 """All an app file may say, in the order it is written."""

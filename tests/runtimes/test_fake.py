@@ -9,12 +9,16 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from tabane.errors import EngineError, NotFound, Unsupported
-from tabane.model import App, ExitStatus, new_instance_id
+from tabane.model import App, Container, ExitStatus, GuestProcess, new_instance_id
 from tabane.runtimes.api import Driver, Image, InstanceSpec, Link
 from tabane.runtimes.fake import FakeDriver, Script
+from tabane.runtimes.pods import Pods
 from tabane.testing.drivers import DRIVER_CHECKS, SAID, Behaviour, Check
+from tabane.testing.pods import FIRST, POD_CHECKS, SECOND, InPods, with_sidecars
+from tabane.testing.pods import Check as PodCheck
 
 SCRIPTS = {
     Behaviour.WAITS: Script(),
@@ -36,29 +40,49 @@ def make_spec(directory: Path, name: str = "app", port: int | None = None) -> In
 
 class FakeBench:
     def __init__(self, directory: Path) -> None:
-        self.driver: Driver = FakeDriver()
+        self.fake = FakeDriver()
+        self.driver: Driver = Pods(self.fake)
         self._directory = directory
 
     def restarted(self) -> Driver:
-        assert isinstance(self.driver, FakeDriver)
-        again = FakeDriver(world=self.driver.world)
-        again.scripts = self.driver.scripts
-        return again
+        again = FakeDriver(world=self.fake.world)
+        again.scripts = self.fake.scripts
+        return Pods(again)
 
     @asynccontextmanager
     async def instance(self, behaviour: Behaviour) -> AsyncIterator[InstanceSpec]:
-        assert isinstance(self.driver, FakeDriver)
         spec = make_spec(self._directory, behaviour)
-        self.driver.scripts[spec.app.key] = SCRIPTS[behaviour]
+        self.fake.scripts[spec.app.key] = SCRIPTS[behaviour]
         yield spec
 
+    @asynccontextmanager
+    async def pod(self, main: Behaviour, *sidecars: Behaviour) -> AsyncIterator[InstanceSpec]:
+        async with self.instance(main) as spec:
+            names = (FIRST, SECOND)
+            containers = [Container(name) for name in names[: len(sidecars)]]
+            spec = with_sidecars(spec, *containers)
+            for number, sidecar in enumerate(spec.sidecars):
+                guests = (GuestProcess("sandbox", 2 + number, "init"),)
+                script = replace(SCRIPTS[sidecars[number]], guests=guests)
+                self.fake.scripts[sidecar.app.key] = script
+            yield spec
+
     def left_of(self, spec: InstanceSpec) -> list[str]:
-        assert isinstance(self.driver, FakeDriver)
-        return [str(key) for key in self.driver.world.lives if key == spec.id]
+        return [key for key in self.fake.world.lives if key.endswith(spec.id)]
 
 
 @pytest.mark.parametrize("check", DRIVER_CHECKS, ids=lambda check: check.__name__)
 async def test_conformance(check: Check, tmp_path: Path) -> None:
+    await check(FakeBench(tmp_path))
+
+
+@pytest.mark.parametrize("check", DRIVER_CHECKS, ids=lambda check: check.__name__)
+async def test_conformance_with_a_sidecar(check: Check, tmp_path: Path) -> None:
+    await check(InPods(FakeBench(tmp_path)))
+
+
+@pytest.mark.parametrize("check", POD_CHECKS, ids=lambda check: check.__name__)
+async def test_pods(check: PodCheck, tmp_path: Path) -> None:
     await check(FakeBench(tmp_path))
 
 

@@ -154,14 +154,15 @@ def test_logs_of_engines(text: str, messages: list[str]) -> None:
 
 
 def test_where_the_file_server_is_named(tmp_path: Path) -> None:
-    assert read_file_server(tmp_path) == 0
+    assert read_file_server(tmp_path, "x") == 0
+    (tmp_path / "s1-x_sandbox:x.state").write_text('{"goferPid": 14}')
     state = tmp_path / "x_sandbox:x.state"
     state.write_text('{"id": "x", "goferPid": 12, "sandbox": {"pid": 13}}')
-    assert read_file_server(tmp_path) == 12
+    assert read_file_server(tmp_path, "x") == 12
     for text in ("", "{}", '{"goferPid": null}'):
         state.write_text(text)
         with pytest.raises(EngineError, match="does not name the file server"):
-            read_file_server(tmp_path)
+            read_file_server(tmp_path, "x")
 
 
 def test_what_lies_in_the_memory_of_its_kernel(tmp_path: Path) -> None:

@@ -48,6 +48,8 @@ class Capabilities(Value, frozen=True):
     """Shows a directory of the node, with sockets, to the instance (`InstanceSpec.services`)."""
     volumes: bool = False
     """Shows durable storage to the instance (`InstanceSpec.volumes`)."""
+    pods: bool = False
+    """Runs other programs beside the main one (`InstanceSpec.sidecars`)."""
     layer_in_memory: bool = False
     """What is written to the own layer takes the node's memory (`Resources.with_layer`)."""
     own_stack: bool = False
@@ -139,6 +141,29 @@ class Storage(Value, frozen=True):
     file: Path
 
 
+class Sidecar(Value, frozen=True):
+    """A container beside the main one, as an app for itself (`App.beside`), and its image."""
+
+    name: str
+    app: App
+    image: Image
+
+
+class Pod(Value, frozen=True):
+    """What one of several containers of an instance must know of the others (see `pods`)."""
+
+    id: InstanceId
+    """The instance's, which its main container has for itself."""
+    leader: InstanceId
+    """The container that starts first, and ends last."""
+    directory: Path
+    """The instance's: with the volumes, and a file system for all writable layers."""
+    cgroup: str
+    """The instance's, which has the limits; each container's is below."""
+    layer: Path
+    """Where the container's own layer is made."""
+
+
 class InstanceSpec(Value, frozen=True):
     """All a driver needs to start one instance."""
 
@@ -157,6 +182,15 @@ class InstanceSpec(Value, frozen=True):
     services: Path | None = None
     """Directory with the sockets of what its app asks for: the instance sees it read-only at
     `SERVICES`. None: it asks for nothing."""
+    sidecars: tuple[Sidecar, ...] = ()
+    """In the order of their start."""
+    pod: Pod | None = None
+    """It is one container of an instance that has several."""
+
+    @property
+    def layer(self) -> Path:
+        """Of what is written to its own file system."""
+        return self.pod.layer if self.pod is not None else self.directory / "layer"
 
 
 class Handle(Value, frozen=True):
@@ -203,6 +237,8 @@ class Execution(Value, frozen=True):
     """Whether it is given any; else it reads nothing."""
     terminal: TerminalSize | None = None
     """Its controlling terminal, of this size, which all three of its streams are then."""
+    container: str = ""
+    """Of an instance with several: in which it runs; empty: in the main one."""
 
 
 class Transfer(Value, frozen=True):
@@ -217,6 +253,8 @@ class Transfer(Value, frozen=True):
     as_named: bool = False
     """Inward: what is copied gets the name that `path` ends with, unless a directory is there."""
     user: User | None = None
+    container: str = ""
+    """As of `Execution`."""
 
 
 class Output(Protocol):
@@ -318,7 +356,8 @@ class Driver(Protocol):
     def enforcements(self) -> tuple[Enforcement, ...]: ...
 
     async def prepare(self, spec: InstanceSpec) -> Handle:
-        """Make file systems and configuration; start nothing. Raises `Unsupported` when refused."""
+        """Make file systems and configuration; start nothing. Raises `Unsupported` when refused;
+        then nothing is left."""
 
     async def start(self, spec: InstanceSpec, handle: Handle) -> Handle:
         """Start it; return once the engine says the program runs (`data["pid"]` is set).
@@ -333,7 +372,8 @@ class Driver(Protocol):
         with the handle of `prepare`, while `start` is going on."""
 
     async def wait(self, handle: Handle) -> ExitStatus:
-        """Wait until the instance's first process has ended."""
+        """Wait until the instance's first process has ended; of several containers, until that of
+        the first to end has (`ExitStatus.container`)."""
 
     async def stop(self, handle: Handle, timeout_s: float) -> None:
         """The stop signal, `timeout_s`, then KILL. Returns when it has ended."""
@@ -373,3 +413,7 @@ class Driver(Protocol):
 
     async def destroy(self, handle: Handle) -> None:
         """Remove all that is left: processes, cgroup, mounts, engine state. Idempotent."""
+
+    async def discard(self, spec: InstanceSpec) -> None:
+        """Remove what a `prepare` left that was interrupted, so that nobody has its handle; maybe
+        nothing. Idempotent."""

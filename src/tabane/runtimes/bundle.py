@@ -181,7 +181,7 @@ def make_config(spec: InstanceSpec, program: Program, host: Host, usr: Path | No
             "uidMappings": [_id_map(spec.app)],
             "gidMappings": [_id_map(spec.app)],
             "cgroupsPath": spec.cgroup,
-            "resources": _resources(spec.app, host),
+            "resources": _resources(spec, host),
             "seccomp": seccomp_json(program.capabilities),
             "maskedPaths": MASKED_PATHS,
             "readonlyPaths": READONLY_PATHS,
@@ -245,15 +245,15 @@ def _mounts(spec: InstanceSpec, usr: Path | None) -> list[dict[str, Any]]:
     terminals = ("newinstance", "ptmxmode=0666", "mode=0620", "gid=5")
     mounts = [
         _mount("/proc", "proc", "nosuid", "noexec", "nodev"),
-        _bind("/dev", spec.directory / "layer/dev", "nosuid", "noexec"),
+        _bind("/dev", spec.layer / "dev", "nosuid", "noexec"),
         _mount("/dev/pts", "devpts", "nosuid", "noexec", *terminals),
         _mount("/sys", "sysfs", "nosuid", "noexec", "nodev", "ro"),
     ]
     if usr is not None:
         mounts.append(_bind("/usr", usr, "ro", "nosuid", "nodev"))
+    volumes = (spec.directory if spec.pod is None else spec.pod.directory) / MOUNTED
     mounts += (
-        _bind(storage.path, spec.directory / MOUNTED / storage.name, "nosuid", "nodev")
-        for storage in spec.volumes
+        _bind(storage.path, volumes / storage.name, "nosuid", "nodev") for storage in spec.volumes
     )
     if spec.services is not None:
         mounts.append(_bind(SERVICES, spec.services, "ro", "nosuid", "nodev", "noexec"))
@@ -281,9 +281,12 @@ def make_limits(limits: Resources, *, limits_swap: bool) -> dict[str, Any]:
     }
 
 
-def _resources(app: App, host: Host) -> dict[str, Any]:
-    limits = make_limits(app.resources.with_layer(), limits_swap=host.limits_swap)
-    return limits | {"devices": [{"allow": False, "access": "rwm"}]}
+def _resources(spec: InstanceSpec, host: Host) -> dict[str, Any]:
+    """The limits of a pod are those of the cgroup above its containers'."""
+    devices = {"devices": [{"allow": False, "access": "rwm"}]}
+    if spec.pod is not None:
+        return devices
+    return devices | make_limits(spec.app.resources.with_layer(), limits_swap=host.limits_swap)
 
 
 ENFORCEMENTS = tuple(

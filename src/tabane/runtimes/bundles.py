@@ -107,8 +107,10 @@ class Bundles:
 
 async def mount_volumes(spec: InstanceSpec) -> None:
     """After `build`: what `config.json` binds from the instance's volumes. When it fails nothing
-    of the bundle is left."""
+    of the bundle is left. Of a pod, its main container mounts them for all."""
     assert spec.link is not None
+    if spec.pod is not None and spec.pod.id != spec.id:
+        return
     tree, user_namespace = spec.image.tree, spec.link.user_namespace
     try:
         for storage in spec.volumes:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import os
 import shutil
 import signal
@@ -80,13 +81,19 @@ class Cgroup:
             above /= name
 
     def pids(self) -> list[int]:
-        """Its processes, as this pid namespace sees them; none when the cgroup is gone."""
-        return [int(pid) for pid in _read(self._file("pids", "cgroup.procs")).split() if pid != "0"]
+        """Its processes and those below it, as this pid namespace sees them; none when the cgroup
+        is gone."""
+        directories = _tree(self._file("pids", "cgroup.procs").parent)
+        lines = (_read(directory / "cgroup.procs").split() for directory in directories)
+        return [int(pid) for pid in itertools.chain(*lines) if pid != "0"]
 
     def oom_kills(self) -> int:
-        """How many of its processes the kernel killed for want of memory."""
-        name = "memory.events" if self._unified else "memory.oom_control"
-        return _field(self._file("memory", name), "oom_kill")
+        """How many of its processes, and of those below it, the kernel killed for want of memory.
+        Version 1 counts them where they were."""
+        if self._unified:
+            return _field(self._file("", "memory.events"), "oom_kill")
+        directories = _tree(self._file("memory", "memory.oom_control").parent)
+        return sum(_field(each / "memory.oom_control", "oom_kill") for each in directories)
 
     def stats(self) -> Stats:
         """Memory is the working set: what is used less the file cache that can go at once."""
@@ -199,7 +206,7 @@ class Cgroup:
             pass
 
     async def remove(self) -> None:
-        """Kill what is in it and remove it from every hierarchy. Idempotent."""
+        """Kill what is in it and below, and remove it from every hierarchy. Idempotent."""
         self.thaw()
         try:
             async with asyncio.timeout(REMOVE_TIMEOUT_S):
@@ -212,7 +219,8 @@ class Cgroup:
         for pid in self.pids():
             _kill(pid)
         _remove_imitation(self.path)
-        removed = [_remove(directory) for directory in self.directories()]
+        trees = itertools.chain(*(reversed(_tree(each)) for each in self.directories()))
+        removed = [_remove(directory) for directory in trees]
         return all(removed)
 
 
@@ -271,6 +279,11 @@ def _kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
         pass
+
+
+def _tree(directory: Path) -> list[Path]:
+    """A cgroup and all below it, each after the one it is in; empty when it is gone."""
+    return [Path(place) for place, _, _ in os.walk(directory)]
 
 
 def _remove(directory: Path) -> bool:

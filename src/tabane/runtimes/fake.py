@@ -16,10 +16,11 @@ Nothing is started. What an instance does is its app's `Script`:
     Script(look_takes=0.3)          telling these takes 0.3 s
     Script(fail_look=2)             the first two times they are asked for fail with EngineError
 
-Scripts go by app (`driver.scripts[app.key]`); others get the driver's own. The server listens on
-the link's address (127.0.0.1 without a link) and the app's port, when the app has one. Instances
-live in `world`: a second driver with the same world is the first after a restart of the agent.
-Delays are the event loop's, so a virtual clock's loop makes them free.
+Scripts go by app (`driver.scripts[app.key]`), those of sidecars too (`App.beside`); others get the
+driver's own. The server listens on the link's address (127.0.0.1 without a link) and the app's
+port, when the app has one. Instances live in `world`: a second driver with the same world is the
+first after a restart of the agent. Delays are the event loop's, so a virtual clock's loop makes
+them free.
 """
 
 from __future__ import annotations
@@ -175,6 +176,7 @@ class FakeDriver:
         images=("linux", "host"),
         network=True,
         services=True,
+        pods=True,
         works_emulated=True,
     )
 
@@ -296,6 +298,14 @@ class FakeDriver:
         life = self.world.lives.pop(handle.id, None)
         if life is not None:
             await life.aclose()
+
+    async def discard(self, spec: InstanceSpec) -> None:
+        await self.destroy(Handle(self.name, 1, spec.id, {"pid": 0}))
+
+    async def open_pod(self, spec: InstanceSpec) -> None:
+        """Its containers share nothing but their end."""
+
+    async def close_pod(self, directory: Path, cgroup: str) -> None: ...
 
     def _life(self, handle: Handle) -> Life:
         if handle.id not in self.world.lives:

@@ -25,7 +25,7 @@ import msgspec
 
 from tabane.errors import EngineError, NotFound, Unsupported
 from tabane.model import Class, ExitStatus, GuestProcess, Resources, Value
-from tabane.runtimes import bundle, bundles, copying, inside, process, terminal
+from tabane.runtimes import bundle, bundles, copying, inside, process, rootfs, terminal
 from tabane.runtimes.api import (
     Capabilities,
     Command,
@@ -42,6 +42,7 @@ from tabane.runtimes.api import (
 from tabane.runtimes.bundles import Bundles
 from tabane.runtimes.cgroups import Cgroup
 from tabane.runtimes.ending import end_session, wait_for_init
+from tabane.runtimes.pods import layers_of
 
 HANDLE_VERSION = 1
 ENGINE_TIMEOUT_S = 10.0
@@ -72,8 +73,9 @@ class OciDriver:
         network=True,
         services=True,
         volumes=True,
-        limit=True,
         layer_in_memory=True,
+        pods=True,
+        limit=True,
         images=("linux", "host"),
         needs_root=True,
         works_emulated=True,
@@ -118,27 +120,51 @@ class OciDriver:
         self._set_up()
         program = self._bundles.build(spec)
         await bundles.mount_volumes(spec)
+        return self._make_handle(spec, program.stop_signal)
+
+    def _make_handle(self, spec: InstanceSpec, stop_signal: int) -> Handle:
+        """Of what is prepared."""
         data: dict[str, Any] = {
             "pid": 0,
             "pid_start": 0,
             "cgroup": spec.cgroup,
             "directory": str(spec.directory),
-            "stop_signal": program.stop_signal,
+            "stop_signal": stop_signal,
         }
         return Handle(self.name, HANDLE_VERSION, spec.id, data)
+
+    async def open_pod(self, spec: InstanceSpec) -> None:
+        """See `tabane.runtimes.pods`."""
+        self._set_up()
+        Cgroup(spec.cgroup).make(self._pod_limits(spec))
+        disk_bytes, count = spec.app.resources.disk_bytes, 1 + len(spec.sidecars)
+        rootfs.mount_layers(layers_of(spec.directory), disk_bytes, count)
+
+    def _pod_limits(self, spec: InstanceSpec) -> dict[str, float]:
+        """What the cgroup above a pod's containers has at their start."""
+        limits = spec.app.resources.with_layer()
+        return {"cpu": limits.cpu, "memory_bytes": limits.memory_bytes, "pids": limits.pids}
+
+    async def close_pod(self, directory: Path, cgroup: str) -> None:
+        await Cgroup(cgroup).remove()
+        rootfs.remove_mount(layers_of(directory))
 
     async def start(self, spec: InstanceSpec, handle: Handle) -> Handle:
         os.chown(spec.directory, spec.app.id_base, spec.app.id_base)
         spec.directory.chmod(0o700)
         argv = self._run(spec, handle)
         self._starting.add(handle.id)
-        command = Command(handle.id, argv, log=spec.log, pid_file=spec.directory / "pid")
+        command = Command(handle.id, argv, log=spec.log, pid_file=self._watched(spec))
         await self._spawner.spawn(command)
         finished = await self._spawner.finished(handle.id)
         self._starting.discard(handle.id)
         if finished.status != ExitStatus():
             raise self._failure(handle, argv, finished.status)
         return self._adopt(handle)
+
+    def _watched(self, spec: InstanceSpec) -> Path | None:
+        """The file with the pid of the process whose end is the container's."""
+        return spec.directory / "pid"
 
     def _run(self, spec: InstanceSpec, handle: Handle) -> tuple[str, ...]:
         """The engine's command line that starts the instance and leaves it behind."""
@@ -176,24 +202,35 @@ class OciDriver:
 
     async def wait(self, handle: Handle) -> ExitStatus:
         """As `Driver.wait`. To learn of want of memory, call it before `destroy`."""
-        status = parse_init_status(await self._spawner.exited(handle.id))
-        if status.signal == signal.SIGKILL and cgroup_of(handle).oom_kills():
+        status = parse_init_status(await self._exited(handle))
+        if status.signal == signal.SIGKILL and self._oom_kills(handle):
             return ExitStatus(signal=status.signal, oom=True)
         return status
+
+    async def _exited(self, handle: Handle) -> ExitStatus:
+        """Wait for its first process's end."""
+        return await self._spawner.exited(handle.id)
+
+    async def _signal(self, handle: Handle, number: int) -> bool:
+        """Whether its first process got it; False when that has ended."""
+        return await self._spawner.signal(handle.id, number)
+
+    def _oom_kills(self, handle: Handle) -> int:
+        return cgroup_of(handle).oom_kills()
 
     async def stop(self, handle: Handle, timeout_s: float) -> None:
         cgroup_of(handle).thaw()
         stop_signal = handle.data["stop_signal"]
         assert isinstance(stop_signal, int)
         await self._wait_for_init(handle)
-        if not await self._spawner.signal(handle.id, stop_signal):
+        if not await self._signal(handle, stop_signal):
             return
         try:
             async with asyncio.timeout(timeout_s):
-                await self._spawner.exited(handle.id)
+                await self._exited(handle)
         except TimeoutError:
-            await self._spawner.signal(handle.id, signal.SIGKILL)
-            await self._spawner.exited(handle.id)
+            await self._signal(handle, signal.SIGKILL)
+            await self._exited(handle)
 
     async def _wait_for_init(self, handle: Handle) -> None:
         pid, ticks = handle.data["pid"], handle.data["pid_start"]
@@ -252,6 +289,9 @@ class OciDriver:
         except NotFound:
             pass
         self._starting.discard(key)
+
+    async def discard(self, spec: InstanceSpec) -> None:
+        await self.destroy(self._make_handle(spec, signal.SIGTERM))
 
     def _remove(self, handle: Handle) -> None:
         directory = directory_of(handle)

@@ -1,6 +1,6 @@
 """An instance's root file system: the image below, a small layer of its own above.
 
-    layer/        a tmpfs as large as the app's disk quota
+    layer/        a tmpfs as large as the app's disk quota; of a pod, a directory in its `layers`
       up, work      overlay's upper layer and its work directory
       dev           the instance's /dev, with its devices
     rootfs/       overlay: `layer/up` over the init layer over the image
@@ -92,13 +92,12 @@ def build(spec: InstanceSpec, lowers: tuple[Path, ...], files: dict[str, str]) -
     `files` go into its /etc. What is half made when this fails, `tear_down` removes.
     """
     owner = spec.app.id_base
-    layer, rootfs = spec.directory / "layer", spec.directory / "rootfs"
+    layer, rootfs = spec.layer, spec.directory / "rootfs"
+    if spec.pod is None:
+        mount_layers(layer, spec.app.resources.disk_bytes)
     for target in (layer, rootfs):
         target.mkdir(exist_ok=True)
-    size_bytes = max(PAGE_BYTES, spec.app.resources.disk_bytes) + OWN_BYTES
-    inodes = size_bytes // PAGE_BYTES + 1024
-    options = f"size={size_bytes},nr_inodes={inodes},mode=0711"
-    mounts.mount("tmpfs", layer, options, mounts.MS_NOSUID)
+    layer.chmod(0o711)
     _make_directory(layer / "up", spec.image.tree.stat(), owner)
     (layer / "work").mkdir(mode=0o700)
     _make_dev(layer / "dev", owner)
@@ -109,14 +108,27 @@ def build(spec: InstanceSpec, lowers: tuple[Path, ...], files: dict[str, str]) -
     mounts.mount("overlay", rootfs, options, mounts.MS_NOSUID | mounts.MS_NODEV)
 
 
+def mount_layers(target: Path, disk_bytes: int, count: int = 1) -> None:
+    """Make a file system for `count` layers, which together may have so much written to them."""
+    target.mkdir(exist_ok=True)
+    size_bytes = max(PAGE_BYTES, disk_bytes) + count * OWN_BYTES
+    inodes = size_bytes // PAGE_BYTES + count * 1024
+    options = f"size={size_bytes},nr_inodes={inodes},mode=0711"
+    mounts.mount("tmpfs", target, options, mounts.MS_NOSUID)
+
+
 def tear_down(directory: Path) -> None:
     """Unmount and remove what `build` made in `directory`. Idempotent; takes milliseconds."""
     for name in ("rootfs", "layer"):
-        target = directory / name
+        remove_mount(directory / name)
+
+
+def remove_mount(target: Path) -> None:
+    """Unmount all that is there, and remove the directory. Idempotent."""
+    if target.exists():
         while mounts.unmount(target):
             pass
-        if target.exists():
-            target.rmdir()
+        target.rmdir()
 
 
 def _make_directory(path: Path, like: os.stat_result, id_base: int) -> None:

@@ -10,11 +10,13 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from tabane.model import App, ExitStatus
+from tabane.model import App, Container, ExitStatus
 from tabane.runtimes import load
 from tabane.runtimes.api import Driver, Handle, Image, InstanceSpec
+from tabane.runtimes.pods import Pods, with_pods
 from tabane.testing.containers import ID_BASE, SMALL, find_left, make_instance
 from tabane.testing.drivers import SAID, Behaviour
+from tabane.testing.pods import FIRST, SECOND, with_sidecars
 from tabane.testing.spawner import PlainSpawner
 from tabane.testing.talks import run_inside
 
@@ -27,6 +29,11 @@ COMMANDS = {
     Behaviour.EATS: ("dd", "if=/dev/zero", "of=/dev/null", "bs=256M"),
     Behaviour.BREAKS: ("true",),
 }
+
+
+def workdir_for(behaviour: Behaviour) -> str:
+    """No engine starts a program in a file."""
+    return "/bin/busybox" if behaviour is Behaviour.BREAKS else ""
 
 
 def make_app(command: tuple[str, ...] = (), *, name: str = "app", **fields: object) -> App:
@@ -42,10 +49,11 @@ class Running:
     spec: InstanceSpec
     handle: Handle
 
-    async def run(self, script: str) -> str:
+    async def run(self, script: str, container: str = "") -> str:
         """The output of a shell script inside; whatever it writes to stderr, too."""
         argv = ("/bin/sh", "-c", f"exec 2>&1; {script}")
-        return (await run_inside(self.driver, self.handle, argv)).stdout.decode()
+        ended = await run_inside(self.driver, self.handle, argv, container=container)
+        return ended.stdout.decode()
 
     async def end(self) -> tuple[ExitStatus, str]:
         status = await self.driver.wait(self.handle)
@@ -62,23 +70,36 @@ class ContainerBench:
     image: Image
 
     def restarted(self) -> Driver:
-        return load(self.driver.name, self.spawner, self.ground / self.driver.name)
+        again = load(self.driver.name, self.spawner, self.ground / self.driver.name)
+        return with_pods(again) if isinstance(self.driver, Pods) else again
 
     @asynccontextmanager
     async def instance(self, behaviour: Behaviour) -> AsyncIterator[InstanceSpec]:
-        workdir = "/bin/busybox" if behaviour is Behaviour.BREAKS else ""
-        app = make_app(COMMANDS[behaviour], name=behaviour, workdir=workdir)
+        app = make_app(COMMANDS[behaviour], name=behaviour, workdir=workdir_for(behaviour))
         async with make_instance(self.ground, self.image, app) as spec:
             yield spec
 
+    @asynccontextmanager
+    async def pod(self, main: Behaviour, *sidecars: Behaviour) -> AsyncIterator[InstanceSpec]:
+        async with self.instance(main) as spec:
+            containers = [
+                Container(name, command=COMMANDS[each], workdir=workdir_for(each))
+                for name, each in zip((FIRST, SECOND), sidecars, strict=False)
+            ]
+            name = "-".join((main, *sidecars))  # one name, one revision, one program
+            spec = replace(spec, app=replace(spec.app, name=name))
+            yield with_sidecars(spec, *containers)
+
     def left_of(self, spec: InstanceSpec) -> list[str]:
-        state = self.ground / self.driver.name / "state" / spec.id
-        return find_left(spec) + ([str(state)] if state.exists() else [])
+        state = self.ground / self.driver.name / "state"
+        return find_left(spec) + [str(path) for path in state.glob(f"*{spec.id}")]
 
     @asynccontextmanager
     async def running(self, app: App, image: Image | None = None) -> AsyncIterator[Running]:
-        """A container of `app` (of the test image, unless told), which must leave nothing."""
+        """A container of `app` (of the test image, unless told), which must leave nothing, nor what
+        is beside it."""
         async with make_instance(self.ground, image or self.image, app) as spec:
+            spec = with_sidecars(spec, *app.containers)
             handle = await self.driver.prepare(spec)
             try:
                 handle = await self.driver.start(spec, handle)

@@ -73,7 +73,9 @@ async def make_instance(directory: Path, image: Image, app: App) -> AsyncIterato
     place = directory / identity
     place.mkdir()
     async with parked(app.id_base) as link:
-        log = directory / f"{identity}.log"
+        logs = directory / "logs" / identity
+        logs.mkdir(parents=True)
+        log = logs / "log"
         yield InstanceSpec(identity, app, image, link, place, log, f"/tabane-test-{identity}")
     shutil.rmtree(place)
 

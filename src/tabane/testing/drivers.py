@@ -183,6 +183,18 @@ async def check_never_started(bench: DriverBench) -> None:
         assert await bench.driver.processes(handle) == []
 
 
+async def check_interrupted_prepare(bench: DriverBench) -> None:
+    """What was prepared and nobody has the handle of can be removed all the same, once or more
+    often; so can what was not even begun."""
+    async with bench.instance(Behaviour.WAITS) as spec:
+        await bench.restarted().discard(spec)
+        await bench.driver.prepare(spec)
+        again = bench.restarted()
+        for _ in range(2):
+            await again.discard(spec)
+        assert bench.left_of(spec) == []
+
+
 async def check_broken_start(bench: DriverBench) -> None:
     """A start that the engine refuses raises with the engine's words, and leaves nothing."""
     async with prepared(bench, Behaviour.BREAKS) as (spec, handle):
@@ -466,6 +478,7 @@ DRIVER_CHECKS: tuple[Check, ...] = (
     check_out_of_memory,
     check_repeats,
     check_never_started,
+    check_interrupted_prepare,
     check_broken_start,
     check_cancelled_start,
     check_destroy_running,

@@ -135,10 +135,14 @@ class PlainSpawner:
         if not all(job.finished.done() for job in self._jobs.values()):
             return
         for children in Path("/proc/self/task").glob("*/children"):
-            for pid in map(int, children.read_text().split()):
-                with suppress(ProcessLookupError, ChildProcessError):  # reaped by asyncio
-                    if pid not in self._watched and os.getsid(pid) != os.getsid(0):
-                        os.waitpid(pid, os.WNOHANG)
+            with suppress(FileNotFoundError):  # of a thread that has ended
+                self._reap(children.read_text())
+
+    def _reap(self, children: str) -> None:
+        for pid in map(int, children.split()):
+            with suppress(ProcessLookupError, ChildProcessError):  # reaped by asyncio
+                if pid not in self._watched and os.getsid(pid) != os.getsid(0):
+                    os.waitpid(pid, os.WNOHANG)
 
     async def aclose(self) -> None:
         """Kill what still runs and wait for its end."""

@@ -37,10 +37,12 @@ async def run_inside(
     user: User | None = None,
     workdir: str = "",
     terminal: TerminalSize | None = None,
+    container: str = "",
 ) -> Ended:
     """Run a command; `given` is its input."""
+    has_input = given is not None or terminal is not None
     execution = Execution(
-        argv, user, workdir, stdin=given is not None or terminal is not None, terminal=terminal
+        argv, user, workdir, stdin=has_input, terminal=terminal, container=container
     )
     return await hear_out(await driver.exec(handle, execution), given)
 

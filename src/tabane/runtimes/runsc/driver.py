@@ -28,7 +28,7 @@ from typing import Any
 import msgspec
 
 from tabane.errors import Conflict, EngineError, NotFound, Unsupported
-from tabane.model import Class, GuestProcess, Resources
+from tabane.model import Class, ExitStatus, GuestProcess, Resources
 from tabane.runtimes import copying, half_open, inside, terminal
 from tabane.runtimes.api import (
     Capabilities,
@@ -45,7 +45,8 @@ from tabane.runtimes.api import (
 from tabane.runtimes.cgroups import Cgroup
 from tabane.runtimes.lookup import resolve
 from tabane.runtimes.oci import Engine as OciEngine
-from tabane.runtimes.oci import OciDriver, cgroup_of, check_running, directory_of
+from tabane.runtimes.oci import OciDriver, cgroup_of, check_running, directory_of, is_running
+from tabane.runtimes.pods import ids_of
 from tabane.runtimes.process import is_same, start_ticks
 from tabane.runtimes.runsc import engine, formats
 from tabane.runtimes.runsc.inside import Inside, Sandbox
@@ -72,6 +73,7 @@ class RunscDriver(OciDriver):
         services=True,
         volumes=True,
         layer_in_memory=True,
+        pods=True,
         own_stack=True,
         limit=True,
         images=("linux", "host"),
@@ -121,7 +123,8 @@ class RunscDriver(OciDriver):
 
     async def prepare(self, spec: InstanceSpec) -> Handle:
         formats.check_app(spec.app)
-        control = spec.directory / STATE / f"runsc-{spec.id}.sock"
+        leader = spec.id if spec.pod is None else spec.pod.leader
+        control = state_of(spec) / f"runsc-{leader}.sock"
         if len(str(control)) > LONGEST_SOCKET:
             raise Unsupported(
                 f"{control} is too long a name for a socket: keep the node's state in a directory "
@@ -133,19 +136,74 @@ class RunscDriver(OciDriver):
         except BaseException:
             await self.destroy(handle)
             raise
+        return handle
+
+    def _make_handle(self, spec: InstanceSpec, stop_signal: int) -> Handle:
+        handle = super()._make_handle(spec, stop_signal)
         return msgspec.structs.replace(handle, data=handle.data | _own_data(spec))
 
     def _prepare_sandbox(self, spec: InstanceSpec) -> None:
         config = spec.directory / "config.json"
         own_tmp = str(spec.directory / "rootfs/tmp") if _has_tmp(spec) else ""
-        config.write_bytes(formats.for_sandbox(config.read_bytes(), spec.app, own_tmp=own_tmp))
+        made = formats.for_sandbox(
+            config.read_bytes(),
+            spec.app,
+            own_tmp=own_tmp,
+            annotations=formats.annotations_of(spec),
+        )
+        config.write_bytes(made)
         engine.write_meminfo(spec.directory, spec.app.resources.memory_bytes)
-        state = spec.directory / STATE
-        state.mkdir(mode=0o700)
+        state = state_of(spec)
+        state.mkdir(mode=0o700, exist_ok=True)
         os.chown(state, spec.app.id_base, spec.app.id_base)
-        limits = spec.app.resources.with_layer()
-        outer = formats.outer_limits(limits.cpu, limits.memory_bytes, limits.pids)
-        Cgroup(spec.cgroup).make(outer | {"cpu": max(limits.cpu, NO_LIMIT * (os.cpu_count() or 1))})
+        Cgroup(spec.cgroup).make(self._pod_limits(spec) if spec.pod is None else {})
+
+    def _pod_limits(self, spec: InstanceSpec) -> dict[str, float]:
+        """Of the whole sandbox, while the engine starts it."""
+        limits = spec.app.resources
+        outer = formats.outer_limits(limits, len(spec.sidecars))
+        return outer | {"cpu": max(limits.cpu, NO_LIMIT * (os.cpu_count() or 1))}
+
+    def _watched(self, spec: InstanceSpec) -> Path | None:
+        """The sandbox's process ends as its first container does."""
+        is_leader = spec.pod is None or spec.id == spec.pod.leader
+        return spec.directory / "pid" if is_leader else None
+
+    async def _exited(self, handle: Handle) -> ExitStatus:
+        """Of one of several, also when the sandbox was killed, which the main one tells."""
+        sandbox = str(handle.data["sandbox"])
+        if handle.id == sandbox:
+            status = await self._spawner.exited(sandbox)
+            if status.signal and not handle.data["limits"]:
+                raise NotFound(f"the sandbox {sandbox} was killed")
+            return status
+        try:
+            return formats.parse_wait(await self._ask(handle, "wait", handle.id, timeout_s=None))
+        except (EngineError, NotFound):
+            status = await self._spawner.exited(sandbox)
+            if status.signal and handle.data["limits"]:
+                return status
+            raise
+
+    async def _signal(self, handle: Handle, number: int) -> bool:
+        if handle.id == handle.data["sandbox"]:
+            return await super()._signal(handle, number)
+        try:
+            await self._ask(handle, "kill", handle.id, str(number))
+        except (EngineError, NotFound):
+            return False
+        return True
+
+    async def stop(self, handle: Handle, timeout_s: float) -> None:
+        """One of several has ended, too, when its sandbox has."""
+        try:
+            await super().stop(handle, timeout_s)
+        except (EngineError, NotFound):
+            if is_running(handle):
+                raise
+
+    def _oom_kills(self, handle: Handle) -> int:
+        return Cgroup(str(handle.data["limits"])).oom_kills() if handle.data["limits"] else 0
 
     def _run(self, spec: InstanceSpec, handle: Handle) -> tuple[str, ...]:
         assert spec.link is not None
@@ -162,7 +220,7 @@ class RunscDriver(OciDriver):
         directory = directory_of(handle)
         return (
             self._path or engine.find_engine().path,
-            *("--root", str(directory / STATE)),
+            *("--root", str(handle.data["state"])),
             *("--log", str(directory / "engine.log"), "--log-format", "json"),
             *("--platform", self._platform, "--network=sandbox", "--ignore-cgroups"),
             *("--overlay2=none", "--file-access=shared"),
@@ -176,14 +234,16 @@ class RunscDriver(OciDriver):
 
     def _adopt(self, handle: Handle) -> Handle:
         handle = super()._adopt(handle)
-        with suppress(NotFound):
-            cgroup_of(handle).limit({"cpu": float(str(handle.data["cpu"]))})
-        pid = read_file_server(self._state_of(handle))
+        if handle.data["limits"]:
+            with suppress(NotFound):
+                limits = Cgroup(str(handle.data["limits"]))
+                limits.limit({"cpu": float(str(handle.data["cpu"]))})
+        pid = read_file_server(self._state_of(handle), handle.id)
         data = handle.data | {"file_server": pid, "file_server_start": start_ticks(pid)}
         return msgspec.structs.replace(handle, data=data)
 
     def _state_of(self, handle: Handle) -> Path:
-        return directory_of(handle) / STATE
+        return Path(str(handle.data["state"]))
 
     def _remove(self, handle: Handle) -> None:
         super()._remove(handle)
@@ -250,7 +310,10 @@ class RunscDriver(OciDriver):
         return msgspec.structs.replace(stats, pids=(await self._usage(handle)).threads)
 
     async def _usage(self, handle: Handle) -> formats.Usage:
-        return formats.parse_usage(await self._ask(handle, "events", "-stats", handle.id))
+        """Of all containers in the sandbox; each is told the same memory."""
+        told = [await self._ask(handle, "events", "-stats", each) for each in ids_of(handle)]
+        threads, memory_bytes = zip(*map(formats.parse_usage, told), strict=True)
+        return formats.Usage(sum(threads), max(memory_bytes))
 
     async def limit(self, handle: Handle, resources: Resources) -> None:
         check_running(handle)
@@ -262,20 +325,22 @@ class RunscDriver(OciDriver):
             used_bytes = (await self._usage(handle)).memory_bytes
             if resources.memory_bytes < used_bytes:
                 raise Conflict(f"instance {handle.id} uses {used_bytes} bytes now")
-        limits = resources.with_layer()
-        outer = formats.outer_limits(limits.cpu, limits.memory_bytes, limits.pids)
-        cgroup_of(handle).limit(outer)
+        limits = formats.outer_limits(resources, len(ids_of(handle)) - 1)
+        cgroup_of(handle).limit(limits)
 
     async def guest_processes(self, handle: Handle) -> Sequence[GuestProcess]:
         _check_thawed(handle)
         table = await self._ask(handle, "ps", "-format", "table", handle.id)
         return formats.parse_processes(table)
 
-    async def _ask(self, handle: Handle, *words: str) -> str:
+    async def _ask(
+        self, handle: Handle, *words: str, timeout_s: float | None = engine.ANSWER_TIMEOUT_S
+    ) -> str:
         pid = handle.data["pid"]
         assert isinstance(pid, int)
         check_running(handle)
-        return await engine.ask(engine.joining(pid, (*self._command(handle), *words)))
+        argv = engine.joining(pid, (*self._command(handle), *words))
+        return await engine.ask(argv, timeout_s)
 
 
 def make(spawner: Spawner, directory: Path) -> RunscDriver:
@@ -284,9 +349,12 @@ def make(spawner: Spawner, directory: Path) -> RunscDriver:
 
 def _own_data(spec: InstanceSpec) -> dict[str, str | int | float | bool | list[str]]:
     """What a handle has beside a container's."""
-    assert spec.link is not None
+    is_sidecar = spec.pod is not None and spec.id != spec.pod.id
     return {
-        "address": spec.link.address,
+        "sandbox": spec.id if spec.pod is None else spec.pod.leader,
+        "state": str(state_of(spec)),
+        "limits": "" if is_sidecar else spec.cgroup if spec.pod is None else spec.pod.cgroup,
+        "address": spec.link.address if spec.link is not None else "",
         "cpu": spec.app.resources.cpu,
         "pids": spec.app.resources.pids,
         "services": spec.services is not None,
@@ -296,10 +364,15 @@ def _own_data(spec: InstanceSpec) -> dict[str, str | int | float | bool | list[s
     }
 
 
-def read_file_server(state: Path) -> int:
-    """The pid of the sandbox's file server (its gofer), as the engine wrote it down; 0 when it has
+def state_of(spec: InstanceSpec) -> Path:
+    """The engine's, of the sandbox, which is shared by the containers of a pod."""
+    return (spec.directory if spec.pod is None else spec.pod.directory) / STATE
+
+
+def read_file_server(state: Path, container: str) -> int:
+    """The pid of a container's file server (its gofer), as the engine wrote it down; 0 when it has
     not. Raises `EngineError` for a file that says nothing of it."""
-    for path in state.glob("*.state"):
+    for path in state.glob(f"{container}_sandbox:*.state"):
         try:
             return int(msgspec.json.decode(path.read_bytes())["goferPid"])
         except (msgspec.DecodeError, KeyError, TypeError) as error:

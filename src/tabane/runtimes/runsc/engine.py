@@ -79,12 +79,12 @@ def write_meminfo(directory: Path, memory_bytes: int) -> None:
     (directory / MEMINFO).write_text(f"MemTotal:       {memory_bytes >> 10} kB\n")
 
 
-async def ask(argv: tuple[str, ...]) -> str:
+async def ask(argv: tuple[str, ...], timeout_s: float | None = ANSWER_TIMEOUT_S) -> str:
     """What a command of the engine answers. Raises `EngineError` with its words, and `TimedOut`."""
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(*argv, stdout=pipe, stderr=pipe)
     try:
-        async with asyncio.timeout(ANSWER_TIMEOUT_S):
+        async with asyncio.timeout(timeout_s):
             said, complained = await process.communicate()
     except TimeoutError:
         raise TimedOut(f"runsc does not answer: {' '.join(argv[-3:])}") from None

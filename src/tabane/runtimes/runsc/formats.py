@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 
 from tabane.errors import EngineError, Unsupported
-from tabane.model import App, GuestProcess
-from tabane.runtimes.api import Enforcement
+from tabane.model import App, ExitStatus, GuestProcess, Resources
+from tabane.runtimes.api import Enforcement, InstanceSpec
 
 OLDEST_RELEASE = 20240729
 """Earlier ones lack a platform that is fast without KVM, or options that are used."""
@@ -18,6 +18,8 @@ OVERHEAD_BYTES = 64 << 20
 """What the sandbox's own kernel and file server, and the engine while it starts them, may take of
 memory beside the program: about 40 MiB as a rule."""
 OVERHEAD_THREADS = 192
+SIDECAR_BYTES, SIDECAR_THREADS = 24 << 20, 64
+"""Of that, for each container after the first: a file server, and the engine that starts it."""
 HOST_THREADS_EACH = 4
 """Threads of the node that one inside may need: it has a stub, and system calls that block."""
 PLATFORMS = ("systrap", "ptrace")
@@ -48,7 +50,20 @@ def check_app(app: App) -> None:
         )
 
 
-def for_sandbox(config: bytes, app: App, *, own_tmp: str) -> bytes:
+def annotations_of(spec: InstanceSpec) -> dict[str, str]:
+    """Of what a container is in its pod, as engines are told by Kubernetes' (CRI) runtimes."""
+    if spec.pod is None:
+        return {}
+    kind = "sandbox" if spec.id == spec.pod.leader else "container"
+    return {
+        "io.kubernetes.cri.container-type": kind,
+        "io.kubernetes.cri.sandbox-id": spec.pod.leader,
+    }
+
+
+def for_sandbox(
+    config: bytes, app: App, *, own_tmp: str, annotations: Mapping[str, str] | None = None
+) -> bytes:
     """The `config.json` of a container, as the sandbox needs it.
 
     /proc, /sys and /dev are the sandbox's kernel's own, so nothing is mounted or masked there; the
@@ -70,15 +85,17 @@ def for_sandbox(config: bytes, app: App, *, own_tmp: str) -> bytes:
     whole["process"]["rlimits"].append({"type": "RLIMIT_NPROC", "soft": pids, "hard": pids})
     namespaces = whole["linux"]["namespaces"]
     kept = [entry for entry in namespaces if entry["type"] not in ("user", "cgroup")]
-    return msgspec.json.encode(whole | {"mounts": mounts, "linux": {"namespaces": kept}})
+    whole |= {"mounts": mounts, "linux": {"namespaces": kept}}
+    return msgspec.json.encode(whole | {"annotations": annotations or {}})
 
 
-def outer_limits(cpu: float, memory_bytes: int, pids: int) -> dict[str, float]:
-    """Of the whole sandbox's cgroup, for what the program inside may have."""
+def outer_limits(limits: Resources, sidecars: int = 0) -> dict[str, float]:
+    """Of the whole sandbox's cgroup, for what the programs inside may have."""
+    overhead_bytes = OVERHEAD_BYTES + sidecars * SIDECAR_BYTES
     return {
-        "cpu": cpu,
-        "memory_bytes": memory_bytes + OVERHEAD_BYTES,
-        "pids": pids * HOST_THREADS_EACH + OVERHEAD_THREADS,
+        "cpu": limits.cpu,
+        "memory_bytes": limits.with_layer().memory_bytes + overhead_bytes,
+        "pids": limits.pids * HOST_THREADS_EACH + OVERHEAD_THREADS + sidecars * SIDECAR_THREADS,
     }
 
 
@@ -125,9 +142,17 @@ def parse_usage(event: str) -> Usage:
     """Of what `runsc events -stats` says. Raises `EngineError` for other text."""
     try:
         data = msgspec.json.decode(event)["data"]
-        return Usage(int(data["pids"]["current"]), int(data["memory"]["usage"]["usage"]))
+        return Usage(int(data["pids"]["current"]), int(data["memory"]["usage"].get("usage", 0)))
     except (msgspec.DecodeError, KeyError, TypeError, ValueError) as error:
         raise EngineError(f"runsc events gave no statistics: {error}", output=event) from error
+
+
+def parse_wait(answer: str) -> ExitStatus:
+    """How a container ended, of what `runsc wait` says. Raises `EngineError` for other text."""
+    try:
+        return ExitStatus(int(msgspec.json.decode(answer)["exitStatus"]))
+    except (msgspec.DecodeError, KeyError, TypeError, ValueError) as error:
+        raise EngineError(f"runsc wait gave no status: {error}", output=answer) from error
 
 
 ENFORCEMENTS = tuple(
