@@ -25,6 +25,7 @@ from tabane.testing.containers import (
 )
 from tabane.testing.drivers import (
     DRIVER_CHECKS,
+    SAID,
     Check,
     until,
     wait_until_said,
@@ -74,6 +75,9 @@ async def test_containerd_killed_while_an_instance_runs(bench: ContainerdBench) 
         await asyncio.sleep(0)
         bench.kill_containerd()
         assert await run_inside(bench.driver, handle, ("echo", "on")) == (0, b"on\n", b"")
+        await bench.driver.freeze(handle)
+        bench.kill_containerd()
+        await bench.driver.thaw(handle)
         await bench.driver.freeze(handle)
         bench.kill_containerd()
         await bench.driver.stop(handle, 20)
@@ -132,7 +136,9 @@ async def test_no_containerd_can_be_had_any_more(
 
 
 async def test_commands_of_an_agent_that_was_killed_end(bench: ContainerdBench) -> None:
-    async with bench.running(make_app()) as (spec, handle):
+    command = ("sh", "-c", f"echo {SAID.decode()}; exec sleep 1000")
+    async with bench.running(make_app(command)) as (spec, handle):
+        await wait_until_said(spec)
         before = sorted(await bench.driver.processes(handle))
         talks = []
         for terminal in (None, TerminalSize(24, 80)):

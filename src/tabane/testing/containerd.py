@@ -26,7 +26,7 @@ COMMANDS = {
     Behaviour.WAITS: ("sleep", "1000"),
     Behaviour.SAYS: ("sh", "-c", SAY),
     Behaviour.EXITS: ("sh", "-c", "exit 3"),
-    Behaviour.STAYS: ("sh", "-c", f"trap '' TERM; {SAY}; sleep 1000"),
+    Behaviour.STAYS: ("sh", "-c", f"trap '' TERM; {SAY}; exec sleep 1000"),
     Behaviour.EATS: ("dd", "if=/dev/zero", "of=/dev/null", "bs=128M"),
     Behaviour.BREAKS: ("true",),
 }

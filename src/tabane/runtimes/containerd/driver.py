@@ -153,14 +153,16 @@ class ContainerdDriver:
 
     async def prepare(self, spec: InstanceSpec) -> Handle:
         self._check()
+        return self._make_handle(spec, await self._build(spec))
+
+    def _make_handle(self, spec: InstanceSpec, built: dict[str, Any]) -> Handle:
         data: dict[str, Any] = {
             "pid": 0,
             "pid_start": 0,
             "cgroup": spec.cgroup,
             "directory": str(spec.directory),
-            **await self._build(spec),
         }
-        return Handle(self.name, HANDLE_VERSION, spec.id, data)
+        return Handle(self.name, HANDLE_VERSION, spec.id, data | built)
 
     async def _build(self, spec: InstanceSpec) -> dict[str, Any]:
         """Make the bundle; what the handle must remember of it."""
@@ -327,8 +329,9 @@ class ContainerdDriver:
             await self._client.call("pause", container_id=handle.id)
 
     async def thaw(self, handle: Handle) -> None:
-        if handle.data["pid"] and await self._status(handle) == PAUSED:
-            await self._client.call("resume", container_id=handle.id)
+        while handle.data["pid"] and await self._status(handle) == PAUSED:
+            with suppress(Closed, NotFound):  # then it is looked at again
+                await self._client.call("resume", container_id=handle.id)
 
     async def _status(self, handle: Handle) -> int:
         """Of its task; 0: there is none."""
@@ -378,6 +381,9 @@ class ContainerdDriver:
         await self._spawner.forget(handle.id)
         if (end := self._ends.pop(handle.id, None)) is not None:
             await asyncio.wait([end])
+
+    async def discard(self, spec: InstanceSpec) -> None:
+        await self.destroy(self._make_handle(spec, {}))
 
     async def _end_task(self, handle: Handle) -> None:
         """Kill what runs and have containerd forget it; without one, end the shim: the rest goes
