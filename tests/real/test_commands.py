@@ -117,7 +117,7 @@ def test_a_data_center_that_is_not_there(cluster: LocalCluster, tmp_path: Path) 
     ("fields", "words"),
     [
         ({"prot": 80}, ":6: prot: there is no such field: did you mean port?"),
-        ({"class": "microvm"}, "bad.toml:6: class: no driver runs class microvm yet"),
+        ({"class": "microvm"}, "is a host image, and class microvm runs linux images"),
         ({"driver": "lxc"}, "bad.toml:6: driver: there is none named lxc"),
         ({"image": "rootfs:./nowhere"}, "bad.toml:2: image: "),
     ],
