@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -20,6 +20,12 @@ import pytest
 from tabane.clock import SYSTEM
 from tabane.errors import TabaneError
 from tabane.node.cluster import forget
+from tabane.runtimes import load
+from tabane.runtimes.api import Image
+from tabane.runtimes.runsc.driver import RunscDriver
+from tabane.testing.container_bench import ContainerBench
+from tabane.testing.containers import make_tree, open_directory
+from tabane.testing.spawner import PlainSpawner
 from tabane.tools.cli.cluster import start_cluster, stop_cluster, wait_until_up
 from tabane.tools.client import Cluster
 
@@ -278,6 +284,28 @@ def make_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Factory]:
 def cluster(make_cluster: Factory) -> LocalCluster:
     """Three data centers of one node each, for all tests of a module."""
     return make_cluster()
+
+
+@pytest.fixture(scope="module")
+def ground() -> Iterator[Path]:
+    """A directory for containers without a node."""
+    with open_directory() as directory:
+        yield directory
+
+
+@pytest.fixture(scope="module")
+def image(ground: Path) -> Image:
+    return make_tree(ground)
+
+
+@pytest.fixture
+async def sandboxes(ground: Path, image: Image) -> AsyncIterator[ContainerBench]:
+    spawner = PlainSpawner()
+    driver = load("runsc", spawner, ground / "runsc")
+    assert isinstance(driver, RunscDriver)
+    yield ContainerBench(driver, spawner, ground, image)
+    driver.close()
+    await spawner.aclose()
 
 
 @pytest.fixture

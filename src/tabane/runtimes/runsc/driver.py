@@ -178,7 +178,7 @@ class RunscDriver(OciDriver):
                 raise NotFound(f"the sandbox {sandbox} was killed")
             return status
         try:
-            return formats.parse_wait(await self._ask(handle, "wait", handle.id, timeout_s=None))
+            return formats.parse_wait(await self._ask(handle, "wait", handle.id, for_ever=True))
         except (EngineError, NotFound):
             status = await self._spawner.exited(sandbox)
             if status.signal and handle.data["limits"]:
@@ -333,14 +333,12 @@ class RunscDriver(OciDriver):
         table = await self._ask(handle, "ps", "-format", "table", handle.id)
         return formats.parse_processes(table)
 
-    async def _ask(
-        self, handle: Handle, *words: str, timeout_s: float | None = engine.ANSWER_TIMEOUT_S
-    ) -> str:
+    async def _ask(self, handle: Handle, *words: str, for_ever: bool = False) -> str:
         pid = handle.data["pid"]
         assert isinstance(pid, int)
         check_running(handle)
         argv = engine.joining(pid, (*self._command(handle), *words))
-        return await engine.ask(argv, timeout_s)
+        return await engine.ask(argv, None if for_ever else engine.ANSWER_TIMEOUT_S)
 
 
 def make(spawner: Spawner, directory: Path) -> RunscDriver:

@@ -79,7 +79,7 @@ def write_meminfo(directory: Path, memory_bytes: int) -> None:
     (directory / MEMINFO).write_text(f"MemTotal:       {memory_bytes >> 10} kB\n")
 
 
-async def ask(argv: tuple[str, ...], timeout_s: float | None = ANSWER_TIMEOUT_S) -> str:
+async def ask(argv: tuple[str, ...], timeout_s: float | None) -> str:
     """What a command of the engine answers. Raises `EngineError` with its words, and `TimedOut`."""
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(*argv, stdout=pipe, stderr=pipe)
