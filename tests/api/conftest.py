@@ -53,7 +53,14 @@ class Api:
         self._gone.set()
 
     async def ask(
-        self, method: str, path: str, body: Any = None, raw: bytes = b"", *, more: bool = False
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        raw: bytes = b"",
+        *,
+        more: bool = False,
+        media_type: str = "application/json",
     ) -> Answered:
         """One request; `body` as JSON, or `raw` as it is, `more` of it to come. `path` is what
         stands on the line."""
@@ -70,7 +77,7 @@ class Api:
             "raw_path": target.encode(),
             "query_string": query.encode(),
             "root_path": "",
-            "headers": [*HEADERS, (b"content-type", b"application/json")],
+            "headers": [*HEADERS, (b"content-type", media_type.encode())],
             "state": {},
         }
         sent = [{"type": "http.request", "body": data, "more_body": more}]

@@ -24,6 +24,15 @@ async def test_scaling_to_what_is_no_number_of_instances(api: Api, body: dict[st
     assert answer.json()["error"] == "usage"
 
 
+async def test_bodies_are_json_as_curl_sends_them_too(api: Api) -> None:
+    form = "application/x-www-form-urlencoded"
+    for path, body in (("/api/v1/apps/default/hello/scale", {"min": -1}), (EXEC, {"argv": []})):
+        as_json = await api.ask("POST", path, body)
+        as_form = await api.ask("POST", path, body, media_type=form)
+        assert as_form == as_json
+        assert "dictionary" not in as_form.json()["message"]
+
+
 async def test_the_way_from_the_root(api: Api) -> None:
     answer = await api.ask("GET", "/")
     assert answer.status == 200

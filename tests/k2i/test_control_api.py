@@ -72,7 +72,9 @@ class Api:
     async def post(self, path: str, body: Any) -> Answered:
         return await self.post_text(path, json.dumps(body))
 
-    async def post_text(self, path: str, text: str) -> Answered:
+    async def post_text(
+        self, path: str, text: str, media_type: str = "application/json"
+    ) -> Answered:
         scope = {
             "type": "http",
             "http_version": "1.1",
@@ -82,7 +84,7 @@ class Api:
             "raw_path": path.encode(),
             "query_string": b"",
             "root_path": "",
-            "headers": [(b"host", b"tabane"), (b"content-type", b"application/json")],
+            "headers": [(b"host", b"tabane"), (b"content-type", media_type.encode())],
             "state": {"principal": ALICE},
         }
         heard: list[Any] = []
@@ -265,6 +267,18 @@ async def test_json_that_parsers_read_differently(api: Api, text: str) -> None:
     )
     assert answered.status == 400
     assert api.obeyed.orders == []
+
+
+@pytest.mark.parametrize(
+    "media_type", ["application/x-www-form-urlencoded", "text/plain", "", "multipart/form-data"]
+)
+async def test_a_body_is_json_whatever_it_is_called(api: Api, media_type: str) -> None:
+    """As `curl -d` sends it."""
+    text = json.dumps({**LIFE, "nice": 5})
+    answered = await api.post_text("/v2/processes/7/nice", text, media_type)
+    assert answered.status == 200
+    assert api.obeyed.orders == [Order((TARGET,), Nice(5))]
+    assert (await api.post_text("/v2/processes/7/nice", "nice=5", media_type)).status == 400
 
 
 async def test_a_name_that_stands_twice_is_named(api: Api) -> None:

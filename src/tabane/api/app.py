@@ -26,6 +26,7 @@ from tabane.api.shapes import Body, Json, who_asks
 from tabane.api.volumes import add_volumes
 from tabane.errors import Busy, NotFound, SystemFault, TabaneError, UsageError
 from tabane.k2i import build_router as build_k2i
+from tabane.k2i.bodies import JsonRoute
 from tabane.k2i.control_api import build_control_router
 from tabane.k2i.description import add_schemas
 from tabane.k2i.v2 import build_v2
@@ -110,7 +111,7 @@ async def _on_fault(request: Request, error: Exception) -> Response:
 
 
 def build_control(agent: Agent) -> APIRouter:
-    router = APIRouter()
+    router = APIRouter(route_class=JsonRoute)
     _add_apps(router, agent)
     add_instances(router, agent)
     _add_records(router, agent)

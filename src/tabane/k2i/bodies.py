@@ -1,17 +1,24 @@
-"""What bodies of requests may be like, for routes that change something: small, and JSON in which
-every name stands once. Parsers differ in which of two they take, and the other may be a dry run.
+"""What bodies of requests may be like, for routes that change something: JSON, whatever their
+headers say, since `curl -d` calls everything a form (no browser comes that far: its Origin is
+refused before).
+
+Those of orders are small, too, and every name stands once in them. Parsers differ in which of two
+they take, and the other may be a dry run.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from fastapi import HTTPException, Request, Response
 from fastapi.routing import APIRoute
 
 from tabane.units import shorten
+
+if TYPE_CHECKING:
+    from starlette.types import Scope
 
 MAX_BODY_BYTES = 1 << 20
 """The largest order there can be has a third of that."""
@@ -54,13 +61,27 @@ def _refuse_constant(word: str) -> None:
     raise HTTPException(400, f"{word} is no JSON")
 
 
-class StrictRoute(APIRoute):
-    """A route that reads its body so."""
+def as_json(scope: Scope) -> Scope:
+    """A request whose body is said to be JSON."""
+    others = [(name, value) for name, value in scope["headers"] if name != b"content-type"]
+    return {**scope, "headers": [*others, (b"content-type", b"application/json")]}
+
+
+class JsonRoute(APIRoute):
+    """A route that takes its body for JSON."""
+
+    kind_of_request: ClassVar[type[Request]] = Request
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
 
-        async def handle_strictly(request: Request) -> Response:
-            return await handle(StrictRequest(request.scope, request.receive))
+        async def handle_json(request: Request) -> Response:
+            return await handle(self.kind_of_request(as_json(request.scope), request.receive))
 
-        return handle_strictly
+        return handle_json
+
+
+class StrictRoute(JsonRoute):
+    """And reads it as an order."""
+
+    kind_of_request = StrictRequest
