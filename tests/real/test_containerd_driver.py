@@ -16,6 +16,7 @@ from tabane.errors import TabaneError
 from tabane.model import ExitStatus
 from tabane.runtimes.api import Execution, Image, TerminalSize
 from tabane.runtimes.containerd.client import Client
+from tabane.runtimes.containerd.shims import socket_of
 from tabane.testing.containerd import ContainerdBench, make_app, make_driver
 from tabane.testing.containers import (
     make_instance,
@@ -118,8 +119,12 @@ async def test_containerd_killed_while_one_starts(
 
 async def test_a_killed_shim_ends_its_instance(bench: ContainerdBench) -> None:
     async with bench.running(make_app()) as (spec, handle):
+        address = bench.ground / "containerd/daemon/containerd.sock"
+        left = socket_of(address, "tabane", spec.id)
+        assert left.is_socket()
         os.kill(bench.pid_of("containerd-shim-runc-v2", spec.id), signal.SIGKILL)
         assert await bench.driver.wait(handle) == ExitStatus(signal=signal.SIGKILL)
+    assert not left.exists()
 
 
 async def test_no_containerd_can_be_had_any_more(

@@ -48,7 +48,7 @@ from tabane.runtimes.bundles import Bundles
 from tabane.runtimes.containerd.client import Client
 from tabane.runtimes.containerd.daemon import Daemon
 from tabane.runtimes.containerd.messages import RUNC_OPTIONS_URL, SPEC_URL, make
-from tabane.runtimes.containerd.shims import RUNC, Shim, kill_shims
+from tabane.runtimes.containerd.shims import RUNC, Shim, kill_shims, socket_of
 from tabane.runtimes.containerd.talks import Task, begin, left_behind
 from tabane.runtimes.ending import end_session, wait_for_init
 from tabane.runtimes.oci import (
@@ -406,6 +406,7 @@ class ContainerdDriver:
             inside.clear(directory)
             _end_file(handle).unlink(missing_ok=True)
         shutil.rmtree(self._directory / "runc" / NAMESPACE / handle.id, ignore_errors=True)
+        socket_of(self._daemon.socket, NAMESPACE, handle.id).unlink(missing_ok=True)
 
     async def aclose(self) -> None:
         """Leave: instances go on, and their containerd does. Idempotent."""

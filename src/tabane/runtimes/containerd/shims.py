@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 from collections.abc import Iterator
@@ -27,6 +28,13 @@ KATA = Shim("kata", Class.VM, "io.containerd.kata.v2", "containerd-shim-kata-v2"
 FIRECRACKER = Shim(
     "containerd-firecracker", Class.MICROVM, "aws.firecracker", "containerd-shim-aws-firecracker"
 )
+
+
+def socket_of(address: Path, namespace: str, instance: str) -> Path:
+    """Where the shim of an instance listens (containerd's `shim.SocketAddress`): one that was
+    killed leaves it behind."""
+    name = hashlib.sha256(f"{address}/{namespace}/{instance}".encode()).hexdigest()
+    return Path("/run/containerd/s") / name
 
 
 def find_shims(program: str, instance: str) -> Iterator[int]:
