@@ -77,6 +77,26 @@ def test_what_is_deployed_while_a_hub_starts_is_stored_and_no_failure(
         assert cluster.get(name, path="/GPL-3").status == 200
 
 
+def test_who_asks_a_node_whose_agent_hangs_is_told_and_goes_on(cluster: LocalCluster) -> None:
+    """It is the first of all, holds the store, and would do what it was sent when it is back."""
+    cluster.deploy("still")
+    agent = cluster.part("agentd")
+    os.kill(agent, signal.SIGSTOP)
+    try:
+        silence = f"tabane: no answer from {TOKYO}\n"
+        wait_for(lambda: cluster.tabane("members").err == silence, "that its silence is noticed")
+        assert cluster.tabane("members").code == 1
+        ended = cluster.tabane("rm", "still")
+        assert (ended.code, ended.out) == (1, "")
+        assert f"nothing was done, {TOKYO} cannot be told now" in ended.err
+        shown = cluster.tabane("shell", "-c", "cat /proc/tabane/nodes")
+        assert f"{TOKYO} - 0 no\n" in shown.out
+    finally:
+        os.kill(agent, signal.SIGCONT)
+    cluster.wait_whole()
+    assert cluster.get("still", path="/GPL-3").status == 200
+
+
 def test_a_killed_gateway_loses_at_most_what_it_was_answering(cluster: LocalCluster) -> None:
     cluster.deploy("passing")
     before = cluster.wake("passing")

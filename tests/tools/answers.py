@@ -69,7 +69,7 @@ ANSWERS: dict[str, Any] = {
     "POST /api/v1/instances/abc123/stop": {"instance": "abc123", "state": "draining"},
     "GET /api/v1/events": {"records": [EVENT], "silent": []},
     "GET /api/v1/wakes": {"records": [WAKE], "silent": []},
-    "GET /api/v1/members": {"members": [MEMBER]},
+    "GET /api/v1/members": {"members": [MEMBER], "silent": []},
     "GET /api/v1/images": {"images": [IMAGE], "stores": [STORE], "silent": []},
     "GET /api/v1/doctor": {"node": EVIL, "drivers": [DRIVER]},
     "POST /api/v1/instances/abc123/exec": ENDED,

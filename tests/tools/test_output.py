@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.tools.answers import APP, INSTANCE, WAKE, answer
+from tests.tools.answers import APP, INSTANCE, MEMBER, WAKE, answer
 from tests.tools.conftest import APP_FILE, EVIL, Pretended, Run, check_refusal, reply
 
 from tabane.api.frames import BEGIN, CLIENTS, Parser
@@ -92,10 +92,39 @@ def test_stop_goes_on_when_one_instance_is_gone(tabane: Run, pretended: Pretende
     ended = tabane("stop", "hello")
     assert ended.code == 1
     assert ended.out == "abc123 on tokyo/tokyo-1 is told to stop\n"
-    assert ended.err == "tabane: gone is not here\n"
+    assert ended.err == "tabane: stop: gone is not here\n"
 
 
-@pytest.mark.parametrize(("option", "out"), [([], ""), (["--json"], '{"instances":[]}')])
+def test_what_a_silent_node_has_of_an_app_is_said_to_go_on(
+    tabane: Run, pretended: Pretended
+) -> None:
+    def with_silence(line: str, body: bytes) -> bytes:
+        found = {"instances": [INSTANCE], "silent": ["osaka/osaka-1"]}
+        return reply(found) if "/instances HTTP" in line else answer(line, body)
+
+    pretended.begin(tokyo=with_silence)
+    ended = tabane("stop", "hello")
+    assert (ended.code, ended.out) == (1, "abc123 on tokyo/tokyo-1 is told to stop\n")
+    said = "no answer from osaka/osaka-1: what runs of hello there goes on"
+    assert ended.err == f"tabane: stop: {said}\n"
+    assert json.loads(tabane("stop", "hello", "--json").out)["silent"] == ["osaka/osaka-1"]
+    assert tabane("stop", "abc123") == (0, ended.out, "")  # all that was meant
+
+
+@pytest.mark.parametrize("option", [[], ["--json"]])
+def test_members_that_say_nothing_are_named(
+    tabane: Run, pretended: Pretended, option: list[str]
+) -> None:
+    """Whatever is to be said of their hubs."""
+    pretended.begin(tokyo=reply({"members": [MEMBER], "silent": ["osaka/osaka-1"]}))
+    ended = tabane("members", *option)
+    assert (ended.code, ended.err) == (1, "tabane: no answer from osaka/osaka-1\n")
+    assert not option or json.loads(ended.out)["silent"] == ["osaka/osaka-1"]
+
+
+@pytest.mark.parametrize(
+    ("option", "out"), [([], ""), (["--json"], '{"instances":[],"silent":[]}')]
+)
 def test_stop_of_an_app_at_rest_has_nothing_to_do(
     tabane: Run, pretended: Pretended, option: list[str], out: str
 ) -> None:

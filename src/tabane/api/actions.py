@@ -15,6 +15,7 @@ from tabane.api.checks import check_command, check_digest, check_env, check_inst
 from tabane.errors import NotFound, Unreachable, UsageError
 from tabane.gateway.activation import StopAsked
 from tabane.images.oci import LINUX
+from tabane.images.store import HOST
 from tabane.model import App, AppName, Class, Instance, InstanceId, NodeName, State
 from tabane.node import messages as say
 from tabane.node.config import HTTP_PORT, agent_of
@@ -39,14 +40,24 @@ EVENTS = 2000
 
 
 async def deploy(
-    agent: Agent, who: Principal, text: str, file: str, image: str, *, force: bool = False
+    agent: Agent,
+    who: Principal,
+    text: str,
+    file: str,
+    image: str,
+    *,
+    images: dict[str, str] | None = None,
+    force: bool = False,
 ) -> dict[str, Any]:
-    """Store the app, unless it is as it was; then ask who knows it already."""
+    """Store the app, unless it is as it was; then ask who knows it already. `images`: of its
+    containers that have one of their own."""
     app = spec.parse_app(check_text("text", text), file=check_text("file", file))
-    if image != "host" and not agent.images.store.has(check_digest(image)):
-        raise NotFound(f"image {image} is not on {agent.config.key}: send it first")
+    app = with_digests(app, image, images or {})
+    for digest, _ in app.images():
+        if digest != HOST and not agent.images.store.has(check_digest(digest)):
+            raise NotFound(f"image {digest} is not on {agent.config.key}: send it first")
     kind = agent.images.kind_of(image)
-    app = msgspec.structs.replace(app, image=image, image_kind=kind, owner=max(who.uid, 0))
+    app = msgspec.structs.replace(app, image_kind=kind, owner=max(who.uid, 0))
     try:
         _check_driver(agent, app)
         await _check_image(agent, app)
@@ -56,6 +67,18 @@ async def deploy(
     _audit(agent, who, "deploy", f"{app.key} revision {deployed.app.revision}")
     said = {"changed": deployed.changed, "warnings": _warnings(agent, deployed)}
     return describe_app(deployed.app) | said | await _who_knows(agent, deployed.revision)
+
+
+def with_digests(app: App, image: str, images: dict[str, str]) -> App:
+    """The app with what its images are now. Raises `UsageError` when these do not fit it."""
+    wanted = {each.name for each in app.containers if each.source}
+    if wanted != images.keys():
+        names = ", ".join(sorted(wanted)) or "none"
+        raise UsageError(f"images: the containers with one of their own are: {names}")
+    containers = tuple(
+        msgspec.structs.replace(each, image=images.get(each.name, image)) for each in app.containers
+    )
+    return msgspec.structs.replace(app, image=image, containers=containers)
 
 
 def _warnings(agent: Agent, deployed: say.Deployed) -> list[str]:
@@ -80,6 +103,12 @@ def _check_driver(agent: Agent, app: App) -> None:
         raise Mistake("driver", f"there is none named {app.driver} ({', '.join(drivers)})")
     if app.driver and drivers[app.driver].isolation is not app.isolation:
         raise Mistake("driver", f"{app.driver} does not run class {app.isolation}")
+    fit = [driver for name, driver in drivers.items() if driver.isolation is app.isolation]
+    fit = [driver for driver in fit if app.driver in ("", driver.name)]
+    if app.containers and not any(driver.capabilities.pods for driver in fit):
+        able = sorted({each.isolation for each in drivers.values() if each.capabilities.pods})
+        who = f"driver {app.driver}" if app.driver else f"class {app.isolation}"
+        raise Mistake("containers", f"{who} has only the main one: class {' or '.join(able)} can")
 
 
 async def _check_image(agent: Agent, app: App) -> None:
@@ -93,6 +122,10 @@ async def _check_image(agent: Agent, app: App) -> None:
             await agent.images.prepare(app.image, app.source)
         except UsageError as error:
             raise Mistake("image", error.message) from None
+    for number, container in enumerate(app.containers, 1):
+        if (kind := agent.images.kind_of(container.image)) != LINUX:
+            problem = f"is a {kind} image: what runs beside a main program is one of Linux"
+            raise Mistake(f"containers[{number}].image", problem)
 
 
 async def remove(agent: Agent, who: Principal, key: str) -> dict[str, Any]:
@@ -165,7 +198,10 @@ def describe_app(app: App) -> dict[str, Any]:
         "digest": app.image,
         "deployed_at": app.deployed_at,
     }
-    return spec.render_app(app) | added
+    shown = spec.render_app(app)
+    for row, container in zip(shown.get("containers", []), app.containers, strict=True):
+        row["digest"] = container.image
+    return shown | added
 
 
 async def _instances(agent: Agent) -> tuple[list[Instance], list[str]]:
@@ -339,11 +375,12 @@ def describe_node(agent: Agent) -> dict[str, Any]:
 
 def members(agent: Agent) -> dict[str, Any]:
     """Nodes, whether their hub is linked to ours, and what they told of themselves; `behind`: how
-    many revisions of the store a node has yet to hear of."""
+    many revisions of the store a node has yet to hear of. `silent`: those whose agent no hub hears,
+    whether it ended, hangs or is cut off."""
     live = set(agent.nodes.live_nodes())
     views = {view.name: view for view in agent.all_views()}
-    rows = []
-    for peer in agent.config.cluster.nodes:
+    rows, peers = [], agent.config.cluster.nodes
+    for peer in peers:
         view = views.get(peer.key)
         rows.append(
             {
@@ -358,7 +395,7 @@ def members(agent: Agent) -> dict[str, Any]:
                 "behind": agent.lag.behind(peer.key),
             }
         )
-    return {"members": rows}
+    return {"members": rows, "silent": [peer.key for peer in peers if peer.key not in views]}
 
 
 def doctor(agent: Agent) -> dict[str, Any]:

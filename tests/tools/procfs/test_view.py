@@ -13,7 +13,7 @@ from tabane.tools.procfs.pretend import Pretend, Proc
 from tabane.tools.procfs.source import parse_answer
 from tabane.tools.procfs.users import FIRST as FIRST_USER
 from tabane.tools.procfs.users import Owners
-from tabane.tools.procfs.view import AGE_LIMIT_S, Remote, View
+from tabane.tools.procfs.view import AGE_LIMIT_S, NodeLine, Remote, View
 
 HZ = os.sysconf("SC_CLK_TCK")
 HERE_S = 50_000.0
@@ -109,6 +109,16 @@ def test_a_silent_node_is_shown_no_longer_than_its_age_allows(looker: Looker) ->
     looker.source.silent.clear()
     looker.look()
     assert looker.pids() == before, "it is back, with its numbers"
+
+
+def test_a_node_that_was_silent_from_the_first_is_in_the_table() -> None:
+    looker = Looker(Pretend({"tokyo/a": 3, "osaka/b": 3}))
+    looker.source.silent.add("osaka/b")
+    looker.look()
+    assert looker.view.lines(looker.now)[1] == NodeLine("osaka/b", None, 0, False)
+    looker.source.silent.clear()
+    looker.look()
+    assert [line.shown for line in looker.view.lines(looker.now)] == [True, True]
 
 
 def test_parents_groups_and_sessions_are_mapped(looker: Looker) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from tabane.errors import NotFound, Unreachable, UsageError
 from tabane.tools.cli.asking import Filters, check_place, filters_of
@@ -65,9 +65,21 @@ def nearness(instance: dict[str, Any], here: str) -> tuple[object, ...]:
     )
 
 
+class Found(NamedTuple):
+    """`silent`: nodes that did not answer, and may have more of an app's instances."""
+
+    instances: list[dict[str, Any]]
+    silent: list[str]
+
+
 def find(cluster: Cluster, what: str, *, ended: bool = False) -> list[dict[str, Any]]:
+    """The instances of `look_for`."""
+    return look_for(cluster, what, ended=ended).instances
+
+
+def look_for(cluster: Cluster, what: str, *, ended: bool = False) -> Found:
     """Instances by app, by id, or by an id's beginning; `ended`: also one of which only the log is
-    left."""
+    left. Raises `NotFound` when there is none, or `Unreachable` when that cannot be told."""
     if not NAME.fullmatch(what):
         raise UsageError(f"{what!r} is neither an instance's id nor an app's name")
     answer = cluster.get("/api/v1/instances")
@@ -79,7 +91,7 @@ def find(cluster: Cluster, what: str, *, ended: bool = False) -> list[dict[str, 
         raise Unreachable(f"{what} is not on the nodes that answered ({', '.join(silent)} did not)")
     if not found:
         raise NotFound(_explain_absence(cluster, what))
-    return found
+    return Found(found, silent if found[0]["app"] == app_key(what) else [])
 
 
 def _matching(instances: list[dict[str, Any]], what: str) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from tabane.errors import NotFound, TabaneError
 from tabane.tools.cli.common import Parser, app_key, complain, print_json, say
-from tabane.tools.cli.finding import find
+from tabane.tools.cli.finding import Found, look_for
 from tabane.tools.cli.places import placed
 from tabane.tools.client import Cluster
 
@@ -18,24 +18,27 @@ def stop(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     cluster = Cluster(args.root)
     found = _find(cluster, args.what)
-    told = [instance for instance in found if _tell_to_stop(cluster, instance)]
+    told = [instance for instance in found.instances if _tell_to_stop(cluster, instance)]
     if args.json:
-        print_json({"instances": [*map(placed, told)]})
+        print_json({"instances": [*map(placed, told)], "silent": found.silent})
     else:
         for instance in told:
             say(f"{instance['id']} on {instance['node']} is told to stop")
-    return 0 if told == found else 1
+    if found.silent:
+        nodes = ", ".join(found.silent)
+        complain(f"stop: no answer from {nodes}: what runs of {args.what} there goes on")
+    return 0 if told == found.instances and not found.silent else 1
 
 
-def _find(cluster: Cluster, what: str) -> list[dict[str, Any]]:
+def _find(cluster: Cluster, what: str) -> Found:
     """None of an app that has none: it is as it shall be. Raises `NotFound` for no app at all."""
     try:
-        return find(cluster, what)
+        return look_for(cluster, what)
     except NotFound:
         if not _is_app(cluster, what):
             raise
         complain(f"stop: no instance of {what} runs, so there is nothing to stop")
-        return []
+        return Found([], [])
 
 
 def _is_app(cluster: Cluster, name: str) -> bool:
@@ -50,6 +53,6 @@ def _tell_to_stop(cluster: Cluster, instance: dict[str, Any]) -> bool:
     try:
         cluster.post(f"/api/v1/instances/{instance['id']}/stop", node=instance["node"])
     except TabaneError as error:
-        complain(error.message)
+        complain(f"stop: {error.message}")
         return False
     return True

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from tabane.clock import SYSTEM
 from tabane.node.logfile import parse_line
-from tabane.tools.cli.common import Parser, app_key, printable, whole
-from tabane.tools.cli.finding import find
+from tabane.tools.cli.common import Parser, app_key, printable, say_silent, whole
+from tabane.tools.cli.finding import find, look_for
 from tabane.tools.client import Cluster
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def logs(argv: list[str]) -> int:
     show = _Show(args)
     if args.follow:
         return _follow(cluster, args, show)
-    found = find(cluster, args.what, ended=True)
+    found, silent = look_for(cluster, args.what, ended=True)
     show.names = len(found) > 1
     with ExitStack() as streams:
         opened = []
@@ -40,7 +40,7 @@ def logs(argv: list[str]) -> int:
             opened.append(_named(instance["id"], streams.enter_context(stream)))
         for line in heapq.merge(*opened, key=lambda line: line[1].partition(b" ")[0]):
             show(line)
-    return 0
+    return say_silent(silent)
 
 
 def _follow(cluster: Cluster, args: argparse.Namespace, show: _Show) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tabane.errors import NotFound, Unreachable
-from tabane.tools.cli.common import Parser, print_json, print_table, say
+from tabane.tools.cli.common import Parser, print_json, print_table, say, say_silent
 from tabane.tools.cli.places import place_of, placed
 from tabane.tools.client import Cluster
 
@@ -17,8 +17,8 @@ def members(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     answer = Cluster(args.root).get("/api/v1/members")
     if args.json:
-        print_json({"members": [*map(placed, answer["members"])]})
-        return 0
+        print_json({**answer, "members": [*map(placed, answer["members"])]})
+        return say_silent(answer["silent"])
     headings = ("DC", "NODE", "GATEWAY", "HUB", "STORE", "DRIVERS", "INSTANCES")
     rows = [
         (
@@ -32,7 +32,7 @@ def members(argv: list[str]) -> int:
         for row in answer["members"]
     ]
     print_table(headings, rows)
-    return 0
+    return say_silent(answer["silent"])
 
 
 def _replica(behind: int | None) -> str:

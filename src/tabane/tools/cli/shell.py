@@ -6,9 +6,15 @@ import argparse
 import os
 import pwd
 import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+from tabane.clock import SYSTEM
 from tabane.errors import UsageError
-from tabane.tools.cli.common import Parser
+from tabane.tools.cli.common import Parser, say_silent
+
+if TYPE_CHECKING:
+    from tabane.tools.procfs.view import NodeLine
 
 RC = "/proc/tabane/bashrc"
 PROMPT = "(cluster) "
@@ -35,18 +41,20 @@ def shell(argv: list[str]) -> int:
     view.feed.fetch()
     at_terminal = args.command is None and os.isatty(0)
     if at_terminal:
-        _greet(len(view.view.lines(0.0)), len(view.view.processes))
+        _greet(view.view.lines(SYSTEM.now()), len(view.view.processes))
     words = argv_of(user_shell(), args.command)
     environment = environment_of(os.environ, str(cluster.root))
     plan = Plan(words, environment, view.overlays, own_group=at_terminal)
     return run(plan, view.serve).code
 
 
-def _greet(nodes: int, processes: int) -> None:
+def _greet(nodes: Sequence[NodeLine], processes: int) -> None:
     from tabane.tools.procfs.numbers import FIRST
 
-    told = f"/proc is the cluster's here: {processes} processes of {nodes} nodes, from {FIRST} up"
+    shown = sum(node.shown for node in nodes)
+    told = f"/proc is the cluster's here: {processes} processes of {shown} nodes, from {FIRST} up"
     print(f"{told}; `exit` leaves.", file=sys.stderr)
+    say_silent(node.name for node in nodes if not node.shown)
 
 
 def user_shell() -> str:

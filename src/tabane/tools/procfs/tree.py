@@ -257,15 +257,17 @@ class Tree:
         if index in DATABASES:
             return self._database(index)
         if index == NODES:
-            lines = self._view.lines(self._clock.now())
-            rows = (
-                f"{n.name} {n.age_s:.1f} {n.processes} {'yes' if n.shown else 'no'}\n"
-                for n in lines
-            )
-            return (NODES_HEADING + "".join(rows)).encode()
+            return self._nodes().encode()
         if not 2 <= index < 2 + len(HOST_FILES):
             raise FileNotFoundError(errno.ENOENT, str(index))
         return self._view.host_file(HOST_FILES[index - 2], host_uptime_s(), host_btime())
+
+    def _nodes(self) -> str:
+        text = NODES_HEADING
+        for line in self._view.lines(self._clock.now()):
+            age = "-" if line.age_s is None else f"{line.age_s:.1f}"
+            text += f"{line.name} {age} {line.processes} {'yes' if line.shown else 'no'}\n"
+        return text
 
     def _database(self, index: int) -> bytes:
         """This machine's, and what only the view knows."""

@@ -108,7 +108,8 @@ class NodeLine(NamedTuple):
     """A node in the table of nodes."""
 
     name: str
-    age_s: float
+    age_s: float | None
+    """None: it has said nothing yet."""
     processes: int
     shown: bool
 
@@ -140,6 +141,7 @@ class View:
         self._boot_id = boot_id
         self._numbers = Numbers()
         self._nodes: dict[str, _Node] = {}
+        self._silent: list[str] = []
         self._order: dict[str, int] = {}
         self._lock = RLock()
         self._shift_s: float | None = None
@@ -163,6 +165,7 @@ class View:
             living: set[Key] = set()
             for told in answer.told:
                 living.update(self._take(told, now, now_ns, uptime_s, changes))
+            self._silent = answer.silent
             self._numbers.forget({told.node for told in answer.told}, living)
             self._gather()
         return changes
@@ -193,10 +196,12 @@ class View:
     def lines(self, now: float) -> list[NodeLine]:
         """The table of nodes."""
         with self._lock:
-            return [
+            heard = [
                 NodeLine(n.name, now - n.at, len(n.processes), now - n.at <= AGE_LIMIT_S)
                 for n in self._nodes.values()
             ]
+            unheard = (name for name in self._silent if name not in self._nodes)
+            return [*heard, *(NodeLine(name, None, 0, False) for name in unheard)]
 
     def host_file(self, name: str, uptime_s: float, btime: int) -> bytes:
         """The cluster's own `stat`, `meminfo`, `vmstat`, `loadavg` or `uptime`; `uptime_s` and
