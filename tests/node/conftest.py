@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ import pytest
 
 from tabane.clock import SYSTEM
 from tabane.node.spawner import HolderSpawner
+from tabane.unix import connect_unix
 
 POLL_S = 0.002
 GIVE_UP_S = 60.0
@@ -49,11 +51,9 @@ class HolderProcess:
 
     def start(self, *, sockets: Any = (), parts: Any = (), program: str = "") -> int:
         """Start it and return its pid, once it serves. `program` runs instead of the module."""
-        config, pid_file = self.directory / "holder.json", self.directory / "holder.pid"
-        pid_file.unlink(missing_ok=True)
+        config = self.directory / "holder.json"
         text = {
             "control": str(self.control),
-            "pid_file": str(pid_file),
             "sockets": list(sockets),
             "parts": list(parts),
             "environment": {"TABANE_FROM_CONFIG": "yes"},
@@ -64,10 +64,20 @@ class HolderProcess:
             self.process = subprocess.Popen(
                 (sys.executable, *how, str(config)), stdin=subprocess.DEVNULL, stderr=log
             )
-        wait_until(lambda: self.has_ended or (pid_file.exists() and pid_file.read_text()))
+        wait_until(lambda: self.has_ended or self._serves())
         assert not self.has_ended, self.log.read_text()
-        assert int(pid_file.read_text()) == self.process.pid
         return self.process.pid
+
+    def _serves(self) -> bool:
+        """Whether it took a connection, and has put it away again."""
+        try:
+            with connect_unix(self.control, GIVE_UP_S) as sock:
+                sock.shutdown(socket.SHUT_WR)
+                while sock.recv(4096):
+                    pass
+        except OSError:
+            return False
+        return True
 
     @property
     def has_ended(self) -> bool:

@@ -85,10 +85,8 @@ class Node:
             key=peer.key,
             incarnation=f"{peer.name}-now",
             cluster=SimpleNamespace(nodes=NODES, keys=(TOKYO, OSAKA, ISHIKARI)),
-            paths=SimpleNamespace(holder_pid=directory / "holder.pid"),
         )
         directory.mkdir()
-        self.config.paths.holder_pid.write_text("1")
         self.log = directory / "audit.log"
         self.audit = AuditLog(self.log)
         self.clock = SYSTEM
@@ -279,11 +277,10 @@ async def test_only_agents_pass_orders_on(cluster: Cluster, sender: str) -> None
         await cluster.nodes[OSAKA].orders.act(sender, say.ActK2i(order, ROOT))
 
 
-def test_what_the_holder_started_is_the_nodes_own(tmp_path: Path) -> None:
-    (tmp_path / "holder.pid").write_text("77\n")
+def test_what_the_holder_started_is_the_nodes_own() -> None:
     executor: Any = FakeExecutor()
     executor.running["abc"] = SimpleNamespace(record=SimpleNamespace(app=App("a", "host", owner=5)))
-    around = NodeSurroundings(executor, tmp_path / "holder.pid")
+    around = NodeSurroundings(executor, 77)
     assert around.protects(77, 1, "") == "the holder of its node"
     assert around.protects(80, 77, "") == "a process of Tabane's own"
     assert around.protects(80, 77, "abc") == ""

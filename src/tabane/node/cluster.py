@@ -277,7 +277,6 @@ def holder_config(node: NodeConfig) -> dict[str, Any]:
     parts += [part(f"gateway-{n}", "gatewayd", *gateway) for n in range(node.gateways)]
     return {
         "control": str(paths.holder),
-        "pid_file": str(paths.holder_pid),
         "sockets": sockets,
         "parts": parts,
         "environment": {"PATH": os.environ.get("PATH", os.defpath)},

@@ -123,7 +123,6 @@ class NodePaths:
         self.api = directory / "api.sock"
         self.hub = directory / "hub.sock"
         self.holder = directory / "holder.sock"
-        self.holder_pid = directory / "holder.pid"
         self.store = directory / "store.db"
         self.replica = directory / "replica.db"
         self.images = directory / "images"

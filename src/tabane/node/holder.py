@@ -415,9 +415,7 @@ def main() -> None:
     os.environ.update(config.get("environment", {}))
     become_holder()
     Path("/proc/self/comm").write_text("tabane-holder")  # in `ps`, rather than python
-    holder = Holder(config)
-    Path(config["pid_file"]).write_text(str(os.getpid()))
-    holder.run()
+    Holder(config).run()
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ asking again with the same idempotency key does it at most once.
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
+import os
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
@@ -55,7 +55,7 @@ class Orders:
             Here(agent.config.key, agent.config.incarnation),
             agent.audit,
             agent.tasks,
-            surroundings=NodeSurroundings(agent.executor, agent.config.paths.holder_pid),
+            surroundings=NodeSurroundings(agent.executor, os.getppid()),
             instances=NodeInstances(agent.executor),
             clock=agent.clock,
         )
@@ -110,11 +110,12 @@ class Orders:
 
 
 class NodeSurroundings:
-    """Whose a process is. All that the holder starts is a node's own, except for instances."""
+    """Whose a process is. All that the holder starts, as this agent, is a node's own, except for
+    instances."""
 
-    def __init__(self, executor: Executor, holder_pid: Path) -> None:
+    def __init__(self, executor: Executor, holder: int) -> None:
         self._executor = executor
-        self._holder_pid = holder_pid
+        self._holder = holder
 
     def owner(self, instance: str) -> int:
         try:
@@ -123,10 +124,9 @@ class NodeSurroundings:
             return -1
 
     def protects(self, pid: int, ppid: int, instance: str) -> str:
-        holder = int(self._holder_pid.read_text())
-        if pid == holder:
+        if pid == self._holder:
             return "the holder of its node"
-        return "a process of Tabane's own" if ppid == holder and not instance else ""
+        return "a process of Tabane's own" if ppid == self._holder and not instance else ""
 
     def on_signal(self, pid: int, number: int) -> None:
         """What ends by it was not going wrong."""
