@@ -98,6 +98,12 @@ def parts() -> list[tuple[Callable[[Path], Path], Path, str]]:
     ]
 
 
+def find_made() -> list[Path]:
+    """What an editable installation has. Each is replaced in one step, since it may be in use."""
+    programs = (HOST.parent / "_host", AGENT.parent / "_agent", CONFINE.parent / "_confine")
+    return [*SOURCE.parent.glob("_native.*.so"), *(path for path in programs if path.exists())]
+
+
 class CustomBuildHook(BuildHookInterface):
     """Adds what is compiled to a wheel."""
 
@@ -106,20 +112,21 @@ class CustomBuildHook(BuildHookInterface):
         if self.target_name != "wheel":
             return
         beside = version == "editable"
-        if beside:  # what was made from another source, or for another Python
-            for old in (*SOURCE.parent.glob("_native.*.so"), HOST.parent / "_host"):
-                old.unlink(missing_ok=True)
+        stale = set(find_made()) if beside else set()
         for compile_part, home, without in parts():
             try:
                 made = compile_part(home if beside else Path(self._scratch.name))
             except Missing as error:
                 print(f"tabane: {without}: {error}", file=sys.stderr)
                 continue
+            stale.discard(made)
             if not beside:
                 target = Path(*home.parts[home.parts.index("tabane") :], made.name)
                 build_data["force_include"][str(made)] = str(target)
             build_data["pure_python"] = False
             build_data["infer_tag"] = True
+        for old in stale:  # what was made from another source, or for another Python
+            old.unlink(missing_ok=True)
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
         self._scratch.cleanup()
