@@ -18,18 +18,18 @@ DRIVERS = {
     "crun": "tabane.runtimes.oci:crun",
     "runc": "tabane.runtimes.oci:runc",
     "containerd": "tabane.runtimes.containerd.driver:containerd",
-    "kata": "tabane.runtimes.containerd.guests:kata",
-    "containerd-firecracker": "tabane.runtimes.containerd.guests:firecracker",
     "runsc": "tabane.runtimes.runsc.driver:make",
     "wasmtime": "tabane.runtimes.unikernel.wasmtime:make",
     "solo5-spt": "tabane.runtimes.unikernel.solo5:spt",
     "solo5-hvt": "tabane.runtimes.unikernel.solo5:hvt",
-    "qemu-microvm": "tabane.runtimes.qemu.driver:microvm",
-    "qemu": "tabane.runtimes.qemu.driver:q35",
     "firecracker": "tabane.runtimes.firecracker.driver:make",
+    "qemu-microvm": "tabane.runtimes.qemu.driver:microvm",
+    "containerd-firecracker": "tabane.runtimes.containerd.guests:firecracker",
+    "qemu": "tabane.runtimes.qemu.driver:q35",
+    "kata": "tabane.runtimes.containerd.guests:kata",
     "fake": "tabane.runtimes.fake:make",
 }
-"""Best first within a class: what is picked when an app names no driver."""
+"""By class; best first within one: what is picked when an app names no driver."""
 
 
 class Maker(Protocol):
