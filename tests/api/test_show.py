@@ -6,8 +6,11 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any
 
+from msgspec.structs import replace
+
 from tabane import spec
 from tabane.api import actions
+from tabane.model import NodeName, Volume
 
 APP = spec.parse_app('name = "hello"\nimage = "host"\ncommand = ["true"]\n')
 
@@ -31,3 +34,11 @@ async def test_a_dead_node_costs_its_deadline_once() -> None:
     async with asyncio.timeout(30):
         shown = await actions.show(agent, "default/hello")
     assert shown["silent"] == ["nara/nara-4"]
+
+
+def test_an_app_with_volumes_says_where_they_are() -> None:
+    pinned = replace(APP, volumes=(Volume("data", "/srv"),), pinned_to=NodeName("nara/nara-1"))
+    shown = actions.describe_app(pinned)
+    assert shown["volumes"] == [{"name": "data", "path": "/srv", "size": "1GiB"}]
+    assert shown["volumes_on"] == "nara/nara-1"
+    assert "volumes_on" not in actions.describe_app(APP)

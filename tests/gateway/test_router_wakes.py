@@ -5,12 +5,22 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from msgspec.structs import replace
 
 from tabane.errors import TimedOut, Unavailable
 from tabane.gateway import router as module
 from tabane.gateway.messages import Demand, Grant, Refuse, ToHome
 from tabane.gateway.router import GatewayRouter
-from tabane.model import App, AppName, Generation, InstanceId, NodeName, Reactive, WakeRecord
+from tabane.model import (
+    App,
+    AppName,
+    Generation,
+    InstanceId,
+    NodeName,
+    Placement,
+    Reactive,
+    WakeRecord,
+)
 from tabane.testing import VirtualClock
 
 KEY = AppName("default/hello")
@@ -172,3 +182,22 @@ async def test_an_instance_that_does_not_answer(
     (record,) = around.records
     assert (record.instance, record.node, record.option) == ("i1", NODE, "failed")
     assert record.outcome == (reason or "it ended before the first byte of an answer")
+
+
+async def test_why_no_node_can_take_a_session_is_said_of_volumes_and_of_data_centers(
+    router: GatewayRouter, around: Around, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    osaka = NodeName("osaka/osaka-1")
+    app = App("hello", "host", port=80, hosts=("h.test",), pinned_to=osaka)
+    router.set_routes([app], [])
+    route = router.route("h.test", "/")
+    assert route is not None
+    words = "the volumes of default/hello are on osaka/osaka-1, which does not answer"
+    with pytest.raises(Unavailable, match=words):
+        await router.acquire(route)
+    monkeypatch.setattr(around, "live_nodes", lambda: [NODE, osaka])
+    assert (await router.acquire(route)).pool == f"node {osaka}"
+
+    router.set_routes([replace(app, pinned_to="", placement=Placement(("nara",)))], [])
+    with pytest.raises(Unavailable, match="may not run in tokyo, and no data center that can"):
+        await router.acquire(route)

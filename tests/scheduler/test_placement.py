@@ -72,6 +72,10 @@ def test_then_where_the_fewest_are_in_all_then_by_name() -> None:
         (app(driver="crun"), "has no working driver crun"),
         (app(placement=Placement(("osaka",))), "may not run in tokyo"),
         (
+            app(pinned_to=NodeName("osaka/osaka-1")),
+            "does not have the app's volumes, which are on osaka/osaka-1",
+        ),
+        (
             app(resources=Resources(memory_bytes=300 << 20)),
             "has 200 MiB of memory available, 300 are needed",
         ),

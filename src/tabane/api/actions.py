@@ -198,6 +198,8 @@ def describe_app(app: App) -> dict[str, Any]:
         "digest": app.image,
         "deployed_at": app.deployed_at,
     }
+    if app.pinned_to:
+        added["volumes_on"] = app.pinned_to
     shown = spec.render_app(app)
     for row, container in zip(shown.get("containers", []), app.containers, strict=True):
         row["digest"] = container.image

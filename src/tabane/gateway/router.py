@@ -255,7 +255,12 @@ class GatewayRouter:
                     (b"tabane-app", app.cohort.encode()),
                 )
                 return ForwardedSlot(host, port, f"node {node}", headers)
-        raise Unavailable(f"{why}, and no data center that can is reachable", retry_after_s=2.0)
+        raise Unavailable(self._why_nowhere(app, why), retry_after_s=2.0)
+
+    def _why_nowhere(self, app: App, why: str) -> str:
+        if app.pinned_to not in ("", *self._around.live_nodes()):
+            return f"the volumes of {app.key} are on {app.pinned_to}, which does not answer"
+        return f"{why}, and no data center that can is reachable"
 
     def _on_refused(self, route: Route, refuse: Refuse) -> Slot:
         if refuse.kind == "elsewhere":

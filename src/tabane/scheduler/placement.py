@@ -81,7 +81,7 @@ def place(app: App, nodes: Iterable[NodeView], here: Mapping[NodeName, int]) -> 
 
 def _problem(app: App, node: NodeView) -> str:
     datacenter = node.name.partition("/")[0]
-    if not app.allows(datacenter):
+    if not app.placement.allows(datacenter):
         return f"may not run in {datacenter}"
     if app.pinned_to not in ("", node.name):
         return f"does not have the app's volumes, which are on {app.pinned_to}"

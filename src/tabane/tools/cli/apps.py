@@ -177,6 +177,9 @@ def show(argv: list[str]) -> int:
         say(f"  services  middlecon: {', '.join(rooms)}")
     if app["services"].get("k2i"):
         say("  services  k2i: what of it runs on its node")
+    for volume in app.get("volumes", ()):
+        where = f"{volume['path']}, {volume['size']}, on {app['volumes_on']}"
+        say(f"  volume    {volume['name']} at {where}{_silently(app, answer['silent'])}")
     for collect in app.get("collect", ()):
         asked = collect.get("url") or " ".join(collect["command"])
         say(f"  collects  {collect.get('name', collect['kind'])}: {asked}")
@@ -195,6 +198,10 @@ def show(argv: list[str]) -> int:
     _show_events(answer["events"])
     _show_wakes(answer["wakes"])
     return say_silent(answer["silent"])
+
+
+def _silently(app: dict[str, Any], silent: list[str]) -> str:
+    return ", which does not answer" if app["volumes_on"] in silent else ""
 
 
 def _show_instances(instances: list[dict[str, Any]]) -> None:
