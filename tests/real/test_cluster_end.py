@@ -147,6 +147,9 @@ def test_up_starts_a_dead_node_again(root: Path) -> None:
     assert line.startswith("osaka/osaka-1 ")
     after = cluster.api.get("/api/v1/node", node="osaka-1")
     assert before["incarnation"] != after["incarnation"]
+    (woken,) = {each["instance"] for each in cluster.records("events", "back")}
+    ends = [each for each in cluster.records("events", "back") if each["state"] == "absent"]
+    assert [(each["instance"], each["reason"]) for each in ends] == [(woken, "its node ended")]
     assert cluster.get("back", "osaka", "/GPL-3").status == 200
     assert cluster.tabane("down").code == 0
     assert belongings.found() == []

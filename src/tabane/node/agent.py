@@ -173,7 +173,7 @@ class Agent:
             self.catalog.prepare_image("host"),
             prepare_node([self.config.cluster.network.network]),
         )
-        await self.executor.recover()
+        await self.executor.recover(self.events.recent())
         self.watching.begin()
         hub = f"unix://{paths.hub}"
         self.me: Client = await connect(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -24,7 +24,7 @@ from tabane.model import App, AppName, Generation, Instance, InstanceId, NodeNam
 from tabane.node.ends import explain_end, explain_timeout, with_last_line, would_repeat
 from tabane.node.readiness import describe_unready
 from tabane.node.records import Record, read_record, write_record
-from tabane.node.running import Links, Notify, Running, Services, Transition
+from tabane.node.running import Links, Notify, Running, Services, Transition, without_end
 from tabane.runtimes.api import Driver, Image, InstanceSpec
 from tabane.runtimes.volumes import VolumeFiles
 from tabane.supervise import Supervisor, harmless
@@ -383,13 +383,16 @@ class Executor:
 
     # Recovery
 
-    async def recover(self) -> None:
-        """After a restart of the agent: adopt what runs, clear away what does not."""
+    async def recover(self, told: Sequence[Transition] = ()) -> None:
+        """After a restart of the agent: adopt what runs, clear away what does not. Of what was
+        `told` before, say the end of what the node forgot, since it was itself started anew."""
         found = [read_record(path) for path in self._directory.glob("*/record.json")]
         records = [record for record in found if record is not None]
         await self._links.recover([record.link for record in records if record.link is not None])
         for record in records:
             await self._adopt(record)
+        for last in without_end(told, self._running):
+            self._say(last.instance, last.app, State.ABSENT, "its node ended")
 
     async def _adopt(self, record: Record) -> None:
         running = Running(record, self._driver_named(record.instance.driver))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
@@ -43,6 +43,14 @@ class Transition(Value, frozen=True):
     node: str
     state: State
     reason: str = ""
+
+
+def without_end(told: Iterable[Transition], known: Container[InstanceId]) -> list[Transition]:
+    """What was told last, of `told` (the oldest first), about instances that are neither said to be
+    gone nor `known`."""
+    latest = {each.instance: each for each in told}
+    gone = (each for each in latest.values() if each.state is not State.ABSENT)
+    return [each for each in gone if each.instance not in known]
 
 
 @dataclass
