@@ -18,7 +18,7 @@ from tabane.api.forwarding import Forward
 from tabane.api.server import ApiServer
 from tabane.errors import TabaneError, Unreachable
 from tabane.model import State
-from tabane.runtimes.api import Execution, TerminalSize
+from tabane.runtimes.api import Execution, Image, TerminalSize
 from tabane.runtimes.fake_talk import FakeTalk, begin
 from tabane.security.identity import Principal
 from tabane.supervise import Supervisor
@@ -60,7 +60,13 @@ class Driver:
 def driver(api: Api) -> Driver:
     driver = Driver()
     instance = SimpleNamespace(app="default/hello", state=State.READY, id="abc")
-    running = SimpleNamespace(driver=driver, instance=instance, record=SimpleNamespace(handle=1))
+    record = SimpleNamespace(
+        handle=1,
+        image=Image("sha256:1", Path("/nowhere")),
+        sidecars=(SimpleNamespace(name="proxy", image=Image("sha256:2", Path("/nowhere"))),),
+        app=SimpleNamespace(key="default/hello"),
+    )
+    running = SimpleNamespace(driver=driver, instance=instance, record=record)
     api.agent.executor = SimpleNamespace(get=lambda _: running, instances=lambda: [instance])
     api.agent.audit = SimpleNamespace(add=lambda line: None)
     api.agent.clock = SimpleNamespace(wall=lambda: 0.0)
@@ -168,6 +174,24 @@ async def test_a_signal(api: Api, driver: Driver, tmp_path: Path) -> None:
         talk.begin(EXEC, {"argv": ["cat"], "stdin": True})
         talk.say(frames.encode(frames.SIGNAL, bytes([15])))
         assert await hear_end(talk) == [code(143)]
+
+
+async def test_a_container_beside_the_main_one(api: Api, driver: Driver, tmp_path: Path) -> None:
+    async with serving(api, tmp_path) as connect:
+        for name, meant in (("proxy", "proxy"), ("main", ""), ("", "")):
+            talk = connect()
+            talk.begin(EXEC, {"argv": ["echo", "x"], "container": name})
+            assert (await hear_end(talk))[-1] == code(0)
+            assert driver.begun[-1].container == meant
+        for name, problem in (
+            ("cache", r"abc of default/hello has no container cache \(it has: main, proxy\)"),
+            ("../x", "is no container's name"),
+        ):
+            talk = connect()
+            with pytest.raises(TabaneError, match=problem):
+                talk.begin(EXEC, {"argv": ["echo"], "container": name})
+                await hear_end(talk)
+    assert len(driver.begun) == 3
 
 
 async def test_who_leaves_ends_it_even_if_it_never_reads(

@@ -27,6 +27,18 @@ WORKER = App("worker", "host")
             {"was_ready": True, "ordered": True},
             "the program exited with code 0, after a signal by order",
         ),
+        (
+            WEB,
+            ExitStatus(1, container="cache"),
+            {"was_ready": False},
+            "container cache exited with code 1 before the program listened on port 80",
+        ),
+        (
+            WEB,
+            ExitStatus(signal=9, oom=True, container="cache"),
+            {"was_ready": True},
+            "container cache was killed by SIGKILL (out of memory)",
+        ),
     ],
 )
 def test_how_it_ended(app: App, status: ExitStatus, facts: dict[str, bool], words: str) -> None:

@@ -238,7 +238,7 @@ async def test_what_is_unused_makes_room(small: ImageNode, tmp_path: Path) -> No
         had[name] = await bring(small, tmp_path / name, layer)
         pass_time(small)
     small.apps.append(App("hello", had["named"]))
-    small.running["abc"] = had["runs"]
+    small.running["abc"] = {had["runs"]}
     more = await bring(small, tmp_path / "more", tar_of(a="m" * (MIB * 9 // 10)))
     assert set(small.images.store.digests()) == {more, *had.values()} - {had["old"]}
     with pytest.raises(NoRoom, match="of that are left"):  # `new` goes, `more` came just now
@@ -297,7 +297,7 @@ async def test_a_tree_that_lost_its_image_goes_when_nothing_runs_from_it(
     blob.write_bytes(b"damaged")
     assert await small.images.store.drop_damaged(digest)
     pass_time(small)
-    small.running["abc"] = digest
+    small.running["abc"] = {digest}
     assert (await small.images.collect_own()).digests == () and tree.exists()
     small.running.clear()
     assert (await small.images.collect_own()).digests == (digest,) and not tree.exists()
@@ -305,7 +305,7 @@ async def test_a_tree_that_lost_its_image_goes_when_nothing_runs_from_it(
 
 async def test_what_is_used_is_not_removed(small: ImageNode, tmp_path: Path) -> None:
     digest = await bring(small, tmp_path / "used", tar_of(a="1"))
-    small.running["abc"] = digest
+    small.running["abc"] = {digest}
     with pytest.raises(Conflict, match="is used by instance abc: remove or stop that first"):
         await small.images.remove_own(digest)
     small.running.clear()
@@ -332,7 +332,7 @@ async def ask(node: ImageNode, method: str, target: str, body: Any = None) -> An
 async def test_lists_of_all_nodes(nodes: ImageNodes, tmp_path: Path) -> None:
     digest = await bring(nodes[KEYS[0]], tmp_path / "l", tar_of(a="1"))
     nodes[KEYS[0]].apps.append(App("hello", digest))
-    nodes[KEYS[0]].running["abc"] = digest
+    nodes[KEYS[0]].running["abc"] = {digest}
     await nodes.end(KEYS[5])
     said = await ask(nodes[KEYS[1]], "GET", "/images")
     assert said["silent"] == [KEYS[5]]
@@ -405,7 +405,7 @@ async def test_removing_from_all_nodes(nodes: ImageNodes, tmp_path: Path) -> Non
     for key in KEYS[1:4]:
         await nodes[key].images.pull(Wanted(digest), unheard)
     had = have(nodes, digest)
-    nodes[KEYS[2]].running["abc"] = digest
+    nodes[KEYS[2]].running["abc"] = {digest}
     nodes[KEYS[4]].apps.append(App("hello", digest))
     with pytest.raises(Conflict, match="is used by default/hello: remove the app, or deploy it"):
         await ask(nodes[KEYS[4]], "DELETE", f"/images/{digest}")

@@ -11,7 +11,14 @@ import msgspec
 
 from tabane import spec
 from tabane.api.advice import advise
-from tabane.api.checks import check_command, check_digest, check_env, check_instance, check_text
+from tabane.api.checks import (
+    check_command,
+    check_container,
+    check_digest,
+    check_env,
+    check_instance,
+    check_text,
+)
 from tabane.errors import NotFound, Unreachable, UsageError
 from tabane.gateway.activation import StopAsked
 from tabane.images.oci import LINUX
@@ -21,12 +28,21 @@ from tabane.node import messages as say
 from tabane.node.config import HTTP_PORT, agent_of
 from tabane.node.logtail import follow_lines, parse_since, read_lines
 from tabane.runtimes import registry
-from tabane.runtimes.api import Conversation, Execution, Handle, TerminalSize, Transfer, User
+from tabane.runtimes.api import (
+    Conversation,
+    Execution,
+    Handle,
+    Image,
+    TerminalSize,
+    Transfer,
+    User,
+)
 from tabane.runtimes.lookup import find_user
+from tabane.runtimes.pods import log_of
 from tabane.scheduler.engines import EngineView, misfit
 from tabane.security.audit import Line
 from tabane.security.identity import Principal
-from tabane.spec_fields import Mistake
+from tabane.spec_fields import MAIN, Mistake
 from tabane.units import shorten
 
 if TYPE_CHECKING:
@@ -268,17 +284,19 @@ async def execute(
     env: dict[str, str] | None = None,
     stdin: bool = False,
     terminal: TerminalSize | None = None,
+    container: str = "",
 ) -> Conversation:
     """Begin a command. `user` as in OCI: `name`, `name:group`, `uid`, `uid:gid`, of the image's
-    own."""
+    own. `container`: in which of several; the main one."""
     check_command(argv)
     check_text("workdir", workdir)
     own = check_env(env or {})
     running, handle = _entered(agent, instance)
     if workdir and not workdir.startswith("/"):
         raise UsageError(f"workdir: {workdir!r} is not an absolute path in the instance")
-    execution = Execution(argv, _user_of(running, user), workdir, own, stdin, terminal)
-    _audit(agent, who, "exec", f"{running.instance.app} instance {instance}: {' '.join(argv)}")
+    name, image = _container_of(running, container)
+    execution = Execution(argv, _user_of(image, user), workdir, own, stdin, terminal, name)
+    _audit(agent, who, "exec", f"{_describe(running, name)}: {' '.join(argv)}")
     return await running.driver.exec(handle, execution)
 
 
@@ -291,14 +309,16 @@ async def copy(
     inward: bool,
     as_named: bool = False,
     user: str = "",
+    container: str = "",
 ) -> Conversation:
     """Begin to copy files as a tar stream, see `Transfer`."""
     if not check_text("path", path).startswith("/"):
         raise UsageError(f"path: {path!r} is not an absolute path in the instance")
     running, handle = _entered(agent, instance)
-    transfer = Transfer(path, inward, as_named, _user_of(running, user))
+    name, image = _container_of(running, container)
+    transfer = Transfer(path, inward, as_named, _user_of(image, user), name)
     action = "copy-in" if inward else "copy-out"
-    _audit(agent, who, action, f"{running.instance.app} instance {instance}: {path}")
+    _audit(agent, who, action, f"{_describe(running, name)}: {path}")
     return await running.driver.copy(handle, transfer)
 
 
@@ -311,22 +331,49 @@ def _entered(agent: Agent, instance: str) -> tuple[Running, Handle]:
     return running, handle
 
 
-def _user_of(running: Running, user: str) -> User | None:
-    return find_user(running.record.image.tree, check_text("user", user)) if user else None
+def _container_of(running: Running, container: str) -> tuple[str, Image]:
+    """A container's name, which is empty for the main one's, and its image. Raises `NotFound`."""
+    record = running.record
+    images = {MAIN: record.image} | {each.name: each.image for each in record.sidecars}
+    name = check_container(container) or MAIN
+    if name not in images:
+        there = f"instance {running.instance.id} of {record.app.key}"
+        raise NotFound(f"{there} has no container {name} (it has: {', '.join(images)})")
+    return "" if name == MAIN else name, images[name]
+
+
+def _describe(running: Running, container: str) -> str:
+    """For the audit log."""
+    instance = f"{running.instance.app} instance {running.instance.id}"
+    return f"{instance} container {container}" if container else instance
+
+
+def _user_of(image: Image, user: str) -> User | None:
+    return find_user(image.tree, check_text("user", user)) if user else None
 
 
 def read_log(
-    agent: Agent, instance: str, *, tail: int, follow: bool, since: str = ""
+    agent: Agent,
+    instance: str,
+    *,
+    tail: int,
+    follow: bool,
+    since: str = "",
+    container: str = "",
 ) -> AsyncIterator[bytes]:
-    """The log's lines; raises `NotFound` at once when this node never ran the instance. `tail`: the
-    last lines of it; 0: all."""
+    """The log's lines; raises `NotFound` at once when this node never ran the instance, or that has
+    no such container. `tail`: the last lines of it; 0: all."""
     identity = check_instance(instance)
     first = parse_since(since, agent.clock.wall()) if since else ""
-    path = _log_of(agent, identity)
+    path = log_of(_log_of(agent, identity), name := check_container(container))
     runs = agent.executor.runs(identity)
     ran = any(event.instance == instance for event in agent.events.recent())
     if not (runs or ran or path.exists()):
         raise NotFound(f"{agent.config.key} has no log of an instance {instance}")
+    if runs:
+        _container_of(agent.executor.get(identity), name)
+    elif name not in ("", MAIN) and not path.exists():
+        raise NotFound(f"{agent.config.key} has no log of a container {name} of {instance}")
     if not follow:
         return read_lines(path, first, tail)
     return follow_lines(path, first, tail, _Life(agent, identity))

@@ -42,12 +42,14 @@ MAX_RECORDS = 2000
 
 
 class DeployBody(Body):
-    """An app file's text and name, and the image's digest (`sha256:...`, or `host`). `force`: a new
-    revision even when nothing has changed."""
+    """An app file's text and name, and the image's digest (`sha256:...`, or `host`). `images`:
+    those of its containers, by their name, that have one of their own. `force`: a new revision even
+    when nothing has changed."""
 
     text: str
     file: str = "app.toml"
     image: str
+    images: dict[str, str] = Field(default_factory=dict)
     force: bool = False
 
 
@@ -127,7 +129,9 @@ def _add_apps(router: APIRouter, agent: Agent) -> None:
         """Store an app durably as a new revision; says which data centers know it. 200: it is
         stored as it is already."""
         who, (text, file, image) = who_asks(request), (body.text, body.file, body.image)
-        stored = await actions.deploy(agent, who, text, file, image, force=body.force)
+        stored = await actions.deploy(
+            agent, who, text, file, image, images=body.images, force=body.force
+        )
         return Json(stored, 201 if stored["changed"] else 200)
 
     @router.get("/apps")

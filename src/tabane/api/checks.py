@@ -11,6 +11,7 @@ from tabane.model import InstanceId
 from tabane.units import shorten
 
 INSTANCE = re.compile(r"[0-9a-z]([0-9a-z-]{0,62}[0-9a-z])?")
+CONTAINER = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 MAX_WORD_BYTES = (128 << 10) - 1
 """The longest word that execve(2) takes (MAX_ARG_STRLEN)."""
 MAX_WORDS_BYTES = 1 << 20
@@ -22,6 +23,15 @@ def check_instance(text: str) -> InstanceId:
     if not INSTANCE.fullmatch(text):
         raise UsageError(f"{shorten(text)} is no instance's id, which has up to 64 of a-z, 0-9, -")
     return InstanceId(text)
+
+
+def check_container(text: str) -> str:
+    """The name of a container of an instance; empty: its main one's. Raises `UsageError`."""
+    if text and not CONTAINER.fullmatch(text):
+        raise UsageError(
+            f"{shorten(text)} is no container's name, which has up to 63 of a-z, 0-9, -"
+        )
+    return text
 
 
 def check_digest(text: str) -> str:

@@ -37,6 +37,8 @@ class ExecBody(Body):
     stdin: bool = False
     terminal: TerminalBody | None = None
     timeout_s: float | None = Field(default=None, gt=0, le=3600)
+    container: str = ""
+    """Of several; else the main one."""
 
 
 class CopyBody(Body):
@@ -46,6 +48,7 @@ class CopyBody(Body):
     inward: bool
     as_named: bool = False
     user: str = ""
+    container: str = ""
 
 
 def add_instances(router: APIRouter, agent: Agent) -> None:
@@ -62,13 +65,20 @@ def add_instances(router: APIRouter, agent: Agent) -> None:
 
     @router.get("/instances/{instance}/log")
     async def log(
-        instance: str, request: Request, tail: int = 0, follow: bool = False, since: str = ""
+        instance: str,
+        request: Request,
+        tail: int = 0,
+        follow: bool = False,
+        since: str = "",
+        container: str = "",
     ) -> Response:
         """Its output as CRI log lines, also after its end. `since`: an age as `10m`, or RFC 3339;
-        `tail`: of those lines, the last."""
+        `tail`: of those lines, the last; `container`: of several, else the main one's."""
         if (there := await elsewhere(agent, request, instance)) is not None:
             return there
-        lines = actions.read_log(agent, instance, tail=max(0, tail), follow=follow, since=since)
+        lines = actions.read_log(
+            agent, instance, tail=max(0, tail), follow=follow, since=since, container=container
+        )
         return StreamingResponse(lines, media_type="text/plain; charset=utf-8")
 
     @router.post("/instances/{instance}/exec")
@@ -89,6 +99,7 @@ def add_instances(router: APIRouter, agent: Agent) -> None:
             env=body.env,
             stdin=body.stdin,
             terminal=TerminalSize(size.rows, size.columns) if size is not None else None,
+            container=body.container,
         )
         what = f"{body.argv[0]} in {instance}"
         return ConversationResponse(talk, said, what, body.timeout_s)
@@ -109,5 +120,6 @@ def add_instances(router: APIRouter, agent: Agent) -> None:
             inward=body.inward,
             as_named=body.as_named,
             user=body.user,
+            container=body.container,
         )
         return ConversationResponse(talk, said, f"the copy of {body.path}")

@@ -96,10 +96,11 @@ class Catalog:
             self._agent.home.about(key, FloorChanged(key, floor))
 
     def prefetch(self, app: App) -> None:
-        """Have an app's image here before a session wants it."""
+        """Have an app's images here before a session wants them."""
         if app.allows(self._agent.config.node.datacenter):
-            work = self.prepare_image(app.image, app.source)
-            self._agent.tasks.start(f"image {app.image[:19]}", work)
+            for image, source in dict(app.images()).items():
+                work = self.prepare_image(image, source)
+                self._agent.tasks.start(f"image {image[:19]}", work)
 
     async def prepare_image(self, digest: str, source: str = "") -> None:
         try:

@@ -18,9 +18,10 @@ HARMLESS_SIGNALS = frozenset(
 def explain_end(app: App, status: ExitStatus, *, was_ready: bool, ordered: bool = False) -> str:
     """`ordered`: somebody had a signal sent to it."""
     ended = f"was {status.describe()}" if status.signal else status.describe()
-    reason = f"the program {ended}"
+    reason = f"{f'container {status.container}' if status.container else 'the program'} {ended}"
     if not was_ready and app.port is not None:
-        reason += f" before it listened on port {app.port}"
+        who = "the program" if status.container else "it"
+        reason += f" before {who} listened on port {app.port}"
     return f"{reason}, after a signal by order" if ordered else reason
 
 

@@ -12,10 +12,11 @@ from tabane.model import App
 from tabane.node.config import NodeConfig
 from tabane.runtimes import registry
 from tabane.runtimes.api import Driver, Probe, Spawner
+from tabane.runtimes.pods import with_pods
 from tabane.scheduler.engines import EngineView, pick_engine, why_not
 from tabane.scheduler.placement import NodeView
 
-FEATURES = ("services", "volumes")
+FEATURES = ("services", "volumes", "pods")
 """The capabilities that an app may need (`App.needs`)."""
 LATEST = 15
 """Cold starts whose median is how long one takes."""
@@ -32,7 +33,7 @@ class Engines:
     def __init__(self, config: NodeConfig, spawner: Spawner) -> None:
         self._config = config
         self.drivers: dict[str, Driver] = {
-            name: registry.load(name, spawner, config.paths.drivers / name)
+            name: with_pods(registry.load(name, spawner, config.paths.drivers / name))
             for name in registry.DRIVERS
             if name != "fake"
         }

@@ -82,7 +82,7 @@ class OwnImages(Value, frozen=True):
 
 def images_of(app: App) -> set[str]:
     """The digests that an app names."""
-    return {app.image}
+    return {image for image, _ in app.images()}
 
 
 class NodeImages:
@@ -239,7 +239,7 @@ class NodeImages:
         """Apps that name an image, and instances of this node that run from it."""
         apps = (app.key for app in self._agent.all_apps() if digest in images_of(app))
         running = self._agent.executor.images()
-        return tuple(apps), tuple(one for one, image in running.items() if image == digest)
+        return tuple(apps), tuple(one for one, images in running.items() if digest in images)
 
     async def remove_own(self, digest: str) -> ImagesRemoved:
         """Remove an image from this node; nothing, when it is not here. Raises `Conflict` with who
@@ -272,7 +272,7 @@ class NodeImages:
 
     def _in_use(self) -> set[str]:
         named = {digest for app in self._agent.all_apps() for digest in images_of(app)}
-        running = set(self._agent.executor.images().values())
+        running = set().union(*self._agent.executor.images().values())
         return named | running | self._flights.keys() | self.store.used_lately()
 
     async def _with_room(self, work: Callable[[], Awaitable[T]]) -> T:

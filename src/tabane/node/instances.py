@@ -26,6 +26,7 @@ from tabane.node.readiness import describe_unready
 from tabane.node.records import Record, read_record, write_record
 from tabane.node.running import Links, Notify, Running, Services, Transition, without_end
 from tabane.runtimes.api import Driver, Image, InstanceSpec
+from tabane.runtimes.pods import log_of
 from tabane.runtimes.volumes import VolumeFiles
 from tabane.supervise import Supervisor, harmless
 
@@ -94,9 +95,9 @@ class Executor:
         except KeyError:
             raise NotFound(f"there is no instance {instance} on {self._node}") from None
 
-    def images(self) -> dict[InstanceId, str]:
+    def images(self) -> dict[InstanceId, set[str]]:
         """Of the instances, what they run from: digests."""
-        return {one: running.record.image.digest for one, running in self._running.items()}
+        return {one: running.record.digests for one, running in self._running.items()}
 
     def volume_user(self, key: AppName, but: Running | None = None) -> str:
         """The instance that has the app's volumes now (or another one); empty: none."""
@@ -128,6 +129,7 @@ class Executor:
             hostname=f"{record.app.name}-{instance.id}",
             volumes=self.volumes.of(record.app),
             services=directory / "services" if record.app.services.needs_directory else None,
+            sidecars=record.sidecars,
         )
 
     # Start
@@ -164,7 +166,8 @@ class Executor:
     async def _prepare(self, app: App, instance_id: InstanceId, phases: dict[str, int]) -> Running:
         began = self._clock.now()
         driver = self._driver_for(app)
-        image = await self._prepare_image(app)
+        apps = (app, *map(app.beside, app.containers))
+        image, *others = await asyncio.gather(*map(self._prepare_image, apps))
         image_s = self._clock.now() - began
         link = await self._links.claim(app.id_base, egress=app.network.egress)
         phases["network"] = micros(self._clock.now() - began - image_s)
@@ -174,7 +177,8 @@ class Executor:
             driver=driver.name,
             address=link.address,
         )
-        running = Running(Record(instance, app, image, link), driver, phases, began)
+        record = Record(instance, app, image, link, sidecar_images=tuple(others))
+        running = Running(record, driver, phases, began)
         self._running[instance_id] = running
         spec = self.spec(running.record)
         spec.directory.mkdir(parents=True)
@@ -308,7 +312,8 @@ class Executor:
             app, was_ready = running.record.app, running.instance.state is State.READY
             running.ordered = self._clock.now() <= running.expected_until
             reason = explain_end(app, status, was_ready=was_ready, ordered=running.ordered)
-            reason = with_last_line(reason, self.spec(running.record).log)
+            log = log_of(self.spec(running.record).log, status.container)
+            reason = with_last_line(reason, log)
             await self._end(running, reason, failed=True)
 
     def on_signal(self, instance_id: InstanceId) -> None:
@@ -332,15 +337,12 @@ class Executor:
             return
         running.stopping = True
         handle, app = running.record.handle, running.record.app
-        if failed:
-            self._become(running, Event.FAIL, reason=reason)
-        else:
-            self._become(running, Event.STOP, reason=reason)
-            if handle is not None:
-                try:
-                    await running.driver.stop(handle, app.reactive.stop_timeout_s)
-                except (TabaneError, OSError) as error:
-                    reason += f"; it was killed, as stopping it failed: {error}"
+        self._become(running, Event.FAIL if failed else Event.STOP, reason=reason)
+        if handle is not None and (not failed or app.containers):
+            try:
+                await running.driver.stop(handle, app.reactive.stop_timeout_s)
+            except (TabaneError, OSError) as error:
+                reason += f"; it was killed, as stopping it failed: {error}"
         await self._clean_up(running)
         self._become(running, Event.GONE, reason=reason)
         running.ended = True
@@ -357,6 +359,8 @@ class Executor:
         """Remove what the driver left; the log stays, the link until it is released."""
         if running.record.handle is not None:
             await running.driver.destroy(running.record.handle)
+        else:
+            await running.driver.discard(self.spec(running.record))
         if running.record.app.services.needs_directory:
             await self._services.close(self.spec(running.record))
 
@@ -443,7 +447,8 @@ class Executor:
         except TabaneError:
             return reason
         words = explain_end(record.app, status, was_ready=state is State.READY)
-        return with_last_line(f"{words}, while its node's agent was away", self.spec(record).log)
+        log = log_of(self.spec(record).log, status.container)
+        return with_last_line(f"{words}, while its node's agent was away", log)
 
     # Records
 

@@ -10,7 +10,7 @@ import msgspec
 
 from tabane.model import App, Instance, Value
 from tabane.node.logfile import parse_line
-from tabane.runtimes.api import Handle, Image, Link
+from tabane.runtimes.api import Handle, Image, Link, Sidecar
 
 LAST_LINE_BYTES = 4096
 
@@ -23,6 +23,18 @@ class Record(Value, frozen=True):
     image: Image
     link: Link | None = None
     handle: Handle | None = None
+    sidecar_images: tuple[Image, ...] = ()
+    """Of `app.containers`."""
+
+    @property
+    def sidecars(self) -> tuple[Sidecar, ...]:
+        pairs = zip(self.app.containers, self.sidecar_images, strict=True)
+        return tuple(Sidecar(each.name, self.app.beside(each), image) for each, image in pairs)
+
+    @property
+    def digests(self) -> set[str]:
+        """Of the images that it is made from."""
+        return {self.image.digest, *(image.digest for image in self.sidecar_images)}
 
 
 encode_record = msgspec.json.Encoder(enc_hook=str).encode

@@ -46,7 +46,7 @@ class ImageNode:
         self.tasks = nodes.tasks
         self.token = TOKEN
         self.apps: list[App] = []
-        self.running: dict[str, str] = {}
+        self.running: dict[str, set[str]] = {}
         self.asked: list[str] = []
         """Requests to its API."""
         self.nodes = Membership(config, hubs)

@@ -51,12 +51,19 @@ def deploy(argv: list[str]) -> int:
     auth = read_auth(args.authfile)
     cluster = None if args.dry_run else Cluster(args.root)
     told = {"file": str(path), "text": text}
-    with _packed(app.source, base, **told) as packed, shown(quiet=args.json) as tell:
-        image = _bring(cluster, app.source, packed, auth, tell)
+    with shown(quiet=args.json) as tell:
+        with _packed(app.source, base, **told) as packed:
+            image = _bring(cluster, app.source, packed, auth, tell)
+        images = {}
+        for number, each in enumerate(app.containers, 1):
+            if each.source:
+                with _packed(each.source, base, f"containers[{number}].image", **told) as packed:
+                    images[each.name] = _bring(cluster, each.source, packed, auth, tell)
     if cluster is None:
         print_json({"app": app.key, "digest": image}) if args.json else say(f"{app.key} is valid")
         return 0
     body = {"text": text, "file": str(path), "image": image, "force": args.force}
+    body |= {"images": images} if images else {}
     return _say_stored(app.key, cluster.post("/api/v1/apps", body), as_json=args.json)
 
 
@@ -73,8 +80,11 @@ def _say_stored(key: str, answer: dict[str, Any], *, as_json: bool) -> int:
 
 
 @contextmanager
-def _packed(source: str, base: Path, *, file: str, text: str) -> Iterator[Packed | None]:
-    """An image that is made here; None for one that nodes have or get. Mistakes are the file's."""
+def _packed(
+    source: str, base: Path, field: str = "image", *, file: str, text: str
+) -> Iterator[Packed | None]:
+    """An image that is made here; None for one that nodes have or get. Mistakes are the file's, in
+    that field."""
     from tabane import spec
     from tabane.spec_fields import Mistake
 
@@ -86,9 +96,9 @@ def _packed(source: str, base: Path, *, file: str, text: str) -> Iterator[Packed
     try:
         packed = pack(source, base)
     except (Corrupt, UsageError) as error:
-        raise spec.error_of(Mistake("image", error.message), file=file, text=text) from None
+        raise spec.error_of(Mistake(field, error.message), file=file, text=text) from None
     except OSError as error:
-        problem = Mistake("image", f"{error.filename} cannot be read: {error.strerror}")
+        problem = Mistake(field, f"{error.filename} cannot be read: {error.strerror}")
         raise spec.error_of(problem, file=file, text=text) from None
     with packed:
         yield packed
@@ -172,6 +182,10 @@ def show(argv: list[str]) -> int:
     digest = "" if app["digest"] == app["image"] else f" ({_digits(app['digest'])})"
     say(f"  image     {app['image']}{digest}")
     say(f"  command   {' '.join(app.get('command', ())) or '(of the image)'}")
+    for beside in app.get("containers", ()):
+        command = " ".join(beside.get("command", ())) or "(of the image)"
+        image = f"{beside.get('image', app['image'])} ({_digits(beside['digest'])})"
+        say(f"  beside    {beside['name']}: {command}, in {image}")
     say(f"  port      {app.get('port') or '-'}   hosts {', '.join(app.get('hosts', ())) or '-'}")
     if rooms := app["services"].get("middlecon"):
         say(f"  services  middlecon: {', '.join(rooms)}")

@@ -46,6 +46,7 @@ class Parser(CommandLine):
 
 NAME = re.compile(r"([a-z0-9][a-z0-9-]{0,62}/)?[a-z0-9][a-z0-9-]{0,62}")
 LARGEST = 1_000_000
+CONTAINER_HELP = "of an instance with several; else the main one"
 
 
 def app_key(name: str) -> str:

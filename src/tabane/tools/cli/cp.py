@@ -77,7 +77,8 @@ def _open(
     else:
         found = choose(cluster, args, instance)
     what = {"path": path if path.startswith("/") else f"/{path}", "inward": inward, **more}
-    what |= {"user": args.user} if args.user else {}
+    told = {"user": args.user, "container": args.container}
+    what |= {name: value for name, value in told.items() if value}
     return open_talk(cluster, f"/api/v1/instances/{found['id']}/copy", what, found["node"])
 
 

@@ -18,7 +18,13 @@ from tabane.api import frames
 from tabane.errors import TimedOut, UsageError
 from tabane.tools import terminal
 from tabane.tools.cli.asking import add_filters
-from tabane.tools.cli.common import Parser, complain, print_json, seconds_upto
+from tabane.tools.cli.common import (
+    CONTAINER_HELP,
+    Parser,
+    complain,
+    print_json,
+    seconds_upto,
+)
 from tabane.tools.cli.finding import find_in, nearness, place_of
 from tabane.tools.client import Cluster
 from tabane.tools.talk import BLOCK_BYTES, Talk, open_talk
@@ -62,8 +68,9 @@ def choose(cluster: Cluster, args: argparse.Namespace, what: str) -> dict[str, A
 
 
 def add_choice(parser: Parser) -> None:
-    """Which of an app's instances is meant, and whether to say so."""
+    """Which of an app's instances is meant, which container of it, and whether to say so."""
     add_filters(parser, app=False, user=False)
+    parser.add_argument("-c", "--container", default="", metavar="NAME", help=CONTAINER_HELP)
     parser.add_argument("-v", "--verbose", action="store_true", help="say which instance it is")
 
 
@@ -125,6 +132,7 @@ def _describe(args: argparse.Namespace) -> dict[str, Any]:
         if "TERM" in os.environ:
             env = {"TERM": os.environ["TERM"]} | env
     told = {"user": args.user, "workdir": args.workdir, "env": env, "timeout_s": args.timeout}
+    told["container"] = args.container
     return body | {name: value for name, value in told.items() if value}
 
 

@@ -41,11 +41,13 @@ def is_deployed(cluster: Cluster, app: str) -> bool:
 
 
 class Place:
-    """How far a log was read. `tail` and `since` (quoted for a URL) say what is wanted of it."""
+    """How far a log was read. `tail`, `since` and `container` (quoted for a URL) say what is wanted
+    of it."""
 
-    def __init__(self, tail: int, since: str) -> None:
+    def __init__(self, tail: int, since: str, container: str = "") -> None:
         self._tail = tail
         self._since = since
+        self._end = f"&container={container}" if container else ""
         self._stamp = b""
         self._count = 0
         self._again = 0
@@ -54,9 +56,9 @@ class Place:
         """For what comes from here on."""
         if self._stamp:
             self._again = self._count
-            return f"tail=0&follow=true&since={self._stamp.decode()}"
+            return f"tail=0&follow=true&since={self._stamp.decode()}{self._end}"
         since = f"&since={self._since}" if self._since else ""
-        return f"tail={self._tail}&follow=true{since}"
+        return f"tail={self._tail}&follow=true{since}{self._end}"
 
     def take(self, line: bytes) -> bool:
         """Whether a line is one that has not come yet."""
@@ -98,7 +100,13 @@ class Following:
     given to `read`."""
 
     def __init__(
-        self, cluster: Cluster, show: Callable[[Line], None], app: str, tail: int, since: str
+        self,
+        cluster: Cluster,
+        show: Callable[[Line], None],
+        app: str,
+        tail: int,
+        since: str,
+        container: str = "",
     ) -> None:
         self._cluster = cluster
         self._show = show
@@ -106,6 +114,7 @@ class Following:
         self._is_named = bool(app)
         self._tail = tail
         self._since = since
+        self._container = container
         self._calls: Queue[Callable[[], None]] = Queue(MOST_WAITING)
         self._returns = Returns()
         self._followed: set[str] = set()
@@ -136,7 +145,7 @@ class Following:
             return
         self._followed.add(instance)
         self._reading.add(instance)
-        place = Place(tail, self._since)
+        place = Place(tail, self._since, self._container)
         Thread(target=self._read, args=(instance, node, place), daemon=True).start()
 
     # Threads: what comes is put into the queue

@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from tabane.clock import SYSTEM
 from tabane.node.logfile import parse_line
-from tabane.tools.cli.common import Parser, app_key, printable, say_silent, whole
+from tabane.tools.cli.common import (
+    CONTAINER_HELP,
+    Parser,
+    app_key,
+    printable,
+    say_silent,
+    whole,
+)
 from tabane.tools.cli.finding import find, look_for
 from tabane.tools.client import Cluster
 
@@ -52,7 +59,9 @@ def _follow(cluster: Cluster, args: argparse.Namespace, show: _Show) -> int:
         parse_since(args.since, SYSTEM.wall())  # refused before anything is there to be read
     app, tail = app_key(args.what), args.tail or 0
     of_app = show.names = is_deployed(cluster, app)
-    following = Following(cluster, show, app if of_app else "", tail, _quoted(args))
+    followed = app if of_app else ""
+    container = _quoted(args.container)
+    following = Following(cluster, show, followed, tail, _quoted(args.since), container)
     if not of_app:
         for instance in find(cluster, args.what, ended=True):
             following.read(instance["id"], instance["node"], tail=tail)
@@ -71,22 +80,24 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("-n", "--tail", type=whole(1), metavar="N", help="the last N lines")
     about = "only what is no older than 10m, 2h, ..., or than a moment as 2026-01-31T09:00:00Z"
     parser.add_argument("--since", metavar="WHEN", help=about)
+    parser.add_argument("-c", "--container", default="", metavar="NAME", help=CONTAINER_HELP)
     parser.add_argument("-t", "--timestamps", action="store_true")
     parser.add_argument("--json", action="store_true", help="one object a line")
     return parser.parse_args(argv)
 
 
 def _query(args: argparse.Namespace) -> str:
-    since = f"&since={_quoted(args)}" if args.since is not None else ""
-    return f"tail={args.tail or 0}&follow=false{since}"
+    since = f"&since={_quoted(args.since)}" if args.since is not None else ""
+    container = f"&container={_quoted(args.container)}" if args.container else ""
+    return f"tail={args.tail or 0}&follow=false{since}{container}"
 
 
-def _quoted(args: argparse.Namespace) -> str:
-    if args.since is None:
+def _quoted(text: str | None) -> str:
+    if not text:
         return ""
     from urllib.parse import quote
 
-    return quote(args.since, safe="")
+    return quote(text, safe="")
 
 
 def _named(name: str, lines: Iterator[bytes]) -> Iterator[Line]:
