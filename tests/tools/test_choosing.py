@@ -76,6 +76,8 @@ def test_a_node_s_neighbour_comes_before_another_data_center() -> None:
         (Filters(node="tokyo-1"), True),
         (Filters(node="tokyo/tokyo-1"), True),
         (Filters(node="tokyo-2"), False),
+        (Filters(dc="osaka,tokyo", node="tokyo-2,tokyo-1"), True),
+        (Filters(dc="osaka,nara"), False),
         (Filters(dc="osaka", node="tokyo-1"), False),
     ],
 )

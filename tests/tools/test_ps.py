@@ -360,15 +360,35 @@ def test_json_is_the_rows(tabane: Run, pretended: Pretended) -> None:
         ("--dc osaka", "&dc=osaka"),
         ("--node tokyo/tokyo-1 --app hello", "&node=tokyo/tokyo-1&app=default/hello"),
         ("--user root,0", "&user=root,0"),
+        ("--dc tokyo --dc osaka,tokyo", "&dc=tokyo,osaka"),
+        ("--node tokyo-1 --node osaka/osaka-1", "&node=tokyo-1,osaka/osaka-1"),
+        ("--user root --user 0", "&user=root,0"),
         ("--user a&b=c", "&user=a%26b%3Dc"),
     ],
 )
 def test_one_question_with_the_filters(
     argv: str, asked: str, tabane: Run, pretended: Pretended
 ) -> None:
-    pretended.begin(tokyo=answer(ROW), osaka=answer())
+    pretended.begin(tokyo=answer(ROW | {"user": "a&b=c"}), osaka=answer())
     assert tabane("ps", *argv.split(), "-o", "pid=") == (0, "42\n", "")
     assert pretended.nodes["tokyo"].asked == [(f"GET /v2/processes?scope=cluster{asked}", b"")]
+
+
+def test_each_of_several_must_be_there(tabane: Run, pretended: Pretended) -> None:
+    """Also when others have rows: one that is misspelled would be left out without a word."""
+    known = [{"namespace": "default", "name": name} for name in ("hello", "rests")]
+
+    def respond(line: str, body: bytes) -> bytes:
+        return reply({"apps": known}) if "/api/v1/apps" in line else answer(ROW)
+
+    pretended.begin(tokyo=respond)
+    assert tabane("ps", "--app", "hello", "--app", "rests", "-o", "pid=").out == "42\n"
+    assert "&app=default/hello,default/rests " in f"{pretended.nodes['tokyo'].asked[0][0]} "
+    check_refusal(tabane("ps", "--app", "hello,helo"), 1, "no app default/helo, only default/hello")
+    check_refusal(tabane("pkill", "--dc", "tokyo", "--dc", "nara", "x"), 3, "no data center nara")
+    check_refusal(tabane("ps", "--node", "tokyo-1,no-1"), 1, "there is no node 'no-1'")
+    check_refusal(tabane("ps", "--user", "root", "--user", "nosuch"), 1, "there is no user nosuch")
+    check_refusal(tabane("ps", "--dc", "tokyo", "--dc", ","), 2, "--dc: an empty name")
 
 
 def test_what_is_old_is_said_to_be(tabane: Run, pretended: Pretended) -> None:

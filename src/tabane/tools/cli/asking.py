@@ -25,13 +25,13 @@ PLAIN = re.compile(r"[A-Za-z0-9_./,-]*")
 
 
 class Filters(NamedTuple):
-    """Which nodes', apps' and users' rows; empty: of all."""
+    """Which nodes', apps' and users' rows: names (and numbers) with commas between them, as in
+    REST; empty: of all."""
 
     dc: str = ""
     node: str = ""
     app: str = ""
     user: str = ""
-    """Names and numbers, with commas between them."""
 
 
 class Answer(NamedTuple):
@@ -43,26 +43,35 @@ class Answer(NamedTuple):
 
 
 def add_filters(parser: argparse._ActionsContainer, *, app: bool = True, user: bool = True) -> None:
-    """`--dc`, `--node`; and `--app`, `--user` where rows have such."""
-    parser.add_argument("--dc", metavar="DC", help="only of this data center")
-    parser.add_argument("--node", metavar="NODE", help="only of this node")
+    """`--dc`, `--node`; and `--app`, `--user` where rows have such. Each may be given again."""
+
+    def add(option: str, metavar: str, about: str) -> None:
+        parser.add_argument(option, metavar=metavar, action="append", help=about)
+
+    add("--dc", "DCS", "only of these data centers (a,b or given again)")
+    add("--node", "NODES", "only of these nodes")
     if app:
-        parser.add_argument(
-            "--app", metavar="APP", help="only of this app's instances; '*': of any app's"
-        )
+        add("--app", "APPS", "only of these apps' instances; '*': of any app's")
     if user:
-        parser.add_argument("--user", metavar="USERS", help="only of these users (names, uids)")
+        add("--user", "USERS", "only of these users (names, uids)")
 
 
 def filters_of(args: argparse.Namespace) -> Filters:
     """Raises `UsageError` for what nothing can be called: an empty name would mean all."""
-    given = {name: getattr(args, name, None) for name in Filters._fields}
-    named = {name: ",".join(text.replace(",", " ").split()) for name, text in given.items() if text}
-    if empty := [name for name, text in given.items() if text is not None and not named.get(name)]:
-        raise UsageError(f"--{empty[0]}: an empty name means nothing: leave the option out")
-    if named.get("app", ANY_APP) != ANY_APP:
-        named["app"] = app_key(named["app"])
-    return Filters(**named)
+    named = {}
+    for name in Filters._fields:
+        words: list[str] = []
+        for text in getattr(args, name, None) or ():
+            found = [word.strip() for word in text.split(",") if word.strip()]
+            if not found:
+                problem = "an empty name means nothing: leave the option out"
+                raise UsageError(f"--{name}: {problem}")
+            words += found
+        named[name] = words
+    apps = named["app"]
+    named["user"] = " ".join(named["user"]).split()  # which may be written with blanks, too
+    named["app"] = [ANY_APP] if ANY_APP in apps else [*map(app_key, apps)]
+    return Filters(**{name: ",".join(dict.fromkeys(words)) for name, words in named.items()})
 
 
 def ask(
@@ -79,10 +88,11 @@ def ask(
     rows = sorted(answer[kind], key=lambda row: (row["dc"], row["node"]))
     if of_any:
         rows = [row for row in rows if row["app"]]
-    elif filters.app and not rows:
-        check_app(cluster, filters.app)
-    if filters.user and not rows:
-        check_users(cluster, filters.user.split(","))
+    elif filters.app:
+        seen = {row["app"] for row in rows}
+        check_apps(cluster, [key for key in filters.app.split(",") if key not in seen])
+    if filters.user:
+        check_users(cluster, filters.user.split(","), rows)
     ages = [node["age_s"] for node in answer["nodes"]]
     return Answer(rows, answer["silent"], max(ages, default=0.0))
 
@@ -129,31 +139,42 @@ def say_partial(answer: Answer) -> int:
 
 def check_place(nodes: Sequence[str], filters: Filters) -> None:
     """Raises `NotFound` for a data center or a node that the cluster does not have."""
-    dc, node = filters.dc, filters.node
     datacenters = list(dict.fromkeys(key.partition("/")[0] for key in nodes))
-    if dc and dc not in datacenters:
-        raise NotFound(f"there is no data center {dc}, only {', '.join(datacenters)}")
-    if node and not any(node in (key, key.partition("/")[2]) for key in nodes):
-        raise NotFound(f"there is no node {node!r}, only {', '.join(nodes)}")
+    for dc in filter(None, filters.dc.split(",")):
+        if dc not in datacenters:
+            raise NotFound(f"there is no data center {dc}, only {', '.join(datacenters)}")
+    for node in filter(None, filters.node.split(",")):
+        if not any(node in (key, key.partition("/")[2]) for key in nodes):
+            raise NotFound(f"there is no node {node!r}, only {', '.join(nodes)}")
 
 
-def check_app(cluster: Cluster, key: str) -> None:
+def is_in(node: str, filters: Filters) -> bool:
+    """Whether the filters leave a node, `dc/node`."""
+    dc, _, name = node.partition("/")
+    datacenters, nodes = filters.dc.split(","), filters.node.split(",")
+    is_named = not filters.node or node in nodes or name in nodes
+    return is_named and (not filters.dc or dc in datacenters)
+
+
+def check_apps(cluster: Cluster, keys: Sequence[str]) -> None:
     """Raises `NotFound` for an app that is not there, rather than at rest; only who may control the
     cluster is told which there are."""
+    if not keys:
+        return
     try:
         apps = cluster.get("/api/v1/apps")["apps"]
     except Denied:
         return
     known = [f"{app['namespace']}/{app['name']}" for app in apps]
-    if key not in known:
+    if missing := [key for key in keys if key not in known]:
         more = ", ..." if len(known) > MOST_NAMED else ""
         shown = ", ".join(known[:MOST_NAMED]) + more or "none at all"
-        raise NotFound(f"there is no app {key}, only {shown}")
+        raise NotFound(f"there is no app {missing[0]}, only {shown}")
 
 
 def check_users(cluster: Cluster, words: Iterable[str], seen: Iterable[Row] = ()) -> None:
-    """Raises `NotFound` for a name that is a user's neither here nor of any process; no process of
-    theirs is among the `seen`. Numbers are known to the kernel without a name."""
+    """Raises `NotFound` for a name that is a user's neither here nor of any process or row that was
+    `seen`. Numbers are known to the kernel without a name."""
     known = {row["user"] for row in seen}
     names = [word for word in words if not (word in known or word.isdigit() or _is_user_here(word))]
     if not names:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from tabane.errors import NotFound, Unreachable, UsageError
-from tabane.tools.cli.asking import Filters, check_place, filters_of
+from tabane.tools.cli.asking import Filters, check_place, filters_of, is_in
 from tabane.tools.cli.common import NAME, app_key
 from tabane.tools.client import Cluster
 
@@ -44,11 +44,6 @@ def find_in(cluster: Cluster, what: str, place: Filters) -> list[dict[str, Any]]
 def place_of(args: argparse.Namespace) -> Filters:
     """Which data center or node is meant by `--dc` and `--node`. Raises `UsageError`."""
     return filters_of(argparse.Namespace(dc=args.dc, node=args.node))
-
-
-def is_in(node: str, place: Filters) -> bool:
-    dc, _, name = node.partition("/")
-    return place.dc in ("", dc) and place.node in ("", node, name)
 
 
 def nearness(instance: dict[str, Any], here: str) -> tuple[object, ...]:

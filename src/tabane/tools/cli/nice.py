@@ -31,11 +31,8 @@ def nice(argv: list[str]) -> int:
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
     if not command:
         raise UsageError("nice: name an instance and a command (what runs: `tabane renice`)")
-    told = [
-        f"--{one}={getattr(args, one)}"
-        for one in ("root", "dc", "node")
-        if getattr(args, one) is not None
-    ]
+    told = [f"--root={args.root}"] if args.root is not None else []
+    told += [f"--{one}={name}" for one in ("dc", "node") for name in getattr(args, one) or ()]
     told += [f"--{one}" for one in ("json", "verbose") if getattr(args, one)]
     nicely = ["nice", "-n", str(args.adjustment), *command]
     try:
