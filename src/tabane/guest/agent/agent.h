@@ -3,7 +3,7 @@
  * main.c   the loop: the port to the host, conversations, the end
  * boot.c   modules, disks, mounts, network, as the order on the start disk says
  * run.c    programs: the app's own, and those of conversations
- * tar.c    files in and out
+ * pack.c   files out; unpack.c: files in
  * facts.c  what the host asks: processes, sockets that listen, figures, clock, entropy
  *
  * One thread, which never blocks for long; all that may take time is done in a child.
@@ -93,7 +93,7 @@ void kill_group(const char *group);
 void remove_group(const char *group);
 bool set_size(int terminal, uint16_t rows, uint16_t columns);
 
-/* tar.c */
+/* pack.c, unpack.c */
 int pack(const struct program *program);
 int unpack(const struct program *program);
 
