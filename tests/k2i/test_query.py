@@ -119,6 +119,15 @@ def test_a_limit_holds_for_all_nodes_together() -> None:
     assert rows_of(ask.merge(parts, wanted)) == [{"size": 30}, {"size": 20}]
 
 
+def test_rows_are_sorted_by_what_they_do_not_show() -> None:
+    wanted = query(sort="-size", limit="2", fields="pid")
+    own, other = (ask.arrange(rows, wanted, Thing) for rows in (ROWS, OTHERS))
+    shown = [{"pid": row.pid} for row in sorted(ROWS, key=lambda row: -row.size)]
+    assert rows_of(ask.merge([own], wanted)) == shown[:2]
+    largest = sorted((*ROWS, *OTHERS), key=lambda row: -row.size)[:2]
+    assert rows_of(ask.merge([other, own], wanted)) == [{"pid": row.pid} for row in largest]
+
+
 def test_a_group_that_one_node_would_cut_off_is_whole_in_the_sum() -> None:
     wanted = query(group="app", sum="size", sort="-size", limit="1")
     parts = [ask.arrange(rows, wanted, Thing) for rows in (ROWS, OTHERS)]

@@ -261,7 +261,12 @@ def test_which_nodes_a_question_is_about() -> None:
     assert of() == NODES
     assert of(dc="osaka,nara") == NODES[1:]
     assert of(node="t1") == of(node="tokyo/t1") == NODES[:1]
-    assert of(node="osaka/t1") == of(dc="osaka", node="t1") == []
+    assert of(dc="osaka", node="t1") == []
+    for name in ("osaka/t1", "t1,nope"):
+        with pytest.raises(NotFound, match=r"there is no node '.*', only tokyo/t1, osaka/o1"):
+            of(node=name)
+    with pytest.raises(NotFound, match="there is no data center 'nope', only tokyo, osaka, nara"):
+        of(dc="nope,tokyo")
 
 
 async def follow(net: Net, **params: str) -> Any:

@@ -62,6 +62,13 @@ class Query(NamedTuple):
         return bool(self.group or self.sums)
 
     @property
+    def hidden(self) -> tuple[str, ...]:
+        """Fields that rows are sorted by and do not show: nodes tell them, so that rows of several
+        can be put in order."""
+        keys = (name for name, _ in self.sort)
+        return tuple(name for name in keys if self.fields and name not in self.fields)
+
+    @property
     def is_merged(self) -> bool:
         """Whether rows of several nodes cannot just stand one after the other."""
         return self.is_grouped or bool(self.sort) or self.limit is not None
@@ -243,7 +250,7 @@ def _check(query: Query, kind: type[msgspec.Struct]) -> None:
     if twice := [word for word in query.sums if word in query.group]:
         raise UsageError(f"sum: {twice[0]} is what is grouped by")
     groups = (*query.group, "count", *query.sums)
-    columns = groups if query.is_grouped else query.fields or attributes
+    columns = groups if query.is_grouped else attributes
     keys = [word for word, _ in query.sort]
     if unknown := [word for word in keys if word not in columns]:
         raise UsageError(f"sort: rows have no {unknown[0]}: {', '.join(columns)}")
@@ -287,8 +294,9 @@ def choose(rows: Iterable[Any], filters: Iterable[tuple[str, frozenset[Any]]]) -
 
 
 def arrange(rows: Sequence[Any], query: Query, kind: type[msgspec.Struct]) -> bytes:
-    """One node's chosen rows as a JSON array, in order, cut, and with the fields asked; or all its
-    groups, for one that is small here may be large with those of other nodes."""
+    """One node's chosen rows as a JSON array, in order, cut, and with the fields asked (and those
+    that are `hidden`); or all its groups, for one that is small here may be large with those of
+    other nodes."""
     if query.is_grouped:
         return msgspec.json.encode(_group(rows, query, kind))
     attributes = attributes_of(kind)
@@ -297,7 +305,8 @@ def arrange(rows: Sequence[Any], query: Query, kind: type[msgspec.Struct]) -> by
         _sort_by(rows, attrgetter(attributes[name]), largest_first)
     rows = rows[: query.limit]
     if query.fields:
-        getters = [(name, attrgetter(attributes[name])) for name in query.fields]
+        names = (*query.fields, *query.hidden)
+        getters = [(name, attrgetter(attributes[name])) for name in names]
         return msgspec.json.encode([{name: get(row) for name, get in getters} for row in rows])
     return msgspec.json.encode(rows)
 
@@ -305,7 +314,7 @@ def arrange(rows: Sequence[Any], query: Query, kind: type[msgspec.Struct]) -> by
 def merge(parts: Iterable[bytes], query: Query) -> bytes:
     """Several nodes' arrays, each made by `arrange`, as one; without decoding them if it can be."""
     parts = tuple(parts)
-    if not query.is_merged or (len(parts) == 1 and not query.is_grouped):
+    if not query.is_merged or (len(parts) == 1 and not (query.is_grouped or query.hidden)):
         return b"[" + b",".join(part[1:-1] for part in parts if len(part) > 2) + b"]"
     rows: list[Row] = [row for part in parts for row in msgspec.json.decode(part)]
     if query.is_grouped:
@@ -339,7 +348,11 @@ def _add_up(rows: Iterable[Row], query: Query) -> list[Row]:
 def _finish(rows: list[Row], query: Query) -> list[Row]:
     for name, largest_first in reversed(query.sort):
         _sort_by(rows, itemgetter(name), largest_first)
-    return rows[: query.limit]
+    rows = rows[: query.limit]
+    for name in query.hidden:
+        for row in rows:
+            del row[name]
+    return rows
 
 
 def _sort_by(rows: list[Any], get: Callable[[Any], Any], largest_first: bool) -> None:

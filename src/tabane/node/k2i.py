@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import logging
 import zlib
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
@@ -24,6 +24,7 @@ from tabane.node import messages as say
 from tabane.node.config import agent_of
 from tabane.node.following import Following
 from tabane.security.identity import Principal
+from tabane.units import shorten
 
 if TYPE_CHECKING:
     from tabane.node.agent import Agent
@@ -157,11 +158,23 @@ class ClusterK2i:
 
 
 def about(question: Question, nodes: Sequence[NodeName]) -> list[NodeName]:
-    """Those of the nodes that the question's `dc` and `node` leave. Raises as its `check` does."""
+    """Those of the nodes that the question's `dc` and `node` leave. Raises `NotFound` for one that
+    the cluster does not have, and as the question's `check` does."""
     filters = dict(question.check().filters)
+    datacenters = dict.fromkeys(node.partition("/")[0] for node in nodes)
+    short = (node.partition("/")[2] for node in nodes)
+    _check_known("data center", filters.get("dc", ()), datacenters)
+    _check_known("node", filters.get("node", ()), nodes, also=short)
     return [
         node
         for node in nodes
         if ("dc" not in filters or node.partition("/")[0] in filters["dc"])
         and ("node" not in filters or filters["node"] & {node, node.partition("/")[2]})
     ]
+
+
+def _check_known(
+    what: str, names: Iterable[str], known: Collection[str], also: Iterable[str] = ()
+) -> None:
+    if unknown := set(names).difference(known, also):
+        raise NotFound(f"there is no {what} {shorten(min(unknown))}, only {', '.join(known)}")
