@@ -61,7 +61,12 @@ def around() -> Around:
 def router(around: Around) -> GatewayRouter:
     router = GatewayRouter(around, VirtualClock())
     router.set_routes([AUTO, PLAIN, FOREIGN], [])
-    callers = {"a": Local(PLAIN.key, "10.0.0.1"), "b": Local(FOREIGN.key, "10.0.0.2")}
+    callers = {
+        "a": Local(PLAIN.key, "10.0.0.1"),
+        "b": Local(FOREIGN.key, "10.0.0.2"),
+        "c": Local(AUTO.key, "10.0.0.3", Trust.ANONYMOUS),
+        "d": Local(AUTO.key, "10.0.0.4", Trust.TRUSTED),
+    }
     router.set_locals(callers, complete=True)
     return router
 
@@ -89,10 +94,15 @@ def test_only_apps_of_class_auto_ask_who_calls(router: GatewayRouter) -> None:
         ("10.0.0.1", b"", Trust.TRUSTED),
         ("10.0.0.2", b"", Trust.ANONYMOUS),
         ("10.0.0.2", TOKEN, Trust.TRUSTED),
+        ("10.0.0.3", b"", Trust.ANONYMOUS),
+        ("10.0.0.4", b"", Trust.TRUSTED),
     ],
 )
 def test_who_is_trusted(router: GatewayRouter, peer: str, token: bytes, trust: Trust) -> None:
-    """The cluster's token says so, or that the caller is an instance of the same owner's app."""
+    """The cluster's token says so, or that the caller is an instance of the same owner's app.
+
+    One that serves anybody is none: through it anybody would become trusted.
+    """
     assert leads_to(router, peer, token) is trust
 
 

@@ -62,6 +62,14 @@ def test_the_caller_decides_what_stands_between(cluster: LocalCluster, token: st
     assert len(cluster.instances("auto")) == 2
 
 
+def test_no_stranger_becomes_a_friend_by_an_instance_for_strangers(cluster: LocalCluster) -> None:
+    stranger = next(i for i in cluster.instances("auto", "ready") if i["trust"] == "anonymous")
+    command = ("busybox", "wget", "-q", "-O", "-", "http://auto.tabane/v")
+    told = cluster.tabane("exec", stranger["id"], "--", *command)
+    assert told.code == 0, told.err
+    assert told.out == ask(cluster).body
+
+
 def test_it_is_explained_and_recorded(cluster: LocalCluster) -> None:
     told = cluster.tabane("show", "auto").out
     assert "waiting sessions of anonymous callers 0" in told

@@ -67,13 +67,15 @@ class Surroundings(Protocol):
 
 
 class Local:
-    """A ready instance of this node: what a forward from another gateway may reach."""
+    """A ready instance of this node: what a forward from another gateway may reach. `trust`: whom
+    it is for, if that matters."""
 
-    __slots__ = ("address", "app")
+    __slots__ = ("address", "app", "trust")
 
-    def __init__(self, app: AppName, address: str) -> None:
+    def __init__(self, app: AppName, address: str, trust: Trust | None = None) -> None:
         self.app = app
         self.address = address
+        self.trust = trust
 
 
 class GatewayRouter:
@@ -86,8 +88,8 @@ class GatewayRouter:
         self._apps: dict[AppName, App] = {}
         self._hosts: dict[str, Route] = {}
         self._locals: dict[str, Local] = {}
-        self._callers: dict[str, AppName] = {}
-        """The apps of this node's instances, by address."""
+        self._callers: dict[str, Local] = {}
+        """This node's instances, by address."""
         self._dirty: set[AppName] = set()
         self._gone: set[str] = set()
         self._failed_at: dict[AppName, float] = {}
@@ -127,7 +129,7 @@ class GatewayRouter:
     def set_locals(self, instances: dict[str, Local], *, complete: bool) -> None:
         """The ready instances of this node, by generation: all of them, or more."""
         self._locals = instances if complete else self._locals | instances
-        self._callers = {local.address: local.app for local in self._locals.values()}
+        self._callers = {local.address: local for local in self._locals.values()}
 
     def hear(self, message: ToGateway, home: str = "") -> None:
         """An app's home, the agent of that name, said something."""
@@ -172,9 +174,10 @@ class GatewayRouter:
 
     def route_caller(self, route: Route, peer: str, token: bytes) -> Route:
         trusted = hmac.compare_digest(token, self._around.token.encode())
-        if not trusted and peer in self._callers:
-            app, caller = self._apps[route.app], self._apps.get(self._callers[peer])
-            trusted = caller is not None and caller.owner == app.owner
+        if not trusted and (local := self._callers.get(peer)) is not None:
+            app, caller = self._apps[route.app], self._apps.get(local.app)
+            is_of_owner = caller is not None and caller.owner == app.owner
+            trusted = is_of_owner and local.trust is not Trust.ANONYMOUS
         trust = Trust.TRUSTED if trusted else Trust.ANONYMOUS
         return _route_to(self._apps[name_cohort(route.app, trust)])
 

@@ -99,7 +99,8 @@ class GatewayProcess:
             case say.Routes():
                 self._on_routes(body)
             case say.LocalInstances():
-                found = {str(i.generation): Local(i.app, i.address) for i in body.instances}
+                here = body.instances
+                found = {str(i.generation): Local(i.app, i.address, i.trust) for i in here}
                 self.router.set_locals(found, complete=body.complete)
             case _:
                 from_home: ToGateway = body

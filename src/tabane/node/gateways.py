@@ -75,5 +75,5 @@ class Gateways:
 
 
 def _local_instances(instances: Iterable[Instance], *, complete: bool) -> say.LocalInstances:
-    found = (say.LocalInstance(i.generation, i.app, i.address) for i in instances)
+    found = (say.LocalInstance(i.generation, i.app, i.address, i.trust) for i in instances)
     return say.LocalInstances(tuple(found), complete)

@@ -21,6 +21,7 @@ from tabane.model import (
     Instance,
     InstanceId,
     Reactive,
+    Trust,
     Value,
     WakeRecord,
 )
@@ -85,6 +86,7 @@ class LocalInstance(Value, frozen=True):
     generation: Generation
     app: AppName
     address: str
+    trust: Trust | None = None
 
 
 class LocalInstances(Value, frozen=True, tag="instances"):
