@@ -53,6 +53,21 @@ async def test_all_else_is_for_root(path: str) -> None:
     assert await ask(path, ROOT) == (200, ROOT)
 
 
+@pytest.mark.parametrize(("method", "verb"), [("GET", "see"), ("POST", "change")])
+async def test_who_may_not_is_told_what_for_whom(method: str, verb: str) -> None:
+    heard: list[Any] = []
+
+    async def send(message: Any) -> None:
+        heard.append(message)
+
+    headers = [(b"host", b"tabane")]
+    scope = {"type": "http", "method": method, "path": "/api/v1/apps", "headers": headers}
+    guard: Any = Guard(None, "secret", frozenset())  # type: ignore[arg-type]
+    await guard(scope | {"state": {"peer": USER}}, None, send)
+    message = json.loads(heard[1]["body"])["message"]
+    assert message.startswith(f"uid 54321 may not {verb} this, which is for root: use sudo")
+
+
 async def test_nobody_asks_without_a_name() -> None:
     for path in ("/v2/processes", "/v1/proc"):  # the latter is for all at a k2i of its own
         assert await ask(path, None) == (401, "unauthenticated")

@@ -40,6 +40,7 @@ gateways: nobody has said who is asking before that."""
 FOR_EVERY_USER = "/v2/"
 """Where every user of the node may ask, as with ps and kill: k2i says and does what that user
 may see and do."""
+READING = ("GET", "HEAD")
 MAX_HEAD_BYTES = 64 << 10
 MAX_CONNECTIONS = 512
 """At a time, over TCP; at the local socket root is not counted."""
@@ -161,7 +162,9 @@ class Guard:
             via = headers.get(VIA, "")
             return parse_principal(headers.get(FOR, ""), via) if via else bearer
         if not peer.is_root and not scope["path"].startswith(FOR_EVERY_USER):
-            raise Denied(f"uid {peer.uid} may not control this cluster: ask its owner, or use sudo")
+            verb = "see" if scope["method"] in READING else "change"
+            problem = f"uid {peer.uid} may not {verb} this, which is for root: use sudo"
+            raise Denied(f"{problem} (processes are for every user: ps, top, kill)")
         return peer
 
 
