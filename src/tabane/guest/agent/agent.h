@@ -1,6 +1,7 @@
 /* The agent in a guest: its first process. docs/guest-agent.md describes what it says and hears.
  *
- * main.c   the loop: the port to the host, conversations, the end
+ * main.c   the loop: the port to the host, the app's output, the end
+ * talks.c  conversations with the host
  * boot.c   modules, disks, mounts, network, as the order on the start disk says
  * run.c    programs: the app's own, and those of conversations
  * pack.c   files out; unpack.c: files in
