@@ -42,7 +42,7 @@ COMPONENT = (
     *("ftruncate", "getpeername", "getsockname", "getsockopt", "gettid", "listen", "memfd_create"),
     *("openat", "poll", "prctl", "pread64", "prlimit64", "readlink", "recvfrom", "recvmsg"),
     *("rseq", "sched_getaffinity", "sched_yield", "sendmsg", "sendto", "set_robust_list"),
-    *("set_tid_address", "setsockopt", "shutdown", "socket", "socketpair", "statx", "tgkill"),
+    *("set_tid_address", "setsockopt", "shutdown", "socket", "socketpair", "statx"),
 )
 """Of the wasmtime program, from its start: the loader, tokio's threads, its sockets. It sees a tree
 of its own with a few libraries in it."""
@@ -53,6 +53,10 @@ GIVE_BACK = {"index": 2, "value": 4, "op": "SCMP_CMP_EQ"}
 """The third argument is MADV_DONTNEED."""
 CONDITIONS = {"mprotect": NEVER_EXECUTABLE, "madvise": GIVE_BACK}
 """Of those that serve: no memory becomes code any more."""
+ITSELF = {"index": 0, "value": 0, "op": "SCMP_CMP_EQ"}
+"""The first argument, a pid, is 0: the caller."""
+LENIENT_CONDITIONS = {"prlimit64": ITSELF, "sched_getaffinity": ITSELF}
+"""Of the others: no call names another process."""
 
 
 @cache
@@ -61,14 +65,18 @@ def compile_strict(names: tuple[str, ...]) -> bytes:
 
     Raises `Unsupported` without libseccomp.
     """
-    rules: list[dict[str, Any]] = [
-        {"names": [name], "args": [CONDITIONS[name]] if name in CONDITIONS else []}
-        for name in names
-    ]
-    return compile_rules(rules, ACT_KILL_PROCESS)
+    return compile_rules(_rules(names, CONDITIONS), ACT_KILL_PROCESS)
 
 
 @cache
 def compile_lenient(names: tuple[str, ...]) -> bytes:
-    """A filter that allows just these; any other call fails with ENOSYS, as on an older kernel."""
-    return compile_rules([{"names": list(names)}], ACT_ERRNO | ENOSYS)
+    """A filter that allows just these, with `LENIENT_CONDITIONS`; any other call fails with ENOSYS,
+    as on an older kernel."""
+    return compile_rules(_rules(names, LENIENT_CONDITIONS), ACT_ERRNO | ENOSYS)
+
+
+def _rules(names: tuple[str, ...], conditions: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {"names": [name], "args": [conditions[name]] if name in conditions else []}
+        for name in names
+    ]
