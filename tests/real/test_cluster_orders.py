@@ -3,7 +3,9 @@
 import io
 import json
 import os
+import re
 import signal
+import subprocess
 import traceback
 from collections.abc import Callable
 from contextlib import redirect_stderr
@@ -53,6 +55,15 @@ def order_instance(
     answer: dict[str, Any] = cluster.api.post(
         path, {"dc": dc, "node": node, **life, **args}, node=TOKYO
     )
+    return answer
+
+
+def curl(example: str, instead: dict[str, str]) -> dict[str, Any]:
+    """What a command of the page answers, with other names in it."""
+    for word, value in instead.items():
+        example = example.replace(word, value)
+    done = subprocess.run(["sh", "-c", example], capture_output=True, text=True, check=True)
+    answer: dict[str, Any] = json.loads(done.stdout)
     return answer
 
 
@@ -192,6 +203,20 @@ def test_a_hub_that_restarts_in_the_middle_makes_no_second_change(cluster: Local
         wait_for(again, "the first answer")
     (now,) = rows(cluster, app="default/once", name="busybox")
     assert now["nice"] == 1
+
+
+def test_an_order_as_the_page_gives_it_with_curl(cluster: LocalCluster) -> None:
+    cluster.deploy("curled")
+    cluster.wake("curled", "osaka")
+    page = (Path(__file__).parents[2] / "docs/k2i-control.md").read_text()
+    look, give = re.findall(r"^(curl --unix.*?)\n(?=curl|```)", page, re.M | re.S)
+    socket = {"$socket": str(cluster.api.socket_of(TOKYO))}
+    shown = curl(look, socket | {"hello": "curled"})["processes"]
+    row = next(row for row in rows(cluster, app="default/curled") if target(row) in shown)
+    address = {"8c1e...": row["incarnation"], "91337": str(row["start_ticks"])}
+    place = {'"tokyo"': '"osaka"', '"tokyo-1"': '"osaka-1"', "/4242/": f"/{row['pid']}/"}
+    outcome = curl(give, socket | address | place)
+    assert (outcome["target"], outcome.get("error", "")) == (target(row), "")
 
 
 def test_an_instance_is_paused_and_confined(cluster: LocalCluster) -> None:
