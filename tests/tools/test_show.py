@@ -6,7 +6,7 @@ import pytest
 from tests.tools.answers import APP
 from tests.tools.conftest import Pretended, Run, reply
 
-SHOWN = dict.fromkeys(("advice", "instances", "homes", "wakes", "events"), [])
+SHOWN = {key: [] for key in ("advice", "instances", "homes", "wakes", "events")}
 VOLUME = {"name": "data", "path": "/srv", "size": "1GiB"}
 
 
