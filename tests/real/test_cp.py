@@ -89,13 +89,13 @@ def test_names_as_of_cp(cluster: LocalCluster, awake: dict[str, Any], tree: Path
         "",
     ]
     ended = cluster.tabane("cp", file, "files:/tmp/names/nowhere/")
-    assert ended == (1, "", "tabane: /tmp/names/nowhere/: there is no such directory\n")
+    assert ended == (1, "", "tabane: cp: /tmp/names/nowhere/: there is no such directory\n")
     ended = cluster.tabane("cp", file, "files:/tmp/nowhere/file")
-    assert ended == (1, "", "tabane: /tmp/nowhere: No such file or directory\n")
+    assert ended == (1, "", "tabane: cp: /tmp/nowhere: No such file or directory\n")
     ended = cluster.tabane("cp", "files:/tmp/nowhere", ".")
-    assert ended == (1, "", "tabane: /tmp/nowhere: No such file or directory\n")
+    assert ended == (1, "", "tabane: cp: /tmp/nowhere: No such file or directory\n")
     ended = cluster.tabane("cp", "/tmp/nowhere", "files:/")
-    assert (ended.code, ended.err) == (2, "tabane: cp: there is no /tmp/nowhere\n")
+    assert (ended.code, ended.err) == (1, "tabane: cp: there is no /tmp/nowhere\n")
 
 
 def test_streams(cluster: LocalCluster, awake: dict[str, Any], tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_streams(cluster: LocalCluster, awake: dict[str, Any], tmp_path: Path) -
     assert done.returncode == 1
     assert b"broken" in done.stderr or b"breaks off" in done.stderr
     done = piped(cluster, "cp", "-", "files:/tmp/streams/c", given=archive)
-    assert (done.returncode, done.stderr) == (1, b"tabane: /tmp/streams/c: Not a directory\n")
+    assert (done.returncode, done.stderr) == (1, b"tabane: cp: /tmp/streams/c: Not a directory\n")
 
 
 def test_as_whom(cluster: LocalCluster, awake: dict[str, Any], tree: Path, tmp_path: Path) -> None:
@@ -119,13 +119,13 @@ def test_as_whom(cluster: LocalCluster, awake: dict[str, Any], tree: Path, tmp_p
     good(cluster.tabane("cp", "-u", "nobody", file, "files:/tmp/its-own"))
     assert inside(cluster, "stat -c %U /tmp/its-own").strip() == "nobody"
     ended = cluster.tabane("cp", "-u", "nobody", file, "files:/etc/its-own")
-    assert ended == (1, "", "tabane: script: Permission denied\n")
+    assert ended == (1, "", "tabane: cp: script: Permission denied\n")
     inside(cluster, "echo secret >/tmp/secret; chmod 600 /tmp/secret")
     ended = cluster.tabane("cp", "-u", "nobody", "files:/tmp/secret", str(tmp_path))
-    assert ended == (1, "", "tabane: /tmp/secret: Permission denied\n")
+    assert ended == (1, "", "tabane: cp: /tmp/secret: Permission denied\n")
     inside(cluster, "mkdir /tmp/mixed; cp /tmp/secret /tmp/mixed; echo ok >/tmp/mixed/zzz")
     ended = cluster.tabane("cp", "-u", "nobody", "files:/tmp/mixed", str(tmp_path))
-    assert ended == (1, "", "tabane: mixed/secret: Permission denied\n")
+    assert ended == (1, "", "tabane: cp: mixed/secret: Permission denied\n")
     assert (tmp_path / "mixed" / "zzz").read_text() == "ok\n"
     ended = cluster.tabane("cp", "-u", "nosuch", file, "files:/tmp")
     assert ended.code == 2
@@ -139,7 +139,7 @@ def test_links_lead_nowhere_else(
     secret.write_text("secret of the node")
     inside(cluster, f"mkdir -p /tmp/l; ln -s {secret} /tmp/l/out; ln -s {tmp_path} /tmp/l/dir")
     ended = cluster.tabane("cp", "files:/tmp/l/out", str(tmp_path / "stolen"))
-    assert ended == (1, "", "tabane: /tmp/l/out: No such file or directory\n")
+    assert ended == (1, "", "tabane: cp: /tmp/l/out: No such file or directory\n")
     inside(cluster, "ln -s ../../../../../../../../etc /tmp/l/up")
     good(cluster.tabane("cp", "files:/tmp/l/up/hostname", str(tmp_path / "name")))
     assert (tmp_path / "name").read_text().strip() == inside(cluster, "hostname").strip()
@@ -156,7 +156,7 @@ def test_a_full_layer_is_said(cluster: LocalCluster, awake: dict[str, Any], tmp_
     big = tmp_path / "big"
     big.write_bytes(b"x" * (20 << 20))
     ended = cluster.tabane("cp", str(big), "files:/tmp/big")
-    assert ended == (1, "", "tabane: big: there is no space left\n")
+    assert ended == (1, "", "tabane: cp: big: there is no space left\n")
     assert "big" not in inside(cluster, "ls -a /tmp")
     assert ".tabane" not in inside(cluster, "ls -a /tmp")
 

@@ -145,7 +145,7 @@ def test_kill_there(cluster: LocalCluster, awake: dict[str, Any]) -> None:
     wait_for(lambda: not cluster.instances("victim"), "its end")
     again = cluster.tabane("kill", first[0])
     assert (again.code, again.out) == (1, "")
-    assert again.err == f"tabane: no such process: {first[0]}\n"
+    assert again.err == f"tabane: kill: no such process: {first[0]}\n"
 
 
 def test_pkill_there(cluster: LocalCluster, awake: dict[str, Any]) -> None:

@@ -52,7 +52,7 @@ def test_app_files_that_cannot_be_read(file: str, words: str, tabane: Run, tmp_p
     (tmp_path / "file").touch()
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "latin-1").write_bytes(b'# one\nname = "caf\xe9"\n')
-    check_refusal(tabane("deploy", str(tmp_path / file)), 2, words)
+    check_refusal(tabane("deploy", str(tmp_path / file)), 1 if "cannot be" in words else 2, words)
 
 
 @pytest.mark.parametrize(

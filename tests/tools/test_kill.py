@@ -103,14 +103,14 @@ def test_who_is_meant(words: str, meant: list[Any], tabane: Run, pretended: Pret
 @pytest.mark.parametrize(
     ("word", "code", "said"),
     [
-        ("7", 1, "7 is a process of several nodes: choose nara/nara-1:7 (httpd), osaka/osaka-1:7"),
+        ("7", 2, "7 is a process of several nodes: choose nara/nara-1:7 (httpd), osaka/osaka-1:7"),
         ("99", 1, "no such process: 99"),
         ("tokyo/tokyo-1:99", 1, "no such process: tokyo/tokyo-1:99"),
-        ("hello", 1, "hello is an app, not a process: `tabane pkill --app hello NAME`"),
+        ("hello", 2, "hello is an app, not a process: `tabane pkill --app hello NAME`"),
         ("nope", 1, "nope is no process and no instance: write DC/NODE:PID, PID, or an id"),
         (EVIL, 1, "is no process and no instance"),
         ("ab", 1, "ab is no process and no instance"),
-        ("", 1, "an empty word is no process"),
+        ("", 2, "an empty word is no process"),
         ("0", 1, "no such process: 0"),
         ("9" * 40, 1, "is no process and no instance"),
         ("-5000", 2, "kill: -5000 is neither a signal nor a process: `tabane pkill -g"),
@@ -127,7 +127,7 @@ def test_who_is_not_meant(
 def test_the_beginning_of_several_ids(tabane: Run, pretended: Pretended) -> None:
     cluster_of(pretended, ROW, TWIN | {"instance": "abc199"})
     check_refusal(
-        tabane("kill", "abc1"), 1, "abc1 begins several ids: write more of abc123, abc199"
+        tabane("kill", "abc1"), 2, "abc1 begins several ids: write more of abc123, abc199"
     )
 
 
@@ -153,7 +153,9 @@ def test_others_are_signalled_when_one_is_not_there(tabane: Run, pretended: Pret
     cluster_of(pretended, *ROWS)
     ended = tabane("kill", "99", "42", "nope")
     assert (ended.code, ended.out) == (1, "")
-    assert ended.err.startswith("tabane: no such process: 99\ntabane: nope is no process")
+    assert ended.err.startswith(
+        "tabane: kill: no such process: 99\ntabane: kill: nope is no process"
+    )
     assert sent(pretended)[1]["targets"] == [identity(ROW)]
 
 
@@ -167,7 +169,7 @@ def test_what_a_node_refuses(said: str, tabane: Run, pretended: Pretended) -> No
     cluster_of(pretended, *ROWS, outcome=refuse)
     ended = tabane("kill", "43", "42")
     assert (ended.code, ended.out) == (1, "")
-    assert ended.err.startswith("tabane: tokyo/tokyo-1:43: another has its pid \\x1b[2J")
+    assert ended.err.startswith("tabane: kill: tokyo/tokyo-1:43: another has its pid \\x1b[2J")
     assert ended.err.count("tokyo-1:43") == 1
     shown = json.loads(tabane("kill", "--json", "43").out)
     assert shown["outcomes"][0]["error"] == "stale"
@@ -231,7 +233,7 @@ def test_what_nobody_says_is_said_not_to_be_known(tabane: Run, pretended: Preten
     between = Obedient(99, between=True)
     pretended.nodes["tokyo"].answer = between
     ended = tabane("kill", "42")
-    assert ended == (1, "", "tabane: tokyo/tokyo-1:42: it did not say whether\n")
+    assert ended == (1, "", "tabane: kill: tokyo/tokyo-1:42: it did not say whether\n")
     assert between.effects == [42]
 
 
@@ -258,7 +260,7 @@ def test_what_became_of_other_orders_is_told(tabane: Run, pretended: Pretended) 
     pretended.begin(tokyo=respond)
     ended = tabane("pkill", "-e", "httpd")
     assert (ended.code, ended.out.count("killed")) == (0, 1024)
-    assert ended.err.startswith("tabane: tokyo/tokyo-1:1124: no node has confirmed it: ")
+    assert ended.err.startswith("tabane: pkill: tokyo/tokyo-1:1124: no node has confirmed it: ")
 
 
 def test_lists_of_signals(tabane: Run) -> None:
@@ -321,7 +323,11 @@ def test_pkill_of_nobody(tabane: Run, pretended: Pretended) -> None:
 
 def test_pkill_that_may_not(tabane: Run, pretended: Pretended) -> None:
     cluster_of(pretended, ROW, outcome=lambda t: good(t) | {"error": "denied", "message": "no"})
-    assert tabane("pkill", "--signal", "9", "httpd") == (1, "", "tabane: tokyo/tokyo-1:42: no\n")
+    assert tabane("pkill", "--signal", "9", "httpd") == (
+        3,
+        "",
+        "tabane: pkill: tokyo/tokyo-1:42: no\n",
+    )
 
 
 def test_what_runs_inside_of_an_instance_is_no_process_of_its_node(
@@ -333,7 +339,7 @@ def test_what_runs_inside_of_an_instance_is_no_process_of_its_node(
     assert sent(pretended)[1]["targets"] == [identity(ROW)]
     said = "tokyo/tokyo-1:abc123:7: it runs inside of abc123, where no signal from outside reaches"
     said += " it: `tabane exec abc123 kill 7` does, if its image has a kill"
-    assert ended == (0, "", f"tabane: {said}\n")
+    assert ended == (0, "", f"tabane: pkill: {said}\n")
     (shown,) = (line for line in tabane("pgrep", ".").out.splitlines() if "abc123" in line)
     for word in (shown, "7"):
         check_refusal(tabane("kill", word), 1, said)
@@ -417,9 +423,9 @@ def test_many_refusals_of_a_kind_are_counted(tabane: Run, pretended: Pretended) 
     ended = tabane("renice", "5", *(f"tokyo/tokyo-1:{row['pid']}" for row in rows))
     assert (ended.code, ended.out) == (1, "")
     lines = ended.err.splitlines()
-    assert lines[0] == "tabane: tokyo/tokyo-1:1000 is not yours"
+    assert lines[0] == "tabane: renice: tokyo/tokyo-1:1000 is not yours"
     assert lines[4:] == [
-        "tabane: tokyo/tokyo-1:1004 is not yours",
-        "tabane: tokyo/tokyo-1:1011 is not yours",
-        "tabane: 6 more in the same way: denied",
+        "tabane: renice: tokyo/tokyo-1:1004 is not yours",
+        "tabane: renice: tokyo/tokyo-1:1011 is not yours",
+        "tabane: renice: 6 more in the same way: denied",
     ]

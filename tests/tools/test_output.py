@@ -111,6 +111,22 @@ def test_what_a_silent_node_has_of_an_app_is_said_to_go_on(
     assert tabane("stop", "abc123") == (0, ended.out, "")  # all that was meant
 
 
+@pytest.mark.parametrize(
+    ("argv", "code", "said"),
+    [
+        (["cp", "/nowhere", "web:/tmp"], 1, "cp: there is no /nowhere"),
+        (["cp", "web:/tmp", "/nowhere/"], 1, "cp: there is no directory /nowhere/"),
+        (["volume", "rm", "x"], 2, "volume: name what is to be removed as APP/VOLUME"),
+        (["pstree", "nobody's"], 1, "pstree: nobody's is no process"),
+    ],
+)
+def test_mistakes_are_said_in_the_commands_name(
+    argv: list[str], code: int, said: str, tabane: Run, pretended: Pretended
+) -> None:
+    pretended.begin(tokyo=answer)
+    check_refusal(tabane(*argv), code, f"tabane: {said}")
+
+
 @pytest.mark.parametrize("option", [[], ["--json"]])
 def test_members_that_say_nothing_are_named(
     tabane: Run, pretended: Pretended, option: list[str]

@@ -175,11 +175,11 @@ class Apps:
         high = max(app.reactive.max, low) if high is None else high
         if not 0 <= low <= high or high < 1:
             problem = f"min {low} and max {high} do not fit: 0 <= min <= max, and max at least 1"
-            raise UsageError(f"scale {key}: {problem}")
+            raise UsageError(f"{key}: {problem}")
         if high > LARGEST:
-            raise UsageError(f"scale {key}: {high} is too many: at most {LARGEST}")
+            raise UsageError(f"{key}: {high} is too many: at most {LARGEST}")
         if app.volumes and high > 1:
-            raise UsageError(f"scale {key}: it has volumes, so there is one instance at most")
+            raise UsageError(f"{key}: it has volumes, so there is one instance at most")
         reactive = msgspec.structs.replace(app.reactive, min=low, max=high)
         before = app.declared or app.reactive
         declared = before if before != reactive else None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tabane.clock import SYSTEM
-from tabane.errors import Corrupt, UsageError
+from tabane.errors import Corrupt, NotFound, SpecError, UsageError
 from tabane.tools.cli.common import (
     Parser,
     app_key,
@@ -45,7 +45,7 @@ def deploy(argv: list[str]) -> int:
     from tabane import spec
 
     path = Path("/dev/stdin" if args.file == "-" else args.file)
-    text = spec.read_text(path)
+    text = _read(path)
     base = Path.cwd() if args.file == "-" else path.resolve().parent
     app = spec.parse_app(text, file=str(path))
     auth = read_auth(args.authfile)
@@ -77,6 +77,18 @@ def _say_stored(key: str, answer: dict[str, Any], *, as_json: bool) -> int:
     for warning in answer["warnings"]:
         complain(f"{key}: {warning}")
     return say_silent(answer["unreachable"])
+
+
+def _read(path: Path) -> str:
+    """Raises `NotFound` for a file that cannot be read: nothing is wrong in it then."""
+    from tabane import spec
+
+    try:
+        return spec.read_text(path)
+    except SpecError as error:
+        if isinstance(error.__cause__, OSError):
+            raise NotFound(error.message) from None
+        raise
 
 
 @contextmanager

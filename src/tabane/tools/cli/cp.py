@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from tabane.api import frames
-from tabane.errors import UsageError
+from tabane.errors import NotFound, UsageError
 from tabane.tools.cli.common import Parser, complain, print_json
 from tabane.tools.cli.exec import USER_HELP, add_choice, choose
 from tabane.tools.cli.finding import find_only, place_of
@@ -104,13 +104,13 @@ def _place(target: str) -> tuple[int, str | None]:
     path, name = Path(target), None
     if not path.is_dir():
         if target.endswith("/"):
-            raise UsageError(f"cp: there is no directory {target}")
+            raise NotFound(f"cp: there is no directory {target}")
         path = path.resolve() if path.is_symlink() else path
         path, name = path.parent, path.name
     try:
         return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), name
     except OSError as error:
-        raise UsageError(f"cp: {path}: {error.strerror}") from None
+        raise NotFound(f"cp: {path}: {error.strerror}") from None
 
 
 def _unpack(talk: Talk, directory: int, name: str | None) -> int:
@@ -161,7 +161,7 @@ def _copy_in(args: argparse.Namespace, instance: str, path: str) -> tuple[int, i
         with closing(_open(args, instance, path, inward=True)) as talk:
             return _send_stream(talk, sys.stdin.buffer), talk.passed
     if not os.path.lexists(args.source):
-        raise UsageError(f"cp: there is no {args.source}")
+        raise NotFound(f"cp: there is no {args.source}")
     with closing(_open(args, instance, path, inward=True, as_named=True)) as talk:
         return _send_files(talk, args.source), talk.passed
 
@@ -188,7 +188,7 @@ def _send_files(talk: Talk, source: str) -> int:
     def note(text: str) -> None:
         nonlocal code
         code = 1
-        complain(text)
+        complain(f"cp: {text}")
 
     try:
         pack(source, out.write, note)
@@ -241,7 +241,7 @@ def _take(talk: Talk, out: Callable[[bytes], Any]) -> int | None:
             out(data)
         elif kind == frames.ERROR:
             for line in data.decode(errors="backslashreplace").splitlines():
-                complain(line)
+                complain(f"cp: {line}")
         elif kind == frames.EXIT:
             return frames.parse_number(data)
     return None

@@ -52,7 +52,7 @@ def execute(argv: list[str]) -> int:
     except TimedOut as error:
         if args.timeout is None:
             raise
-        complain(error.message)
+        complain(f"exec: {error.message}")
         return TOOK_TOO_LONG
 
 

@@ -37,7 +37,7 @@ def kill(argv: list[str]) -> int:
         hint = "`tabane pkill -g PGID` signals a process group"
         raise UsageError(f"kill: {groups[0]} is neither a signal nor a process: {hint}")
     signal = parse_signal(args.signal or given or "TERM")
-    return _act(args, args.targets, (), "signal", {"signal": signal})
+    return _act("kill", args, args.targets, (), "signal", {"signal": signal})
 
 
 def _kill_parser() -> Parser:
@@ -114,7 +114,7 @@ def renice(argv: list[str]) -> int:
         raise UsageError("renice: name a nice value and processes, as in renice -n 5 -p 4711")
     nice = args.priority if args.relative else max(-20, min(args.priority, 19))
     body = {"nice": nice, "relative": args.relative}
-    return _act(args, words, users, "nice", body)
+    return _act("renice", args, words, users, "nice", body)
 
 
 def _nice(text: str) -> int:
@@ -124,6 +124,7 @@ def _nice(text: str) -> int:
 
 
 def _act(
+    name: str,
     args: argparse.Namespace,
     words: Sequence[str],
     users: Sequence[str],
@@ -140,15 +141,17 @@ def _act(
     theirs = _of_users(users, answer.rows)
     rows, problems = find_all(words, lambda word: find_target(word, answer, cluster.nodes))
     for problem in problems:
-        complain(problem.message)
+        complain(f"{name}: {problem.message}")
     rows += [row for row in theirs if row not in rows]
     outcomes = send(cluster, rows, action, {**body, "force": args.force})
     if args.json:
         told = [_described(row, outcome) for row, outcome in zip(rows, outcomes, strict=True)]
         print_json({"outcomes": told, "silent": answer.silent})
-    _say_outcomes(rows, outcomes, quiet=args.json or action == "signal")
+    _say_outcomes(name, rows, outcomes, quiet=args.json or action == "signal")
     failed = [outcome for outcome in outcomes if outcome.get("error")]
     missing = say_silent(answer.silent) if users else 0
+    if any(type(problem) is UsageError for problem in problems):
+        return 2
     return 1 if problems or failed or missing else 0
 
 
@@ -168,12 +171,12 @@ def _of_users(words: Sequence[str], rows: Sequence[Row]) -> list[Row]:
 
 
 def _say_outcomes(
-    rows: Sequence[Row], outcomes: Sequence[dict[str, object]], *, quiet: bool
+    name: str, rows: Sequence[Row], outcomes: Sequence[dict[str, object]], *, quiet: bool
 ) -> None:
     from tabane.tools.cli.ordering import complain_of
 
     results = list(zip(rows, outcomes, strict=True))
-    complain_of([(row, outcome) for row, outcome in results if outcome.get("error")])
+    complain_of(name, [(row, outcome) for row, outcome in results if outcome.get("error")])
     for row, outcome in results:
         if not outcome.get("error") and not quiet:
             old, new = outcome["before"], outcome["after"]

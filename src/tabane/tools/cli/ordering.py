@@ -200,15 +200,17 @@ def _refuse_inside(row: Row) -> dict[str, Any]:
     return {"error": Unsupported.code, "message": why_out_of_reach(row)}
 
 
-def complain_of(refused: Sequence[tuple[Row, Mapping[str, Any]]]) -> None:
-    """On stderr, what became of those whose outcome is an error: some of each kind, and how many
-    more. Most of what nodes say begins with the process already."""
+def complain_of(name: str, refused: Sequence[tuple[Row, Mapping[str, Any]]]) -> None:
+    """On stderr, in the command's name, what became of those whose outcome is an error: some of
+    each kind, and how many more. Most of what nodes say begins with the process already."""
     told: Counter[str] = Counter()
     for row, outcome in refused:
         told[outcome["error"]] += 1
         if told[outcome["error"]] <= MOST_COMPLAINTS:
             place, message = gpid(row), outcome["message"]
-            complain(message if message.startswith(place) else f"{place}: {message}")
+            told_of = message if message.startswith(place) else f"{place}: {message}"
+            complain(f"{name}: {told_of}")
     for error, count in told.items():
         if count > MOST_COMPLAINTS:
-            complain(f"{count - MOST_COMPLAINTS} more in the same way: {error.replace('_', ' ')}")
+            more = f"{count - MOST_COMPLAINTS} more in the same way"
+            complain(f"{name}: {more}: {error.replace('_', ' ')}")

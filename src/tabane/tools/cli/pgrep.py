@@ -1,7 +1,7 @@
 """`tabane pgrep`, `tabane pkill`: processes by name and by what else is known of them.
 
 Exit codes as theirs: 0 something matched (pkill: and was signalled), 1 nothing did, 2 the request
-is wrong, and 3 for what keeps from knowing: a node that did not answer.
+is wrong, and 3 for all else: a node did not answer, or none that matched could be signalled.
 """
 
 from __future__ import annotations
@@ -118,7 +118,9 @@ def pkill(argv: list[str]) -> int:
         print_json({"signal": signal, "processes": done, "silent": answer.silent})
     elif args.count:
         say(str(len(found)))
-    return INCOMPLETE if partial else 0 if done else 1
+    if partial or (found and not done):
+        return INCOMPLETE
+    return 0 if done else 1
 
 
 def _signal(args: argparse.Namespace, found: Sequence[Row], signal: int) -> list[Row]:
@@ -129,7 +131,7 @@ def _signal(args: argparse.Namespace, found: Sequence[Row], signal: int) -> list
     body = {"signal": signal, "force": args.force}
     outcomes = send(Cluster(args.root), found, "signal", body)
     results = list(zip(found, outcomes, strict=True))
-    complain_of([(row, outcome) for row, outcome in results if outcome.get("error")])
+    complain_of("pkill", [(row, outcome) for row, outcome in results if outcome.get("error")])
     done = [row for row, outcome in results if not outcome.get("error")]
     if args.echo and not args.json:
         for row in done:

@@ -32,7 +32,7 @@ def pstree(argv: list[str]) -> int:
     try:
         roots = choose(answer, args.what, parents=args.show_parents)
     except NotFound as error:
-        complain(error.message)
+        complain(f"pstree: {error.message}")
         return 1
     if with_threads:
         hang_threads(roots, by_name=args.thread_names)

@@ -20,10 +20,10 @@ def volume(argv: list[str]) -> int:
     cluster = Cluster(args.root)
     if args.action == "rm":
         if len(args.what) > 1:
-            raise UsageError("volume rm: name one at a time")
+            raise UsageError("volume: name one at a time")
         return _remove(cluster, "".join(args.what), lost=args.lost)
     if args.what or args.lost:
-        raise UsageError("volume ls: it lists all, and takes no names")
+        raise UsageError("volume: ls lists all, and takes no names")
     return _list(cluster, as_json=args.json)
 
 
@@ -33,7 +33,7 @@ def _remove(cluster: Cluster, what: str, *, lost: bool) -> int:
         parts.insert(0, "default")
     if not all(parts) or len(parts) != (2 if lost else 3):
         form = "--lost APP" if lost else "APP/VOLUME or NAMESPACE/APP/VOLUME"
-        raise UsageError(f"volume rm: name it as {form}")
+        raise UsageError(f"volume: name what is to be removed as {form}")
     answer = cluster.delete(f"/api/v1/volumes/{'/'.join(parts)}")
     say(f"{'/'.join(parts[1:])}: {'given up' if lost else 'removed'} (it was on {answer['node']})")
     return 0
