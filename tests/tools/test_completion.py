@@ -25,6 +25,9 @@ found=${found#*-F }
 ${found%% *}
 printf '%s\\n' "${COMPREPLY[@]}"
 """
+NOTE_OPTIONS = """
+compopt() { echo "$@"; }
+"""
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +51,15 @@ class Shell:
         }
 
     def complete(self, *words: str, program: str = "tabane") -> set[str]:
+        return set(self._ask(ASK, program, *words).split())
+
+    def offers_files(self, *words: str) -> bool:
+        """Whether it does, for a word that begins nothing else."""
+        return "+o default" not in self._ask(NOTE_OPTIONS + ASK, "tabane", *words)
+
+    def _ask(self, how: str, *words: str) -> str:
         done = subprocess.run(
-            ["bash", "--norc", "-c", ASK, "bash", program, *words],
+            ["bash", "--norc", "-c", how, "bash", *words],
             input=self._script,
             capture_output=True,
             text=True,
@@ -57,7 +67,7 @@ class Shell:
             timeout=30,
         )
         assert (done.returncode, done.stderr) == (0, "")
-        return set(done.stdout.split())
+        return done.stdout
 
 
 @pytest.fixture
@@ -74,6 +84,9 @@ def cluster(shell: Shell) -> object:
     def tell(line: str, _: bytes) -> bytes:
         if "/images" in line:
             return reply({"images": [IMAGE, IMAGE | {"digest": EVIL}], "silent": []})
+        if "/volumes" in line:
+            volumes = [{"app": "default/hello", "name": "data"}, {"app": "x/y", "name": EVIL}]
+            return reply({"volumes": [*volumes, {"app": "shop/cart", "name": "files"}]})
         if "/apps" in line:
             return reply({"apps": apps, "silent": []})
         return reply({"instances": [INSTANCE, INSTANCE | {"id": "abd456"}], "silent": []})
@@ -117,6 +130,16 @@ def test_what_is_done_to_images_and_volumes(shell: Shell, cluster: object) -> No
     assert shell.complete("image", "rm", "") == {"a" * 12}
     assert shell.complete("image", "--node", "") == {"osaka/osaka-1", "tokyo/tokyo-1"}
     assert shell.complete("image", "rm", "--no") == {"--node"}
+    assert shell.complete("volume", "rm", "") == {"hello/data", "shop/cart/files"}
+    assert shell.complete("volume", "rm", "--lo") == {"--lost"}
+
+
+def test_files_are_offered_only_where_they_have_a_meaning(shell: Shell, cluster: object) -> None:
+    """As Readline does where nothing else is there to be completed, unless told not to."""
+    lines = ("show", "image ls", "image rm", "volume ls", "volume rm", "stop", "ps --dc", "volume")
+    assert [line for line in lines if shell.offers_files(*line.split(), "zzz")] == []
+    lines = ("deploy", "cp", "image import", "exec hello cat")
+    assert [line for line in lines if not shell.offers_files(*line.split(), "zzz")] == []
 
 
 def test_columns_of_ps(shell: Shell) -> None:
@@ -130,6 +153,8 @@ def test_columns_of_ps(shell: Shell) -> None:
 def test_what_nobody_knows_is_not_completed(shell: Shell, cluster: object) -> None:
     for line in ("exec -u", "exec -w", "logs -n", "kill -s", "nice -n", "wakes --limit"):
         assert shell.complete(*line.split(), "") == set()
+    assert shell.complete("exec", "-u", "root", "--dc", "=", "tokyo", "abd") == {"abd456"}
+    assert shell.complete("nice", "hello", "ab") == set()
     assert shell.complete("exec", "-i", "") == {"hello", "shop/cart", "abc123", "abd456"}
 
 

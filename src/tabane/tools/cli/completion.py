@@ -21,23 +21,30 @@ from tabane.tools.cli.common import Parser
 from tabane.tools.cli.programs import Option, fish_option, in_fish, options_in
 
 SHELLS = ("bash", "zsh", "fish")
-KINDS = ("images", "apps", "instances", "targets", "nodes", "datacenters", "columns")
+KINDS = ("images", "volumes", "apps", "instances", "targets", "nodes", "datacenters", "columns")
 DEADLINE_S = 1.0
 """Who waits for names in the middle of typing does not wait longer."""
 VALUES = {"--dc": "datacenters", "--node": "nodes", "--app": "apps"}
 WORDS = {
     **dict.fromkeys(("show", "rm", "scale", "wakes"), "apps"),
-    **dict.fromkeys(("stop", "logs", "exec", "nice"), "targets"),
+    **dict.fromkeys(("stop", "logs"), "targets"),
     **dict.fromkeys(("kill", "renice", "pstree"), "instances"),
 }
-"""What the first words of commands are; of others: files."""
+"""What the words of commands are; of others: files."""
+RUNS = ("exec", "nice")
+"""Here only the first is a target: then comes what is to be run there."""
 ACTIONS = {
     "image": ("ls", "pull", "push", "import", "inspect", "rm", "gc"),
     "volume": ("ls", "rm"),
 }
 """Commands whose first word is what to do."""
-ACTED_ON = {"image push": "images", "image inspect": "images", "image rm": "images"}
+ACTED_ON = {
+    **dict.fromkeys(("image push", "image inspect", "image rm"), "images"),
+    "volume rm": "volumes",
+}
 """What the words after that are; of others: files."""
+ON_NOTHING = ("image ls", "image pull", "image gc", "volume ls")
+"""After these comes no file either."""
 COLUMN_OPTIONS = ("-o", "-O", "--format", "--sort")
 """Of ps."""
 SIGNALS = "-TERM -KILL -HUP -INT -QUIT -USR1 -USR2 -STOP -CONT"
@@ -101,6 +108,11 @@ def _ask(kind: str, root: object) -> set[str]:
     if kind == "images":
         images = cluster.get("/api/v1/images")["images"]
         found |= {image["digest"].removeprefix("sha256:")[:12] for image in images}
+    if kind == "volumes":
+        volumes = cluster.get("/api/v1/volumes")["volumes"]
+        found |= {
+            f"{volume['app'].removeprefix('default/')}/{volume['name']}" for volume in volumes
+        }
     if kind in ("apps", "targets"):
         found |= {_short(app) for app in cluster.get("/api/v1/apps")["apps"]}
     if kind in ("instances", "targets"):
@@ -134,10 +146,12 @@ def script(shell: str) -> str:
         columns="|".join(f'"ps {option}"' for option in COLUMN_OPTIONS),
         values="\n".join(f"        {opt}) kind={kind} ;;" for opt, kind in VALUES.items()),
         words="\n".join(f"        {name}) kind={kind} ;;" for name, kind in WORDS.items()),
+        runs="|".join(RUNS),
         actions="\n".join(
             f'        "{name} ") words="{" ".join(of)}" ;;' for name, of in ACTIONS.items()
         ),
         acted_on="\n".join(f'        "{name}") kind={kind} ;;' for name, kind in ACTED_ON.items()),
+        on_nothing="|".join(f'"{name}"' for name in ON_NOTHING),
         shells=" ".join(SHELLS),
     )
     bash = "\n\n".join([bash, *programs.bash()])
@@ -184,8 +198,10 @@ _tabane() {{
     for ((n = 1; n < COMP_CWORD; n++)); do
         case ${{COMP_WORDS[n]}} in
         --root) root=(--root "${{COMP_WORDS[n+1]}}"); n=$((n + 1)) ;;
+        =) n=$((n + 1)) ;;
         -*) ;;
         *) if [[ -z $command ]]; then command=${{COMP_WORDS[n]}};
+           elif _tabane_wants_value "$command" "${{COMP_WORDS[n-1]}}"; then continue;
            elif [[ -z $action ]]; then action=${{COMP_WORDS[n]}}; fi ;;
         esac
     done
@@ -207,13 +223,18 @@ _tabane() {{
         words=$(_tabane_options "$command")
     else
         case $command in
+        {runs}) [[ -z $action ]] && kind=targets ;;
         completion) words="{shells}" ;;
 {words}
         esac
         case "$command $action" in
 {actions}
 {acted_on}
+        {on_nothing}) compopt +o default 2>/dev/null ;;
         esac
+    fi
+    if [[ -n $kind || -n $words ]]; then
+        compopt +o default 2>/dev/null
     fi
     if [[ -n $kind ]]; then
         words=$("${{COMP_WORDS[0]}}" "${{root[@]}}" completion --names "$kind" 2>/dev/null)
@@ -235,8 +256,8 @@ def _fish(options: dict[str, list[Option]]) -> list[str]:
         told = shlex.quote(about)
         lines.append(f"complete -c tabane -n __fish_use_subcommand -f -a {name} -d {told}")
         seen = f"complete -c tabane -n '__fish_seen_subcommand_from {name}'"
-        if name in WORDS:
-            lines.append(f"{seen} -f -a '(tabane completion --names {WORDS[name]} 2>/dev/null)'")
+        if kind := WORDS.get(name, "targets" if name in RUNS else ""):
+            lines.append(f"{seen} -f -a '(tabane completion --names {kind} 2>/dev/null)'")
         lines += [f"{seen} {_fish_option(option)}" for option in options[name]]
         lines += _fish_actions(name, seen)
     return lines
