@@ -107,6 +107,23 @@ async def test_the_second_trial_saves_the_session() -> None:
         assert starts(node) == 2
 
 
+async def test_what_cannot_be_prepared_keeps_neither_address_nor_directory() -> None:
+    async with PretendNode(make_app(), script=Script(fail_prepare=True)) as node:
+        assert (await fetch(node.port, HOST))[0] == 503
+        assert starts(node) == 1
+        assert node.links.in_use == set()
+        assert node.records() == []
+
+
+async def test_a_record_that_cannot_be_read_is_not_answered_for() -> None:
+    async with PretendNode(make_app()) as node:
+        assert (await fetch(node.port, HOST))[0] == 200
+        (record,) = node.records()
+        record.write_bytes(b'{"instance": {}}')
+        await node.executor.recover()
+        assert not record.parent.exists()
+
+
 async def test_what_fails_again_and_again_is_said_and_backed_off_from() -> None:
     app = make_app(start_timeout_s=0.5)
     async with PretendNode(app, script=Script(fail_start=1000)) as node:

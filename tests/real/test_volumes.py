@@ -11,6 +11,7 @@ from tests.real.conftest import LocalCluster, wait_for
 from tabane.clock import SYSTEM
 from tabane.errors import Busy, UsageError
 from tabane.model import App, Volume
+from tabane.node.local import HERE
 from tabane.runtimes.volumes import VolumeFiles, wait_free
 
 pytestmark = pytest.mark.real
@@ -84,6 +85,21 @@ def test_data_outlives_instances_revisions_agents_and_the_app(cluster: LocalClus
     assert "no app" in cluster.tabane("volume", "ls").out
     deploy(cluster, "keeper")
     assert add(cluster, "keeper") == 6, "another id range has the same files"
+
+
+def test_an_instance_whose_record_cannot_be_read_loses_no_data(cluster: LocalCluster) -> None:
+    deploy(cluster, "unread")
+    assert add(cluster, "unread") == 1
+    first = only(cluster, "unread")
+    node = next(i["node"] for i in cluster.instances("unread"))
+    record = Path(f"/proc/{cluster.holder(node)}/root{HERE}/run/{first}/record.json")
+    record.write_text("of another version")
+    cluster.kill("agentd", node)
+    wait_for(lambda: cluster.answers(node), "the next agent")
+    wait_for(lambda: first not in [i["id"] for i in cluster.instances("unread")], "its end")
+    assert not record.parent.exists()
+    assert wait_for(lambda: cluster.get("unread").status == 200)
+    assert add(cluster, "unread") == 2
 
 
 def test_two_instances_never_have_a_volume(cluster: LocalCluster) -> None:

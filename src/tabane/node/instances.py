@@ -9,7 +9,6 @@ An instance's network link is kept until the home says that no gateway can reach
 from __future__ import annotations
 
 import asyncio
-import shutil
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
@@ -25,7 +24,9 @@ from tabane.node.ends import explain_end, explain_timeout, with_last_line, would
 from tabane.node.readiness import describe_unready
 from tabane.node.records import Record, read_record, write_record
 from tabane.node.running import Links, Notify, Running, Services, Transition, without_end
+from tabane.runtimes import mounts
 from tabane.runtimes.api import Driver, Image, InstanceSpec
+from tabane.runtimes.cgroups import Cgroup
 from tabane.runtimes.pods import log_of
 from tabane.runtimes.volumes import VolumeFiles
 from tabane.supervise import Supervisor, harmless
@@ -189,6 +190,8 @@ class Executor:
             handle = await driver.prepare(spec)
         except BaseException:
             await self._clean_up(running)
+            del self._running[instance_id]
+            await self._release(running)
             raise
         running.record = replace(running.record, handle=handle)
         phases["filesystem"] = micros(self._clock.now() - began) - phases["network"]
@@ -374,7 +377,7 @@ class Executor:
     async def _release(self, running: Running) -> None:
         if running.record.link is not None:
             await self._links.release(running.record.link)
-        shutil.rmtree(self._directory / running.instance.id)
+        mounts.remove_tree(self._directory / running.instance.id)
 
     async def stop_all(self) -> None:
         """Stop everything, for the end of the node."""
@@ -390,13 +393,22 @@ class Executor:
     async def recover(self, told: Sequence[Transition] = ()) -> None:
         """After a restart of the agent: adopt what runs, clear away what does not. Of what was
         `told` before, say the end of what the node forgot, since it was itself started anew."""
-        found = [read_record(path) for path in self._directory.glob("*/record.json")]
-        records = [record for record in found if record is not None]
+        records = []
+        for path in sorted(self._directory.glob("*/record.json")):
+            if (record := read_record(path)) is not None:
+                records.append(record)
+            else:
+                await self._clear_unknown(path.parent)
         await self._links.recover([record.link for record in records if record.link is not None])
         for record in records:
             await self._adopt(record)
         for last in without_end(told, self._running):
             self._say(last.instance, last.app, State.ABSENT, "its node ended")
+
+    async def _clear_unknown(self, directory: Path) -> None:
+        """End an instance whose record nobody can read: it cannot be answered for."""
+        await Cgroup(f"{self._cgroup}/{directory.name}").remove()
+        mounts.remove_tree(directory)
 
     async def _adopt(self, record: Record) -> None:
         running = Running(record, self._driver_named(record.instance.driver))

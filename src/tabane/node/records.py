@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 import msgspec
@@ -53,11 +52,10 @@ def write_record(directory: Path, record: Record) -> None:
 
 
 def read_record(path: Path) -> Record | None:
-    """None for a record that another version wrote."""
+    """None for a record that another version wrote. Raises `OSError`."""
     try:
         return parse_record(path.read_bytes())
-    except (msgspec.DecodeError, OSError):
-        shutil.rmtree(path.parent, ignore_errors=True)
+    except msgspec.DecodeError:
         return None
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 from pathlib import Path
 
 from tabane.errors import Unsupported
@@ -126,6 +127,15 @@ def targets_below(directory: Path) -> list[Path]:
     lines = Path("/proc/self/mountinfo").read_text().splitlines()
     targets = (line.split(" ", 5)[4].replace("\\040", " ") for line in lines)
     return [Path(target) for target in targets if target.startswith(prefix)]
+
+
+def remove_tree(directory: Path) -> None:
+    """Remove a directory with all that is in it, but nothing of what is mounted there: that is
+    somebody's image or data, and is unmounted. Raises `OSError`."""
+    for target in reversed(targets_below(directory)):
+        if not unmount(target):
+            raise _error("unmount", target)
+    shutil.rmtree(directory)
 
 
 def escape(path: Path) -> str:

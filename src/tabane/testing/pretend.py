@@ -135,6 +135,10 @@ class PretendNode:
         self.router.set_routes([app], ())
         self.home.handle(AppChanged(app.key, app))
 
+    def records(self) -> list[Path]:
+        """What is remembered of instances on disk."""
+        return list(Path(self._directory.name).glob("run/*/record.json"))
+
     async def _prepare_image(self, app: App) -> Image:
         return Image("host", Path("/"))
 
