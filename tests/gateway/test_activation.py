@@ -146,7 +146,7 @@ def test_where_nothing_can_run_it_sessions_are_sent_elsewhere() -> None:
     home.node = None
     ((gateway, refuse),) = home.demand("g1", 2).told(Refuse)
     assert (gateway, refuse.kind, refuse.sessions) == ("g1", "elsewhere", 2)
-    assert "no node of this data center can run default/hello" in refuse.reason
+    assert "no node of this data center can run default/hello now (n1: is full)" in refuse.reason
     assert refuse.retry_after_s > 0
     assert home.wait(60) == []
     home.node = NODE

@@ -13,6 +13,7 @@ from tabane.gateway.ledger import AppLedger, Holding
 from tabane.gateway.messages import Revoke, ToGateway
 from tabane.gateway.setbacks import HEALTHY_S
 from tabane.model import App, AppName, InstanceId, NodeName, State, Value
+from tabane.scheduler.placement import Choice
 
 RECALL_S = 0.1
 """How rarely gateways are asked for slots that others wait for, and how long a start waits for what
@@ -54,8 +55,10 @@ class Tell(Value, frozen=True):
 
 
 Instruction = Start | Stop | Release | Tell
-Place = Callable[[App], NodeName | None]
-"""Picks the node for one more instance; None when no node of this data center can run it."""
+Place = Callable[[App], Choice]
+"""Picks the node for one more instance."""
+REASONS_SAID = 3
+"""Of why no node can run an app: those of the first nodes stand for all."""
 
 
 class Decisions:
@@ -281,13 +284,13 @@ class Decisions:
         if self._may_find_slots(ledger.short_since):
             return
         for _ in range(min(missing, STARTING_AT_ONCE - len(ledger.starting()))):
-            node = self._place(ledger.current)
-            if node is None:
-                self._refuse_elsewhere()
+            choice = self._place(ledger.current)
+            if choice.node is None:
+                self._refuse_elsewhere(choice.reasons)
                 return
             instance = self._new_id()
-            ledger.add_start(instance, node, self._now)
-            self.out.append(Start(ledger.current, instance, node))
+            ledger.add_start(instance, choice.node, self._now)
+            self.out.append(Start(ledger.current, instance, choice.node))
 
     def _missing(self) -> int:
         """How many instances to start now."""
@@ -316,11 +319,12 @@ class Decisions:
         known = all(not h.asked and not h.doubtful for h in ledger.serving())
         return not known or bool(ledger.unconfirmed())
 
-    def _refuse_elsewhere(self) -> None:
+    def _refuse_elsewhere(self, reasons: tuple[str, ...]) -> None:
         """Nothing can be started here: only who may get a slot of what is here waits on."""
         ledger = self._ledger
         if not ledger.serving() and not ledger.starting():
-            reason = f"no node of this data center can run {ledger.key} now"
+            why = "; ".join((*reasons[:REASONS_SAID], *("...",)[: len(reasons) > REASONS_SAID]))
+            reason = f"no node of this data center can run {ledger.key} now ({why})"
             self.refuse("elsewhere", reason, ELSEWHERE_RETRY_S)
 
     def _stop_idle(self) -> None:

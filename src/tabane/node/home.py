@@ -49,7 +49,7 @@ class Home:
         """Revisions of the store that others have."""
         self._early: set[AppName] = set()
         """Apps that this home has not heard of, and may be about to."""
-        self._activation = Activation(self._place, new_instance_id)
+        self._activation = Activation(self.explain, new_instance_id)
         self._timer: Timer | None = None
         self._leaving: dict[str, Timer] = {}
         self._reported: set[str] = set()
@@ -149,9 +149,6 @@ class Home:
         for timer in (*self._leaving.values(), self._timer):
             if timer is not None:
                 timer.cancel()
-
-    def _place(self, app: App) -> NodeName | None:
-        return self.explain(app).node
 
     def _know(self, app: AppName) -> None:
         """Activation learns of an app when something first happens to it here."""

@@ -28,6 +28,7 @@ from tabane.gateway.messages import (
     ToHome,
 )
 from tabane.model import App, Generation, Instance, InstanceId, NodeName, State
+from tabane.scheduler.placement import Choice
 
 NODE = NodeName("tokyo/tokyo-1")
 Kind = TypeVar("Kind")
@@ -88,7 +89,8 @@ class HandledHome:
     def restart(self) -> None:
         """All that was known is lost."""
         self.activation = Activation(
-            lambda app: self.node, lambda: InstanceId(f"i{next(self.numbers)}")
+            lambda app: Choice(self.node, ("n1: is full",)),
+            lambda: InstanceId(f"i{next(self.numbers)}"),
         )
 
     @property

@@ -19,6 +19,7 @@ from tabane.gateway.activation import Activation
 from tabane.gateway.grants import Grants, Lease
 from tabane.gateway.messages import Grant, Refuse, Report, Revoke, ToGateway, ToHome
 from tabane.model import App, AppName, InstanceId, NodeName, State
+from tabane.scheduler.placement import Choice
 from tabane.testing.world import Channel, Running, VirtualNode, World
 
 GATEWAY_GRACE_S = 5.0
@@ -200,8 +201,8 @@ class VirtualHome:
     def _new(self) -> Activation:
         return Activation(self._place, self._new_id)
 
-    def _place(self, app: App) -> NodeName | None:
-        return self._dc.place(app)
+    def _place(self, app: App) -> Choice:
+        return Choice(self._dc.place(app), ())
 
     def _new_id(self) -> InstanceId:
         return InstanceId(f"i{next(self._dc.numbers)}")
