@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
@@ -45,13 +46,22 @@ from tabane.runtimes.api import (
 from tabane.runtimes.cgroups import Cgroup
 from tabane.runtimes.lookup import resolve
 from tabane.runtimes.oci import Engine as OciEngine
-from tabane.runtimes.oci import OciDriver, cgroup_of, check_running, directory_of, is_running
+from tabane.runtimes.oci import (
+    OciDriver,
+    cgroup_of,
+    check_running,
+    directory_of,
+    is_running,
+    parse_init_status,
+)
 from tabane.runtimes.pods import ids_of
 from tabane.runtimes.process import is_same, start_ticks
 from tabane.runtimes.runsc import engine, formats
 from tabane.runtimes.runsc.inside import Inside, Sandbox
 from tabane.runtimes.terminal import LONGEST_SOCKET
 
+ENDING_S = 0.3
+"""How long a sandbox may take to end after its containers have."""
 STATE = "runsc"
 """Directory of the engine's state, in the instance's."""
 NO_LIMIT = 2
@@ -177,13 +187,28 @@ class RunscDriver(OciDriver):
             if status.signal and not handle.data["limits"]:
                 raise NotFound(f"the sandbox {sandbox} was killed")
             return status
-        try:
-            return formats.parse_wait(await self._ask(handle, "wait", handle.id, for_ever=True))
-        except (EngineError, NotFound):
-            status = await self._spawner.exited(sandbox)
-            if status.signal and handle.data["limits"]:
-                return status
-            raise
+        while is_running(handle):
+            if (ended := await self._wait_inside(handle, sandbox)) is not None:
+                return ended
+        status = await self._spawner.exited(sandbox)
+        if status.signal and handle.data["limits"]:
+            return status
+        raise NotFound(f"{handle.id} has ended with the sandbox {sandbox}")
+
+    async def _wait_inside(self, handle: Handle, sandbox: str) -> ExitStatus | None:
+        """None when the sandbox has ended with it, or cannot tell. Where all are killed since that
+        ends, each is told to be killed, and a moment later the sandbox has ended."""
+        status = None
+        with suppress(EngineError, NotFound):
+            answer = await self._ask(handle, "wait", handle.id, for_ever=True)
+            status = formats.parse_wait(answer)
+        if status is not None and parse_init_status(status).signal != signal.SIGKILL:
+            return status
+        with suppress(TimeoutError):
+            async with asyncio.timeout(ENDING_S):
+                await self._spawner.exited(sandbox)
+                return None
+        return status
 
     async def _signal(self, handle: Handle, number: int) -> bool:
         if handle.id == handle.data["sandbox"]:
