@@ -168,7 +168,7 @@ class Executor:
         began = self._clock.now()
         driver = self._driver_for(app)
         apps = (app, *map(app.beside, app.containers))
-        image, *others = await asyncio.gather(*map(self._prepare_image, apps))
+        image, *others = [await self._prepare_image(each) for each in apps]
         image_s = self._clock.now() - began
         link = await self._links.claim(app.id_base, egress=app.network.egress)
         phases["network"] = micros(self._clock.now() - began - image_s)
