@@ -1,0 +1,161 @@
+"""The executor with the fake driver: what a killed agent left is found, or cleared away."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from tabane.clock import SYSTEM
+from tabane.errors import Unsupported
+from tabane.gateway.activation import InstanceEnded
+from tabane.model import App, AppName, Container, Generation, Instance, InstanceId, NodeName, State
+from tabane.node.instances import Executor
+from tabane.node.records import Record, write_record
+from tabane.node.running import Transition
+from tabane.runtimes.api import Image, InstanceSpec, Link
+from tabane.runtimes.fake import FakeDriver, Script
+from tabane.runtimes.pods import Pods
+from tabane.runtimes.volumes import VolumeFiles
+from tabane.supervise import Supervisor
+from tabane.testing.drivers import until
+
+NODE, ID = NodeName("tokyo/tokyo-1"), InstanceId("abc")
+LINK = Link(1, "127.0.0.1", "127.0.0.1", 1, 1)
+APP = App("web", "sha256:1", containers=(Container("cache", "sha256:2"), Container("log", "host")))
+
+
+class Links:
+    """All are the same."""
+
+    def __init__(self) -> None:
+        self.claimed = 0
+
+    async def claim(self, id_base: int, *, egress: bool) -> Link:
+        self.claimed += 1
+        return LINK
+
+    async def release(self, link: Link) -> None:
+        self.claimed -= 1
+
+    async def recover(self, in_use: Iterable[Link]) -> None:
+        self.claimed = len(list(in_use))
+
+
+class Services:
+    async def open(self, spec: InstanceSpec) -> None: ...
+
+    async def close(self, spec: InstanceSpec) -> None: ...
+
+
+class Node:
+    def __init__(self, directory: Path, tasks: Supervisor, script: Script) -> None:
+        self.fake, self.links = FakeDriver(script), Links()
+        self.driver = Pods(self.fake)
+        self.ends: list[InstanceEnded] = []
+        self.says: list[Transition] = []
+        self.images: list[str] = []
+        self.directory = directory / "run"
+        self.directory.mkdir()
+        self.executor = Executor(
+            *(NODE, "one", self.directory, directory / "logs", "/tabane/t"),
+            links=self.links,
+            services=Services(),
+            volumes=VolumeFiles(directory / "volumes"),
+            prepare_image=self.prepare_image,
+            driver_for=lambda app: self.driver,
+            driver_named=lambda name: self.driver,
+            clock=SYSTEM,
+            tasks=tasks,
+            notify=self.on_notice,
+            on_change=self.says.append,
+        )
+
+    async def prepare_image(self, app: App) -> Image:
+        self.images.append(f"{app.key} {app.image}")
+        return Image(app.image, self.directory)
+
+    def on_notice(self, notice: Any) -> None:
+        if isinstance(notice, InstanceEnded):
+            self.ends.append(notice)
+
+    def record(self, app: App, state: State = State.PREPARING) -> Record:
+        generation = Generation("one", ID, 1)
+        instance = Instance(ID, app.key, 1, NODE, generation, state, driver="fake")
+        images = tuple(Image(each.image, self.directory) for each in app.containers)
+        return Record(instance, app, Image("sha256:1", self.directory), LINK, None, images)
+
+    async def ended(self) -> InstanceEnded:
+        async def one() -> bool:
+            return bool(self.ends)
+
+        await until(one)
+        return self.ends[0]
+
+
+@pytest.fixture
+async def node(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Node]:
+    script = getattr(request, "param", Script())
+    async with Supervisor("test") as tasks:
+        made = Node(tmp_path, tasks, script)
+        yield made
+        for life in list(made.fake.world.lives.values()):
+            await life.aclose()
+
+
+@pytest.mark.parametrize("app", [APP, replace(APP, containers=())], ids=["pod", "alone"])
+async def test_an_agent_that_was_killed_while_it_prepared_leaves_nothing(
+    node: Node, app: App
+) -> None:
+    """Its driver had made what is needed, and nobody wrote down the handle."""
+    record = node.record(app)
+    (node.directory / ID).mkdir()
+    write_record(node.directory / ID, record)
+    await node.driver.prepare(node.executor.spec(record))
+    assert len(node.fake.world.lives) == 1 + len(app.containers)
+    await node.executor.recover()
+    assert not node.fake.world.lives
+    assert (await node.ended()).instance == ID
+
+
+async def test_each_container_has_its_image(node: Node) -> None:
+    node.executor.start(APP, ID, SYSTEM.now())
+
+    async def starting() -> bool:
+        return len([life for life in node.fake.world.lives.values() if life.pid]) == 3
+
+    await until(starting)
+    assert sorted(node.images) == [
+        "default/web sha256:1",
+        "default/web.cache sha256:2",
+        "default/web.log host",
+    ]
+    assert node.executor.images() == {ID: {"sha256:1", "sha256:2", "host"}}
+    node.fake.world.lives[InstanceId(f"s1-{ID}")].end(replace(Script().dies, code=7))
+    end = await node.ended()
+    assert end.reason == "container cache exited with code 7"
+    assert end.failed and not node.fake.world.lives
+    node.executor.release(ID)
+
+
+@pytest.mark.parametrize("node", [Script(fail_prepare=True)], indirect=True)
+async def test_what_could_not_be_prepared_gives_its_link_back(node: Node) -> None:
+    node.executor.start(replace(APP, containers=()), ID, SYSTEM.now())
+    assert "told to refuse it" in (await node.ended()).reason
+
+    async def free() -> bool:
+        return not node.links.claimed and not any(node.directory.iterdir())
+
+    await until(free)
+    assert len(node.executor) == 0
+
+
+async def test_what_its_driver_refuses(node: Node) -> None:
+    node.fake.scripts[AppName("default/web.cache")] = Script(fail_prepare=True)
+    record = node.record(APP)
+    with pytest.raises(Unsupported, match=r"^container cache: default/web.cache: the fake driver"):
+        await node.driver.prepare(node.executor.spec(record))
+    assert not node.fake.world.lives
