@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tabane.unix import LONGEST, connect_unix, shortened
+from tabane.unix import LONGEST, connect_unix, open_nothing, shortened
 
 
 @pytest.fixture
@@ -58,3 +58,11 @@ def test_nothing_is_left_open_when_nobody_listens(deep: Path) -> None:
     with pytest.raises(FileNotFoundError):
         connect_unix(deep.parent / "missing" / "s.sock")
     assert os.listdir("/proc/self/fd") == before  # noqa: PTH208
+
+
+def test_nothing_is_at_its_end() -> None:
+    descriptor = open_nothing()
+    try:
+        assert os.read(descriptor, 1) == b"" and not os.get_inheritable(descriptor)
+    finally:
+        os.close(descriptor)

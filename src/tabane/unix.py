@@ -1,4 +1,5 @@
-"""Unix sockets in deep directories: the kernel takes 108 bytes of path. So where a path is longer
+"""What the kernel's own interface wants a helper for; first of all unix sockets in deep
+directories: the kernel takes 108 bytes of path. So where a path is longer
 the socket's directory is opened, and the path used is `/proc/self/fd/N/NAME`, which is always
 short. (The kernel shows everybody the path that a socket was bound with: the true one, if it fits.)
 
@@ -42,3 +43,11 @@ def connect_unix(path: Path, timeout_s: float | None = None) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def open_nothing() -> int:
+    """A descriptor to read from that is at its end: a program's standard input. It is not
+    /dev/null, as crun gives its input to the instance's owner, and that one is the machine's."""
+    reader, writer = os.pipe()
+    os.close(writer)
+    return reader

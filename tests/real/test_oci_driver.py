@@ -114,6 +114,15 @@ async def test_files(bench: ContainerBench) -> None:
         assert "not permitted" in await inside.run("busybox mknod /tmp/vda b 254 0 2>&1")
 
 
+async def test_no_device_of_the_machine_becomes_an_instance_s(bench: ContainerBench) -> None:
+    """An engine may give the program's standard input to its user: that must not be /dev/null."""
+    own = ID_BASE + 7 * 65536
+    async with bench.running(make_app(id_base=own)) as inside:
+        assert await inside.run("cat; stat -L -c %u /proc/self/fd/0") != ""
+        assert Path("/dev/null").stat().st_uid != own
+        assert not stat.S_ISCHR(Path(f"/proc/{inside.handle.data['pid']}/fd/0").stat().st_mode)
+
+
 async def test_a_device_in_an_image_is_no_device(bench: ContainerBench, ground: Path) -> None:
     node = bench.image.tree / "srv/null"
     os.mknod(node, stat.S_IFCHR | 0o666, os.makedev(1, 3))

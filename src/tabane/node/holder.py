@@ -34,6 +34,7 @@ from typing import Any
 
 from tabane.node.logfile import LogFile
 from tabane.node.parts import Parts, explain, listen_unix, say, spawn
+from tabane.unix import open_nothing
 
 PR_SET_CHILD_SUBREAPER = 36
 READ_BYTES = 64 << 10
@@ -307,18 +308,18 @@ class Holder:
 
     def _spawn_engine(self, job: Job, argv: list[str], env: Any) -> int:
         streams = ("stdout", "stderr") if job.log is not None else ("output",)
-        writers: list[int] = []
+        ends = [open_nothing()]
         try:
-            writers.extend(self._open_pipe(job, stream) for stream in streams)
+            ends.extend(self._open_pipe(job, stream) for stream in streams)
             actions = [
-                (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
-                (os.POSIX_SPAWN_DUP2, writers[0], 1),
-                (os.POSIX_SPAWN_DUP2, writers[-1], 2),
+                (os.POSIX_SPAWN_DUP2, ends[0], 0),
+                (os.POSIX_SPAWN_DUP2, ends[1], 1),
+                (os.POSIX_SPAWN_DUP2, ends[-1], 2),
             ]
             return spawn(argv, env, actions, setsid=True)
         finally:
-            for writer in writers:
-                os.close(writer)
+            for end in ends:
+                os.close(end)
 
     def do_forget(self, key: str) -> dict[str, Any]:
         job = self.jobs.pop(key, None)

@@ -39,6 +39,7 @@ from tabane.runtimes.lookup import find_command, is_file, resolve
 from tabane.runtimes.process import start_ticks
 from tabane.runtimes.streams import Sink, Source, Words
 from tabane.supervise import Supervisor
+from tabane.unix import open_nothing
 
 NOT_EXECUTABLE, NOT_FOUND = 126, 127
 """Exit codes, as of a shell."""
@@ -150,7 +151,7 @@ class Piped:
 def open_pipes(*, stdin: bool) -> tuple[tuple[int, int, int], tuple[Sink | None, Source, Source]]:
     """The program's ends, which the caller closes once it has them, and ours. `stdin`: or it has
     nothing to read."""
-    give, ours = os.pipe() if stdin else (os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), -1)
+    give, ours = os.pipe() if stdin else (open_nothing(), -1)
     (said, say), (complained, complain) = os.pipe(), os.pipe()
     return (give, say, complain), (Sink(ours) if stdin else None, Source(said), Source(complained))
 

@@ -16,6 +16,7 @@ from typing import BinaryIO
 from tabane.errors import EngineError, NotFound
 from tabane.model import ExitStatus
 from tabane.runtimes.api import Command, Finished
+from tabane.unix import open_nothing
 
 PR_SET_CHILD_SUBREAPER = 36
 OUTPUT_BYTES = 64 << 10
@@ -51,13 +52,14 @@ class PlainSpawner:
             command.log.open("ab") if command.log else tempfile.TemporaryFile()  # noqa: SIM115
         )
         _adopt_orphans(True)
+        nothing = open_nothing()
         try:
             pid = os.posix_spawnp(  # noqa: ASYNC221 - it returns at once
                 command.argv[0],
                 command.argv,
                 os.environ if command.env is None else command.env,
                 file_actions=[
-                    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                    (os.POSIX_SPAWN_DUP2, nothing, 0),
                     (os.POSIX_SPAWN_DUP2, output.fileno(), 1),
                     (os.POSIX_SPAWN_DUP2, output.fileno(), 2),
                 ],
@@ -66,6 +68,8 @@ class PlainSpawner:
         except OSError as error:
             output.close()
             raise EngineError(f"cannot start {command.argv[0]}: {error.strerror}") from error
+        finally:
+            os.close(nothing)
         job = self._jobs[command.key] = _Job(command, pid, output)
         self._watch(pid, lambda status: self._on_engine_end(job, status))
         return pid
