@@ -81,6 +81,22 @@ def test_reading(version: str, request: pytest.FixtureRequest) -> None:
 LIMITS = {"cpu": 1.5, "memory_bytes": 1 << 20, "pids": 10}
 
 
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_what_is_below_belongs_to_it(
+    version: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Version 1 counts who was killed where that was, version 2 adds it up itself."""
+    cgroup: Cgroup = request.getfixturevalue(version)
+    before, pids = cgroup.oom_kills(), cgroup.pids()
+    processes = tmp_path / ("pids/t/i" if version == "v1" else "t/i")
+    write(processes / "main", cgroup__procs="21\n0\n")
+    write(processes / "cache/deeper", cgroup__procs="22\n")
+    if version == "v1":
+        write(tmp_path / "memory/t/i/cache", memory__oom_control="under_oom 0\noom_kill 3\n")
+    assert sorted(cgroup.pids()) == [*pids, 21, 22]
+    assert cgroup.oom_kills() == before + (3 if version == "v1" else 0)
+
+
 def test_limits_v2(v2: Cgroup, tmp_path: Path) -> None:
     files = tmp_path / "t/i"
     write(files, cpu__max="max 100000\n", memory__max="max\n", pids__max="max\n")
