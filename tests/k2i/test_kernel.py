@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tabane.errors import Denied, NotFound, UsageError
+from tabane.errors import Denied, NotFound, Unsupported, UsageError
 from tabane.k2i import kernel
 from tabane.k2i.kernel import Alone, describe_kernels, hold, look, parse_cpus
 from tabane.k2i.orders import RESOURCES
@@ -26,6 +26,18 @@ for _ in range(3):
 
 def tasks(pid: int) -> list[int]:
     return [int(path.name) for path in Path(f"/proc/{pid}/task").iterdir()]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_what_the_kernel_drops_is_refused(number: signal.Signals) -> None:
+    with pytest.raises(Unsupported, match=rf"'init'\) is the first .* no {number.name} to it"):
+        kernel.check_delivered(1, "init", number)
+    kernel.check_delivered(2, "init", number)
+
+
+@pytest.mark.parametrize("number", [0, signal.SIGTERM, signal.SIGCONT, signal.SIGRTMAX])
+def test_what_the_first_process_may_handle_is_tried(number: int) -> None:
+    kernel.check_delivered(1, "init", number)
 
 
 def test_it_looks_at_the_process(start: Start) -> None:

@@ -139,6 +139,10 @@ def test_what_a_node_cannot_do_without_is_protected(cluster: LocalCluster) -> No
     outcomes = order(cluster, "signal", own, signal=9)
     assert {outcome["error"] for outcome in outcomes} == {"denied"}
     assert cluster.answers(OSAKA)
+    holder = [row for row in own if row["pid"] == 1]
+    (outcome,) = order(cluster, "signal", holder, signal=9, force=True)
+    assert outcome["error"] == "unsupported", "the kernel drops it"
+    assert "no SIGKILL to it from within" in outcome["message"]
     hub = next(row for row in own if "tabane.node.hubd" in row["command"])
     order(cluster, "signal", [hub], signal=9, force=True)
     wait_for(lambda: not rows(cluster, dc="osaka", pid=hub["pid"]), "the end of the hub")

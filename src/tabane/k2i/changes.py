@@ -22,7 +22,8 @@ class Change(NamedTuple):
 
 
 def plan(action: Action, held: Held, seen: Seen, who: Principal) -> Change:
-    """Reads and refuses, but changes nothing. Raises `UsageError`, `Denied`, `NotFound`."""
+    """Reads and refuses, but changes nothing. Raises `UsageError`, `Denied`, `NotFound`,
+    `Unsupported`."""
     match action:
         case Nice():
             return _plan_nice(action, held, seen, who)
@@ -31,14 +32,15 @@ def plan(action: Action, held: Held, seen: Seen, who: Principal) -> Change:
         case Limits():
             return _plan_limits(action, held, who)
         case Signal(number):
-            return _plan_signal(held, number)
+            return _plan_signal(held, seen, number)
         case Pause():
-            return _plan_signal(held, signal.SIGSTOP)
+            return _plan_signal(held, seen, signal.SIGSTOP)
         case Resume():
-            return _plan_signal(held, signal.SIGCONT)
+            return _plan_signal(held, seen, signal.SIGCONT)
 
 
-def _plan_signal(held: Held, number: int) -> Change:
+def _plan_signal(held: Held, seen: Seen, number: int) -> Change:
+    kernel.check_delivered(held.pid, seen.name, number)
     return Change(None, None, lambda: kernel.send_signal(held, number))
 
 

@@ -151,6 +151,17 @@ def describe_kernels(stat: Stat) -> str:
     return "the first process of its node" if stat.pid == 1 else ""
 
 
+def check_delivered(pid: int, name: str, number: int) -> None:
+    """Raises `Unsupported` for a signal that the kernel drops without a word: nobody can kill or
+    stop the first process of the pid namespace that we are in (pid_namespaces(7))."""
+    if pid == 1 and number in (signal.SIGKILL, signal.SIGSTOP):
+        what = signal.Signals(number).name
+        who = f"1 ({name!r}) is the first process of its node"
+        raise Unsupported(
+            f"{who}, and the kernel delivers no {what} to it from within: signal it from outside"
+        )
+
+
 def send_signal(held: Held, number: int) -> None:
     """Raises `NotFound`, `Denied`."""
     with translated(held.pid):
