@@ -10,7 +10,8 @@ from msgspec.structs import replace
 
 from tabane import spec
 from tabane.api import actions
-from tabane.model import NodeName, Volume
+from tabane.model import AppName, Generation, Instance, InstanceId, NodeName, State, Volume
+from tabane.node import messages as say
 
 APP = spec.parse_app('name = "hello"\nimage = "host"\ncommand = ["true"]\n')
 
@@ -34,6 +35,31 @@ async def test_a_dead_node_costs_its_deadline_once() -> None:
     async with asyncio.timeout(30):
         shown = await actions.show(agent, "default/hello")
     assert shown["silent"] == ["nara/nara-4"]
+
+
+def _made_at(name: str, created_at: float) -> Instance:
+    node, identity = NodeName(f"nara/{name}"), InstanceId(name)
+    generation = Generation("first", identity, 1)
+    app = AppName("default/hello")
+    return Instance(identity, app, 1, node, generation, State.READY, created_at=created_at)
+
+
+async def test_ages_are_by_the_clocks_of_the_nodes() -> None:
+    """Though one is an hour ahead of the other."""
+    one, two = _made_at("one", 5000.0), _made_at("two", 8600.0)
+    told = {one.node: say.Instances((one,), 5060.0), two.node: say.Instances((two,), 8690.0)}
+
+    async def ask_all(question: Any, timeout_s: float) -> Any:
+        asks = isinstance(question, say.AskInstances)
+        answers = {node: say.encode(answer) for node, answer in told.items()} if asks else {}
+        return SimpleNamespace(by_node=answers, silent=())
+
+    cluster = SimpleNamespace(datacenters=lambda: ["nara"])
+    agent: Any = SimpleNamespace(
+        app=lambda key: APP, ask_all=ask_all, config=SimpleNamespace(cluster=cluster)
+    )
+    shown = await actions.show(agent, "default/hello")
+    assert [(row["id"], row["age_s"]) for row in shown["instances"]] == [("one", 60), ("two", 90)]
 
 
 def test_an_app_with_volumes_says_where_they_are() -> None:

@@ -36,6 +36,7 @@ INSTANCE = {
     "driver": EVIL,
     "address": EVIL,
     "created_at": 0.0,
+    "age_s": 42.3,
     "reason": EVIL,
 }
 EVENT = {"at": 0.0, "instance": "abc123", "app": "default/hello", "state": "failed", "reason": EVIL}

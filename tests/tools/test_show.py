@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import pytest
-from tests.tools.answers import APP
+from tests.tools.answers import APP, INSTANCE
 from tests.tools.conftest import Pretended, Run, reply
 
 SHOWN = {key: [] for key in ("advice", "instances", "homes", "wakes", "events")}
 VOLUME = {"name": "data", "path": "/srv", "size": "1GiB"}
+
+
+def test_an_instance_is_as_old_as_its_node_says(tabane: Run, pretended: Pretended) -> None:
+    """Whatever the time is here."""
+    told = {"app": APP, "instances": [INSTANCE | {"age_s": 3723.9}], "silent": []}
+    pretended.begin(tokyo=reply(SHOWN | told))
+    assert " 1h02m " in tabane("show", "hello").out
 
 
 @pytest.mark.parametrize(

@@ -187,8 +187,8 @@ async def show(agent: Agent, key: str) -> dict[str, Any]:
     app = agent.app(AppName(key))
     if app is None:
         raise NotFound(f"there is no app {key}")
-    (found, silent), homes, wakes, events = await asyncio.gather(  # a dead node costs ASK_S once
-        _instances(agent),
+    (aged, silent), homes, wakes, events = await asyncio.gather(  # a dead node costs ASK_S once
+        _aged_instances(agent),
         agent.ask_all(say.AskApp(AppName(key)), ASK_S),
         records(agent, "wakes", 200),
         records(agent, "events", 500),
@@ -196,7 +196,7 @@ async def show(agent: Agent, key: str) -> dict[str, Any]:
     return {
         "app": describe_app(app),
         "advice": advise(app, agent.config.cluster.datacenters()),
-        "instances": [i for i in found if i.app == key],
+        "instances": [_describe_aged(i, age_s) for i, age_s in aged if i.app == key],
         "homes": [home for data in homes.by_node.values() for home in msgspec.json.decode(data)],
         "wakes": [wake for wake in wakes["records"] if wake["app"] == key][-10:],
         "events": [event for event in events["records"] if event["app"] == key][-20:],
@@ -223,11 +223,25 @@ def describe_app(app: App) -> dict[str, Any]:
 
 
 async def _instances(agent: Agent) -> tuple[list[Instance], list[str]]:
+    aged, silent = await _aged_instances(agent)
+    return [instance for instance, _ in aged], silent
+
+
+async def _aged_instances(agent: Agent) -> tuple[list[tuple[Instance, float]], list[str]]:
+    """With their ages in seconds, by their own nodes' clocks: ours may be another."""
     answers = await agent.ask_all(say.AskInstances(), ASK_S)
-    found: list[Instance] = []
-    for data in answers.by_node.values():
-        found += [i for i in say.parse(data).instances if i.state is not State.ABSENT]
-    return sorted(found, key=lambda i: (i.app, i.node, i.created_at)), list(answers.silent)
+    found: list[tuple[Instance, float]] = []
+    for told in map(say.parse, answers.by_node.values()):
+        found += [
+            (i, told.at - i.created_at) for i in told.instances if i.state is not State.ABSENT
+        ]
+    in_order = sorted(found, key=lambda one: (one[0].app, one[0].node, one[0].created_at))
+    return in_order, list(answers.silent)
+
+
+def _describe_aged(instance: Instance, age_s: float) -> dict[str, Any]:
+    described: dict[str, Any] = msgspec.to_builtins(instance)
+    return described | {"age_s": max(0.0, round(age_s, 1))}
 
 
 def knows(agent: Agent, instance: InstanceId) -> bool:

@@ -125,7 +125,8 @@ class Answering:
         await self._agent.leases.keep(body.node)
 
     async def _instances(self, sender: str, body: say.AskInstances) -> bytes:
-        return say.encode(say.Instances(tuple(map(with_pause, self._agent.executor.instances()))))
+        instances = tuple(map(with_pause, self._agent.executor.instances()))
+        return say.encode(say.Instances(instances, self._agent.clock.wall()))
 
     async def _known(self, sender: str, body: say.AskKnown) -> bytes:
         await self._agent.wait_revision(body.revision)

@@ -118,6 +118,8 @@ class AskInstances(Value, frozen=True, tag="ask_instances"):
 
 class Instances(Value, frozen=True, tag="instances_are"):
     instances: tuple[Instance, ...]
+    at: float = 0.0
+    """When it says so, by the clock that the instances' times are of."""
 
 
 class AskKnown(Value, frozen=True, tag="ask_known"):

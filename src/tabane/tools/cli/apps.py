@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tabane.clock import SYSTEM
 from tabane.errors import Corrupt, NotFound, SpecError, UsageError
 from tabane.tools.cli.common import (
     Parser,
@@ -253,7 +252,7 @@ def _show_instances(instances: list[dict[str, Any]]) -> None:
             i.get("driver", "-"),
             i.get("address", "-"),
             i.get("pid", "-"),
-            format_age(SYSTEM.wall() - i["created_at"]),
+            format_age(i["age_s"]),
             i.get("reason", ""),
         )
         for i in instances
