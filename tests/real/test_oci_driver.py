@@ -16,14 +16,16 @@ from msgspec.structs import replace
 from tabane.errors import EngineError, Unsupported, UsageError
 from tabane.images import ImageStore
 from tabane.model import ExitStatus, NetworkPolicy, Resources, SecurityPolicy
-from tabane.runtimes import load, rootfs
+from tabane.runtimes import load, rootfs, trial
 from tabane.runtimes.api import Image
 from tabane.runtimes.cgroups import Cgroup
 from tabane.runtimes.oci import OciDriver
+from tabane.runtimes.trial import parked
 from tabane.testing.container_bench import SAY, ContainerBench, make_app
 from tabane.testing.containers import (
     ID_BASE,
     SMALL,
+    find_left,
     make_instance,
     make_tree,
     open_directory,
@@ -121,6 +123,25 @@ async def test_no_device_of_the_machine_becomes_an_instance_s(bench: ContainerBe
         assert await inside.run("cat; stat -L -c %u /proc/self/fd/0") != ""
         assert Path("/dev/null").stat().st_uid != own
         assert not stat.S_ISCHR(Path(f"/proc/{inside.handle.data['pid']}/fd/0").stat().st_mode)
+
+
+async def test_what_a_killed_trial_left_is_removed_by_the_next(bench: ContainerBench) -> None:
+    directory = bench.ground / bench.driver.name
+    place = directory / "trial"
+    place.mkdir(mode=0o711)
+    async with parked(trial.ID_BASE) as link:
+        spec = trial.make_spec(link, place)
+        await bench.driver.start(spec, await bench.driver.prepare(spec))
+    assert find_left(spec) != []
+    for _ in range(2):
+        probe = await trial.try_driver(bench.driver, bench.driver.name, directory)
+        assert probe.works, probe.reason
+        assert not place.exists()
+        assert not any(each.exists() for each in Cgroup(spec.cgroup).directories())
+        assert [each.name for each in (directory / "images").glob("trial-*")] == [
+            f"trial-tree-{trial.ID_BASE}"
+        ]
+    await bench.spawner.forget(spec.id)
 
 
 async def test_a_device_in_an_image_is_no_device(bench: ContainerBench, ground: Path) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from tabane.errors import EngineError, TabaneError
-from tabane.model import App, ExitStatus, Resources, new_instance_id
+from tabane.model import App, ExitStatus, InstanceId, Resources, new_instance_id
+from tabane.runtimes import mounts
 from tabane.runtimes.api import Driver, Image, InstanceSpec, Link, Probe
 from tabane.runtimes.process import start_ticks
 
@@ -20,6 +20,8 @@ ID_BASE = 0x7FFF0000
 TIMEOUT_S = 10.0
 PROGRAM = Path("/usr/bin/tini-static")
 """Any static program would do; this one is needed anyway."""
+TREE = "tree"
+"""One name for all trials, as drivers keep a mount for each image."""
 PARK = """
 echo unshared; read _
 echo 0 > /proc/sys/net/ipv4/ip_unprivileged_port_start
@@ -59,22 +61,31 @@ async def try_driver(driver: Driver, engine: str, directory: Path) -> Probe:
     path = shutil.which(engine)
     if path is None:
         return Probe(False, f"{engine} is not installed")
-    directory.mkdir(mode=0o711, parents=True, exist_ok=True)
-    place = Path(tempfile.mkdtemp(prefix="trial-", dir=directory))
+    place = directory / "trial"
+    place.mkdir(mode=0o711, parents=True, exist_ok=True)
     try:
         async with asyncio.timeout(TIMEOUT_S), parked(ID_BASE) as link:
+            await _clear(driver, link, place)
             await _run(driver, link, place)
     except (TabaneError, OSError) as error:
         return Probe(False, f"{await _version(path)}: {error}")
     except TimeoutError:
         return Probe(False, f"{await _version(path)}: a trial did not end in {TIMEOUT_S:.0f} s")
     finally:
-        shutil.rmtree(place)
+        mounts.remove_tree(place)
     return Probe(True, await _version(path))
 
 
+async def _clear(driver: Driver, link: Link, place: Path) -> None:
+    """Remove what is left of a trial in whose middle a node's agent was killed."""
+    for former in place.iterdir():
+        if former.name != TREE:
+            await driver.discard(_describe(former.name, link, former))
+        mounts.remove_tree(former)
+
+
 async def _run(driver: Driver, link: Link, place: Path) -> None:
-    spec = _make_spec(link, place)
+    spec = make_spec(link, place)
     handle = await driver.prepare(spec)
     try:
         handle = await driver.start(spec, handle)
@@ -85,12 +96,18 @@ async def _run(driver: Driver, link: Link, place: Path) -> None:
         raise EngineError(f"a trial container {status.describe()}: {spec.log.read_text()}")
 
 
-def _make_spec(link: Link, place: Path) -> InstanceSpec:
-    tree = place / "tree"
-    tree.mkdir()
-    shutil.copy(PROGRAM, tree / "trial")
-    tree.chmod(0o755)
+def make_spec(link: Link, place: Path) -> InstanceSpec:
+    """What is tried, in a directory for trials."""
     identity = new_instance_id()
+    spec = _describe(identity, link, place / identity)
+    for directory in (spec.directory, spec.image.tree):
+        directory.mkdir()
+    shutil.copy(PROGRAM, spec.image.tree / "trial")
+    spec.image.tree.chmod(0o755)
+    return spec
+
+
+def _describe(identity: str, link: Link, directory: Path) -> InstanceSpec:
     app = App(
         name="trial",
         namespace="tabane",
@@ -99,9 +116,9 @@ def _make_spec(link: Link, place: Path) -> InstanceSpec:
         resources=Resources(memory_bytes=64 << 20, pids=16, disk_bytes=1 << 20),
         id_base=ID_BASE,
     )
-    image = Image(f"trial-{identity}", tree)
-    log = place / "log"
-    return InstanceSpec(identity, app, image, link, place, log, f"/tabane-trial-{identity}")
+    image, log = Image(f"trial-{identity}", directory.parent / TREE), directory / "log"
+    cgroup = f"/tabane-trial-{identity}"
+    return InstanceSpec(InstanceId(identity), app, image, link, directory, log, cgroup)
 
 
 async def _version(path: str) -> str:
