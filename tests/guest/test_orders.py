@@ -42,6 +42,7 @@ ORDER = StartOrder(
     pids=64,
     seed=b"entropy",
     clock_ns=1_700_000_000_000_000_000,
+    volumes=("/srv/data", "/var/lib"),
 )
 
 
@@ -62,6 +63,7 @@ def test_a_start_order() -> None:
     assert single[b"M"] == bytes.fromhex("027ab0000001")
     assert single[b"f"] == b"hosts=127.0.0.1 localhost\n"
     assert int.from_bytes(single[b"c"], "little") == ORDER.capabilities
+    assert [value for tag, value in fields if tag == b"v"] == [b"/srv/data", b"/var/lib"]
     groups = [int.from_bytes(value, "little") for tag, value in fields if tag == b"G"]
     assert groups == [44, 45]
 

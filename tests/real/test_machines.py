@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from tests.real.conftest import Ended, Factory, LocalCluster, to_toml, wait_for
 
+from tabane.node.local import HERE
 from tabane.testing.containers import make_tree
 
 pytestmark = pytest.mark.real
@@ -38,7 +39,15 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tree
 
 
-def deploy(cluster: LocalCluster, tree: Path, name: str, **fields: Any) -> Ended:
+def deploy(
+    cluster: LocalCluster,
+    tree: Path,
+    name: str,
+    *,
+    more: str = "",
+    stop_timeout: str = "5s",
+    **fields: Any,
+) -> Ended:
     top = {
         "name": name,
         "image": f"rootfs:{tree}",
@@ -50,9 +59,9 @@ def deploy(cluster: LocalCluster, tree: Path, name: str, **fields: Any) -> Ended
     file = tree.parent / f"{name}.toml"
     sections = {
         "resources": {"memory": "48MiB", "disk": "4MiB"},
-        "reactive": {"stop_after": "1h", "stop_timeout": "5s", "start_timeout": "100s"},
+        "reactive": {"stop_after": "1h", "stop_timeout": stop_timeout, "start_timeout": "100s"},
     }
-    file.write_text(to_toml(top, sections))
+    file.write_text(to_toml(top, sections) + more)
     return cluster.tabane("deploy", str(file))
 
 
@@ -120,6 +129,49 @@ def left_of(cluster: LocalCluster, instance: str) -> list[str]:
         if instance.encode() in words and b"_confine" in words:
             found.append(str(path))
     return found
+
+
+VOLUME = """
+[[volumes]]
+name = "data"
+path = "/srv/data"
+size = "16MiB"
+"""
+DEAF = "trap '' TERM; exec busybox httpd -f -p 8000 -h /srv"
+
+
+def test_a_volume_is_the_same_in_every_class(cluster: LocalCluster, tree: Path) -> None:
+    """Its program is deaf to TERM, and syncs nothing: what was written is there all the same."""
+
+    def become(isolation: str) -> None:
+        fields = {"class": isolation, "command": ["sh", "-c", DEAF], "allow_emulation": True}
+        ended = deploy(cluster, tree, "keeper", more=VOLUME, stop_timeout="1s", **fields)
+        assert ended.code == 0, ended.err
+
+        def serves() -> bool:
+            answer = cluster.get("keeper", timeout_s=100)
+            now = [i.get("isolation") for i in cluster.instances("keeper", "ready")]
+            return answer.body == PAGE and now == [None if isolation == "container" else isolation]
+
+        wait_for(serves, f"the revision of class {isolation}")
+
+    def run(script: str) -> str:
+        return cluster.inside("keeper", "sh", "-c", script)[1]
+
+    files = Path(f"/proc/{cluster.holder(NODE)}/root{HERE}/volumes/default/keeper")
+    owner = "stat -c '%u:%g' /srv/data/lines"
+    become("container")
+    run("echo container > /srv/data/lines; busybox chown 33:34 /srv/data/lines")
+    become("microvm")
+    assert run(f"cat /srv/data/lines; {owner}") == "container\n33:34\n"
+    assert "No space" in run("dd if=/dev/zero of=/srv/data/big bs=1M count=16 2>&1")
+    run("rm /srv/data/big; echo machine >> /srv/data/lines; cat /bin/busybox > /srv/data/copy")
+    assert (files / "data.lent").exists()
+    become("container")
+    assert run(f"cat /srv/data/lines; {owner}") == "container\nmachine\n33:34\n"
+    assert run("busybox cmp /bin/busybox /srv/data/copy && echo same") == "same\n"
+    assert [path.name for path in files.iterdir()] == ["data.ext4"]
+    assert cluster.tabane("rm", "keeper").code == 0
 
 
 def test_a_program_that_fails_leaves_its_last_words(cluster: LocalCluster, tree: Path) -> None:

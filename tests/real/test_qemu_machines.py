@@ -6,6 +6,7 @@ import asyncio
 import io
 import os
 import signal
+import subprocess
 import tarfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from msgspec.structs import replace
 
 from tabane.clock import SYSTEM
 from tabane.errors import Asleep, EngineError, NotFound, Unsupported, UsageError
-from tabane.model import ExitStatus, Resources
+from tabane.model import ExitStatus, Resources, Volume
 from tabane.runtimes import mounts
 from tabane.runtimes.api import Image, User
 from tabane.runtimes.cgroups import Cgroup
@@ -33,6 +34,8 @@ from tabane.testing.talks import fetch, make_archive, put, run_inside
 pytestmark = pytest.mark.real
 
 PANIC = "echo c > /proc/sysrq-trigger"
+VOLUMES = tuple(Volume(f"v{n}", f"/srv/v{n}", 8 << 20) for n in range(7))
+"""With one more, as many as an app can have."""
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +59,9 @@ async def bench(ground: Path, image: Image) -> AsyncIterator[MachineBench]:
 async def test_a_machine(bench: MachineBench) -> None:
     """One boot for all that can be seen of one machine."""
     resources = Resources(cpu=0.75, memory_bytes=48 << 20, pids=24, disk_bytes=4 << 20)
-    app = make_app(("httpd", "-f", "-p", "80", "-h", "/etc"), port=80, resources=resources)
+    volumes = (Volume("data", "/tmp", 16 << 20), *VOLUMES)
+    command = ("httpd", "-f", "-p", "80", "-h", "/etc")
+    app = make_app(command, port=80, resources=resources, volumes=volumes)
     async with bench.running(app) as inside:
         await asyncio.wait_for(inside.driver.wait_listening(inside.handle, 80), 20)
         await see_confinement(inside)
@@ -67,7 +72,9 @@ async def test_a_machine(bench: MachineBench) -> None:
         await see_commands(inside)
         await see_copies(inside)
         await see_processes(inside)
+        await see_volumes(inside)
         await see_frost(bench, inside)
+        see_what_volumes_have(inside)
 
 
 async def see_confinement(inside: Running) -> None:
@@ -225,6 +232,44 @@ async def see_processes(inside: Running) -> None:
     assert stats.pids < 10 and stats.memory_bytes > 32 << 20
 
 
+async def see_volumes(inside: Running) -> None:
+    """They have a quota of their own, and are for files only; their files are nobody else's."""
+    own = "grep -c 'nosuid,nodev,relatime - ext4' /proc/self/mountinfo"
+    assert await inside.run(own) == "8\n"
+    assert await inside.run("stat -c '%u:%g %a' /srv/v0 /tmp") == "0:0 755\n0:0 1777\n"
+    assert "No space left" in await inside.run("dd if=/dev/zero of=/tmp/big bs=1M count=16")
+    assert "can't create" in await inside.run("echo mine > /srv/v6/file", User(33, 34))
+    assert await inside.run("rm -rf /tmp/*; echo kept > /srv/v6/file; ls /srv/v0 /srv/v5") == (
+        "/srv/v0:\n\n/srv/v5:\n"
+    )
+    for storage in inside.spec.volumes:
+        status = storage.file.stat()
+        assert (status.st_uid, status.st_mode & 0o777) == (0, 0o600)
+    held = "(sleep 1000 > /srv/v5/held 2>&1 &)"
+    assert await inside.run(held) == ""
+
+
+def see_what_volumes_have(inside: Running) -> None:
+    """When the machine has ended: all that was written, in a file system that was closed."""
+    for storage in inside.spec.volumes:
+        told = read_disk(storage.file, "stats")
+        assert "Filesystem state:         clean" in told and "needs_recovery" not in told
+    assert read_disk(inside.spec.volumes[7].file, "cat data/file") == "kept\n"
+
+
+def read_disk(file: Path, request: str) -> str:
+    """Of a disk that nobody has mounted."""
+    argv = ("/usr/sbin/debugfs", "-R", request, str(file))
+    return subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+
+
+def read_again(file: Path, request: str) -> str:
+    """Of a disk whose machine was cut off."""
+    done = subprocess.run(("/usr/sbin/e2fsck", "-p", str(file)), capture_output=True)
+    assert b"recovering journal" in done.stdout and done.returncode in (0, 1)
+    return read_disk(file, request)
+
+
 async def see_frost(bench: MachineBench, inside: Running) -> None:
     """Nobody waits for a guest that stands still; thawed, it has the right time again. The next
     agent knows that it stands still."""
@@ -332,8 +377,10 @@ async def test_killed_in_the_middle_of_a_start(bench: MachineBench, victim: str)
 
 
 async def test_killed_in_the_middle_of_a_stop(bench: MachineBench) -> None:
-    script = "trap 'echo deaf' TERM; echo ready; while :; do sleep 0.05; done"
-    async with bench.running(make_app(("sh", "-c", script))) as inside:
+    """Gone with it is what the program wrote and did not ask to be on the disk, no more."""
+    script = "trap 'echo deaf' TERM; echo kept > /srv/v0/file; busybox sync; echo ready"
+    script += "; while :; do sleep 0.05; done"
+    async with bench.running(make_app(("sh", "-c", script), volumes=VOLUMES[:1])) as inside:
         await wait_until_said(inside.spec, b"ready")
         stop = asyncio.ensure_future(inside.driver.stop(inside.handle, 20))
 
@@ -344,6 +391,8 @@ async def test_killed_in_the_middle_of_a_stop(bench: MachineBench) -> None:
         os.kill(int(str(inside.handle.data["pid"])), signal.SIGKILL)
         await asyncio.wait_for(stop, 5)
         assert await inside.driver.wait(inside.handle) == ExitStatus(signal=signal.SIGKILL)
+        (storage,) = inside.spec.volumes
+        assert read_again(storage.file, "cat data/file") == "kept\n"
 
 
 async def test_disks_that_are_broken(bench: MachineBench, ground: Path) -> None:

@@ -9,10 +9,11 @@ import pytest
 from tests.real.conftest import LocalCluster, wait_for
 
 from tabane.clock import SYSTEM
-from tabane.errors import Busy, UsageError
+from tabane.errors import Busy, EngineError, UsageError
 from tabane.model import App, Volume
 from tabane.node.local import HERE
-from tabane.runtimes.volumes import VolumeFiles, wait_free
+from tabane.runtimes.api import Storage
+from tabane.runtimes.volumes import VolumeFiles, lend, mount, settle, unmount_all, wait_free
 
 pytestmark = pytest.mark.real
 
@@ -147,10 +148,7 @@ def test_a_volume_is_removed_by_itself_only(cluster: LocalCluster) -> None:
 
 
 def test_a_volume_that_is_mounted_is_no_disk_for_another_kernel(tmp_path: Path) -> None:
-    files = VolumeFiles(tmp_path / "volumes")
-    app = App("db", "host", volumes=(Volume("data", "/data", 8 << 20),))
-    files.ensure(app)
-    (storage,) = files.of(app)
+    storage = make_volume(tmp_path)
     wait_free(storage.file)
     place = tmp_path / "place"
     place.mkdir()
@@ -169,6 +167,51 @@ def test_a_volume_that_is_mounted_is_no_disk_for_another_kernel(tmp_path: Path) 
     began = SYSTEM.now()
     wait_free(storage.file)
     assert SYSTEM.now() - began < 30
+
+
+def change_disk(file: Path, *requests: str) -> None:
+    """As a machine's kernel can."""
+    for request in requests:
+        argv = ("/usr/sbin/debugfs", "-w", "-R", request, str(file))
+        subprocess.run(argv, capture_output=True, check=True)
+
+
+@pytest.mark.parametrize("name", ["data", "data.new"])
+def test_no_link_in_a_volume_leads_out_of_it(tmp_path: Path, name: str) -> None:
+    """Whoever had it as a disk could have put one there."""
+    storage = make_volume(tmp_path)
+    victim, place = tmp_path / "victim", tmp_path / "place"
+    for directory in (victim, place):
+        directory.mkdir()
+    before = victim.stat()
+    change_disk(storage.file, f"symlink {name} {victim}")
+    with pytest.raises(EngineError, match=rf"{name} in .*/data\.ext4 is no directory"):
+        mount(storage, place, tmp_path / "image", "/proc/self/ns/user")
+    unmount_all(place)
+    assert victim.stat() == before and list(place.iterdir()) == []
+    wait_free(storage.file)
+
+
+def test_what_another_kernel_had_is_checked_before_this_one_mounts_it(tmp_path: Path) -> None:
+    storage = make_volume(tmp_path)
+    place = tmp_path / "place"
+    place.mkdir()
+    lend(storage.file)
+    change_disk(storage.file, "mkdir data", "set_inode_field data block[0] 1")
+    with pytest.raises(EngineError, match=r"e2fsck failed for .*/data\.ext4"):
+        mount(storage, place, tmp_path / "image", "/proc/self/ns/user")
+    unmount_all(place)
+    settle(storage.file)
+    VolumeFiles(tmp_path / "volumes").remove("default/db", "data")
+    settle(storage.file)
+    assert list(tmp_path.joinpath("volumes").glob("**/data*")) == []
+
+
+def make_volume(directory: Path) -> Storage:
+    files = VolumeFiles(directory / "volumes")
+    app = App("db", "host", volumes=(Volume("data", "/data", 8 << 20),))
+    files.ensure(app)
+    return files.of(app)[0]
 
 
 def test_files_are_made_whole_or_not_at_all(

@@ -48,10 +48,32 @@ def test_a_machine_has_three_disks_and_four_ports(machine: Machine) -> None:
     assert all("locking=off" in disk for disk in disks)
     devices = options(argv, "-device")
     drives = [device for device in devices if device.startswith("virtio-blk-")]
-    assert [drive.partition("serial=")[2] for drive in drives] == ["image", "layer", "start"]
+    serials = [drive.split(",")[2] for drive in drives]
+    assert serials == ["serial=image", "serial=layer", "serial=start"]
     ports = [device for device in devices if device.startswith("virtserialport")]
     assert [port.partition("name=")[2] for port in ports] == ["agent", "out", "err", "end"]
     assert all(device.split(",")[0].endswith((machine.bus, "port")) for device in devices)
+
+
+@MACHINES
+def test_a_volume_is_a_disk_whose_file_qemu_is_handed(machine: Machine) -> None:
+    plan = Plan(PLAN.memory_bytes, 1, volumes=2)
+    argv = make_argv(machine, plan, KVM)
+    volumes = options(argv, "-blockdev")[3:]
+    for number, disk in enumerate(volumes):
+        file = 16 + number
+        assert f"node-name=volume{number},read-only=off" in disk
+        assert f"file.filename=/dev/fdset/{file}," in disk
+        assert f"fd={file},set={file}" in options(argv, "-add-fd")
+    drives = [device for device in options(argv, "-device") if "virtio-blk" in device]
+    assert [drive.split(",")[2] for drive in drives[3:]] == ["serial=volume0", "serial=volume1"]
+
+
+@MACHINES
+def test_a_guest_is_told_that_the_nodes_disk_is_full(machine: Machine) -> None:
+    argv = make_argv(machine, PLAN, KVM)
+    drives = [device for device in options(argv, "-device") if "virtio-blk" in device]
+    assert all(drive.endswith("werror=report") for drive in drives)
 
 
 @MACHINES

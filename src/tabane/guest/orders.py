@@ -53,6 +53,8 @@ class StartOrder(Value, frozen=True):
     """Up to 64 bytes of entropy, which the guest trusts."""
     clock_ns: int
     """Of the wall clock, since 1970."""
+    volumes: tuple[str, ...] = ()
+    """Their paths, in the order of their disks."""
 
 
 def encode_start(order: StartOrder) -> bytes:
@@ -76,6 +78,7 @@ def encode_start(order: StartOrder) -> bytes:
             _number(b"P", order.pids),
             _field(b"s", order.seed),
             _number(b"C", order.clock_ns),
+            _words(b"v", order.volumes, "its volumes"),
         )
     )
     if len(fields) > MAX_START_BYTES:

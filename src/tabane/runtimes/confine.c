@@ -10,6 +10,7 @@
  *     --dev PATH            a device node like that one, which the program may open
  *     --tap FD=NAME         descriptor FD is that network device
  *     --listen FD=PATH      descriptor FD is a unix socket that listens there
+ *     --open FD=PATH        descriptor FD is that file, to be read and written
  *     --copy FD=N           descriptor FD is the same as N, which this program was given
  *     --word FD=PATH        what the program writes to FD, the first 512 bytes, is in that file when
  *                           this process has ended
@@ -172,6 +173,10 @@ static char **parse(char **at)
         else if (!strcmp(option, "--word")) word_path = split(value), word_target = atoi(value);
         else if (!strcmp(option, "--pid")) pid_path = value;
         else if (!strcmp(option, "--files")) files = strtoull(value, NULL, 10);
+        else if (!strcmp(option, "--open")) {
+            more = split(value);
+            give(atoi(value), keep(open(more, O_RDWR | O_NOFOLLOW | O_CLOEXEC), more));
+        }
         else if (!strcmp(option, "--size")) size = strtoull(value, NULL, 10);
         else die("unknown option %s", option);
     }

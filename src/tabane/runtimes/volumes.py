@@ -2,11 +2,15 @@
 
     NAMESPACE/APP/NAME.ext4     a sparse file with an ext4 file system as large as the volume
       data/                     in there: what instances see, owned by ids as inside
+    NAMESPACE/APP/NAME.lent     another kernel than this one may have written it since
 
 A file system of its own is a quota that the kernel keeps on any disk, and any class can have it: a
 container by a loop device and an id-mapped mount, a virtual machine as a disk. One instance at a
 time uses it. It is mounted when that is prepared and unmounted when it is destroyed, so all that
 was written is on disk when an instance is gone.
+
+A machine's kernel writes what it likes, as its app may have it in its power. So this one does not
+mount what was lent to another until that is checked, and follows no link in it.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import stat
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from tabane.clock import SYSTEM
@@ -72,6 +77,7 @@ class VolumeFiles:
         """For good. Unknown ones are fine."""
         file = self.file(key, name)
         file.unlink(missing_ok=True)
+        _mark_of(file).unlink(missing_ok=True)
         for parent in (file.parent, file.parent.parent):
             if parent.exists() and not any(parent.iterdir()):
                 parent.rmdir()
@@ -104,8 +110,42 @@ def _make(file: Path, size_bytes: int) -> None:
 def _enlarge(file: Path, size_bytes: int) -> None:
     wait_free(file)
     os.truncate(file, size_bytes)
-    _run("e2fsck", "-f", "-p", str(file), accept=(0, 1))
+    _check(file)
     _run("resize2fs", str(file))
+
+
+def _check(file: Path) -> None:
+    """All of it, also where it is said to be clean; what can be is mended. Raises `EngineError`."""
+    _run("e2fsck", "-f", "-p", str(file), accept=(0, 1))
+
+
+def _mark_of(file: Path) -> Path:
+    return file.with_suffix(".lent")
+
+
+def lend(file: Path) -> None:
+    """Before a volume is given to another kernel as a disk. Blocking. Raises `Busy` as long as this
+    one has it."""
+    wait_free(file)
+    mark = _mark_of(file)
+    if not mark.exists():
+        mark.touch(mode=0o600)
+        _sync(mark.parent)
+
+
+def settle(file: Path) -> None:
+    """What another kernel wrote to a volume is on this machine's disk afterwards. Idempotent, also
+    when there is none any more. Blocking."""
+    with suppress(FileNotFoundError):
+        _sync(file)
+
+
+def _take_back(file: Path) -> None:
+    mark = _mark_of(file)
+    if mark.exists():
+        wait_free(file)
+        _check(file)
+        mark.unlink()
 
 
 def _run(*argv: str, accept: tuple[int, ...] = (0,)) -> None:
@@ -137,17 +177,28 @@ def mount(storage: Storage, directory: Path, image: Path, user_namespace: str) -
     whole, shown = place / f"{storage.name}.fs", place / storage.name
     for target in (whole, shown):
         target.mkdir(parents=True, exist_ok=True)
+    _take_back(storage.file)
     _run("mount", "-t", "ext4", "-o", OPTIONS, str(storage.file), str(whole))
     data = whole / DATA
-    if not data.exists():
-        _make_data(data, image / storage.path.lstrip("/"))
+    if os.path.lexists(data):
+        _check_directory(data, storage)
+    else:
+        _make_data(data, image / storage.path.lstrip("/"), storage)
     mounts.mount_idmapped(data, shown, user_namespace, read_only=False)
     return shown
 
 
-def _make_data(data: Path, like: Path) -> None:
+def _check_directory(path: Path, storage: Storage) -> None:
+    if not stat.S_ISDIR(path.lstat().st_mode):
+        problem = f"{path.name} in {storage.file} is no directory, as it was made"
+        raise EngineError(f"{problem}: remove the volume {storage.name}, or put it right by hand")
+
+
+def _make_data(data: Path, like: Path, storage: Storage) -> None:
     fresh = data.with_suffix(".new")
-    fresh.mkdir(exist_ok=True)
+    if not os.path.lexists(fresh):
+        fresh.mkdir()
+    _check_directory(fresh, storage)
     if like.is_dir() and not like.is_symlink():
         status = like.stat()
         os.chown(fresh, status.st_uid, status.st_gid)

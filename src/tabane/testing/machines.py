@@ -14,6 +14,7 @@ from tabane.network import links, netlink
 from tabane.network.addresses import GATEWAY
 from tabane.runtimes.api import Image, InstanceSpec, Link
 from tabane.runtimes.trial import parked
+from tabane.runtimes.volumes import VolumeFiles
 
 _slots = itertools.count(2)
 
@@ -43,11 +44,18 @@ def _connect(slot: int, bare: Link) -> Link:
 
 @asynccontextmanager
 async def make_machine(directory: Path, image: Image, app: App) -> AsyncIterator[InstanceSpec]:
-    """An instance of `app` with a wire, to be prepared; its directory goes with the block."""
+    """An instance of `app` with a wire, to be prepared; its directory, and its volumes' files, go
+    with the block."""
     identity = new_instance_id()
     place = directory / identity
     place.mkdir()
+    volumes = VolumeFiles(directory / f"{identity}.volumes")
+    volumes.ensure(app)
     async with linked(app.id_base) as link:
         log = directory / f"{identity}.log"
-        yield InstanceSpec(identity, app, image, link, place, log, f"/tabane-test-{identity}")
+        cgroup = f"/tabane-test-{identity}"
+        mine = volumes.of(app)
+        yield InstanceSpec(identity, app, image, link, place, log, cgroup, volumes=mine)
+    for volume in app.volumes:
+        volumes.remove(app.key, volume.name)
     shutil.rmtree(place)

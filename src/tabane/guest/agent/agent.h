@@ -3,6 +3,7 @@
  * main.c   the loop: the port to the host, the app's output, the end
  * talks.c  conversations with the host
  * boot.c   modules, disks, mounts, network, as the order on the start disk says
+ * volumes.c  disks that outlive the machine
  * run.c    programs: the app's own, and those of conversations
  * pack.c   files out; unpack.c: files in
  * facts.c  what the host asks: processes, sockets that listen, figures, clock, entropy
@@ -29,6 +30,7 @@ enum {
     HANGUP_MS = 2000,  /* from HUP to KILL */
     ARGS = 4096,       /* words of a command or its environment */
     VSOCK_PORT = 1,
+    DISK_PATH = 300,
 };
 
 enum { HELLO = 1, EXEC, PUT, GET, LIST, INPUT, END_INPUT, RESIZE, SIGNAL, CLOSE, GRANT,
@@ -61,6 +63,7 @@ struct order {
     uint64_t memory_bytes, clock_ns;
     uint32_t pids;
     struct words files;             /* "NAME=text": of /etc */
+    struct words volumes;           /* where the app sees them, in the order of their disks */
 };
 
 extern struct order order;
@@ -70,6 +73,9 @@ void fail(const char *form, ...) __attribute__((noreturn, format(printf, 1, 2)))
 int64_t now_ms(void);
 
 /* boot.c */
+bool find_disk(const char *serial, char *path);
+void attach(const char *source, const char *target, const char *kind, unsigned long flags,
+            const char *options);
 void boot(void);
 void prepare_app(void);
 bool uses_vsock(void);
@@ -79,6 +85,10 @@ long read_file(const char *path, char *into, size_t size);
 bool parse_fields(const uint8_t *at, size_t length, struct order *into);
 void add_entropy(const uint8_t *seed, size_t length);
 void set_clock(uint64_t ns);
+
+/* volumes.c */
+void mount_volumes(void);
+void release_volumes(void);
 
 /* run.c */
 struct streams {

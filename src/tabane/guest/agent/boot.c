@@ -25,7 +25,6 @@
 
 #define MAGIC "TABANE\0\1"
 #define MAX_ORDER (1 << 20)
-#define DISK_PATH 300
 
 struct order order;
 
@@ -51,8 +50,8 @@ void write_file(const char *path, const char *text)
     close(file);
 }
 
-static void attach(const char *source, const char *target, const char *kind, unsigned long flags,
-                   const char *options)
+void attach(const char *source, const char *target, const char *kind, unsigned long flags,
+            const char *options)
 {
     if (mkdir(target, 0755) < 0 && errno != EEXIST)
         fail("cannot make %s: %s", target, strerror(errno));
@@ -94,7 +93,7 @@ bool uses_vsock(void)
 }
 
 /* The disk with that serial number, or in that place; false: there is none. */
-static bool find_disk(const char *serial, char *path)
+bool find_disk(const char *serial, char *path)
 {
     static const char *const places[] = {"image", "layer", "start", "end"};
     if (uses_vsock()) {
@@ -203,6 +202,7 @@ static bool parse_field(char tag, const uint8_t *at, size_t length, struct order
     case 'a': return add_word(&program->args, at, length);
     case 'e': return add_word(&program->env, at, length);
     case 'f': return add_word(&into->files, at, length);
+    case 'v': return add_word(&into->volumes, at, length);
     case 'w': program->cwd = keep(at, length); return true;
     case 'p': program->path = keep(at, length); return true;
     case 'h': into->hostname = keep(at, length); return true;
@@ -458,5 +458,6 @@ void prepare_app(void)
         fail("cannot be called %s: %s", order.hostname, strerror(errno));
     configure_network();
     mount_image();
+    mount_volumes();
     make_groups();
 }

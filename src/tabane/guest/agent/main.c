@@ -84,6 +84,7 @@ static void __attribute__((noreturn)) quietly_reset(void)
 /* Tell the host how it ended, as a line of text, and end the machine. */
 static void __attribute__((noreturn)) power_off(const char *word)
 {
+    release_volumes();
     int64_t until = now_ms() + FLUSH_MS;
     if (last_word < 0)
         last_word = open_port("end");

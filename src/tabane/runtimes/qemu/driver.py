@@ -62,12 +62,15 @@ from tabane.runtimes.qemu.accelerator import find_accelerator
 from tabane.runtimes.qemu.ends import parse_end, read_end, tells_of_program
 from tabane.runtimes.qemu.machine import MICROVM, Q35, Machine, memory_for
 from tabane.runtimes.qemu.parts import Parts
+from tabane.runtimes.volumes import settle
 from tabane.supervise import Supervisor
 
 HANDLE_VERSION = 1
 AGENT_S = 5.0
 """How long the agent of a guest that runs may take to answer a new connection."""
 KILL_S = 10.0
+WRITE_BACK_S = 10.0
+"""How long a guest may take to write to its volumes what it has in memory, after a stop in vain."""
 RETRY_S = 0.05
 LOG_BYTES = 64 << 10
 PANIC = "Kernel panic - "
@@ -97,6 +100,7 @@ class QemuDriver:
         network=True,
         own_stack=True,
         limit=True,
+        volumes=True,
         images=("linux",),
         needs_root=True,
         needs_kvm=True,
@@ -144,6 +148,7 @@ class QemuDriver:
             "directory": str(spec.directory),
             "stop_signal": stop_signal,
             "memory_bytes": spec.app.resources.memory_bytes,
+            "volumes": [str(storage.file) for storage in spec.volumes],
         }
         return Handle(self.name, HANDLE_VERSION, spec.id, data)
 
@@ -217,20 +222,27 @@ class QemuDriver:
         try:
             async with asyncio.timeout(timeout_s):
                 with suppress(TabaneError):  # then it is killed
-                    await self._ask_to_stop(handle)
+                    await self._tell_program(handle, _stop_signal(handle))
                     await self._spawner.exited(handle.id)
                     return
         except TimeoutError:
             pass
+        if _volumes(handle):
+            await self._kill_program(handle)
         if await self._spawner.signal(handle.id, signal.SIGKILL):
             await self._spawner.exited(handle.id)
 
-    async def _ask_to_stop(self, handle: Handle) -> None:
+    async def _tell_program(self, handle: Handle, number: int) -> None:
         await self._resume(handle)
         guest = await self._running(handle)
-        number = handle.data["stop_signal"]
-        assert isinstance(number, int)
         guest.say(Kind.SIGNAL, 0, number.to_bytes(4, "little"), must=True)
+
+    async def _kill_program(self, handle: Handle) -> None:
+        """From inside: what the guest has in memory for its volumes would be lost with QEMU."""
+        with suppress(TabaneError, TimeoutError):  # QEMU is killed then
+            async with asyncio.timeout(WRITE_BACK_S):
+                await self._tell_program(handle, signal.SIGKILL)
+                await self._spawner.exited(handle.id)
 
     async def freeze(self, handle: Handle) -> None:
         _check_running(handle)
@@ -277,6 +289,8 @@ class QemuDriver:
             async with asyncio.timeout(KILL_S):
                 await self._spawner.exited(handle.id)
         await self._spawner.forget(handle.id)
+        for file in _volumes(handle):
+            await asyncio.to_thread(settle, file)
         await asyncio.to_thread(self._parts.tear_down, _directory(handle))
 
     async def discard(self, spec: InstanceSpec) -> None:
@@ -352,6 +366,18 @@ def q35(spawner: Spawner, directory: Path) -> QemuDriver:
 
 def _directory(handle: Handle) -> Path:
     return Path(str(handle.data["directory"]))
+
+
+def _volumes(handle: Handle) -> list[Path]:
+    files = handle.data.get("volumes", [])
+    assert isinstance(files, list)
+    return [Path(file) for file in files]
+
+
+def _stop_signal(handle: Handle) -> int:
+    number = handle.data["stop_signal"]
+    assert isinstance(number, int)
+    return number
 
 
 def _cgroup(handle: Handle) -> Cgroup:

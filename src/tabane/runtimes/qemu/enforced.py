@@ -31,7 +31,7 @@ ENFORCEMENTS = tuple(
         (
             "disk_quota",
             True,
-            "the size of the second disk, which holds the upper layer and /dev/shm",
+            "the size of the second disk, which holds the upper layer and /dev/shm, and of volumes",
         ),
         ("pids", True, "pids.max inside; outside, that of QEMU's cgroup, for its threads"),
         (

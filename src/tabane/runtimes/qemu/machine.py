@@ -27,6 +27,8 @@ BASE_THREADS = 80
 PROGRAM = "/usr/bin/qemu-system-x86_64"
 FIRMWARE = "/usr/share/qemu"
 AGENT_FD, QMP_FD, END_FD, TAP_FD, OUT_FD, ERR_FD = range(10, 16)
+VOLUME_FD = 16
+"""And those after it: the files of volumes."""
 INSIDE = "/vm"
 """Where QEMU sees the files of its machine."""
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
@@ -87,6 +89,7 @@ class Plan(Value, frozen=True):
     memory_bytes: int
     processors: int
     mac: str = ""
+    volumes: int = 0
 
 
 def memory_for(app_bytes: int) -> int:
@@ -138,8 +141,11 @@ def make_argv(machine: Machine, plan: Plan, accelerator: Accelerator) -> tuple[s
     if plan.mac:
         words += ["-netdev", f"tap,id=net,fd={TAP_FD}", "-device", _network(machine, plan.mac)]
     for name, read_only in DISKS.items():
-        words += ["-blockdev", _disk(name, read_only)]
-        words += ["-device", f"virtio-blk-{machine.bus},drive={name},serial={name}"]
+        words += _disk(machine, name, f"{INSIDE}/{name}", read_only)
+    for number in range(plan.volumes):
+        file = VOLUME_FD + number
+        words += ["-add-fd", f"fd={file},set={file}"]
+        words += _disk(machine, f"volume{number}", f"/dev/fdset/{file}", "off")
     words += [*("-add-fd", f"fd={OUT_FD},set=1"), *("-add-fd", f"fd={END_FD},set=3")]
     words += ["-device", f"virtio-serial-{machine.bus}"]
     backends = (
@@ -157,10 +163,14 @@ def _network(machine: Machine, mac: str) -> str:
     return f"virtio-net-{machine.bus},netdev=net,mac={mac}{machine.no_option_rom}"
 
 
-def _disk(name: str, read_only: str) -> str:
+def _disk(machine: Machine, name: str, file: str, read_only: str) -> tuple[str, ...]:
+    """By way of the node's page cache; what the guest flushes is on the node's disk. It is told of
+    what cannot be written, and not stopped until there is room."""
+    node = f"driver=raw,node-name={name},read-only={read_only}"
+    device = f"virtio-blk-{machine.bus},drive={name},serial={name},werror=report"
     return (
-        f"driver=raw,node-name={name},read-only={read_only},file.driver=file,"
-        f"file.filename={INSIDE}/{name},file.locking=off"
+        *("-blockdev", f"{node},file.driver=file,file.filename={file},file.locking=off"),
+        *("-device", device),
     )
 
 

@@ -28,6 +28,7 @@ from tabane.runtimes.qemu.machine import (
     PROGRAM,
     QMP_FD,
     TAP_FD,
+    VOLUME_FD,
     Accelerator,
     Confinement,
     Machine,
@@ -35,6 +36,7 @@ from tabane.runtimes.qemu.machine import (
     make_argv,
     memory_for,
 )
+from tabane.runtimes.volumes import lend
 
 CONFINE = Path(__file__).parents[1] / "_confine"
 """Compiled when Tabane is installed (hatch_build.py)."""
@@ -106,7 +108,8 @@ class Parts:
     async def build(self, spec: InstanceSpec) -> Program:
         """Disks, network and cgroup of an instance. What is half made when this fails is removed.
 
-        Raises `Unsupported` and `UsageError` for what a machine cannot be given.
+        Raises `Unsupported` and `UsageError` for what a machine cannot be given, `Busy` when a
+        volume is in use.
         """
         self._set_up()
         if spec.link is None:
@@ -122,6 +125,8 @@ class Parts:
             _make_cgroup(spec)
         except BaseException:
             await Cgroup(spec.cgroup).remove()
+            for storage in spec.volumes:
+                await asyncio.to_thread(lend, storage.file)
             self.tear_down(spec.directory)
             raise
         return program
@@ -156,13 +161,17 @@ class Parts:
         directory, common = spec.directory, self._confinement(kernel)
         resources = spec.app.resources
         memory, processors = memory_for(resources.memory_bytes), max(1, -(-resources.cpu // 1))
-        plan = Plan(memory, int(processors), (directory / "mac").read_text())
+        mac = (directory / "mac").read_text()
+        plan = Plan(memory, int(processors), mac, len(spec.volumes))
         options = ["--pid", f"{directory}/pid", "--word", f"{END_FD}={directory}/{END_FILE}"]
         options += ["--listen", f"{AGENT_FD}={directory}/agent.sock"]
         options += ["--listen", f"{QMP_FD}={directory}/qmp.sock"]
         options += ["--tap", f"{TAP_FD}={tap.TAP}", "--files", str(OPEN_FILES)]
-        largest = max(memory, (directory / "layer").stat().st_size)
-        options += ["--size", str(largest)]  # memory is a file, too
+        volumes = [storage.file for storage in spec.volumes]
+        for number, file in enumerate(volumes, VOLUME_FD):
+            options += ["--open", f"{number}={file}"]
+        sizes = [file.stat().st_size for file in (directory / "layer", *volumes)]
+        options += ["--size", str(max(memory, *sizes))]  # memory is a file, too
         for place in Cgroup(spec.cgroup).own_directories():
             options += ["--cgroup", f"{place}/cgroup.procs"]
         confinement = Confinement(
@@ -216,3 +225,4 @@ def _start_order(spec: InstanceSpec, link: Link, program: Program, made: tap.Tap
         seed=os.urandom(SEED_BYTES),
         clock_ns=int(SYSTEM.wall() * 1e9),
     )
+        volumes=tuple(storage.path for storage in spec.volumes),
