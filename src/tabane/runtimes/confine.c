@@ -166,6 +166,10 @@ static char **parse(char **at)
             more = split(value);
             give(atoi(value), keep(listen_at(more), more));
         }
+        else if (!strcmp(option, "--open")) {
+            more = split(value);
+            give(atoi(value), keep(open(more, O_RDWR | O_NOFOLLOW | O_CLOEXEC), more));
+        }
         else if (!strcmp(option, "--copy")) {
             more = split(value);
             give(atoi(value), keep(dup(atoi(more)), "a descriptor"));
@@ -173,10 +177,6 @@ static char **parse(char **at)
         else if (!strcmp(option, "--word")) word_path = split(value), word_target = atoi(value);
         else if (!strcmp(option, "--pid")) pid_path = value;
         else if (!strcmp(option, "--files")) files = strtoull(value, NULL, 10);
-        else if (!strcmp(option, "--open")) {
-            more = split(value);
-            give(atoi(value), keep(open(more, O_RDWR | O_NOFOLLOW | O_CLOEXEC), more));
-        }
         else if (!strcmp(option, "--size")) size = strtoull(value, NULL, 10);
         else die("unknown option %s", option);
     }

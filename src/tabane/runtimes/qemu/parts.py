@@ -122,11 +122,11 @@ class Parts:
         program = self._program(spec)
         try:
             await self._make_disks(spec, spec.link, program)
+            for storage in spec.volumes:
+                await asyncio.to_thread(lend, storage.file)
             _make_cgroup(spec)
         except BaseException:
             await Cgroup(spec.cgroup).remove()
-            for storage in spec.volumes:
-                await asyncio.to_thread(lend, storage.file)
             self.tear_down(spec.directory)
             raise
         return program
@@ -224,5 +224,5 @@ def _start_order(spec: InstanceSpec, link: Link, program: Program, made: tap.Tap
         pids=spec.app.resources.pids,
         seed=os.urandom(SEED_BYTES),
         clock_ns=int(SYSTEM.wall() * 1e9),
-    )
         volumes=tuple(storage.path for storage in spec.volumes),
+    )
