@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def test_who_did_not_answer_is_told_with_and_without_json(
     for shown in (tabane(*words), tabane(*words, "--json")):
         assert shown.code == 1
         assert shown.out
-        assert shown.err.startswith("tabane: no answer from \\x1b[2J")
+        assert re.match(r"tabane: no answer from (data center )?\\x1b\[2J", shown.err)
 
 
 def test_wakes_in_json_say_who_is_silent(tabane: Run, pretended: Pretended) -> None:
@@ -125,6 +126,16 @@ def test_mistakes_are_said_in_the_commands_name(
 ) -> None:
     pretended.begin(tokyo=answer)
     check_refusal(tabane(*argv), code, f"tabane: {said}")
+
+
+@pytest.mark.parametrize("argv", [["rm", "hello"], ["scale", "hello", "--min", "0"]])
+def test_a_data_center_that_is_silent_is_called_one(
+    argv: list[str], tabane: Run, pretended: Pretended
+) -> None:
+    done = APP | {"name": "hello", "known": ["tokyo"], "unreachable": ["osaka"]}
+    pretended.begin(tokyo=reply(done))
+    ended = tabane(*argv)
+    assert (ended.code, ended.err) == (1, "tabane: no answer from data center osaka\n")
 
 
 @pytest.mark.parametrize("option", [[], ["--json"]])

@@ -75,7 +75,7 @@ def _say_stored(key: str, answer: dict[str, Any], *, as_json: bool) -> int:
         say(f"{key} revision {answer['revision']} {done}; known in {known}")
     for warning in answer["warnings"]:
         complain(f"{key}: {warning}")
-    return say_silent(answer["unreachable"])
+    return say_silent(f"data center {dc}" for dc in answer["unreachable"])
 
 
 def _read(path: Path) -> str:
@@ -296,7 +296,7 @@ def rm(argv: list[str]) -> int:
         print_json({"app": answer.pop("name"), **answer})
     else:
         say(f"{answer['name']} removed; known in {', '.join(answer['known']) or 'none yet'}")
-    return say_silent(answer["unreachable"])
+    return say_silent(f"data center {dc}" for dc in answer["unreachable"])
 
 
 def scale(argv: list[str]) -> int:
@@ -315,4 +315,4 @@ def scale(argv: list[str]) -> int:
     else:
         reactive = answer["reactive"]
         say(f"{args.app}: min {reactive['min']}, max {reactive['max']}")
-    return say_silent(answer["unreachable"])
+    return say_silent(f"data center {dc}" for dc in answer["unreachable"])
