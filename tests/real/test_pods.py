@@ -59,6 +59,7 @@ async def test_pods(check: PodCheck, bench: ContainerBench) -> None:
     await check(bench)
 
 
+@pytest.mark.parametrize("bench", ["crun", "runsc"], indirect=True)
 @pytest.mark.parametrize("check", DRIVER_CHECKS, ids=lambda check: check.__name__)
 async def test_conformance_with_a_sidecar(check: Check, bench: ContainerBench) -> None:
     await check(InPods(bench))
@@ -119,9 +120,11 @@ async def test_the_disk_quota_is_the_pod_s(bench: ContainerBench) -> None:
 
 async def test_memory_is_the_pod_s(bench: ContainerBench) -> None:
     """Which container is killed for it is told; with a sandbox that is all of them."""
-    eat = ("sh", "-c", "sleep 0.2; exec dd if=/dev/zero of=/dev/null bs=256M")
+    until_told = "while ! [ -e /tmp/go ]; do sleep 0.1; done; sleep 0.5"
+    eat = ("sh", "-c", f"{until_told}; exec dd if=/dev/zero of=/dev/null bs=256M")
     app = make_app(name="hungry", containers=(Container("eater", command=eat), SLEEPER))
     async with bench.running(app) as inside:
+        await inside.run("echo > /tmp/go", "eater")
         end = await bench.driver.wait(inside.handle)
         whole = bench.driver.capabilities.own_stack
         expected = [ExitStatus(signal=9, oom=True, container="" if whole else "eater")]

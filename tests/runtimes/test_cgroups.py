@@ -187,6 +187,23 @@ async def test_freezing_v2(v2: Cgroup, tmp_path: Path) -> None:
     assert (tmp_path / "t/i/cgroup.freeze").read_text() == "0"
 
 
+async def test_what_does_not_freeze_may_run_for_a_moment(
+    v1: Cgroup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cgroups, "POLLS_UNTIL_THAW", 3)
+    asked: list[str] = []
+    write_really = cgroups._write
+
+    def write_slowly(path: Path, text: str) -> None:
+        """It gets there only when it was thawed in between."""
+        asked.append(text)
+        write_really(path, text if "THAWED" in asked else "FREEZING")
+
+    monkeypatch.setattr(cgroups, "_write", write_slowly)
+    await v1.freeze()
+    assert asked == ["FROZEN", "FROZEN", "FROZEN", "THAWED", "FROZEN"]
+
+
 async def test_freezing_v1(v1: Cgroup, tmp_path: Path) -> None:
     await v1.freeze()
     assert (tmp_path / "freezer/t/i/freezer.state").read_text() == "FROZEN"

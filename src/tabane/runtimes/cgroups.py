@@ -29,6 +29,9 @@ UNLIMITED = 1 << 62
 """Version 1 says 2**63 less a page."""
 POLL_S = 0.0005
 """A v1 freezer needs about 3 ms; it has no way to tell but asking."""
+POLLS_UNTIL_THAW = 200
+"""What forks, or waits for what stands still, may keep a v1 freezer from getting there for ever:
+then all may run for a moment before it is tried again."""
 FREEZE_TIMEOUT_S = 5.0
 REMOVE_TIMEOUT_S = 5.0
 _ENTER = """
@@ -174,7 +177,11 @@ class Cgroup:
         """Return when every process has stopped; on a time-out it is thawed again (`TimedOut`)."""
         try:
             async with asyncio.timeout(FREEZE_TIMEOUT_S):
-                while not self._ask_frozen():  # noqa: ASYNC110 - the kernel sends no event
+                for attempt in itertools.count(1):
+                    if self._ask_frozen():
+                        return
+                    if attempt % POLLS_UNTIL_THAW == 0 and not self._unified:
+                        self.thaw()
                     await asyncio.sleep(POLL_S)
         except TimeoutError:
             self.thaw()
