@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from tests.real.conftest import LocalCluster, wait_for
 
 from tabane.clock import SYSTEM
-from tabane.errors import Busy, EngineError, UsageError
+from tabane.errors import Busy, EngineError, Unsupported, UsageError
 from tabane.model import App, Volume
 from tabane.node.local import HERE
 from tabane.runtimes.api import Storage
@@ -234,3 +236,56 @@ def test_files_are_made_whole_or_not_at_all(
         files.ensure(smaller)
     files.remove("default/db", "data")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_enlargement_that_was_cut_off_is_finished_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = VolumeFiles(tmp_path / "volumes")
+    files.ensure(App("db", "host", volumes=(Volume("data", "/data", 8 << 20),)))
+    larger = App("db", "host", volumes=(Volume("data", "/data", 32 << 20),))
+    (storage,) = files.of(larger)
+
+    def refuse(file: Path) -> None:
+        raise EngineError("cut off")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tabane.runtimes.volumes._check", refuse)
+        with pytest.raises(EngineError, match="cut off"):
+            files.ensure(larger)
+    assert storage.file.stat().st_size == 32 << 20 > inside_bytes(storage.file)
+    files.ensure(larger)
+    assert inside_bytes(storage.file) == 32 << 20
+    assert [path.name for path in storage.file.parent.iterdir()] == [storage.file.name]
+
+
+def inside_bytes(file: Path) -> int:
+    """How large the file system is, as its superblock says."""
+    with file.open("rb") as disk:
+        disk.seek(1024)
+        block = disk.read(28)
+    count, shift = int.from_bytes(block[4:8], "little"), int.from_bytes(block[24:28], "little")
+    return count << 10 << shift
+
+
+@pytest.mark.parametrize(
+    ("path", "owner"), [("/absolute/notes", 0), ("/srv/up/notes", 0), ("/inner/notes", 7)]
+)
+def test_what_is_new_is_owned_as_in_the_image_wherever_links_there_lead(
+    tmp_path: Path, path: str, owner: int
+) -> None:
+    storage = replace(make_volume(tmp_path), path=path)
+    tree, foreign, place = (tmp_path / name for name in ("tree", "foreign", "place"))
+    for directory, uid in ((tree / "srv/notes", 7), (foreign / "notes", 4711), (place, 0)):
+        directory.mkdir(parents=True)
+        os.chown(directory, uid, uid)
+    (tree / "absolute").symlink_to(foreign)
+    (tree / "srv/up").symlink_to("../../foreign")
+    (tree / "inner").symlink_to("/srv")
+    try:
+        with pytest.raises(Unsupported, match="cannot map ids"):  # to the machine's own
+            mount(storage, place, tree, "/proc/self/ns/user")
+        assert (place / "volumes/data.fs/data").stat().st_uid == owner
+    finally:
+        unmount_all(place)
+    wait_free(storage.file)

@@ -29,6 +29,7 @@ from tabane.errors import Busy, EngineError, UsageError
 from tabane.model import App, Volume
 from tabane.runtimes import mounts
 from tabane.runtimes.api import Storage
+from tabane.runtimes.lookup import resolve
 
 DATA = "data"
 SUFFIX = ".ext4"
@@ -70,14 +71,15 @@ class VolumeFiles:
         elif (size := file.stat().st_size) > volume.size_bytes:
             there = f"volume {volume.name} of {app.key} has {size} bytes"
             raise UsageError(f"{there}, and {volume.size_bytes} are asked for: it cannot shrink")
-        elif size < volume.size_bytes:
+        elif size < volume.size_bytes or _growing(file).exists():
             _enlarge(file, volume.size_bytes)
 
     def remove(self, key: str, name: str) -> None:
         """For good. Unknown ones are fine."""
         file = self.file(key, name)
         file.unlink(missing_ok=True)
-        _mark_of(file).unlink(missing_ok=True)
+        for mark in (_mark_of(file), _growing(file)):
+            mark.unlink(missing_ok=True)
         for parent in (file.parent, file.parent.parent):
             if parent.exists() and not any(parent.iterdir()):
                 parent.rmdir()
@@ -108,10 +110,19 @@ def _make(file: Path, size_bytes: int) -> None:
 
 
 def _enlarge(file: Path, size_bytes: int) -> None:
+    """It is marked meanwhile, as the file is larger before its file system is."""
     wait_free(file)
+    mark = _growing(file)
+    mark.touch(mode=0o600)
+    _sync(mark.parent)
     os.truncate(file, size_bytes)
     _check(file)
     _run("resize2fs", str(file))
+    mark.unlink()
+
+
+def _growing(file: Path) -> Path:
+    return file.with_suffix(".growing")
 
 
 def _check(file: Path) -> None:
@@ -183,7 +194,7 @@ def mount(storage: Storage, directory: Path, image: Path, user_namespace: str) -
     if os.path.lexists(data):
         _check_directory(data, storage)
     else:
-        _make_data(data, image / storage.path.lstrip("/"), storage)
+        _make_data(data, resolve(image, storage.path), storage)
     mounts.mount_idmapped(data, shown, user_namespace, read_only=False)
     return shown
 
@@ -194,12 +205,12 @@ def _check_directory(path: Path, storage: Storage) -> None:
         raise EngineError(f"{problem}: remove the volume {storage.name}, or put it right by hand")
 
 
-def _make_data(data: Path, like: Path, storage: Storage) -> None:
+def _make_data(data: Path, like: Path | None, storage: Storage) -> None:
     fresh = data.with_suffix(".new")
     if not os.path.lexists(fresh):
         fresh.mkdir()
     _check_directory(fresh, storage)
-    if like.is_dir() and not like.is_symlink():
+    if like is not None and like.is_dir():
         status = like.stat()
         os.chown(fresh, status.st_uid, status.st_gid)
         fresh.chmod(stat.S_IMODE(status.st_mode))
