@@ -112,7 +112,7 @@ def test_the_configuration_of_a_sandbox() -> None:
     """What its kernel makes is left to it; what the node's kernel would do is left out."""
     config = json.loads(formats.for_sandbox(json.dumps(CONFIG).encode(), APP, own_tmp="/i/tmp"))
     mounts = {mount["destination"]: mount for mount in config["mounts"]}
-    assert list(mounts) == ["/usr", "/tmp", "/dev/shm"]
+    assert list(mounts) == ["/tmp", "/usr", "/dev/shm"], "what is below /tmp is mounted after it"
     assert (mounts["/tmp"]["type"], mounts["/tmp"]["source"]) == ("bind", "/i/tmp")
     assert "size=4096" in mounts["/dev/shm"]["options"]
     assert config["linux"] == {"namespaces": [{"type": "network"}, {"type": "pid"}]}

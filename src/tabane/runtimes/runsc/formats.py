@@ -73,11 +73,10 @@ def for_sandbox(
     whole: dict[str, Any] = msgspec.json.decode(config)
     made_by_it = (*KERNELS_OWN, "/dev/pts")
     mounts = [mount for mount in whole["mounts"] if mount["destination"] not in made_by_it]
-    if own_tmp:
+    if own_tmp:  # the first: a volume may be below it
         options = ("bind", "nosuid", "nodev")
-        mounts.append(
-            {"destination": "/tmp", "type": "bind", "source": own_tmp, "options": options}
-        )
+        tmp = {"destination": "/tmp", "type": "bind", "source": own_tmp, "options": options}
+        mounts.insert(0, tmp)
     size = f"size={app.resources.disk_bytes}"
     shared = {"destination": "/dev/shm", "type": "tmpfs", "source": "tmpfs"}
     mounts.append(shared | {"options": ("nosuid", "nodev", "mode=1777", size)})
