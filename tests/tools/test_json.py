@@ -24,6 +24,7 @@ TABLE: dict[str, tuple[str, set[str]]] = {
     "show  hello": ("events", OWNED - {"class"}),
     "show hello ": ("wakes", OWNED - {"class"}),
     "wakes": ("wakes", OWNED - {"class"}),
+    "why hello": ("wakes", OWNED - {"class"}),
     "events": ("", OWNED - {"class"}),
     "stop hello": ("instances", OWNED),
     "logs hello": ("", {"instance"}),

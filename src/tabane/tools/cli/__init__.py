@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "deploy": ("apps", "store an app; a request will start it"),
     "apps": ("apps", "list apps"),
     "show": ("apps", "all about one app: instances, wakes, events, why it does not start"),
+    "why": ("why", "where an app would run next and why; why its wakes took so long"),
     "rm": ("apps", "remove an app"),
     "scale": ("apps", "change an app's min and max"),
     "shell": ("shell", "a shell whose /proc is the cluster's: ps, top, htop, kill of the host"),

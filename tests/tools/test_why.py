@@ -1,0 +1,56 @@
+"""What `tabane why` tells."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.tools.answers import APP
+from tests.tools.conftest import Pretended, Run, reply
+
+HOME: dict[str, Any] = {
+    "home": "tokyo/tokyo-1",
+    "callers": None,
+    "failures": 0,
+    "reason": "",
+    "problem": "",
+    "trouble": "",
+    "waiting": 0,
+    "next": "tokyo/tokyo-1",
+    "placement": ["tokyo/tokyo-1: can run it with crun, has 0 of this app, 0 in all"],
+}
+WAKE = {
+    "app": "default/hello",
+    "node": "tokyo/tokyo-1",
+    "at": 0,
+    "option": "cold",
+    "phases_us": {"queue": 100, "decide": 0, "engine": 20_000, "boot": 5000, "ready": 300},
+    "total_us": 25_400,
+}
+TOLD = {"app": APP, "advice": [], "instances": [], "events": [], "silent": []}
+
+
+def test_where_it_would_run_and_what_a_wake_cost(tabane: Run, pretended: Pretended) -> None:
+    pretended.begin(tokyo=reply(TOLD | {"homes": [HOME], "wakes": [WAKE]}))
+    shown = tabane("why", "hello")
+    assert shown.code == 0
+    assert "in tokyo the next instance would run on tokyo/tokyo-1\n" in shown.out
+    assert "can run it with crun" in shown.out
+    assert "cold  25.4 ms: engine 20.0, boot 5.0, ready 0.3\n" in shown.out
+
+
+def test_why_it_cannot_run(tabane: Run, pretended: Pretended) -> None:
+    refused = HOME | {
+        "callers": "anonymous",
+        "next": None,
+        "waiting": 2,
+        "placement": ["tokyo/tokyo-1: has nothing for anonymous callers (no driver works there)"],
+        "problem": "does not start",
+        "trouble": "it closed",
+    }
+    pretended.begin(tokyo=reply(TOLD | {"homes": [refused], "wakes": [], "silent": ["osaka/o"]}))
+    shown = tabane("why", "hello")
+    assert shown.code == 1 and "osaka/o" in shown.err
+    assert "in tokyo the next instance for anonymous callers would be refused\n" in shown.out
+    assert "  2 sessions wait for it\n  it does not start\n" in shown.out
+    assert "  the last session that broke off: it closed\n" in shown.out
+    assert "it was not woken yet" in shown.out
