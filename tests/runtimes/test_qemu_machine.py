@@ -118,12 +118,14 @@ def test_what_confines_it_is_told_all_that_it_shows() -> None:
         *(Path("/c"), Path("/i/root"), "/proc/7/ns/user", "/proc/7/ns/net", 65533, shows),
         writable={"/vm/layer": Path("/i/layer")},
         devices=("/dev/kvm",),
+        filter=Path("/calls.bpf"),
     )
     argv = place.around(("qemu", "-x"))
     assert argv[:5] == ("/c", "--user", "/proc/7/ns/user", "--net", "/proc/7/ns/net")
     assert options(argv, "--ro") == ["/usr=/usr", "/vm/start=/i/start"]
     assert options(argv, "--rw") == ["/vm/layer=/i/layer"]
     assert options(argv, "--dev") == ["/dev/kvm"]
+    assert options(argv, "--filter") == ["/calls.bpf"]
     assert argv[-3:] == ("--", "qemu", "-x")
 
 

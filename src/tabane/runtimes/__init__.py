@@ -1,6 +1,7 @@
 """What runs instances: the `Driver` interface, and the table of the drivers there are."""
 
 from tabane.runtimes.api import (
+    DEFAULTS,
     Capabilities,
     Command,
     Conversation,
@@ -22,6 +23,7 @@ from tabane.runtimes.api import (
 from tabane.runtimes.registry import DRIVERS, load, probe_all
 
 __all__ = [
+    "DEFAULTS",
     "DRIVERS",
     "Capabilities",
     "Command",

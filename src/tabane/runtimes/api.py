@@ -73,12 +73,30 @@ class Probe(Value, frozen=True):
     """It works, but has to emulate a processor: an app or the node's operator must allow that."""
 
 
+DEFAULTS = {
+    "no_new_privileges": "nothing that is executed has more rights than what executes it",
+    "capabilities": "ten at most, which count inside only, and those that the app declares",
+    "seccomp": "a list of the system calls of the node's kernel that are left",
+    "user_namespace": "ids of the app's own: root inside is nobody on the node",
+    "low_ports": "any user inside may listen at any port",
+    "read_only_image": "what is changed is seen by the instance alone, and gone with it",
+    "disk_quota": "what it writes has a bound",
+    "pids": "what it starts has a bound",
+    "memory": "what it uses of the node's memory has a bound",
+    "cpu": "what it uses of the node's processors has a bound",
+    "egress": "it reaches nothing outside, unless its app may",
+    "dns": "the node answers its questions for names; others do only where egress lets it ask",
+    "node_services": "it reaches none of the node's own ports and sockets",
+    "engine": "what runs beside the program to run it is confined, too",
+}
+"""What protects from every instance unless its app says otherwise: name -> meaning. Each driver's
+`enforcements` has each of them once, in this order."""
+
+
 class Enforcement(Value, frozen=True):
-    """How a driver enforces one default of the security table, or why it does not apply."""
+    """How a driver enforces one of `DEFAULTS`; where it does not, `how` says why."""
 
     default: str
-    """`no_new_privileges`, `capabilities`, `seccomp`, `user_namespace`, `low_ports`,
-    `read_only_image`, `disk_quota`, `pids`, `memory`, `cpu`, `egress`, `node_services`."""
     enforced: bool
     how: str
 

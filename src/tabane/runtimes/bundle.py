@@ -314,10 +314,12 @@ ENFORCEMENTS = tuple(
         ),
         ("cpu", "CFS quota of its cgroup over 100 ms"),
         ("egress", "by the node's firewall on the link; the driver joins the link's namespace"),
+        ("dns", "/etc/resolv.conf names the node's resolver only; others are outside (egress)"),
         (
             "node_services",
             "by the node's firewall on the link; of the node's sockets it sees those made for it "
             "alone that its app asks for",
         ),
+        ("engine", "none is there: the engine ends as soon as the program runs"),
     )
 )

@@ -16,24 +16,29 @@
  *                           this process has ended
  *     --pid FILE            gets the program's pid
  *     --files N, --size N   most descriptors it has open, and bytes of a file it writes
+ *     --filter FILE         a compiled seccomp filter for it, which must let it execute and be confined more
  *
  * The program has mount, pid, ipc and uts namespaces of its own, no capabilities and none to gain, and
- * descriptors 0 to 2 and those named. This process stays beside it with no more rights, ends as it
- * ends (128 + N: by signal N), and takes it along when it is killed. What goes wrong before is said
- * on stderr, with code 125.
+ * descriptors 0 to 2 and those named. This process stays beside it with no more rights and four system
+ * calls, ends as it ends (128 + N: by signal N), and takes it along when it is killed. What goes wrong
+ * before is said on stderr, with code 125.
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
+#include <linux/audit.h>
 #include <linux/capability.h>
+#include <linux/filter.h>
 #include <linux/if.h>
 #include <linux/if_tun.h>
+#include <linux/seccomp.h>
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -62,7 +67,9 @@ struct given {
 static struct shown shown[MAX_SHOWN];
 static struct given given[MAX_GIVEN];
 static int shown_count, given_count;
-static char *root, *user, *net, *tap, *word_path, *pid_path;
+static char *root, *user, *net, *tap, *word_path, *pid_path, *filter_path;
+static struct sock_filter filter[BPF_MAXINSNS];
+static unsigned short filter_length;
 static int tap_target, word_target, id, word = -1, word_file = -1, pid_file = -1;
 static rlim_t files = 1024, size = RLIM_INFINITY;
 
@@ -178,6 +185,7 @@ static char **parse(char **at)
         else if (!strcmp(option, "--pid")) pid_path = value;
         else if (!strcmp(option, "--files")) files = strtoull(value, NULL, 10);
         else if (!strcmp(option, "--size")) size = strtoull(value, NULL, 10);
+        else if (!strcmp(option, "--filter")) filter_path = value;
         else die("unknown option %s", option);
     }
     if (!at[0] || !at[1] || !user || !net || !root)
@@ -287,8 +295,23 @@ static void open_own(void)
         fcntl(word, F_SETFL, O_NONBLOCK);
         give(word_target, keep(ends[1], "a pipe"));
     }
+    if (filter_path) {
+        int file = open(filter_path, O_RDONLY | O_CLOEXEC);
+        long length = file < 0 ? -1 : read(file, filter, sizeof filter);
+        if (length <= 0 || length % sizeof *filter)
+            die("cannot read the filter %s", filter_path);
+        close(file);
+        filter_length = length / sizeof *filter;
+    }
     if (pid_path)
         pid_file = keep(open(pid_path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600), pid_path);
+}
+
+static void install(struct sock_filter *list, unsigned short length)
+{
+    struct sock_fprog program = {length, list};
+    if (syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program) < 0)
+        die("cannot give up system calls");
 }
 
 /* `alive` is a pipe whose other end goes with this program's parent, also before the kernel was asked
@@ -305,6 +328,8 @@ static void __attribute__((noreturn)) become(char **program, const int alive[2])
         if (dup2(given[n].file, given[n].target) < 0)
             die("cannot pass descriptor %d", given[n].target);
     close_range(FIRST_SPARE, ~0u, CLOSE_RANGE_CLOEXEC);
+    if (filter_length)
+        install(filter, filter_length);
     execv(program[0], program);
     die("cannot execute %s", program[0]);
 }
@@ -315,6 +340,30 @@ static void tell_pid(pid_t pid)
     int length = snprintf(text, sizeof text, "%d\n", pid);
     if (pid_file >= 0 && write(pid_file, text, length) != length)
         die("cannot write %s", pid_path);
+}
+
+#if defined(__x86_64__)
+enum { ARCHITECTURE = AUDIT_ARCH_X86_64 };
+#elif defined(__aarch64__)
+enum { ARCHITECTURE = AUDIT_ARCH_AARCH64 };
+#endif
+
+/* What is left to do: wait for the program's end, keep its word, end. Any other call ends this process,
+ * and with it the program. */
+static void give_up_calls(void)
+{
+    struct sock_filter list[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, ARCHITECTURE, 0, 5),
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_wait4, 4, 0),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_read, 3, 0),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_write, 2, 0),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_exit_group, 1, 0),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    install(list, sizeof list / sizeof *list);
 }
 
 static void keep_word(void)
@@ -351,6 +400,7 @@ int main(int argc, char **argv)
     close(0);
     close(1);
     tell_pid(pid);
+    give_up_calls();
     while (waitpid(pid, &status, 0) < 0)
         ;
     keep_word();

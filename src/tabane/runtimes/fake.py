@@ -39,6 +39,7 @@ import msgspec
 from tabane.errors import EngineError, NotFound, Unsupported
 from tabane.model import AppName, Class, ExitStatus, GuestProcess, InstanceId, Resources, Value
 from tabane.runtimes.api import (
+    DEFAULTS,
     Capabilities,
     Conversation,
     Enforcement,
@@ -189,9 +190,8 @@ class FakeDriver:
         return Probe(self.script.works, "a fake for tests" if self.script.works else "told to fail")
 
     def enforcements(self) -> tuple[Enforcement, ...]:
-        return (
-            Enforcement("user_namespace", False, "nothing runs, so there is nothing to confine"),
-        )
+        why = "nothing runs, so there is nothing to confine"
+        return tuple(Enforcement(default, False, why) for default in DEFAULTS)
 
     async def prepare(self, spec: InstanceSpec) -> Handle:
         script = self.scripts.get(spec.app.key, self.script)

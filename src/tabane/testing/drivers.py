@@ -25,6 +25,7 @@ from msgspec.structs import replace
 from tabane.errors import EngineError, NotFound, Unsupported
 from tabane.model import ExitStatus
 from tabane.runtimes.api import (
+    DEFAULTS,
     Driver,
     Execution,
     Handle,
@@ -109,8 +110,7 @@ async def check_probe(bench: DriverBench) -> None:
     probe = await bench.driver.probe()
     assert probe.works, probe.reason
     assert probe.reason
-    names = [enforcement.default for enforcement in bench.driver.enforcements()]
-    assert names and len(names) == len(set(names))
+    assert [row.default for row in bench.driver.enforcements()] == list(DEFAULTS)
 
 
 async def check_life(bench: DriverBench) -> None:

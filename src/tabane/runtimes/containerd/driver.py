@@ -47,6 +47,7 @@ from tabane.runtimes.api import (
 from tabane.runtimes.bundles import Bundles
 from tabane.runtimes.containerd.client import Client
 from tabane.runtimes.containerd.daemon import Daemon
+from tabane.runtimes.containerd.enforced import ENFORCEMENTS
 from tabane.runtimes.containerd.messages import RUNC_OPTIONS_URL, SPEC_URL, make
 from tabane.runtimes.containerd.shims import RUNC, Shim, kill_shims, socket_of
 from tabane.runtimes.containerd.talks import Task, begin, left_behind
@@ -147,7 +148,7 @@ class ContainerdDriver:
             raise Unsupported(f"{self._shim.program} is not installed")
 
     def enforcements(self) -> tuple[Enforcement, ...]:
-        return bundle.ENFORCEMENTS
+        return ENFORCEMENTS
 
     # Life
 

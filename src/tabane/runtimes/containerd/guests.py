@@ -237,6 +237,13 @@ ENFORCEMENTS = tuple(
         ("memory", True, "limit of its cgroup in the guest; the machine itself takes more"),
         ("cpu", True, "CFS quota of its cgroup in the guest"),
         ("egress", True, "by the node's firewall on the link, which its traffic goes through"),
+        ("dns", True, "/etc/resolv.conf names the node's resolver only; others are outside"),
         ("node_services", True, "by the node's firewall on the link; it is shown no socket"),
+        (
+            "engine",
+            False,
+            "containerd, the shim and the monitor that it starts are confined as they set up "
+            "themselves, by a configuration that is not Tabane's",
+        ),
     )
 )

@@ -28,6 +28,13 @@ ENFORCEMENTS = tuple(
         ("memory", True, "of its program in the guest; of Firecracker with it by its cgroup"),
         ("cpu", True, "CFS quota of Firecracker's cgroup over 100 ms"),
         ("egress", True, "by the node's firewall on the link; the tap is behind the link"),
+        ("dns", True, "/etc/resolv.conf names the node's resolver only; others are outside"),
         ("node_services", True, "by the node's firewall on the link; it is shown no socket"),
+        (
+            "engine",
+            True,
+            "the jailer's: a root with the machine's files and devices only, mount and pid "
+            "namespaces of its own, an id of the app's",
+        ),
     )
 )

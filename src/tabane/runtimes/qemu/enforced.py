@@ -17,8 +17,9 @@ ENFORCEMENTS = tuple(
         (
             "seccomp",
             True,
-            "QEMU's own deny list (-sandbox): no program, no change of rights, no obsolete call. "
-            "None inside: the kernel there is the instance's own",
+            "of QEMU: containers' allow list, and beside it QEMU's own deny list (-sandbox), so it "
+            "starts no program and becomes no other user. None inside: the kernel there is the "
+            "instance's own",
         ),
         (
             "user_namespace",
@@ -42,9 +43,21 @@ ENFORCEMENTS = tuple(
         ("cpu", True, "CFS quota over 100 ms of QEMU's cgroup; as many processors as begun ones"),
         ("egress", True, "by the node's firewall on the link, whose end the machine takes over"),
         (
+            "dns",
+            True,
+            "/etc/resolv.conf names the node's resolver only; others are outside (egress)",
+        ),
+        (
             "node_services",
             True,
             "by the node's firewall on the link; no socket and no directory of the node is inside",
+        ),
+        (
+            "engine",
+            True,
+            "QEMU, and what waits beside it for its end (which may make 4 system calls), see the "
+            "machine's files, and of the node's its libraries; they can write the layer only, and "
+            "volumes",
         ),
     )
 )

@@ -188,6 +188,8 @@ class Confinement(Value, frozen=True):
     writable: dict[str, Path] = msgspec.field(default_factory=dict)
     devices: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
+    filter: Path | None = None
+    """A compiled seccomp filter, under which QEMU installs its own."""
 
     def around(self, program: tuple[str, ...]) -> tuple[str, ...]:
         """The command line that runs `program` there."""
@@ -199,4 +201,6 @@ class Confinement(Value, frozen=True):
                 words += [option, f"{path}={source}"]
         for device in self.devices:
             words += ["--dev", device]
+        if self.filter is not None:
+            words += ["--filter", str(self.filter)]
         return (*words, "--", *program)

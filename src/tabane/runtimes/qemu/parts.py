@@ -11,7 +11,7 @@ from tabane.clock import SYSTEM
 from tabane.errors import EngineError, Unsupported
 from tabane.guest.orders import StartOrder, encode_start, mask_of
 from tabane.model import AppName
-from tabane.runtimes import tap
+from tabane.runtimes import seccomp, tap
 from tabane.runtimes.api import InstanceSpec, Link
 from tabane.runtimes.bundle import Program, make_program
 from tabane.runtimes.bundles import etc_files
@@ -60,6 +60,7 @@ class Parts:
         self._directory = directory
         self._kernel: GuestKernel | None = None
         self._initramfs = directory / "none"
+        self._filter = directory / "calls.bpf"
         self._accelerator: Accelerator | None = None
         self._programs: dict[AppName, tuple[int, str, Program]] = {}
         self._macs: dict[str, str] = {}
@@ -80,6 +81,7 @@ class Parts:
             kernel = find_kernel()
             self._directory.mkdir(mode=0o711, parents=True, exist_ok=True)
             self._initramfs = make_initramfs(kernel, self._machine.modules, self._directory)
+            self._filter.write_bytes(seccomp.compile_filter(frozenset()))
             self._kernel = kernel
         return self._kernel
 
@@ -93,7 +95,8 @@ class Parts:
     def _confinement(self, kernel: GuestKernel) -> Confinement:
         shows = {path: Path(path) for path in LOADED_FROM if Path(path).exists()}
         shows |= {f"{INSIDE}/vmlinux": kernel.vmlinux, f"{INSIDE}/initramfs": self._initramfs}
-        return Confinement(CONFINE, Path("/nonexistent"), "", "", INNER_ID, shows)
+        nowhere = Path("/nonexistent")
+        return Confinement(CONFINE, nowhere, "", "", INNER_ID, shows, filter=self._filter)
 
     async def version(self) -> str:
         """The first line of what QEMU says of its version."""
@@ -186,6 +189,7 @@ class Parts:
             {f"{INSIDE}/layer": directory / "layer"},
             () if accelerator.emulates else ("/dev/kvm",),
             tuple(options),
+            common.filter,
         )
         return confinement.around(make_argv(self._machine, plan, accelerator))
 

@@ -174,7 +174,7 @@ ENFORCEMENTS = tuple(
         (
             "disk_quota",
             "size and inodes of the tmpfs that holds the upper layer; /dev/shm has its own, of "
-            "that size",
+            "that size; /dev, where only root inside can write, is bounded by memory",
         ),
         (
             "pids",
@@ -192,10 +192,17 @@ ENFORCEMENTS = tuple(
             "that the engine has started it",
         ),
         ("egress", "by the node's firewall on the link, which the sandbox's stack has taken over"),
+        ("dns", "/etc/resolv.conf names the node's resolver only; others are outside (egress)"),
         (
             "node_services",
             "by the node's firewall on the link; of the node's sockets it sees those made for it "
             "alone that its app asks for",
+        ),
+        (
+            "engine",
+            "sandbox and file server have user, mount, ipc and uts namespaces of their own, rights "
+            "in these only, gVisor's lists of system calls, and in their root no file of the "
+            "node's but the instance's",
         ),
     )
 )

@@ -336,6 +336,12 @@ def enforcements_of(target: str) -> tuple[Enforcement, ...]:
             ("memory", "of the guest: --mem; of all: its cgroup's limit"),
             ("cpu", "CFS quota of its cgroup over 100 ms"),
             ("egress", "by the node's firewall: its tap is bridged to the link"),
+            ("dns", "it asks whom it was built to; others than the node are outside (egress)"),
             ("node_services", "by the node's firewall on the link"),
+            (
+                "engine",
+                "the tender has user, mount, ipc and uts namespaces of its own, and in its root "
+                "the unikernel, its block devices and the tender's own files only",
+            ),
         )
     )

@@ -447,10 +447,18 @@ ENFORCEMENTS = tuple(
             "response_timeout is ended (epoch)",
         ),
         ("egress", True, "a module has no sockets; a component's are in the link's namespace"),
+        ("dns", True, "a module cannot ask; to a component others are outside (egress)"),
         (
             "node_services",
             True,
             "by the node's firewall on the link; it sees no files of the node",
+        ),
+        (
+            "engine",
+            True,
+            "the host is one process with user, mount, pid, ipc and uts namespaces of its own and "
+            "an empty, read-only root; a component's shares the node's pid namespace, where it may "
+            "signal processes of its app's ids only, and has the wasmtime program in its root",
         ),
     )
 )
