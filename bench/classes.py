@@ -26,8 +26,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from reach import calls, reachable
 from report import Report, percentile, summary
+from tabane.testing.reach import calls, reachable
 from wake import ADDED_MS, ADDED_SHARE, Hand, Tabane
 
 WAKES = int(os.environ.get("WAKES", "30"))
@@ -117,7 +117,7 @@ def look(tabane: Tabane, name: str) -> dict[str, Any]:
     found: dict[str, Any] = {
         "rss_mib": sum(of_each(pids, proportional_kib)) / 1024,
         "processes": len(pids),
-        "host calls": max(of_each(pids, reachable)),
+        "host calls": max(of_each(pids, lambda pid: len(reachable(pid)))),
         "warm ms": percentile([tabane.wake(name) for _ in range(WARM)], 50),
         "requests/s": load(tabane.address, f"{name}.test"),
     }

@@ -1,4 +1,4 @@
-"""How many of the kernel's system calls a process can make: its seccomp filters, followed.
+"""Which of the kernel's system calls a process can make: its seccomp filters, followed.
 
 Each filter is a small program of classic BPF over the number of the call, the architecture and the
 arguments (seccomp(2)). Here it is followed for each call there is, on both ways wherever it asks
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -22,7 +22,7 @@ ALLOWED = (0x7FFF0000, 0x7FFC0000, 0x7FC00000, 0x7FF00000)
 NUMBER_AT, ARCHITECTURE_AT = 0, 4
 """In `struct seccomp_data`."""
 LOAD, RETURN, JUMP = 0x20, 0x06, 0x05
-COMPARE = {
+COMPARE: dict[int, Callable[[int, int], bool]] = {
     0x15: lambda a, k: a == k,
     0x25: lambda a, k: a > k,
     0x35: lambda a, k: a >= k,
@@ -32,20 +32,25 @@ _INSTRUCTION = struct.Struct("=HBBI")
 
 
 @cache
-def calls() -> tuple[int, ...]:
-    """Of this architecture: those that have a name."""
+def calls() -> dict[int, str]:
+    """Of this architecture: number -> name."""
     lib = ctypes.CDLL("libseccomp.so.2")
-    lib.seccomp_syscall_resolve_num_arch.restype = ctypes.c_void_p
-    return tuple(n for n in NUMBERS if lib.seccomp_syscall_resolve_num_arch(X86_64, n))
+    lib.seccomp_syscall_resolve_num_arch.restype = ctypes.c_char_p
+    named = {number: lib.seccomp_syscall_resolve_num_arch(X86_64, number) for number in NUMBERS}
+    return {number: name.decode() for number, name in named.items() if name}
 
 
-def reachable(pid: int) -> int:
+def reachable(pid: int) -> frozenset[str]:
     """Of a process's first thread; all there are when it has no filter."""
     status = Path(f"/proc/{pid}/status").read_text()
     if "Seccomp:\t2" not in status:
-        return len(calls())
+        return frozenset(calls().values())
     filters = [list(_INSTRUCTION.iter_unpack(program)) for program in read_filters(pid)]
-    return sum(all(_allows(program, number) for program in filters) for number in calls())
+    return frozenset(
+        name
+        for number, name in calls().items()
+        if all(_allows(program, number) for program in filters)
+    )
 
 
 def _allows(program: list[tuple[int, int, int, int]], number: int) -> bool:
