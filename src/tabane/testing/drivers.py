@@ -35,7 +35,7 @@ from tabane.runtimes.api import (
 )
 from tabane.testing.talks import fetch, hear, make_archive, put, read_archive, run_inside
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 REFUSED = ExitStatus(errno.ENOMEM)
 """How the behaviour `EATS` ends where it gets no more memory."""
 SAID = b"hello from inside"

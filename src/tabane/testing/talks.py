@@ -19,7 +19,7 @@ from tabane.runtimes.api import (
     User,
 )
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 class Ended(NamedTuple):
