@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from tests.real.conftest import DATACENTERS, Factory, LocalCluster, wait_for
 
+from tabane.errors import NotFound
 from tabane.tools.client import ask
 
 pytestmark = pytest.mark.real
@@ -56,7 +57,8 @@ def test_only_the_nodes_it_is_about_are_asked(cluster: LocalCluster) -> None:
     answer = processes(cluster, "&dc=osaka,ishikari")
     assert [node["node"] for node in answer["nodes"]] == NODES[1:]
     assert {row["dc"] for row in answer["processes"]} == {"osaka", "ishikari"}
-    assert processes(cluster, "&node=nowhere")["nodes"] == []
+    with pytest.raises(NotFound, match="nowhere"):
+        processes(cluster, "&node=nowhere")
 
 
 @pytest.mark.parametrize("kind", ["host", "mounts", "logins", "tree", "threads", "files"])
