@@ -11,6 +11,7 @@ windows of its conversations (`tabane.guest.client`).
 
 from __future__ import annotations
 
+import re
 import struct
 from enum import IntEnum
 from typing import NamedTuple
@@ -26,6 +27,7 @@ WINDOW_BYTES = 65536
 """Of one stream: what may be on its way before its reader takes it."""
 
 _HEADER = struct.Struct("<BII")
+_NO_ZERO = re.compile(rb"[^\0]")
 _WELCOME = struct.Struct(f"<H{NONCE_BYTES}s")
 
 
@@ -90,6 +92,8 @@ class FrameReader:
 
     def __init__(self) -> None:
         self._inbox = b""
+        self._at = 0
+        """Where the next frame begins: thousands of tiny ones at once are not copied for each."""
         self._in_step = False
 
     def feed(self, data: bytes) -> list[Frame]:
@@ -102,8 +106,11 @@ class FrameReader:
         if not self._in_step and not self._find_silence():
             return []
         frames = []
-        while (frame := self._next()) is not None:
-            frames.append(frame)
+        try:
+            while (frame := self._next()) is not None:
+                frames.append(frame)
+        finally:
+            self._inbox, self._at = self._inbox[self._at :], 0
         return frames
 
     def _find_silence(self) -> bool:
@@ -116,19 +123,25 @@ class FrameReader:
         return True
 
     def _next(self) -> Frame | None:
-        self._inbox = self._inbox.lstrip(b"\0")
-        if len(self._inbox) < _HEADER.size:
+        inbox, at = self._inbox, self._skip_zeros()
+        if len(inbox) < at + _HEADER.size:
             return None
-        kind, channel, length = _HEADER.unpack_from(self._inbox)
+        kind, channel, length = _HEADER.unpack_from(inbox, at)
         if length > MAX_PAYLOAD:
             raise self._lost(f"a frame of {length} bytes, more than {MAX_PAYLOAD}")
-        end = _HEADER.size + length
-        if len(self._inbox) <= end:
+        start = at + _HEADER.size
+        end = start + length
+        if len(inbox) <= end:
             return None
-        if self._inbox[end] != END_MARK:
+        if inbox[end] != END_MARK:
             raise self._lost("a frame without its end mark")
-        payload, self._inbox = self._inbox[_HEADER.size : end], self._inbox[end + 1 :]
-        return Frame(kind, channel, payload)
+        self._at = end + 1
+        return Frame(kind, channel, inbox[start:end])
+
+    def _skip_zeros(self) -> int:
+        found = _NO_ZERO.search(self._inbox, self._at)
+        self._at = found.start() if found is not None else len(self._inbox)
+        return self._at
 
     def _lost(self, what: str) -> ProtocolError:
         self._in_step = False
