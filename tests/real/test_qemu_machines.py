@@ -60,7 +60,8 @@ async def bench(ground: Path, image: Image) -> AsyncIterator[MachineBench]:
 async def test_a_machine(bench: MachineBench) -> None:
     """One boot for all that can be seen of one machine."""
     resources = Resources(cpu=0.75, memory_bytes=48 << 20, pids=24, disk_bytes=4 << 20)
-    volumes = (Volume("data", "/tmp", 16 << 20), *VOLUMES)
+    large = replace(VOLUMES[6], size_bytes=512 << 20)
+    volumes = (Volume("data", "/tmp", 16 << 20), *VOLUMES[:6], large)
     command = ("httpd", "-f", "-p", "80", "-h", "/etc")
     app = make_app(command, port=80, resources=resources, volumes=volumes)
     async with bench.running(app) as inside:
@@ -243,6 +244,9 @@ async def see_volumes(inside: Running) -> None:
     assert await inside.run("rm -rf /tmp/*; echo kept > /srv/v6/file; ls /srv/v0 /srv/v5") == (
         "/srv/v0:\n\n/srv/v5:\n"
     )
+    await inside.run("busybox fallocate -l 300M /srv/v6/large")
+    far = "dd if=/bin/busybox of=/srv/v6/large bs=1M seek=290 count=1 conv=notrunc,fsync"
+    assert await inside.run(f"{far} 2>/dev/null; echo $?") == "0\n"
     for storage in inside.spec.volumes:
         status = storage.file.stat()
         assert (status.st_uid, status.st_mode & 0o777) == (0, 0o600)
