@@ -1,8 +1,9 @@
 import msgspec
 import pytest
 
-from tabane.model import App, Class, Reactive, Trust
-from tabane.scheduler.engines import EngineView, explain_none, misfit, pick_engine
+from tabane.model import App, Class, Container, Reactive, Trust, Volume
+from tabane.node.engines import FEATURES
+from tabane.scheduler.engines import TABLES, EngineView, explain_none, misfit, pick_engine
 
 RUNC = EngineView("runc", Class.CONTAINER)
 CRUN = EngineView("crun", Class.CONTAINER)
@@ -46,8 +47,30 @@ def test_emulation_is_had_only_by_those_that_allow_it() -> None:
     assert pick_engine(app(isolation=Class.MICROVM, allow_emulation=True), ALL) == "qemu"
 
 
+def test_what_an_engine_lacks_is_called_as_the_app_file_does() -> None:
+    asked = app(
+        isolation=Class.MICROVM,
+        allow_emulation=True,
+        volumes=(Volume("data", "/data"),),
+        containers=(Container("cache", "host"),),
+    )
+    with_volumes = msgspec.structs.replace(QEMU, features=("volumes",))
+    assert explain_none(asked, [with_volumes]) == "qemu runs no app with [[containers]]"
+    assert explain_none(asked, [QEMU]) == "qemu runs no app with [[volumes]] and [[containers]]"
+    whole = msgspec.structs.replace(QEMU, features=FEATURES)
+    assert pick_engine(asked, [with_volumes, whole]) == "qemu"
+    assert set(TABLES) == set(FEATURES)
+
+
 def test_a_driver_that_does_not_work_is_named() -> None:
     assert explain_none(app(driver="runc"), [CRUN]) == "has no working driver runc"
+
+
+def test_a_driver_that_does_not_work_runs_nothing_and_is_named_where_the_image_is_for_it() -> None:
+    solo5 = EngineView("solo5-spt", Class.UNIKERNEL, ("solo5",), broken="it is not installed")
+    asked = app(isolation=Class.UNIKERNEL, image_kind="solo5")
+    assert pick_engine(asked, [WASMTIME, solo5]) == ""
+    assert explain_none(asked, [WASMTIME, solo5]) == "solo5-spt does not work: it is not installed"
 
 
 CONTAINER, SANDBOX = EngineView("runc", Class.CONTAINER), EngineView("runsc", Class.SANDBOX)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from tabane import spec
-from tabane.api.advice import advise
+from tabane.api.advice import advise, doubt
 from tabane.api.checks import (
     check_command,
     check_container,
@@ -21,7 +21,7 @@ from tabane.api.checks import (
 )
 from tabane.errors import NotFound, Unreachable, UsageError
 from tabane.gateway.activation import StopAsked
-from tabane.images.oci import LINUX
+from tabane.images.oci import LINUX, SOLO5
 from tabane.images.store import HOST
 from tabane.model import App, AppName, Class, Instance, InstanceId, NodeName, State
 from tabane.node import messages as say
@@ -37,9 +37,11 @@ from tabane.runtimes.api import (
     Transfer,
     User,
 )
-from tabane.runtimes.lookup import find_user
+from tabane.runtimes.lookup import find_user, resolve
 from tabane.runtimes.pods import log_of
+from tabane.runtimes.unikernel.manifest import parse_unikernel
 from tabane.scheduler.engines import EngineView, misfit
+from tabane.scheduler.placement import NodeView
 from tabane.security.audit import Line
 from tabane.security.identity import Principal
 from tabane.spec_fields import MAIN, Mistake
@@ -99,6 +101,7 @@ def with_digests(app: App, image: str, images: dict[str, str]) -> App:
 
 def _warnings(agent: Agent, deployed: say.Deployed) -> list[str]:
     warnings = advise(deployed.app, agent.config.cluster.datacenters())
+    warnings += doubt(deployed.app, agent.all_views())
     if (before := deployed.unscaled) is not None:
         now = deployed.app.reactive
         back = f"min is {now.min} and max {now.max} again, as the file says"
@@ -135,13 +138,22 @@ async def _check_image(agent: Agent, app: App) -> None:
         raise Mistake("image", f"{shorten(app.source)} {reason}")
     if app.image_kind != LINUX:
         try:
-            await agent.images.prepare(app.image, app.source)
+            image = await agent.images.prepare(app.image, app.source)
+            if app.image_kind == SOLO5:
+                await asyncio.to_thread(_check_unikernel, image)
         except UsageError as error:
             raise Mistake("image", error.message) from None
     for number, container in enumerate(app.containers, 1):
         if (kind := agent.images.kind_of(container.image)) != LINUX:
             problem = f"is a {kind} image: what runs beside a main program is one of Linux"
             raise Mistake(f"containers[{number}].image", problem)
+
+
+def _check_unikernel(image: Image) -> None:
+    """Raises `UsageError` for a file without what solo5 writes into each unikernel."""
+    path = resolve(image.tree, image.entrypoint[0])
+    assert path is not None
+    parse_unikernel(path.read_bytes())
 
 
 async def remove(agent: Agent, who: Principal, key: str) -> dict[str, Any]:
@@ -453,12 +465,16 @@ def members(agent: Agent) -> dict[str, Any]:
                 "linked": peer.key in live,
                 "control": peer.key == agent.config.cluster.control,
                 "asked": peer.key == agent.config.key,
-                "drivers": tuple(e.name for e in view.engines) if view is not None else (),
+                "drivers": _working(view),
                 "instances": view.instances if view is not None else None,
                 "behind": agent.lag.behind(peer.key),
             }
         )
     return {"members": rows, "silent": [peer.key for peer in peers if peer.key not in views]}
+
+
+def _working(view: NodeView | None) -> tuple[str, ...]:
+    return tuple(e.name for e in view.engines if not e.broken) if view is not None else ()
 
 
 def doctor(agent: Agent) -> dict[str, Any]:

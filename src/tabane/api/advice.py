@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tabane.model import App
+from tabane.scheduler.placement import NodeView, place
 
 
 def advise(app: App, datacenters: Sequence[str]) -> list[str]:
@@ -12,6 +13,27 @@ def advise(app: App, datacenters: Sequence[str]) -> list[str]:
     of the cluster."""
     about_placement = _about_placement(app, datacenters)
     return [*about_placement, *_about_starting(app), *_about_security(app)]
+
+
+def doubt(app: App, nodes: Sequence[NodeView]) -> list[str]:
+    """A sentence for each kind of the app's callers for whom none of these nodes can run it now,
+    with what is in the way on each."""
+    said = []
+    for cohort in app.cohorts():
+        choice = place(cohort, nodes, {})
+        if choice.node is None:
+            whom = f" for {cohort.trust} callers" if cohort.trust else ""
+            said.append(f"no node can run it now{whom} ({_grouped(choice.reasons)})")
+    return said
+
+
+def _grouped(reasons: Sequence[str]) -> str:
+    """Nodes with the same reason together."""
+    nodes: dict[str, list[str]] = {}
+    for reason in reasons:
+        node, _, why = reason.partition(": ")
+        nodes.setdefault(why, []).append(node)
+    return "; ".join(f"{', '.join(names)}: {why}" for why, names in nodes.items())
 
 
 def _about_placement(app: App, datacenters: Sequence[str]) -> list[str]:

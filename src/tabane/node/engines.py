@@ -18,6 +18,8 @@ from tabane.scheduler.placement import NodeView
 
 FEATURES = ("services", "volumes", "pods")
 """The capabilities that an app may need (`App.needs`)."""
+LONGEST = 120
+"""Characters of a reason that all nodes are told with each change of this one."""
 LATEST = 15
 """Cold starts whose median is how long one takes."""
 
@@ -25,6 +27,10 @@ LATEST = 15
 def boot_id() -> str:
     """Of the kernel that runs here: what shares it ends with it."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _shorten(reason: str) -> str:
+    return reason if len(reason) <= LONGEST else f"{reason[:LONGEST]}..."
 
 
 class Engines:
@@ -37,9 +43,9 @@ class Engines:
             for name in registry.DRIVERS
             if name != "fake"
         }
-        self.probes = dict.fromkeys(self.drivers, Probe(False, "is still being tried"))
-        self._working: tuple[EngineView, ...] = ()
-        """The preferred first."""
+        self.probes = dict.fromkeys(self.drivers, Probe(False, "it is still being tried"))
+        self._views: tuple[EngineView, ...] = ()
+        """Those that work come first, and of them the preferred."""
         self._starts: dict[str, deque[float]] = {
             name: deque(maxlen=LATEST) for name in self.drivers
         }
@@ -55,18 +61,21 @@ class Engines:
         ]
         probes = await asyncio.gather(*(self.drivers[name].probe() for name in names))
         self.probes |= zip(names, probes, strict=True)
-        working = [name for name, probe in self.probes.items() if probe.works]
-        working.sort(key=lambda name: name != self._config.driver)
-        self._working = tuple(map(self._view, working))
+        names = sorted(self.probes, key=self._rank)
+        self._views = tuple(map(self._view, names))
+
+    def _rank(self, name: str) -> tuple[bool, bool]:
+        return not self.probes[name].works, name != self._config.driver
 
     def note_start(self, name: str, took_s: float) -> None:
         """An instance was ready so long after it was decided on."""
         self._starts[name].append(took_s)
-        self._working = tuple(self._view(engine.name) for engine in self._working)
+        self._views = tuple(self._view(engine.name) for engine in self._views)
 
     def _view(self, name: str) -> EngineView:
         driver = self.drivers[name]
-        emulated = self.probes[name].emulated and not self._config.allow_emulation
+        probe = self.probes[name]
+        emulated = probe.emulated and not self._config.allow_emulation
         starts = self._starts[name]
         wake_s = median(starts) if starts else None
         able = driver.capabilities
@@ -79,11 +88,12 @@ class Engines:
             features,
             able.layer_in_memory,
             wake_s,
+            "" if probe.works else _shorten(probe.reason),
         )
 
     def driver_for(self, app: App) -> Driver:
         """Raises `Unsupported` when no driver here runs the app's class; never a weaker one."""
-        if name := pick_engine(app, self._working):
+        if name := pick_engine(app, self._views):
             return self.drivers[name]
         wanted = f"driver {app.driver}" if app.driver else f"class {app.isolation}"
         reasons = "; ".join(self._reason(app, name) for name in self.probes)
@@ -98,7 +108,7 @@ class Engines:
         """This node, as placement wants to see it."""
         return NodeView(
             self._config.key,
-            self._working,
+            self._views,
             instances,
             memory_available_bytes,
             boot_id(),

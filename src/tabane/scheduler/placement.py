@@ -20,7 +20,7 @@ class NodeView(Value, frozen=True):
 
     name: NodeName
     engines: tuple[EngineView, ...] = ()
-    """Those that work there, the preferred first."""
+    """Those that there are, the preferred first."""
     instances: int = 0
     memory_available_bytes: int | None = None
     """None: not known."""
