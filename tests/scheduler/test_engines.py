@@ -66,6 +66,13 @@ def test_a_driver_that_does_not_work_is_named() -> None:
     assert explain_none(app(driver="runc"), [CRUN]) == "has no working driver runc"
 
 
+def test_a_driver_that_does_not_work_runs_nothing_and_is_named_where_the_image_is_for_it() -> None:
+    solo5 = EngineView("solo5-spt", Class.UNIKERNEL, ("solo5",), broken="it is not installed")
+    asked = app(isolation=Class.UNIKERNEL, image_kind="solo5")
+    assert pick_engine(asked, [WASMTIME, solo5]) == ""
+    assert explain_none(asked, [WASMTIME, solo5]) == "solo5-spt does not work: it is not installed"
+
+
 CONTAINER, SANDBOX = EngineView("runc", Class.CONTAINER), EngineView("runsc", Class.SANDBOX)
 VM = EngineView("qemu", Class.VM)
 

@@ -35,10 +35,12 @@ class EngineView(Value, frozen=True, omit_defaults=True):
     """What its instances write to their own layer takes the node's memory."""
     wake_s: float | None = None
     """The median of its latest cold starts there; None: none yet."""
+    broken: str = ""
+    """Why it does not work there; empty: it does."""
 
 
 def pick_engine(app: App, engines: Iterable[EngineView]) -> str:
-    """The name of the first of a node's working engines (the preferred first) that runs `app`;
+    """The name of the first of a node's engines (the preferred first) that runs `app`;
     empty when there is none."""
     fit = [engine for engine in engines if not why_not(app, engine)]
     if app.isolation is Class.AUTO:
@@ -70,6 +72,8 @@ def why_not(app: App, engine: EngineView) -> str:
         return f"is not {app.driver}, which the app names"
     if app.kind not in engine.images:
         return f"runs no {app.kind} images"
+    if engine.broken:
+        return f"does not work: {engine.broken}"
     if lacking := [need for need in app.needs() if need not in engine.features]:
         return f"runs no app with {' and '.join(TABLES[need] for need in lacking)}"
     if engine.emulated and not app.allow_emulation:
@@ -87,8 +91,9 @@ def explain_none(app: App, engines: Iterable[EngineView]) -> str:
         return f"has no working driver for class {app.isolation}"
     if app.driver and app.driver not in (engine.name for engine in engines):
         return f"has no working driver {app.driver}"
-    same = (engine for engine in engines if engine.isolation is app.isolation)
-    return "; ".join(f"{engine.name} {why_not(app, engine)}" for engine in same)
+    meant = [engine for engine in engines if _is_meant(app, engine)]
+    fit = [engine for engine in meant if app.kind in engine.images]
+    return "; ".join(f"{engine.name} {why_not(app, engine)}" for engine in fit or meant)
 
 
 def misfit(app: App, engines: Iterable[EngineView]) -> str:
