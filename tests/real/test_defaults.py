@@ -70,6 +70,8 @@ def subject(
     kind = CLAIMS[request.param].capabilities.images[0]
     made = reading.deploy(cluster, driver, images[kind], tmp_path_factory.mktemp("app"))
     yield made
+    failures = [event for event in cluster.records("events", made.name) if "reason" in event]
+    assert failures == [], "it ended while it was read"
     assert cluster.tabane("stop", made.instance["id"]).code == 0
     wait_for(lambda: not cluster.instances(made.name), "its end")
 
