@@ -143,6 +143,28 @@ def test_a_run_knows_when_it_is_not_alone(tmp_path: Path, monkeypatch: pytest.Mo
     ours.close()
 
 
+@pytest.mark.parametrize(("starter", "found"), [("mine-3", True), ("another", False)])
+def test_a_nodes_empty_cgroup_may_be_of_somebody_who_runs_nodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, starter: str, found: bool
+) -> None:
+    monkeypatch.setattr(leaks, "CGROUPS", tmp_path)
+    monkeypatch.setattr(leaks, "PRESENCE", tmp_path / "presence")
+    monkeypatch.setattr(leaks, "SETTLE_S", 0.0)
+    presence = leaks.Presence()
+    with subprocess.Popen(
+        ["tabane.node.holder", "60"], executable="/bin/sleep", env={leaks.TEST_ID: starter}
+    ) as node:
+        monkeypatch.setattr(leaks, "all_pids", lambda: {node.pid})
+        guard = leaks.Guard("mine", machine=True, presence=presence)
+        for name in ("tabane/3f2a/tokyo-1", "tabane-test-7"):
+            (tmp_path / "pids" / name).mkdir(parents=True)
+        left = [phrase for phrase in guard.close() if phrase.startswith("cgroup ")]
+        node.kill()
+    presence.close()
+    assert f"cgroup {tmp_path}/pids/tabane-test-7" in left
+    assert (f"cgroup {tmp_path}/pids/tabane/3f2a/tokyo-1" in left) is found
+
+
 def test_other_peoples_processes_are_left_alone() -> None:
     other = subprocess.Popen(["sleep", "60"], env={leaks.TEST_ID: "someone-else"})
     try:

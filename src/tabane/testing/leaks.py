@@ -6,7 +6,8 @@ process. Other processes are known by `TABANE_TEST_ID`, which a test's offspring
 the run's directory (`/proc/PID/mountinfo`). Mounts and interfaces are compared inside namespaces
 that the test run made for itself (`enter_own_namespaces`). Cgroups cannot be had privately: a new
 one below `tabane*` is the test's if no other test run is on this machine (`Presence`) and nobody
-else's process lives in its tree.
+else's process lives in its tree; one of a node's, only if nobody else runs nodes here, as a node's
+are there before any process is in them.
 
 What is still going away (a child being reaped, a transport closing) gets `SETTLE_S` to do so.
 """
@@ -38,6 +39,8 @@ LOOP_ROUNDS = 10
 """Turns of the event loop that tasks get to end by themselves."""
 
 CGROUPS = Path("/sys/fs/cgroup")
+OF_NODES = "tabane"
+"""The cgroup above those of all nodes."""
 NETNS_DIRECTORY = "/run/netns"
 """`ip netns add` mounts it when it is first used, for good."""
 CLONE_NEWNS, CLONE_NEWNET = 0x00020000, 0x40000000
@@ -164,6 +167,15 @@ def uses_files_of(pid: int, directory: Path) -> bool:
         return False
 
 
+def runs_a_node(pid: int) -> bool:
+    """Whether a process is one of a node's own."""
+    try:
+        argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return any(word.startswith(b"tabane.node.") for word in argv)
+
+
 def describe(pid: int) -> str:
     try:
         argv = (
@@ -249,6 +261,8 @@ class Guard:
         if self.presence is None or not self.presence.is_alone():
             return False
         top = next(path for path in (cgroup, *cgroup.parents) if path.name.startswith("tabane"))
+        if top.name == OF_NODES and self._others_run_nodes():
+            return False
         tree = top.joinpath(*cgroup.relative_to(top).parts[:1])
         try:
             files = list(tree.rglob("cgroup.procs"))
@@ -259,6 +273,13 @@ class Guard:
                 if not all(self._started(int(pid)) for pid in procs.read_text().split()):
                     return False
         return True
+
+    def _others_run_nodes(self) -> bool:
+        """Whether somebody does who is none of the whole run's."""
+        run = self.test_id.partition("-")[0]
+        return any(
+            runs_a_node(pid) and starter_of(pid).partition("-")[0] != run for pid in all_pids()
+        )
 
 
 def settled(find: Callable[[], list[str]]) -> list[str]:
