@@ -71,6 +71,9 @@ RESPONSES: list[tuple[bytes, bytes, bytes]] = [
     (b"GET", b"HTTP/1.1 204 No Content\r\nContent-Length: 6\r\n\r\n", b""),
     (b"GET", b"HTTP/1.1 200\r\nContent-Length: 0\r\n\r\n", b""),
     (b"GET", b"HTTP/1.1 200 \r\nContent-Length: 0\r\nConnection: keep-alive\r\n\r\n", b""),
+    (b"GET", b"HTTP/1.1 200 OK\r\nX: y\nContent-Length: 4\n\n\n\r\n\n", b"\n\r\n\n"),
+    (b"GET", b"HTTP/1.0 200 OK\nConnection: keep-alive\nContent-Length: 1\n\r\na", b"a"),
+    (b"GET", b"HTTP/1.1 100 Continue\n\nHTTP/1.1 200 OK\nContent-Length: 1\r\n\na", b"a"),
 ]
 
 
@@ -93,6 +96,22 @@ def test_responses_do_not_depend_on_how_they_are_cut(
     assert b"".join(reader.body) == body
     assert reader.is_reusable is (not behind)
     assert reader.rest == behind
+
+
+def test_lines_that_end_in_lf_alone_are_passed_on_as_http_has_them() -> None:
+    reader = ResponseReader(b"GET")
+    reader.feed(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\nContent-Length: 0\nX: y\n\n")
+    assert reader.head is not None
+    assert (reader.head.line, reader.head.length) == (b"HTTP/1.1 200 OK", 0)
+    assert reader.head.block == b"\r\nContent-Type: text/plain\r\nX: y"
+
+
+@pytest.mark.parametrize("line", [b"X: a\rY: b\n", b"X: a\n b\n", b" X: a\n", b"X a\n", b"X: \0\n"])
+def test_what_else_is_wrong_with_such_lines_is_refused(line: bytes) -> None:
+    reader = ResponseReader(b"GET")
+    reader.feed(b"HTTP/1.1 200 OK\n" + line + b"\n")
+    assert reader.error is not None
+    assert reader.error.status == 502
 
 
 def test_a_response_until_the_close_is_complete_at_the_close() -> None:

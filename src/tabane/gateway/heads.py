@@ -7,6 +7,7 @@ few heads are remembered with their meaning: a head seen before costs a look int
 
 from __future__ import annotations
 
+import re
 from typing import TypeVar
 
 from httptools import (
@@ -33,6 +34,8 @@ from tabane.gateway.headers import (
 HEAD_BYTES = 64 << 10
 TARGET_BYTES = 16 << 10
 IDEMPOTENT = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"})
+HEAD_END = re.compile(rb"\n\r?\n")
+LONE_LF = re.compile(rb"(?<!\r)\n")
 T = TypeVar("T")
 REMEMBERED = 512
 """Heads, of each kind, of at most `REMEMBERED_BYTES` each."""
@@ -215,6 +218,25 @@ RESPONSES: Memory[ResponseHead] = Memory()
 def parse_response_head(head: bytes) -> ResponseHead:
     """Raises `BadMessage` for a head that cannot be passed on."""
     return RESPONSES.get(head) or RESPONSES.keep(head, _parse_response_head(head))
+
+
+def end_of_response_head(tail: bytes, data: bytes, start: int) -> int:
+    """Where the part of a response's head that begins at `data[start]`, behind `tail` (its last two
+    bytes), ends: behind the empty line, or with the data."""
+    if tail:
+        match = HEAD_END.search(tail + data[start : start + 2])
+        if match is not None:
+            return start + match.end() - len(tail)
+    match = HEAD_END.search(data, start)
+    return match.end() if match is not None else len(data)
+
+
+def mend_lines(head: bytes) -> bytes:
+    """A response's head, or its beginning, with CRLF where a line ends in LF alone. CGI programs
+    write such, and a recipient may take them (RFC 9112 section 2.2); requests get no such leave."""
+    if head.count(b"\n") == head.count(b"\r\n"):
+        return head
+    return LONE_LF.sub(b"\r\n", head)
 
 
 def check_response_beginning(head: bytes) -> None:

@@ -23,6 +23,8 @@ from tabane.gateway.heads import (
     ResponseHead,
     check_beginning,
     check_response_beginning,
+    end_of_response_head,
+    mend_lines,
     parse_request_head,
     parse_response_head,
 )
@@ -213,8 +215,8 @@ class ResponseReader:
     def _feed_head(self, data: bytes) -> None:
         start = 0
         while self.head is None and start < len(data):
-            end = end_of_piece(self._partial[-3:], data, start)
-            head = self._partial + data[start:end]
+            end = end_of_response_head(self._partial[-2:], data, start)
+            head = mend_lines(self._partial + data[start:end])
             start = end
             if not head.endswith(EMPTY_LINE):
                 check_response_beginning(head)
