@@ -9,8 +9,10 @@ import pytest
 from msgspec.structs import replace
 
 from tabane.clock import SYSTEM
+from tabane.errors import EngineError
 from tabane.model import PHASES, App, ExitStatus, InstanceId, Reactive, State
 from tabane.node.running import Transition
+from tabane.runtimes.api import Handle, InstanceSpec
 from tabane.runtimes.fake import Script
 from tabane.testing.pretend import NODE, PretendNode, fetch
 
@@ -122,6 +124,22 @@ async def test_a_record_that_cannot_be_read_is_not_answered_for() -> None:
         record.write_bytes(b'{"instance": {}}')
         await node.executor.recover()
         assert not record.parent.exists()
+
+
+async def test_one_that_cannot_be_taken_over_ends_and_keeps_no_agent_from_beginning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def refuse(spec: InstanceSpec, handle: Handle) -> Handle | None:
+        raise EngineError("its state cannot be read")
+
+    async with PretendNode(make_app()) as node:
+        assert (await fetch(node.port, HOST))[0] == 200
+        monkeypatch.setattr(node.driver, "recover", refuse)
+        await node.executor.recover()
+        assert node.driver.world.lives == {}
+        ends = [event.reason for event in node.events if event.state is State.ABSENT]
+        assert "its node's next agent could not take it over: its state cannot be read" in ends
+        await until(lambda: not node.links.in_use)
 
 
 async def test_what_fails_again_and_again_is_said_and_backed_off_from() -> None:

@@ -25,7 +25,7 @@ from tabane.node.readiness import describe_unready
 from tabane.node.records import Record, read_record, write_record
 from tabane.node.running import Links, Notify, Running, Services, Transition, without_end
 from tabane.runtimes import mounts
-from tabane.runtimes.api import Driver, Image, InstanceSpec
+from tabane.runtimes.api import Driver, Handle, Image, InstanceSpec
 from tabane.runtimes.cgroups import Cgroup
 from tabane.runtimes.pods import log_of
 from tabane.runtimes.volumes import VolumeFiles
@@ -413,21 +413,30 @@ class Executor:
     async def _adopt(self, record: Record) -> None:
         running = Running(record, self._driver_named(record.instance.driver))
         self._running[record.instance.id] = running
-        state, handle = record.instance.state, None
-        if state in (State.STARTING, State.READY) and record.handle is not None:
-            handle = await running.driver.recover(self.spec(record), record.handle)
+        state, handle, reason = record.instance.state, None, ""
+        try:
+            handle = await self._take_over(running)
+        except (TabaneError, OSError) as error:
+            reason = f"its node's next agent could not take it over: {error}"
         if handle is None:
-            await self._bury(running)
+            await self._bury(running, reason)
             return
         instance = replace(record.instance, pid=int(str(handle.data["pid"])))
         running.record = replace(record, handle=handle, instance=instance)
-        if record.app.services.needs_directory:
-            await self._services.open(self.spec(record))
         life = self._tasks.start(f"life {instance.id}", self._watch(running))
         if state is State.READY:
             self._notify(InstanceReady(instance))
         else:
             self._tasks.start(f"ready {instance.id}", self._await_ready(running, life))
+
+    async def _take_over(self, running: Running) -> Handle | None:
+        """What goes on of an instance; None when nothing does."""
+        record, spec, handle = running.record, self.spec(running.record), None
+        if record.instance.state in (State.STARTING, State.READY) and record.handle is not None:
+            handle = await running.driver.recover(spec, record.handle)
+        if handle is not None and record.app.services.needs_directory:
+            await self._services.open(spec)
+        return handle
 
     async def _await_ready(self, running: Running, life: asyncio.Task[None]) -> None:
         """The rest of a start that the end of an agent interrupted."""
@@ -436,10 +445,10 @@ class Executor:
         ready = self._tasks.start(f"ready {running.instance.id}", running.wait_ready())
         await self._await(running, ready, life)
 
-    async def _bury(self, running: Running) -> None:
-        """It ended before this agent began: clear it away, and say so."""
+    async def _bury(self, running: Running, reason: str = "") -> None:
+        """It ended before this agent began, or has to end: clear it away, and say so."""
         running.stopping = running.ended = True
-        reason = await self._last_words(running)
+        reason = reason or await self._last_words(running)
         await self._clean_up(running)
         record = running.record
         instance = replace(record.instance, state=State.ABSENT, reason=reason)
