@@ -72,10 +72,10 @@ def test_emulation_is_allowed_or_refused(cluster: LocalCluster, tree: Path) -> N
     assert deploy(cluster, tree, "unasked", **{"class": "microvm"}).code == 0
     answer = cluster.get("unasked")
     if probed["emulated"]:
-        assert "emulated, as " in probed["reason"]
+        assert "emulated, as " in probed["detail"]
         assert answer.status == 503 and cluster.starts("unasked") == 0
     else:
-        assert "with KVM" in probed["reason"] and answer.body == PAGE
+        assert probed["detail"] == "with KVM" and answer.body == PAGE
 
 
 def test_this_hosts_programs_are_refused(cluster: LocalCluster, tree: Path) -> None:

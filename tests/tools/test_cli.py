@@ -365,7 +365,9 @@ def test_doctor_without_a_cluster(
     tabane: Run, pretended: Pretended, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     driver = {"driver": "runc", "class": "container", "works": False, "reason": "not installed"}
-    answer = {"node": "", "lacks": ["no nft"], "drivers": [driver | {"defaults": []}]}
+    driver |= {"emulated": False, "detail": "looked everywhere"}
+    default = {"default": "seccomp", "enforced": True, "how": "by a list"}
+    answer = {"node": "", "lacks": ["no nft"], "drivers": [driver | {"defaults": [default]}]}
     monkeypatch.setattr("tabane.tools.probing.probe_machine", lambda: answer)
     pretended.begin(tokyo=b"")
     ended = tabane("doctor")
@@ -373,7 +375,13 @@ def test_doctor_without_a_cluster(
     assert ended.out.startswith(
         "this machine (no cluster runs)\na local cluster cannot run here: no"
     )
-    assert "runc (class container) does not work: not installed" in ended.out
+    heading, row, hint = ended.out.splitlines()[2:]
+    assert heading.split() == ["DRIVER", "CLASS", "WORKS", "REASON"]
+    assert row.split(maxsplit=3) == ["runc", "container", "no", "not installed"]
+    assert hint.startswith("-v ")
+    detailed = tabane("doctor", "-v").out.splitlines()
+    assert detailed[3:6] == [row, "", "runc: looked everywhere"]
+    assert detailed[-1].split(maxsplit=2) == ["seccomp", "enforced", "by a list"]
     check_refusal(tabane("doctor", "--node", "tokyo-1"), 1, "tokyo/tokyo-1")
 
 

@@ -28,6 +28,7 @@ LINES = [
     ["stop", "hello"],
     ["members"],
     ["doctor"],
+    ["doctor", "-v"],
 ]
 
 

@@ -71,6 +71,8 @@ class Probe(Value, frozen=True):
     reason: str
     emulated: bool = False
     """It works, but has to emulate a processor: an app or the node's operator must allow that."""
+    detail: str = ""
+    """What else was found out, for those who ask."""
 
 
 DEFAULTS = {

@@ -67,6 +67,7 @@ def describe(driver: Driver, probe: Probe) -> dict[str, Any]:
         "works": probe.works,
         "reason": probe.reason,
         "emulated": probe.emulated,
+        "detail": probe.detail,
         "capabilities": msgspec.to_builtins(driver.capabilities),
         "defaults": msgspec.to_builtins(driver.enforcements()),
     }

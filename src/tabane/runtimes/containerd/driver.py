@@ -141,7 +141,8 @@ class ContainerdDriver:
             import google.protobuf  # noqa: F401
             import grpclib  # noqa: F401
         except ImportError as error:
-            problem = f"the Python package {error.name} is missing: pip install tabane[containerd]"
+            package = "grpclib" if error.name == "grpclib" else "protobuf"
+            problem = f"the Python package {package} is missing: pip install tabane[containerd]"
             raise Unsupported(problem) from None
         self._daemon.check()
         if shutil.which(self._shim.program) is None:

@@ -123,7 +123,7 @@ class QemuDriver:
             try:
                 accelerator = await self._parts.accelerator(find_accelerator)
                 version = await self._parts.version()
-                self._probe = Probe(True, f"{version}, {accelerator.reason}", accelerator.emulates)
+                self._probe = Probe(True, version, accelerator.emulates, accelerator.reason)
             except (TabaneError, OSError) as error:
                 self._probe = Probe(False, str(error))
         return self._probe

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tabane.errors import NotFound, Unreachable
-from tabane.tools.cli.common import Parser, print_json, print_table, say, say_silent
+from tabane.tools.cli.common import Parser, Row, print_json, print_table, say, say_silent
 from tabane.tools.cli.places import place_of, placed
 from tabane.tools.client import Cluster
 
@@ -55,6 +55,7 @@ def _ask_doctor(root: Path | None, node: str | None) -> dict[str, Any]:
 def doctor(argv: list[str]) -> int:
     parser = Parser("doctor", "Which drivers work, how they enforce the defaults, what is missing.")
     parser.add_argument("--node", help="ask this node; else the first that answers")
+    parser.add_argument("-v", "--verbose", action="store_true", help="how each enforces them, too")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
     answer = _ask_doctor(args.root, args.node)
@@ -64,13 +65,20 @@ def doctor(argv: list[str]) -> int:
     say(f"node {answer['node']}" if answer["node"] else "this machine (no cluster runs)")
     for sentence in answer.get("lacks", ()):
         say(f"a local cluster cannot run here: {sentence}")
-    for driver in answer["drivers"]:
-        works = "works" if driver["works"] else "does not work"
+    print_table(("DRIVER", "CLASS", "WORKS", "REASON"), map(_driver_row, answer["drivers"]))
+    for driver in answer["drivers"] if args.verbose else ():
         print()
-        say(f"{driver['driver']} (class {driver['class']}) {works}: {driver['reason']}")
+        say(f"{driver['driver']}: {driver['detail'] or driver['reason']}")
         rows = [
             (d["default"], "enforced" if d["enforced"] else "no", d["how"])
             for d in driver["defaults"]
         ]
         print_table(("DEFAULT", "", "HOW"), rows)
+    if not args.verbose:
+        say("-v tells how each enforces the security defaults")
     return 0
+
+
+def _driver_row(driver: Row) -> tuple[object, ...]:
+    works = "emulated" if driver["emulated"] else "yes" if driver["works"] else "no"
+    return driver["driver"], driver["class"], works, driver["reason"]
