@@ -23,7 +23,7 @@ from tabane.runtimes.api import Image, User
 from tabane.runtimes.cgroups import Cgroup
 from tabane.runtimes.process import is_same, start_ticks
 from tabane.runtimes.qemu import kernel
-from tabane.runtimes.qemu.disks import disk_of, make_image_disk
+from tabane.runtimes.qemu.disks import copy_sparse, disk_of, make_image_disk
 from tabane.runtimes.qemu.machine import OVERHEAD_BYTES, memory_for
 from tabane.runtimes.qemu.parts import INNER_ID
 from tabane.testing.containers import BUSYBOX, ID_BASE, make_tree, open_directory
@@ -406,6 +406,29 @@ async def test_killed_in_the_middle_of_a_stop(bench: MachineBench) -> None:
         assert await inside.driver.wait(inside.handle) == ExitStatus(signal=signal.SIGKILL)
         (storage,) = inside.spec.volumes
         assert read_again(storage.file, "cat data/file") == "kept\n"
+
+
+async def test_a_volume_on_a_full_disk_of_the_node(bench: MachineBench, tmp_path: Path) -> None:
+    """The program is told, and its machine neither stands still nor is in the way of its end."""
+    app = make_app(("sleep", "1000"), volumes=VOLUMES[:1])
+    async with make_machine(bench.ground, bench.image, app) as spec:
+        mounts.mount("tmpfs", tmp_path, "size=3m")
+        (storage,) = spec.volumes
+        small = replace(storage, file=tmp_path / "volume.ext4")
+        copy_sparse(storage.file, small.file)
+        spec = replace(spec, volumes=(small,))
+        handle = await bench.driver.prepare(spec)
+        try:
+            handle = await bench.driver.start(spec, handle)
+            inside = Running(bench.driver, spec, handle)
+            fill = "dd if=/dev/zero of=/srv/v0/file bs=1M count=6 conv=fsync"
+            assert "Input/output error" in await inside.run(fill)
+            await bench.driver.stop(handle, PATIENCE_S)
+            assert (await inside.end())[0] == ExitStatus(signal=signal.SIGTERM)
+        finally:
+            await bench.driver.destroy(handle)
+            mounts.unmount(tmp_path)
+        assert bench.left_of(spec) == []
 
 
 async def test_disks_that_are_broken(bench: MachineBench, ground: Path) -> None:
