@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.tools.answers import APP, INSTANCE, MEMBER, WAKE, answer
+from tests.tools.answers import APP, EVENT, INSTANCE, MEMBER, WAKE, answer
 from tests.tools.conftest import APP_FILE, EVIL, Pretended, Run, check_refusal, reply
 
 from tabane.api.frames import BEGIN, CLIENTS, Parser
@@ -25,6 +25,7 @@ LINES = [
     ["wakes"],
     ["wakes", "hello"],
     ["events"],
+    ["events", "hello"],
     ["stop", "hello"],
     ["members"],
     ["doctor"],
@@ -73,13 +74,33 @@ def test_wakes_in_json_say_who_is_silent(tabane: Run, pretended: Pretended) -> N
     assert (ended.code, ended.err) == (1, "tabane: no answer from osaka/osaka-1\n")
 
 
-def test_wakes_of_an_app_that_is_not_there(tabane: Run, pretended: Pretended) -> None:
+@pytest.mark.parametrize("command", ["wakes", "events"])
+def test_records_of_one_app_are_its_latest(command: str, tabane: Run, pretended: Pretended) -> None:
+    record = EVENT | WAKE | {"trust": "trusted"}
+    mine = [record | {"instance": str(number)} for number in range(3)]
+    told = {"records": [*mine, record | {"app": "default/other"}], "silent": []}
+    pretended.begin(tokyo=reply(told))
+    shown = tabane(command, "hello", "-n", "2").out
+    assert ("trusted" in shown, "other" in shown) == (command == "wakes", False)
+    found = tabane(command, "hello", "-n", "2", "--json").out
+    lines = (
+        json.loads(found)["wakes"]
+        if command == "wakes"
+        else map(json.loads, found.split("\n")[:-1])
+    )
+    assert [line["instance"] for line in lines] == ["1", "2"]
+
+
+@pytest.mark.parametrize("command", ["wakes", "events"])
+def test_records_of_an_app_that_is_not_there(
+    command: str, tabane: Run, pretended: Pretended
+) -> None:
     def nobody(line: str, body: bytes) -> bytes:
         missing = reply({"error": "not_found", "message": "there is no app default/x"}, 404)
         return missing if "/apps/" in line else answer(line, body)
 
     pretended.begin(tokyo=nobody)
-    check_refusal(tabane("wakes", "x"), 1, "wakes: there is no app default/x")
+    check_refusal(tabane(command, "x"), 1, f"{command}: there is no app default/x")
 
 
 def test_stop_goes_on_when_one_instance_is_gone(tabane: Run, pretended: Pretended) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tests.tools.answers import APP, INSTANCE
+from tests.tools.answers import APP, INSTANCE, WAKE
 from tests.tools.conftest import Pretended, Run, reply
 
 SHOWN = {key: [] for key in ("advice", "instances", "homes", "wakes", "events")}
@@ -28,3 +28,13 @@ def test_volumes_are_shown_with_their_node(
     shown = tabane("show", "hello")
     assert f"\n  volume    data at /srv, 1GiB, on osaka/osaka-1{end}\n" in shown.out
     assert shown.code == len(silent)
+
+
+def test_class_and_trust_that_were_chosen_are_shown(tabane: Run, pretended: Pretended) -> None:
+    """Of an app of class `auto` it is the instances that have them."""
+    instance = INSTANCE | {"isolation": "sandbox", "driver": "runsc", "trust": "anonymous"}
+    told = {"app": APP, "instances": [instance], "wakes": [WAKE | {"trust": "trusted"}]}
+    pretended.begin(tokyo=reply(SHOWN | told | {"silent": []}))
+    lines = [line.split() for line in tabane("show", "hello").out.splitlines()]
+    assert ["sandbox", "runsc", "anonymous"] in [line[5:8] for line in lines]
+    assert "trusted" in [line[2] for line in lines if len(line) > 2]

@@ -237,7 +237,9 @@ def _show_instances(instances: list[dict[str, Any]]) -> None:
         "NODE",
         "STATE",
         "REVISION",
+        "CLASS",
         "DRIVER",
+        "TRUST",
         "ADDRESS",
         "PID",
         "AGE",
@@ -249,7 +251,9 @@ def _show_instances(instances: list[dict[str, Any]]) -> None:
             *place_of(i),
             "paused" if i.get("paused") else i["state"],
             i["revision"],
+            i.get("isolation", "-"),
             i.get("driver", "-"),
+            i.get("trust") or "-",
             i.get("address", "-"),
             i.get("pid", "-"),
             format_age(i["age_s"]),
@@ -272,11 +276,12 @@ def _show_events(events: list[dict[str, Any]]) -> None:
 
 def _show_wakes(wakes: list[dict[str, Any]]) -> None:
     print(f"\nlatest wakes ({len(wakes)})")
-    headings = ("AT", "GATEWAY", "OPTION", "TOTAL_MS", "OUTCOME")
+    headings = ("AT", "GATEWAY", "TRUST", "OPTION", "TOTAL_MS", "OUTCOME")
     rows = [
         (
             format_at(w["at"]),
             w["gateway"],
+            w.get("trust") or "-",
             w["option"],
             format_us(w["total_us"]),
             w.get("outcome", "ok"),

@@ -26,7 +26,7 @@ DEADLINE_S = 1.0
 """Who waits for names in the middle of typing does not wait longer."""
 VALUES = {"--dc": "datacenters", "--node": "nodes", "--app": "apps"}
 WORDS = {
-    **dict.fromkeys(("show", "why", "rm", "scale", "wakes"), "apps"),
+    **dict.fromkeys(("show", "why", "rm", "scale", "wakes", "events"), "apps"),
     **dict.fromkeys(("stop", "logs"), "targets"),
     **dict.fromkeys(("kill", "renice", "pstree"), "instances"),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tabane.tools.cli.common import (
     Parser,
@@ -19,6 +19,9 @@ from tabane.tools.cli.common import (
 from tabane.tools.cli.places import place_of, placed, short
 from tabane.tools.client import Cluster
 
+if TYPE_CHECKING:
+    import argparse
+
 PHASES = ("queue", "decide", "network", "filesystem", "engine", "boot", "ready", "first_byte")
 MAX_RECORDS = 2000
 LATEST = f"the latest N (nodes keep {MAX_RECORDS} at the most)"
@@ -30,27 +33,36 @@ def wakes(argv: list[str]) -> int:
     parser.add_argument("-n", "--limit", type=whole(1), default=20, metavar="N", help=LATEST)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
-    key = None if args.app is None else app_key(args.app)
-    cluster = Cluster(args.root)
-    answer = cluster.get(f"/api/v1/wakes?limit={MAX_RECORDS if key else args.limit}")
-    records = [wake for wake in answer["records"] if key in (None, wake["app"])][-args.limit :]
-    if key and not records:
-        cluster.get(f"/api/v1/apps/{key}")  # raises `NotFound` for a name nobody has
+    answer = _latest(Cluster(args.root), "wakes", args)
     if args.json:
-        print_json({"wakes": [*map(placed, records)], "silent": answer["silent"]})
+        print_json({"wakes": [*map(placed, answer["records"])], "silent": answer["silent"]})
     else:
         headings = (
             "AT",
             "DC",
             "NODE",
             "APP",
+            "TRUST",
             "OPTION",
             "TOTAL_MS",
             *(p.upper() for p in PHASES),
             "OUTCOME",
         )
-        print_table(headings, [_wake_row(wake) for wake in records])
+        print_table(headings, [_wake_row(wake) for wake in answer["records"]])
     return say_silent(answer["silent"])
+
+
+def _latest(cluster: Cluster, kind: str, args: argparse.Namespace) -> dict[str, Any]:
+    """The latest records, of one app where one is named. Raises `NotFound` for a name of none."""
+    if args.app is None:
+        told: dict[str, Any] = cluster.get(f"/api/v1/{kind}?limit={args.limit}")
+        return told
+    key = app_key(args.app)
+    answer = cluster.get(f"/api/v1/{kind}?limit={MAX_RECORDS}")
+    records = [record for record in answer["records"] if record["app"] == key]
+    if not records:
+        cluster.get(f"/api/v1/apps/{key}")
+    return {**answer, "records": records[-args.limit :]}
 
 
 def _wake_row(wake: dict[str, Any]) -> tuple[object, ...]:
@@ -58,6 +70,7 @@ def _wake_row(wake: dict[str, Any]) -> tuple[object, ...]:
         format_at(wake["at"]),
         *(name or "-" for name in place_of(wake)),
         short(wake["app"]),
+        wake.get("trust") or "-",
         wake["option"],
         format_us(wake["total_us"]),
         *(format_us(wake["phases_us"].get(phase, 0)) for phase in PHASES),
@@ -67,23 +80,24 @@ def _wake_row(wake: dict[str, Any]) -> tuple[object, ...]:
 
 def events(argv: list[str]) -> int:
     parser = Parser("events", "What happened to instances.")
+    parser.add_argument("app", nargs="?", help="only to this app's")
     parser.add_argument("-f", "--follow", action="store_true", help="go on until interrupted")
     parser.add_argument("-n", "--limit", type=whole(1), default=50, metavar="N", help=LATEST)
     parser.add_argument("--json", action="store_true", help="one object a line")
     args = parser.parse_args(argv)
     cluster = Cluster(args.root)
-    path = f"/api/v1/events?limit={args.limit}"
     if not args.follow:
-        return _print_events(cluster.get(path), args.json)
+        return _print_events(_latest(cluster, "events", args), args.json)
     with cluster.stream("/api/v1/events?follow=true") as lines:
-        answer = cluster.get(path)
+        answer = _latest(cluster, "events", args)
         code = _print_events(answer, args.json)
         for event in map(json.loads, lines):
             if "error" in event:
                 from tabane.api.problems import parse_body
 
                 raise parse_body(200, event)
-            if event not in answer["records"]:
+            is_meant = args.app is None or event["app"] == app_key(args.app)
+            if is_meant and event not in answer["records"]:
                 _print_event(event, args.json)
     return code
 
