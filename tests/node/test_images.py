@@ -162,6 +162,19 @@ async def test_what_a_registry_says_is_passed_on(nodes: ImageNodes, there: Prete
             await nodes[key].images.prepare(digest, SOURCE)
 
 
+async def test_of_a_registry_on_loopback_it_is_told_which_node_looked_there(
+    nodes: ImageNodes, there: PretendRegistry
+) -> None:
+    there.problem = Unreachable("127.0.0.1:5000 cannot be reached")
+    with pytest.raises(Unreachable) as caught:
+        await nodes[KEYS[0]].images.pull(Wanted(source="docker://127.0.0.1:5000/app"), unheard)
+    machine = nodes[KEYS[0]].config.cluster.network.host_address
+    assert caught.value.message == (
+        f"on {KEYS[0]} 127.0.0.1:5000 cannot be reached: loopback is each node's own, "
+        f"name the registry by an address that nodes reach ({machine}: this machine)"
+    )
+
+
 async def test_a_blob_that_was_damaged_on_a_node_is_not_taken(
     nodes: ImageNodes, there: PretendRegistry, tmp_path: Path
 ) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
@@ -23,6 +24,7 @@ from tabane.errors import (
     Denied,
     NotFound,
     TabaneError,
+    Unreachable,
     Unsupported,
     error_of,
 )
@@ -135,7 +137,8 @@ class NodeImages:
         if not wanted.digest:
             reference = parse_reference(wanted.source)
             tell(Progress("resolve", reference.host))
-            image = await registry.resolve(reference, wanted.auth)
+            with self._telling_where(reference):
+                image = await registry.resolve(reference, wanted.auth)
             wanted = msgspec.structs.replace(wanted, digest=image.digest)
         await self.bring(wanted, tell)
         return wanted.digest
@@ -211,7 +214,8 @@ class NodeImages:
                     tell(msgspec.convert(said, Progress))
 
     async def _pull(self, reference: Reference, wanted: Wanted, tell: Tell) -> None:
-        image = await registry.resolve(reference, wanted.auth)
+        with self._telling_where(reference):
+            image = await registry.resolve(reference, wanted.auth)
         async with self.store.receive() as incoming:
             await registry.fetch(image, incoming, tell, wanted.auth, self._agent.clock)
             await self.store.adopt(incoming, image.digest, wanted.source)
@@ -223,7 +227,22 @@ class NodeImages:
             for blob in blobs:
                 if not incoming.take_known(blob):
                     raise NotFound(f"image {digest} was removed meanwhile: pull it again")
-            await registry.push(incoming, digest, reference, tell, auth, self._agent.clock)
+            with self._telling_where(reference):
+                await registry.push(incoming, digest, reference, tell, auth, self._agent.clock)
+
+    @contextmanager
+    def _telling_where(self, reference: Reference) -> Iterator[None]:
+        """A registry on loopback is another one on each node: name the node that looked there."""
+        try:
+            yield
+        except Unreachable as error:
+            if not reference.is_local:
+                raise
+            config = self._agent.config
+            problem = f"on {config.key} {error.message}: loopback is each node's own"
+            machine = config.cluster.network.host_address
+            hint = f"name the registry by an address that nodes reach ({machine}: this machine)"
+            raise Unreachable(f"{problem}, {hint}") from None
 
     # Going
 
