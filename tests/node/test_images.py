@@ -162,6 +162,18 @@ async def test_what_a_registry_says_is_passed_on(nodes: ImageNodes, there: Prete
             await nodes[key].images.prepare(digest, SOURCE)
 
 
+async def test_an_image_keeps_every_name_by_which_it_was_pulled(
+    nodes: ImageNodes, there: PretendRegistry
+) -> None:
+    node, other = nodes[KEYS[0]], "docker://registry.test/team/other:2"
+    digest = await node.images.pull(Wanted(source=SOURCE), unheard)
+    for _ in range(2):
+        assert await node.images.pull(Wanted(source=other), unheard) == digest
+    described = node.images.store.describe(digest)
+    assert (described.source, described.sources) == (SOURCE, (SOURCE, other))
+    assert len({path.name for path in node.config.paths.images.glob("images/*")}) == 1
+
+
 async def test_of_a_registry_on_loopback_it_is_told_which_node_looked_there(
     nodes: ImageNodes, there: PretendRegistry
 ) -> None:

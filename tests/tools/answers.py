@@ -47,6 +47,7 @@ HOME |= {"problem": EVIL, "callers": EVIL, "placement": [EVIL]}
 DRIVER = {"driver": EVIL, "class": EVIL, "works": False, "reason": EVIL, "emulated": False}
 DRIVER |= {"detail": EVIL, "defaults": [{"default": EVIL, "enforced": True, "how": EVIL}]}
 IMAGE = {"node": "tokyo/tokyo-1", "digest": "sha256:" + "a" * 64, "kind": EVIL, "source": EVIL}
+IMAGE |= {"sources": [EVIL]}
 IMAGE |= {"bytes": 5, "unpacked_bytes": 5, "used_at": 0.0, "apps": [EVIL], "instances": []}
 STORE = {"node": "tokyo/tokyo-1", "used_bytes": 5, "limit_bytes": 10}
 MEMBER = {"node": EVIL, "gateway": EVIL, "asked": False, "linked": True, "control": True}

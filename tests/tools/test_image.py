@@ -19,10 +19,11 @@ from tabane.tools.cli.images import find
 
 ONE, TWO = "sha256:" + "1a" * 32, "sha256:" + "1b" * 32
 SOURCE = "docker://registry.test/team/app:1"
+OTHER = "docker://127.0.0.1:5000/me/tree:1"
 ROWS = [
-    IMAGE | {"digest": ONE, "node": "tokyo/tokyo-1", "source": SOURCE, "kind": "linux"},
-    IMAGE | {"digest": ONE, "node": "osaka/osaka-1", "source": "", "kind": "linux"},
-    IMAGE | {"digest": TWO, "node": "osaka/osaka-1", "source": "rootfs:x", "kind": "wasm"},
+    IMAGE | {"digest": ONE, "node": "tokyo/tokyo-1", "sources": [SOURCE], "kind": "linux"},
+    IMAGE | {"digest": ONE, "node": "osaka/osaka-1", "sources": [OTHER], "kind": "linux"},
+    IMAGE | {"digest": TWO, "node": "osaka/osaka-1", "sources": ["rootfs:x"], "kind": "wasm"},
 ]
 STORES = [
     {"node": f"{dc}/{dc}-1", "used_bytes": 5 << 20, "limit_bytes": 1 << 30}
@@ -87,7 +88,7 @@ def test_ls(tabane: Run, node: Node) -> None:
     lines = [line.split() for line in ended.out.splitlines()]
     assert lines[0] == ["DIGEST", "KIND", "SIZE", "UNPACKED", "NODES", "APPS", "USED", "SOURCE"]
     assert lines[1][:5] == ["1a" * 6, "linux", "5B", "5B", "tokyo-1,osaka-1"]
-    assert lines[1][-1] == SOURCE and lines[2][0] == "1b" * 6
+    assert lines[1][-2:] == [SOURCE, "(+1)"] and lines[2][0] == "1b" * 6
     assert lines[4] == ["NODE", "USED", "QUOTA"]
     assert lines[5] == ["tokyo/tokyo-1", "5.0Mi", "1.0Gi"]
     ended = tabane("image", "ls", "--node", "tokyo-1", "--json")
@@ -103,6 +104,7 @@ def test_ls(tabane: Run, node: Node) -> None:
         (ONE, ONE),
         (TWO[:20], TWO),
         (SOURCE, ONE),
+        (OTHER, ONE),
         ("registry.test/team/app:1", ONE),
         ("rootfs:x", TWO),
     ],
@@ -112,10 +114,12 @@ def test_what_an_image_may_be_called(name: str, digest: str) -> None:
 
 
 def test_what_no_image_or_several_are_called() -> None:
-    for name in ("1a1", "", "2222", "registry.test", "sha256:"):
+    with pytest.raises(UsageError, match="'1a1': write 4 digits or more"):
+        find(ROWS, "1a1")
+    for name in ("", "2222", "registry.test", "sha256:"):
         with pytest.raises(NotFound, match="no node has an image"):
             find(ROWS, name)
-    rows = [IMAGE | {"digest": digest, "source": SOURCE} for digest in (ONE, TWO)]
+    rows = [IMAGE | {"digest": digest, "sources": [SOURCE]} for digest in (ONE, TWO)]
     with pytest.raises(UsageError, match=f"several images: write more of one of {'1a' * 6}"):
         find(rows, SOURCE)
 

@@ -38,20 +38,28 @@ from tabane.runtimes.api import Image
 log = logging.getLogger(__name__)
 
 HOST = "host"
+MOST_SOURCES = 16
 USED_S = 60.0
 """That an image is used is written down so often at the most."""
 
 
 class Marker(Value, frozen=True):
-    """The file of an image. `digests`: of its manifest, its configuration, its layers."""
+    """The file of an image. `digests`: of its manifest, its configuration, its layers; `sources`:
+    where it came from, and what else it was asked for by, the latest last."""
 
     digests: tuple[str, ...]
-    source: str = ""
+    sources: tuple[str, ...] = ()
+
+    def named(self, *sources: str) -> Marker:
+        """With these among its sources."""
+        fresh = [one for one in sources if one and one not in self.sources]
+        return Marker(self.digests, (*self.sources, *fresh)[-MOST_SOURCES:])
 
 
 class StoredImage(Value, frozen=True):
-    """An image here. `bytes`: of its blobs, some of which it may share; `unpacked_bytes`: of its
-    tree and of what drivers keep beside it; `used_at`: when it was last asked for."""
+    """An image here. `source`: the first of its `sources`; `bytes`: of its blobs, some of which it
+    may share; `unpacked_bytes`: of its tree and of what drivers keep beside it; `used_at`: when it
+    was last asked for."""
 
     digest: str
     kind: str
@@ -59,6 +67,7 @@ class StoredImage(Value, frozen=True):
     bytes: int
     unpacked_bytes: int
     used_at: float
+    sources: tuple[str, ...] = ()
 
 
 class ImageStore:
@@ -114,10 +123,11 @@ class ImageStore:
         return StoredImage(
             digest,
             self.config(digest).platform.kind,
-            marker.source,
+            marker.sources[0] if marker.sources else "",
             sum(self.blob(one).stat().st_size for one in marker.digests),
             trees.measure(self._tree(digest)),
             self._marker(digest).stat().st_mtime,
+            marker.sources,
         )
 
     def manifest(self, digest: str) -> oci.Manifest:
@@ -155,7 +165,7 @@ class ImageStore:
         where it came from.
 
         Raises `Corrupt` when a blob is not what its name says or the stream breaks off, `NoRoom`,
-        and `UsageError` when it cannot run here. Importing what is here already changes nothing.
+        and `UsageError` when it cannot run here. Of what is here already only the name is noted.
         """
         async with self.receive() as incoming:
             archive = source if isinstance(source, Path) else incoming.place / "archive"
@@ -169,21 +179,34 @@ class ImageStore:
         `import_layout`."""
         digests = await asyncio.to_thread(incoming.verify, digest)
         async with self._changing:
-            await asyncio.to_thread(self._adopt, incoming, Marker(digests, source))
+            before = self._read(digest).sources if self.has(digest) else ()
+            marker = Marker(digests).named(*before, source)
+            await asyncio.to_thread(self._adopt, incoming, marker)
         return digest
+
+    async def name(self, digest: str, source: str) -> None:
+        """Note that an image here was also asked for as `source`; nothing, when it is gone."""
+        async with self._changing:
+            marker = self._read(digest) if self.has(digest) else None
+            if marker is not None and (named := marker.named(source)) != marker:
+                async with self.receive() as incoming:
+                    await asyncio.to_thread(self._write_marker, incoming, named)
 
     def _adopt(self, incoming: Incoming, marker: Marker) -> None:
         for blob in marker.digests:
             path = incoming.path(blob)
             sync_file(path)
             path.replace(self.blob(blob))
+        self._write_marker(incoming, marker)
+        incoming.claim.bytes = 0
+        self.measure()
+
+    def _write_marker(self, incoming: Incoming, marker: Marker) -> None:
         scratch = incoming.place / "marker"
         scratch.write_bytes(msgspec.json.encode(marker))
         sync_file(scratch)
         scratch.replace(self._marker(marker.digests[0]))
         self._write_use(marker.digests[0], self._clock.wall())
-        incoming.claim.bytes = 0
-        self.measure()
 
     def export(self, digest: str) -> Iterator[bytes]:
         """The image as a tar stream for another store's `import_layout`. Raises `NotFound`."""

@@ -149,6 +149,7 @@ class NodeImages:
         if not self.store.has(wanted.digest):
             work = lambda tell: self._with_room(lambda: self._bring(wanted, tell))  # noqa: E731
             await self._flights.join(wanted.digest, work, tell)
+        await self.store.name(wanted.digest, wanted.source)
 
     async def _bring(self, wanted: Wanted, tell: Tell) -> None:
         problems = []

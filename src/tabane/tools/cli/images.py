@@ -51,7 +51,7 @@ def image(argv: list[str]) -> int:
     parser = Parser("image", "Images: what nodes have, bringing them, and removing them.")
     forms = [f"{name} {words}".strip() for name, (words, _) in ACTIONS.items()]
     parser.usage = "tabane image " + "\n       tabane image ".join(forms)
-    parser.add_argument("--node", metavar="NODE", help="only this node")
+    parser.add_argument("--node", metavar="NODE", help="only this node; not of push")
     parser.add_argument("--all", action="store_true", help="pull: to all nodes")
     parser.add_argument("--authfile", metavar="FILE", help="logins of registries, for this once")
     parser.add_argument("-n", "--dry-run", action="store_true", help="gc: only say what it is")
@@ -130,7 +130,8 @@ def _summary(rows: list[Row]) -> tuple[object, ...]:
     nodes = [row["node"].partition("/")[2] for row in rows]
     more = f",+{len(nodes) - SHOWN_NODES}" if len(nodes) > SHOWN_NODES else ""
     used_at = max(row["used_at"] for row in rows)
-    sources = [row["source"] for row in rows if row["source"]]
+    sources = _sources(rows)
+    others = f" (+{len(sources) - 1})" if len(sources) > 1 else ""
     return (
         _digits(rows[0]["digest"]),
         rows[0]["kind"],
@@ -139,8 +140,13 @@ def _summary(rows: list[Row]) -> tuple[object, ...]:
         ",".join(nodes[:SHOWN_NODES]) + more,
         ",".join(map(short, rows[0]["apps"])) or "-",
         format_age(SYSTEM.wall() - used_at),
-        sources[0] if sources else "-",
+        sources[0] + others if sources else "-",
     )
+
+
+def _sources(rows: list[Row]) -> list[str]:
+    """All names of an image, each once."""
+    return list(dict.fromkeys(source for row in rows for source in row["sources"]))
 
 
 def _digits(digest: str) -> str:
@@ -153,12 +159,15 @@ def find(rows: Iterable[Row], name: str) -> list[Row]:
     groups = _by_digest(rows)
     digits = name.removeprefix("sha256:")
     by_digest = len(digits) >= LEAST_DIGITS
+    are_digits = digits and set(digits) <= set("0123456789abcdef")
     found = {
         digest: group
         for digest, group in groups.items()
         if (by_digest and digest.removeprefix("sha256:").startswith(digits))
-        or any(row["source"] in (name, f"docker://{name}") for row in group if row["source"])
+        or not {name, f"docker://{name}"}.isdisjoint(_sources(group))
     }
+    if not found and are_digits and not by_digest:
+        raise UsageError(f"{name!r}: write {LEAST_DIGITS} digits or more of an image's digest")
     if not found:
         raise NotFound(f"no node has an image {name!r}: look with `tabane image ls`")
     if len(found) > 1:
