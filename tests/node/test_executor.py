@@ -15,7 +15,7 @@ from tabane.gateway.activation import InstanceEnded
 from tabane.model import App, AppName, Container, Generation, Instance, InstanceId, NodeName, State
 from tabane.node.instances import Executor
 from tabane.node.records import Record, write_record
-from tabane.node.running import Transition
+from tabane.node.running import Running, Transition
 from tabane.runtimes.api import Image, InstanceSpec, Link
 from tabane.runtimes.fake import FakeDriver, Script
 from tabane.runtimes.pods import Pods
@@ -57,6 +57,8 @@ class Node:
         self.driver = Pods(self.fake)
         self.ends: list[InstanceEnded] = []
         self.says: list[Transition] = []
+        self.overs: list[tuple[bool, bool]] = []
+        """Of what was said to run no more: whether silently, whether before it was cleared away."""
         self.images: list[str] = []
         self.directory = directory / "run"
         self.directory.mkdir()
@@ -72,6 +74,7 @@ class Node:
             tasks=tasks,
             notify=self.on_notice,
             on_change=self.says.append,
+            on_over=self.on_over,
         )
 
     async def prepare_image(self, app: App) -> Image:
@@ -81,6 +84,9 @@ class Node:
     def on_notice(self, notice: Any) -> None:
         if isinstance(notice, InstanceEnded):
             self.ends.append(notice)
+
+    def on_over(self, running: Running) -> None:
+        self.overs.append((running.is_silent, bool(self.fake.world.lives)))
 
     def record(self, app: App, state: State = State.PREPARING) -> Record:
         generation = Generation("one", ID, 1)
@@ -159,3 +165,29 @@ async def test_what_its_driver_refuses(node: Node) -> None:
     with pytest.raises(Unsupported, match=r"^container cache: default/web.cache: the fake driver"):
         await node.driver.prepare(node.executor.spec(record))
     assert not node.fake.world.lives
+
+
+@pytest.mark.parametrize("own_stack", [True, False])
+@pytest.mark.parametrize("how", ["failed", "stopped"])
+async def test_what_runs_no_more_is_told_before_it_is_cleared_away(
+    node: Node, own_stack: bool, how: str
+) -> None:
+    """And kept in mind with its address, for gateways that ask later."""
+    node.driver.capabilities = replace(node.fake.capabilities, own_stack=own_stack)
+    node.executor.start(replace(APP, containers=(), port=None), ID, SYSTEM.now())
+
+    async def ready() -> bool:
+        return node.executor.runs(ID) and node.executor.get(ID).instance.state is State.READY
+
+    await until(ready)
+    assert node.executor.silent() == [] == node.overs
+    if how == "failed":
+        node.fake.world.lives[ID].end(Script().dies)
+    else:
+        node.executor.stop(ID, "asked for")
+    assert (await node.ended()).failed is (how == "failed")
+    assert node.overs == [(own_stack, True)]
+    generation = node.executor.get(ID).instance.generation
+    assert node.executor.silent() == ([generation] if own_stack else [])
+    node.executor.release(ID)
+    assert node.executor.silent() == []

@@ -84,3 +84,15 @@ def test_what_others_granted_is_given_up_without_a_hub(rig: Rig) -> None:
     instance = rig.granted_by(OTHER)
     rig.hub.connected = False
     assert rig.given_up() == [instance]
+
+
+def test_what_ended_with_its_network_stack_is_broken_off(rig: Rig) -> None:
+    told: list[tuple[frozenset[str], bool]] = []
+    part = SimpleNamespace(break_off=lambda dead, *, complete: told.append((dead, complete)))
+    rig.process.gateways = [part, part]  # type: ignore[list-item]
+    dead = Generation("incarnation", InstanceId("a"), 1)
+    for complete in (False, True):
+        message = say.LocalInstances((), complete=complete, dead=(dead,))
+        data = say.encode(message)
+        rig.process._on_message(SimpleNamespace(data=data, sender=agent_of(OWN)))  # type: ignore[arg-type]
+    assert told == [(frozenset({str(dead)}), False)] * 2 + [(frozenset({str(dead)}), True)] * 2

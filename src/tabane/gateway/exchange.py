@@ -13,7 +13,7 @@ that it can tell), `abandon` (the client left) or with its tunnel; each releases
 
 Sent again to another instance is a request of which no byte was written to an app's connection, or
 which is idempotent, has all of its body here and got no byte back. When a kept connection breaks,
-that says nothing of the instance: then the same slot is tried with a new connection.
+that says nothing of the instance, unless that ended: the same slot is tried with a new connection.
 """
 
 from __future__ import annotations
@@ -354,7 +354,7 @@ class Exchange:
         slot, upstream = self._slot, self._upstream
         assert slot is not None
         assert upstream is not None
-        same_slot = upstream.is_used
+        same_slot = upstream.is_used and not upstream.is_dead
         if (
             self.stage is SENT
             and self._is_safe

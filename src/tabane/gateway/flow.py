@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
+import os
 import select
+import socket
 import sys
 import termios
 from typing import cast
@@ -15,12 +18,14 @@ _NEWS = select.POLLIN | select.POLLRDHUP
 class Flow(asyncio.Protocol):
     """A connection whose `is_full` says that the other side takes no more bytes for now."""
 
-    __slots__ = ("_waiting_bytes", "is_full", "reads", "transport")
+    __slots__ = ("_waiting_bytes", "is_dead", "is_full", "reads", "transport")
 
     transport: asyncio.Transport
 
     def __init__(self) -> None:
         self.is_full = False
+        self.is_dead = False
+        """The other side has ended: the end of what it sent is no end in good order."""
         self.reads = True
         self._waiting_bytes = 0
 
@@ -36,6 +41,19 @@ class Flow(asyncio.Protocol):
             self.transport.resume_reading()
         else:
             self.transport.pause_reading()
+
+    def break_off(self) -> None:
+        """The other side ended with its network stack, so neither FIN nor RST will come: read what
+        it sent, then take the connection as reset. Idempotent."""
+        self.is_dead = True
+        if self.transport.is_closing():
+            return
+        with socket.socket(fileno=os.dup(self._fileno())) as same:
+            try:
+                same.shutdown(socket.SHUT_RD)
+            except OSError as error:
+                if error.errno != errno.ENOTCONN:  # then it is reset already
+                    raise
 
     def pause_writing(self) -> None:
         self.is_full = True

@@ -19,6 +19,7 @@ from tabane.gateway.api import Router
 from tabane.gateway.client import Client
 from tabane.gateway.exchange import Exchange
 from tabane.gateway.limits import AccessRecord, HttpCounters, HttpLimits
+from tabane.gateway.tunnel import Tunnel
 from tabane.gateway.upstream import Pools
 from tabane.model import app_of_cohort
 from tabane.supervise import Supervisor
@@ -108,6 +109,14 @@ class HttpGateway:
         """Close now the kept connections that the router wants closed, as each second anyway."""
         self._kicked_at = self.now
         self.pools.close_gone(self.router.pools_gone())
+
+    def break_off(self, dead: frozenset[str], *, complete: bool) -> None:
+        """The instances of these pools ended with their network stacks: requests in flight there
+        go on as if their connections were reset. `complete`: those of no other pools have."""
+        self.pools.break_off(dead, complete=complete)
+        for connection in tuple(self.connections):
+            if isinstance(connection, Tunnel) and connection.pool in dead:
+                connection.break_off()
 
     async def drain(self, deadline_s: float) -> None:
         """Accept no more, let requests in flight end, at most for `deadline_s`, then close."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tabane.gateway.flow import Flow
+from tabane.gateway.upstream import Upstream
 
 
 class _End(Flow):
@@ -19,6 +20,7 @@ class _End(Flow):
         self.tunnel = tunnel
         self.transport = flow.transport
         self.is_full = flow.is_full
+        self.is_dead = flow.is_dead
         self.reads = flow.reads
         self.bytes = 0
         self.was_closed = False
@@ -31,6 +33,9 @@ class _End(Flow):
             self.other.transport.write(data)
 
     def eof_received(self) -> bool:
+        if self.is_dead:
+            self.transport.abort()
+            return False
         self.was_closed = True
         if self.other.was_closed:
             self.tunnel.close()
@@ -50,8 +55,9 @@ class Tunnel:
     """Made from two connections. `abort` ends it at once; each side may end it in good order."""
 
     def __init__(
-        self, client: Flow, upstream: Flow, idle_s: float, now: Callable[[], float]
+        self, client: Flow, upstream: Upstream, idle_s: float, now: Callable[[], float]
     ) -> None:
+        self.pool = upstream.pool
         self._idle_s = idle_s
         self._now = now
         self._ends = (_End(self, client), _End(self, upstream))
@@ -81,6 +87,10 @@ class Tunnel:
             self._on_end()
         else:
             end.other.transport.close()
+
+    def break_off(self) -> None:
+        """The app's instance ended: the client gets what it sent, and its connection is closed."""
+        self._ends[1].break_off()
 
     def close(self) -> None:
         for end in self._ends:

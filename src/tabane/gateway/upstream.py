@@ -18,6 +18,8 @@ from tabane.gateway.headers import BadMessage
 from tabane.gateway.http1 import ResponseReader
 from tabane.gateway.limits import HttpLimits
 
+INSTANCE_ENDED = "its instance ended"
+
 
 class Peer(Protocol):
     """What a connection serves: an exchange."""
@@ -82,6 +84,10 @@ class Upstream(Flow):
         peer.on_response(self.reader)
 
     def eof_received(self) -> bool:
+        if self.is_dead:
+            self.transport.abort()
+            self._lose(INSTANCE_ENDED)
+            return False
         self.reader.end()
         self._lose("the app closed the connection")
         return False
@@ -108,6 +114,8 @@ class Pools:
         self._idle: dict[str, list[Upstream]] = {}
         self._all: set[Upstream] = set()
         self._gone: frozenset[str] = frozenset()
+        self._dead: frozenset[str] = frozenset()
+        self._connecting: dict[asyncio.Timeout, str] = {}
         self.idle = 0
         self._emptied = asyncio.Event()
         self._emptied.set()
@@ -134,7 +142,8 @@ class Pools:
 
     def put(self, connection: Upstream, now: float) -> None:
         """Keep a connection that served its exchange to the end."""
-        if connection.pool in self._gone or self.idle >= self._limits.max_idle_upstreams:
+        pool, is_full = connection.pool, self.idle >= self._limits.max_idle_upstreams
+        if is_full or pool in self._gone or pool in self._dead:
             connection.abort()
             return
         connection.unused_at = now
@@ -147,17 +156,29 @@ class Pools:
 
     async def connect(self, slot: Slot) -> Upstream:
         """A new connection. Raises `OSError`, `TimeoutError` or `BadMessage`; no byte was sent."""
-        loop = asyncio.get_running_loop()
-        async with asyncio.timeout(self._limits.connect_timeout_s):
-            _, connection = await loop.create_connection(
-                lambda: Upstream(slot.pool, self), slot.host, slot.port
-            )
+        if slot.pool in self._dead:
+            raise ConnectionResetError(INSTANCE_ENDED)
+        connection = await self._open(slot)
         if connection.spoke_first:
             raise BadMessage(502, "the app's answer is not HTTP/1.1: it came before the request")
         if connection.transport.is_closing():
             raise ConnectionResetError("it was closed at once")
         self._all.add(connection)
         self._emptied.clear()
+        if slot.pool in self._dead:
+            connection.break_off()
+        return connection
+
+    async def _open(self, slot: Slot) -> Upstream:
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(self._limits.connect_timeout_s) as patience:
+            self._connecting[patience] = slot.pool
+            try:
+                _, connection = await loop.create_connection(
+                    lambda: Upstream(slot.pool, self), slot.host, slot.port
+                )
+            finally:
+                del self._connecting[patience]
         return connection
 
     def on_lost(self, connection: Upstream) -> None:
@@ -174,6 +195,18 @@ class Pools:
         self._gone = gone
         for pool in gone & self._idle.keys():
             self._close(self._idle.pop(pool))
+
+    def break_off(self, dead: frozenset[str], *, complete: bool) -> None:
+        """The instances of these pools ended: whatever waits for them waits no longer, and nothing
+        connects to them. `complete`: those of no other pools have."""
+        self._dead = dead if complete else self._dead | dead
+        for pool in dead & self._idle.keys():
+            self._close(self._idle.pop(pool))
+        for connection in [one for one in self._all if one.pool in dead]:
+            connection.break_off()
+        for patience, pool in self._connecting.items():
+            if pool in dead:
+                patience.reschedule(asyncio.get_running_loop().time())
 
     def close_unused_since(self, moment: float) -> None:
         for pool, idle in list(self._idle.items()):

@@ -97,6 +97,7 @@ class Agent:
         self.pool = NetworkPool(self.spawner, config.key, paths.directory, size=config.pool)
         self.services = NodeServices()
         self.session = HubSession(clock)
+        self.gateways = Gateways(self)
         self.executor = Executor(
             config.key,
             config.incarnation,
@@ -113,6 +114,7 @@ class Agent:
             tasks=tasks,
             notify=self._on_instance,
             on_change=self._on_transition,
+            on_over=self.gateways.tell_over,
             kernel=boot_id(),
         )
         self.catalog = Catalog(self)
@@ -129,9 +131,8 @@ class Agent:
         self.members = Nodes(self)
         self.publisher: Publisher | None = None
         self.table = ProcessTable(config.key, config.incarnation, clock=clock)
-        self.process_events = EventFeed(
-            self.table, collector=event_socket(Path(config.root)), clock=clock
-        )
+        collector = event_socket(Path(config.root))
+        self.process_events = EventFeed(self.table, collector=collector, clock=clock)
         self.watching = Watching(self)
         self.k2i = self._make_k2i()
         self.cluster_k2i = ClusterK2i(self)
@@ -140,7 +141,6 @@ class Agent:
         self.answers = Answering(self)
         self.later = Later()
         self.happenings = Happenings(self)
-        self.gateways = Gateways(self)
         self.terms = Terms(clock, self.later, self._on_term_over, HYSTERESIS_S)
 
     def _make_k2i(self) -> K2i:

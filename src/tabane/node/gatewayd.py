@@ -102,6 +102,9 @@ class GatewayProcess:
                 here = body.instances
                 found = {str(i.generation): Local(i.app, i.address, i.trust) for i in here}
                 self.router.set_locals(found, complete=body.complete)
+                dead = frozenset(str(generation) for generation in body.dead)
+                for gateway in self.gateways:
+                    gateway.break_off(dead, complete=body.complete)
             case _:
                 from_home: ToGateway = body
                 self.router.hear(from_home, message.sender)

@@ -9,8 +9,9 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from tabane.errors import Closed, NotFound
-from tabane.model import App, AppName, Instance, State
+from tabane.model import App, AppName, Generation, Instance, State
 from tabane.node import messages as say
+from tabane.node.running import Running
 
 if TYPE_CHECKING:
     from tabane.node.agent import Agent
@@ -44,6 +45,11 @@ class Gateways:
         """To be called before anybody can be granted a slot of it."""
         self._tell(_local_instances([instance], complete=False))
 
+    def tell_over(self, running: Running) -> None:
+        """Before what it left is cleared away: requests in flight there wait."""
+        if running.is_silent:
+            self._tell(say.LocalInstances((), complete=False, dead=(running.instance.generation,)))
+
     def tell_instances(self) -> None:
         """Some have ended."""
         self._tell(self._all_instances())
@@ -66,14 +72,17 @@ class Gateways:
                     raise  # it runs on, and serves by what it was told
 
     def _all_instances(self) -> say.LocalInstances:
-        ready = [i for i in self._agent.executor.instances() if i.state is State.READY]
-        return _local_instances(ready, complete=True)
+        executor = self._agent.executor
+        ready = [one for one in executor.instances() if one.state is State.READY]
+        return _local_instances(ready, complete=True, dead=executor.silent())
 
     def _tell(self, message: say.Message) -> None:
         for gateway in self._greeted:
             self._agent.tell(gateway, message)
 
 
-def _local_instances(instances: Iterable[Instance], *, complete: bool) -> say.LocalInstances:
+def _local_instances(
+    instances: Iterable[Instance], *, complete: bool, dead: Iterable[Generation] = ()
+) -> say.LocalInstances:
     found = (say.LocalInstance(i.generation, i.app, i.address, i.trust) for i in instances)
-    return say.LocalInstances(tuple(found), complete)
+    return say.LocalInstances(tuple(found), complete, tuple(dead))

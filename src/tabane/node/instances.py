@@ -21,7 +21,6 @@ from tabane.gateway.messages import StartTrace
 from tabane.lifecycle import Event, follow
 from tabane.model import App, AppName, Generation, Instance, InstanceId, NodeName, State
 from tabane.node.ends import explain_end, explain_timeout, with_last_line, would_repeat
-from tabane.node.readiness import describe_unready
 from tabane.node.records import Record, read_record, write_record
 from tabane.node.running import Links, Notify, Running, Services, Transition, without_end
 from tabane.runtimes import mounts
@@ -37,7 +36,8 @@ PARALLEL_STARTS = 4
 
 class Executor:
     """`directory` is for records and bundles, `logs` for output. `notify` is told what became ready
-    or ended, `on_change` every transition; whatever they raise, instances start and end."""
+    or ended, `on_change` every transition, `on_over` what runs no more before it is cleared away;
+    whatever they raise, instances start and end."""
 
     def __init__(
         self,
@@ -57,6 +57,7 @@ class Executor:
         tasks: Supervisor,
         notify: Notify,
         on_change: Callable[[Transition], None],
+        on_over: Callable[[Running], None] = lambda running: None,
         kernel: str = "",
     ) -> None:
         self._node = node
@@ -74,6 +75,7 @@ class Executor:
         self._tasks = tasks
         self._notify = harmless("notify", notify)
         self._on_change = harmless("transition", on_change)
+        self._on_over = harmless("over", on_over)
         self._kernel = kernel
         self._starts = asyncio.Semaphore(PARALLEL_STARTS)
         self._running: dict[InstanceId, Running] = {}
@@ -95,6 +97,10 @@ class Executor:
             return self._running[instance]
         except KeyError:
             raise NotFound(f"there is no instance {instance} on {self._node}") from None
+
+    def silent(self) -> list[Generation]:
+        """Of those that ended with their network stacks, and whose address is still kept."""
+        return [one.instance.generation for one in self._running.values() if one.is_silent]
 
     def images(self) -> dict[InstanceId, set[str]]:
         """Of the instances, what they run from: digests."""
@@ -255,7 +261,7 @@ class Executor:
         if (error := ready.exception()) is not None:
             await self._end(running, f"its readiness cannot be watched: {error}", failed=True)
             return
-        self._split_start(running, began)
+        running.split_start(micros(self._clock.now() - began))
         self._become_ready(running)
 
     async def _live(
@@ -278,12 +284,6 @@ class Executor:
             started.set_result(None)
         await self._watch(running)
 
-    def _split_start(self, running: Running, engine_began: float) -> None:
-        """Divide the time since the engine was told between it and the program's own boot."""
-        total_us = micros(self._clock.now() - engine_began)
-        engine_us = min(running.phases_us.get("engine", total_us), total_us)
-        running.phases_us |= {"engine": engine_us, "boot": total_us - engine_us}
-
     def _become_ready(self, running: Running) -> None:
         """Tell first, and write when that is on its way: sessions wait. A record that was not
         written says `starting`, and `recover` looks again whether such an instance is ready."""
@@ -299,10 +299,8 @@ class Executor:
             self._say(running.instance.id, running.instance.app, State.READY)
 
     async def _give_up(self, running: Running) -> None:
-        app = running.record.app
-        link = None if running.driver.capabilities.own_stack else running.record.link
-        seen = await describe_unready(app, running.instance.address, link)
-        reason = with_last_line(explain_timeout(app, seen), self.spec(running.record).log)
+        said = explain_timeout(running.record.app, await running.describe_unready())
+        reason = with_last_line(said, self.spec(running.record).log)
         await self._end(running, reason, failed=True, retry=False)
 
     # End
@@ -346,6 +344,8 @@ class Executor:
                 await running.driver.stop(handle, app.reactive.stop_timeout_s)
             except (TabaneError, OSError) as error:
                 reason += f"; it was killed, as stopping it failed: {error}"
+        running.is_over = True
+        self._on_over(running)
         await self._clean_up(running)
         self._become(running, Event.GONE, reason=reason)
         running.ended = True
@@ -447,7 +447,7 @@ class Executor:
 
     async def _bury(self, running: Running, reason: str = "") -> None:
         """It ended before this agent began, or has to end: clear it away, and say so."""
-        running.stopping = running.ended = True
+        running.stopping = running.ended = running.is_over = True
         reason = reason or await self._last_words(running)
         await self._clean_up(running)
         record = running.record

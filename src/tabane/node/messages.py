@@ -90,10 +90,12 @@ class LocalInstance(Value, frozen=True):
 
 
 class LocalInstances(Value, frozen=True, tag="instances"):
-    """Agent to gateway: the ready instances of this node, or (not `complete`) more of them."""
+    """Agent to gateway: the ready instances of this node, or (not `complete`) more of them; and the
+    `dead`, which ended with their network stacks, so that no FIN or RST tells of it."""
 
     instances: tuple[LocalInstance, ...]
     complete: bool
+    dead: tuple[Generation, ...] = ()
 
 
 class Woke(Value, frozen=True, tag="woke"):

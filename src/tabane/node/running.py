@@ -9,7 +9,7 @@ from typing import Protocol
 
 from tabane.gateway.activation import InstanceEnded, InstanceReady
 from tabane.model import Instance, InstanceId, State, Value
-from tabane.node.readiness import wait_ready
+from tabane.node.readiness import describe_unready, wait_ready
 from tabane.node.records import Record
 from tabane.runtimes.api import Driver, InstanceSpec, Link
 
@@ -63,6 +63,8 @@ class Running:
     began: float = 0.0
     stopping: bool = False
     ended: bool = False
+    is_over: bool = False
+    """Nothing of it runs any more; what it left may not be cleared away yet."""
     expected_until: float = 0.0
     """That it ends before is what somebody ordered."""
     ordered: bool = False
@@ -76,12 +78,27 @@ class Running:
         """Its driver prepares it: nothing else can be done to it meanwhile."""
         return self.instance.state is State.PREPARING
 
+    @property
+    def is_silent(self) -> bool:
+        """Its network stack ended with it: neither FIN nor RST tells those it was connected to."""
+        return self.is_over and self.driver.capabilities.own_stack
+
+    def split_start(self, total_us: int) -> None:
+        """Divide the time since the engine was told between it and the program's own boot."""
+        engine_us = min(self.phases_us.get("engine", total_us), total_us)
+        self.phases_us |= {"engine": engine_us, "boot": total_us - engine_us}
+
     async def wait_ready(self) -> None:
         """As its app's `ready` says; never by itself otherwise."""
         record, look = self.record, None
         if self.driver.capabilities.own_stack and record.handle is not None:
             look = partial(self.driver.wait_listening, record.handle)
         await wait_ready(record.app, record.instance.address, record.link, look)
+
+    async def describe_unready(self) -> str:
+        """What can be seen of one that is not ready."""
+        link = None if self.driver.capabilities.own_stack else self.record.link
+        return await describe_unready(self.record.app, self.instance.address, link)
 
 
 Notify = Callable[[InstanceReady | InstanceEnded], None]
