@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +19,23 @@ from tabane.errors import UsageError
 pytestmark = pytest.mark.real
 
 NODE = "tokyo/tokyo-1"
+HANGS_FOR_ITS_NAME = """
+import socket, threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        print(self.command, self.path)
+        if socket.gethostname().endswith("-" + self.path[1:]) and self.path != "/":
+            threading.Event().wait()
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_POST = do_GET
+
+ThreadingHTTPServer(("", 8000), Handler).serve_forever()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +48,27 @@ def processes_of(cluster: LocalCluster, app: str) -> list[dict[str, Any]]:
     out = cluster.tabane("ps", "--json", "--app", app).out
     found: list[dict[str, Any]] = json.loads(out)["processes"]
     return [row for row in found if row.get("inside")]
+
+
+def kernel_of(instance: dict[str, Any]) -> int:
+    """The process that is the instance's kernel and network stack."""
+    groups = Path("/sys/fs/cgroup").glob(f"*/tabane*/**/{instance['id']}*/cgroup.procs")
+    pids = {int(pid) for group in groups for pid in group.read_text().split()}
+    return next(pid for pid in pids if command_of(pid).startswith(b"runsc-sandbox"))
+
+
+def command_of(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""  # it has ended by now
+
+
+def post(cluster: LocalCluster, app: str, path: str) -> tuple[int, str]:
+    with closing(HTTPConnection(cluster.addresses[NODE], 80, timeout=120)) as connection:
+        connection.request("POST", path, b"once", {"Host": f"{app}.test"})
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
 
 
 def test_the_life_of_a_sandboxed_app(cluster: LocalCluster, tmp_path: Path) -> None:
@@ -65,6 +108,32 @@ def test_it_outlives_the_agent(cluster: LocalCluster) -> None:
     assert cluster.inside("lasting", "echo", "there") == (0, "there\n")
     assert cluster.tabane("stop", first["id"]).code == 0
     wait_for(lambda: not cluster.instances("lasting"), "its end")
+
+
+def test_requests_in_flight_hear_of_its_end_at_once(cluster: LocalCluster) -> None:
+    """Its network stack dies with it, so nothing but the node's word ends their wait."""
+    cluster.deploy(
+        "ending",
+        ["python3", "-u", "-c", HANGS_FOR_ITS_NAME],
+        isolation="sandbox",
+        resources={"memory": "128MiB"},
+        reactive={"response_timeout": "10m", "concurrency": 10},
+    )
+    instance = cluster.wake("ending", path="/")
+    path = f"/{instance['id']}"
+    with ThreadPoolExecutor(2) as threads:
+        may_be_sent_again = threads.submit(cluster.get, "ending", path=path)
+        is_sent_once = threads.submit(post, cluster, "ending", path)
+
+        def asked() -> bool:
+            said = cluster.tabane("logs", instance["id"]).out
+            return f"GET {path}" in said and f"POST {path}" in said
+
+        wait_for(asked, "both requests at the instance")
+        os.kill(kernel_of(instance), signal.SIGKILL)
+        assert may_be_sent_again.result(timeout=60).status == 200
+        status, text = is_sent_once.result(timeout=60)
+    assert status == 502 and "its instance ended" in text
 
 
 def test_one_that_never_listens_is_given_up_with_its_last_words(cluster: LocalCluster) -> None:
