@@ -61,6 +61,12 @@ def test_what_no_node_can_run_is_doubted_with_what_is_in_the_way_on_each() -> No
     assert doubt(replace(asked, allow_emulation=True), nodes) == []
 
 
+def test_where_it_may_not_run_nothing_more_is_said() -> None:
+    asked = App("hello", "host", isolation=Class.VM, placement=Placement(("kyoto",)))
+    assert doubt(asked, [view("tokyo/a", RUNC)]) == []
+    assert len(doubt(asked, [view("tokyo/a", RUNC), view("kyoto/a", RUNC)])) == 1
+
+
 def test_more_memory_than_any_node_has_is_doubted() -> None:
     asked = App("hello", "host", resources=Resources(memory_bytes=1 << 40))
     (said,) = doubt(asked, [view("tokyo/a", RUNC, memory=1 << 30)])

@@ -62,7 +62,7 @@ def test_the_phases_of_a_wake_add_up(cluster: LocalCluster) -> None:
     assert min(phases.values()) >= 0
     assert abs(sum(phases.values()) - record["total_us"]) <= len(PHASES)
     shown = cluster.tabane("wakes", "measured")
-    assert [line.split()[1] for line in shown.out.splitlines()[1:]] == ["default/measured"]
+    assert [line.split()[3] for line in shown.out.splitlines()[1:]] == ["measured"]
 
 
 def test_what_ended_is_remembered(cluster: LocalCluster) -> None:

@@ -165,7 +165,7 @@ def test_scale(cluster: LocalCluster, awake: dict[str, Any]) -> None:
 def test_wakes(cluster: LocalCluster, awake: dict[str, Any]) -> None:
     heading, row = good(cluster.tabane("wakes", "talks")).splitlines()
     assert heading.split()[:6] == ["AT", "DC", "NODE", "APP", "TRUST", "OPTION"]
-    assert row.split()[1:5] == [*awake["node"].split("/"), "talks", "cold"]
+    assert row.split()[1:6] == [*awake["node"].split("/"), "talks", "-", "cold"]
     (wake,) = of_json(cluster.tabane("wakes", "talks", "-n", "1", "--json"))["wakes"]
     assert wake["instance"] == awake["id"]
     assert sum(wake["phases_us"].values()) == pytest.approx(wake["total_us"], rel=0.1)

@@ -17,7 +17,9 @@ def advise(app: App, datacenters: Sequence[str]) -> list[str]:
 
 def doubt(app: App, nodes: Sequence[NodeView]) -> list[str]:
     """A sentence for each kind of the app's callers for whom none of these nodes can run it now,
-    with what is in the way on each."""
+    with what is in the way on each. That it may run on none is `advise`'s to say."""
+    if not any(app.placement.allows(node.name.partition("/")[0]) for node in nodes):
+        return []
     said = []
     for cohort in app.cohorts():
         choice = place(cohort, nodes, {})
