@@ -136,6 +136,14 @@ def test_requests_in_flight_hear_of_its_end_at_once(cluster: LocalCluster) -> No
     assert status == 502 and "its instance ended" in text
 
 
+def test_a_command_inside_holds_it(cluster: LocalCluster) -> None:
+    """Beyond its `stop_after`, and no longer."""
+    cluster.deploy("entered", isolation="sandbox", reactive={"stop_after": "5s"})
+    cluster.wake("entered")
+    assert cluster.inside("entered", "sh", "-c", "sleep 9; echo done") == (0, "done\n")
+    wait_for(lambda: not cluster.instances("entered"), "its end")
+
+
 def test_one_that_never_listens_is_given_up_with_its_last_words(cluster: LocalCluster) -> None:
     command = ["sh", "-c", "echo cannot open the database; sleep 1000"]
     cluster.deploy("mute", command, isolation="sandbox", reactive={"start_timeout": "2s"})

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from starlette.responses import Response
@@ -57,17 +57,23 @@ class FrameReader:
 
 
 class ConversationResponse(Response):
-    """The answer: all of `talk`, which is closed at its end, whatever that is. `what` is named when
-    it takes longer than `timeout_s`."""
+    """The answer: all of `talk`, which is closed at its end, whatever that is. `hold` runs until
+    then; `what` is named when it takes longer than `timeout_s`."""
 
     media_type = MEDIA_TYPE
 
     def __init__(
-        self, talk: Conversation, said: FrameReader, what: str, timeout_s: float | None = None
+        self,
+        talk: Conversation,
+        said: FrameReader,
+        hold: Callable[[], Coroutine[Any, Any, None]],
+        what: str,
+        timeout_s: float | None = None,
     ) -> None:
         super().__init__()
         self._talk = talk
         self._said = said
+        self._hold = hold
         self._what = what
         self._timeout_s = timeout_s
         self._waiting: asyncio.Queue[bytes | None] = asyncio.Queue()
@@ -78,6 +84,7 @@ class ConversationResponse(Response):
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         try:
             async with Supervisor("conversation", on_failure=lambda *_: None) as tasks:
+                tasks.start("hold", self._hold())
                 client = tasks.start("client", self._hear())
                 tasks.start("input", self._feed(send))
                 said = tasks.start("output", self._pass_on(send))

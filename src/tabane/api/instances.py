@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
@@ -13,6 +15,8 @@ from tabane.api.conversing import ConversationResponse, FrameReader
 from tabane.api.forwarding import elsewhere
 from tabane.api.presence import BodyReader
 from tabane.api.shapes import Body, Json, parse_body, who_asks
+from tabane.model import InstanceId
+from tabane.node.using import keep_in_use
 from tabane.runtimes.api import TerminalSize
 
 if TYPE_CHECKING:
@@ -81,6 +85,9 @@ def add_instances(router: APIRouter, agent: Agent) -> None:
         )
         return StreamingResponse(lines, media_type="text/plain; charset=utf-8")
 
+    def hold(instance: str) -> Callable[[], Coroutine[Any, Any, None]]:
+        return partial(keep_in_use, agent, InstanceId(instance))
+
     @router.post("/instances/{instance}/exec")
     async def execute(instance: str, request: Request) -> Response:
         """Run a command inside, in frames both ways (see `api/frames.py`)."""
@@ -102,7 +109,7 @@ def add_instances(router: APIRouter, agent: Agent) -> None:
             container=body.container,
         )
         what = f"{body.argv[0]} in {instance}"
-        return ConversationResponse(talk, said, what, body.timeout_s)
+        return ConversationResponse(talk, said, hold(instance), what, body.timeout_s)
 
     @router.post("/instances/{instance}/copy")
     async def copy(instance: str, request: Request) -> Response:
@@ -122,4 +129,4 @@ def add_instances(router: APIRouter, agent: Agent) -> None:
             user=body.user,
             container=body.container,
         )
-        return ConversationResponse(talk, said, f"the copy of {body.path}")
+        return ConversationResponse(talk, said, hold(instance), f"the copy of {body.path}")

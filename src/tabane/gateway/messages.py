@@ -40,7 +40,7 @@ class Returned(Value, frozen=True, tag="returned"):
 
 class StillUsed(Value, frozen=True, tag="still_used"):
     """Gateway to home, answering a `Revoke` with `unused_s`: no, it was used that recently, or
-    no slot is free."""
+    no slot is free. Agent to home: people use it otherwise, and will for so long yet (negative)."""
 
     app: AppName
     instance: InstanceId
