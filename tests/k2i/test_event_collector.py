@@ -46,6 +46,15 @@ def test_one_that_was_reaped_before_is_its_parents_without_a_pid() -> None:
     assert machine.tell("exit", 51, 50) == (Place(NODE, None), 1)
 
 
+def test_a_parent_that_was_quicker_to_reap_is_remembered() -> None:
+    """The kernel tells an end without it then."""
+    machine = Machine()
+    machine.pids[51] = (51, 2)
+    assert machine.tell("fork", 51, 50) == (Place(NODE, 2), 1)
+    assert machine.tell("exit", 51, 0) == (Place(NODE, 2), 1)
+    assert machine.tell("fork", 51, 50) == (Place(NODE, 2), 1)
+
+
 def test_a_pid_that_is_learnt_late() -> None:
     machine = Machine()
     machine.tell("fork", 51, 50)

@@ -144,12 +144,6 @@ def test_a_link_is_needed(spec: InstanceSpec) -> None:
         make(replace(spec, link=None))
 
 
-def test_every_default_is_in_the_table() -> None:
-    names = "no_new_privileges capabilities seccomp user_namespace low_ports read_only_image"
-    more = "disk_quota pids memory cpu egress node_services"
-    assert [e.default for e in bundle.ENFORCEMENTS] == f"{names} {more}".split()
-
-
 def test_capabilities_open_their_calls() -> None:
     def names(*capabilities: str) -> set[str]:
         found = seccomp.profile(frozenset(capabilities))["syscalls"]

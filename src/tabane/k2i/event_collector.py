@@ -73,6 +73,9 @@ class Places:
         self._spaces_of = spaces_of
         self._depths: dict[int, int] = {}
         self._places: dict[int, Place] = {}
+        self._parents: dict[int, int | None] = {}
+        """As they were told at a birth: at an end the kernel does not know the parent any more when
+        that was quicker to reap."""
 
     def add(self, space: int, depth: int, pids: Iterable[int]) -> None:
         """Listen for a namespace with so many above it. `pids`: all that run on the machine."""
@@ -85,14 +88,20 @@ class Places:
         gone = [pid for pid, place in self._places.items() if place.space == space]
         for pid in gone:
             del self._places[pid]
+            self._parents.pop(pid, None)
 
     def take(self, told: Told) -> tuple[Place, int | None] | None:
         """Where it happened, and the parent's pid there; None when nobody listens for that."""
         parent = self._places.get(told.parent)
         if told.kind == "fork":
             place = self._find(told.pid, parent.space if parent else None)
+            if place is not None and parent is not None and parent.space == place.space:
+                self._parents[told.pid] = parent.pid
         elif told.kind == "exit":
             place = self._places.pop(told.pid, None)
+            remembered = self._parents.pop(told.pid, None)
+            if place is not None and parent is None:
+                return place, remembered
         else:
             place = self._places.get(told.pid)
             if place is not None and place.pid is None:
