@@ -60,7 +60,31 @@ class Engine(Value, frozen=True):
     """It takes a compiled seccomp filter from an annotation (crun's `run.oci.seccomp_bpf_data`)."""
 
 
-class OciDriver:
+class OfCgroup:
+    """Verbs of drivers whose instances' processes are the node's own, in one cgroup."""
+
+    async def stats(self, handle: Handle) -> Stats:
+        check_running(handle)
+        return cgroup_of(handle).stats()
+
+    async def limit(self, handle: Handle, resources: Resources) -> None:
+        check_running(handle)
+        cgroup_of(handle).limit(
+            {
+                "cpu": resources.cpu,
+                "memory_bytes": resources.with_layer().memory_bytes,
+                "pids": resources.pids,
+            }
+        )
+
+    async def processes(self, handle: Handle) -> list[int]:
+        return cgroup_of(handle).pids()
+
+    async def guest_processes(self, handle: Handle) -> Sequence[GuestProcess]:
+        raise Unsupported("its processes are the node's own: the node's table has them")
+
+
+class OciDriver(OfCgroup):
     """See the module's text. `directory`: its init layer, kept mounts and the engine's state."""
 
     isolation = Class.CONTAINER
@@ -326,26 +350,6 @@ class OciDriver:
 
     async def copy(self, handle: Handle, transfer: Transfer) -> Conversation:
         return await copying.converse(self._place(handle), transfer)
-
-    async def stats(self, handle: Handle) -> Stats:
-        check_running(handle)
-        return cgroup_of(handle).stats()
-
-    async def limit(self, handle: Handle, resources: Resources) -> None:
-        check_running(handle)
-        cgroup_of(handle).limit(
-            {
-                "cpu": resources.cpu,
-                "memory_bytes": resources.with_layer().memory_bytes,
-                "pids": resources.pids,
-            }
-        )
-
-    async def processes(self, handle: Handle) -> list[int]:
-        return cgroup_of(handle).pids()
-
-    async def guest_processes(self, handle: Handle) -> Sequence[GuestProcess]:
-        raise Unsupported("its processes are the node's own: the node's table has them")
 
 
 def crun(spawner: Spawner, directory: Path) -> OciDriver:

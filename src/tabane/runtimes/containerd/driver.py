@@ -21,7 +21,7 @@ import asyncio
 import os
 import shutil
 import signal
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,7 +29,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from tabane.errors import Closed, EngineError, NotFound, TabaneError, TimedOut, Unsupported
-from tabane.model import ExitStatus, GuestProcess, Resources
+from tabane.model import ExitStatus
 from tabane.runtimes import bundle, bundles, copying, inside
 from tabane.runtimes.api import (
     Capabilities,
@@ -41,7 +41,6 @@ from tabane.runtimes.api import (
     InstanceSpec,
     Probe,
     Spawner,
-    Stats,
     Transfer,
 )
 from tabane.runtimes.bundles import Bundles
@@ -53,6 +52,7 @@ from tabane.runtimes.containerd.shims import RUNC, Shim, kill_shims, socket_of
 from tabane.runtimes.containerd.talks import Task, begin, left_behind
 from tabane.runtimes.ending import end_session, wait_for_init
 from tabane.runtimes.oci import (
+    OfCgroup,
     cgroup_of,
     check_running,
     directory_of,
@@ -76,7 +76,7 @@ REPEATS = 3
 Answer = TypeVar("Answer")
 
 
-class ContainerdDriver:
+class ContainerdDriver(OfCgroup):
     """See the module's text. `directory`: containerd's own things, the init layer, kept mounts."""
 
     capabilities = Capabilities(
@@ -451,26 +451,6 @@ class ContainerdDriver:
         assert isinstance(pid, int)
         place = inside.Place(handle.id, pid, directory_of(handle), ())
         return await copying.converse(place, transfer)
-
-    async def stats(self, handle: Handle) -> Stats:
-        check_running(handle)
-        return cgroup_of(handle).stats()
-
-    async def limit(self, handle: Handle, resources: Resources) -> None:
-        check_running(handle)
-        cgroup_of(handle).limit(
-            {
-                "cpu": resources.cpu,
-                "memory_bytes": resources.with_layer().memory_bytes,
-                "pids": resources.pids,
-            }
-        )
-
-    async def processes(self, handle: Handle) -> list[int]:
-        return cgroup_of(handle).pids()
-
-    async def guest_processes(self, handle: Handle) -> Sequence[GuestProcess]:
-        raise Unsupported("its processes are the node's own: the node's table has them")
 
 
 def containerd(spawner: Spawner, directory: Path) -> ContainerdDriver:
