@@ -216,6 +216,7 @@ int main(int argc, char **argv)
             puts(list_wasi(n));
         return 0;
     }
+    close_range(STDERR_FILENO + 1, ~0u, 0); /* of whoever started it: not for what it runs */
     optind = 2;
     while ((option = getopt_long(argc, argv, "+", OPTIONS, NULL)) != -1)
         take(&options, option, optarg);
