@@ -19,8 +19,9 @@ def held(**reactive: object) -> HandledHome:
     return home
 
 
-def broken(home: HandledHome, gateway: str = "g1") -> Decided:
-    return home.hear(gateway, Broken(home.app.key, I1, "connection refused"))
+def broken(home: HandledHome, gateway: str = "g1", *, reached: bool = False) -> Decided:
+    reason = "it broke off" if reached else "connection refused"
+    return home.hear(gateway, Broken(home.app.key, I1, reason, reached))
 
 
 # Starts that fail
@@ -360,6 +361,36 @@ def test_another_is_started_while_one_cannot_be_reached() -> None:
     broken(home)
     home.returned("g1", "i1", 1)
     assert home.demand("g1", 1).starts == ["i2"]
+
+
+def test_nothing_is_started_because_answers_break_off() -> None:
+    home = held(concurrency=5, max=9, stop_after_s=1000.0)
+    for _ in range(20):
+        assert broken(home, reached=True) == []
+        home.returned("g1", "i1", 1)
+        decided = home.demand("g1", 1)
+        assert (decided.starts, decided.grants) == ([], [("g1", "i1", 1)])
+
+
+def test_sessions_go_to_what_broke_no_answer_off_as_long_as_it_has_room() -> None:
+    home = held(concurrency=2, max=2, stop_after_s=1000.0)
+    home.demand("g1", 2)
+    home.ready("i2")
+    home.returned("g1", "i1", 2)
+    home.returned("g1", "i2", 1)
+    broken(home, reached=True)
+    assert home.demand("g2", 3).grants == [("g2", "i2", 2), ("g2", "i1", 1)]
+    home.returned("g2", "i1", 1)
+    home.wait(SUSPECT_S)
+    home.returned("g2", "i2", 2)
+    assert home.demand("g2", 1).grants == [("g2", "i1", 1)]
+
+
+def test_what_cannot_be_reached_any_more_gets_no_sessions_although_it_was_before() -> None:
+    home = held(concurrency=5, max=1, stop_after_s=1000.0)
+    broken(home, reached=True)
+    broken(home)
+    assert home.demand("g2", 1).grants == []
 
 
 def test_words_about_what_is_gone_change_nothing() -> None:

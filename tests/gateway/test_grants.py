@@ -412,6 +412,7 @@ def test_slots_are_neither_lost_nor_made(steps: list[str]) -> None:
         Returned(APP, I1, 2, 0.25),
         StillUsed(APP, I1, 0.0),
         Broken(APP, I1, "refused"),
+        Broken(APP, I1, "it broke off", reached=True),
     ],
 )
 def test_what_the_home_is_told_survives_the_wire(message: object) -> None:

@@ -44,6 +44,7 @@ async def test_a_request_that_may_be_sent_again_goes_elsewhere_at_once() -> None
         bury(rig)
         assert (await wire.receive()).status == 200
         assert [slot.failures for slot in rig.router.slots] == [["its instance ended"], []]
+        assert rig.router.slots[0].broke_off == []
 
 
 async def test_another_request_is_told_at_once() -> None:

@@ -132,6 +132,7 @@ async def test_a_refused_connection_is_tried_elsewhere_whatever_the_method() -> 
         response = await wire.ask(POST)
         assert response.body.endswith(b"body")
         assert [len(slot.failures) for slot in rig.router.slots] == [1, 0]
+        assert rig.router.slots[0].broke_off == []
         assert rig.gateway.counters.retries == 1
 
 
@@ -181,7 +182,7 @@ async def test_an_idempotent_request_goes_elsewhere_when_no_answer_came(how: str
         wire = await rig.connect()
         put = POST.replace(b"POST", b"PUT")
         assert (await wire.ask(put)).body.endswith(b"\r\n\r\nbody")
-        assert [len(slot.failures) for slot in rig.router.slots] == [1, 0]
+        assert [len(slot.broke_off) for slot in rig.router.slots] == [1, 0]
 
 
 @pytest.mark.parametrize("how", ["close", "reset"])
@@ -265,7 +266,7 @@ async def test_an_answer_that_is_not_http_becomes_502(sent: bytes) -> None:
         wire = await rig.connect()
         response = await wire.ask(GET)
         assert response.status == 502
-        assert len(rig.router.slots[0].failures) == 1
+        assert len(rig.router.slots[0].broke_off) == 1
 
 
 @pytest.mark.parametrize(

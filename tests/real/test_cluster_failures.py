@@ -12,6 +12,18 @@ pytestmark = pytest.mark.real
 
 GARBAGE = "while :; do echo not HTTP at all | busybox nc -l -p 8000; done"
 EATER = "x=y; while :; do x=$x$x; done"
+TRUNCATED = """
+import http.server
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "9" if self.path == "/broken" else "0")
+        self.end_headers()
+        self.close_connection = True
+http.server.ThreadingHTTPServer(("", 8000), Handler).serve_forever()
+"""
+"""It closes the connection before an answer's body, if that is asked for."""
 HUNGRY = f"{' '.join(HTTPD)} & until test -e /tmp/eat; do sleep 0.05; done; {EATER}"
 BACK_OFF_S = 3.0
 MOST_STARTS = 8
@@ -93,6 +105,17 @@ def test_garbage_is_not_passed_on(cluster: LocalCluster) -> None:
     assert answer.status == 502
     assert "the app's answer is not HTTP/1.1" in answer.body
     wait_for(lambda: "is not HTTP/1.1" in cluster.tabane("show", "garbage").out, "the reason")
+
+
+def test_answers_that_break_off_start_no_other_instance(cluster: LocalCluster) -> None:
+    cluster.deploy("truncated", ["/usr/bin/python3", "-c", TRUNCATED], reactive={"max": 9})
+    assert cluster.get("truncated").status == 200
+    for _ in range(20):
+        with pytest.raises(ConnectionResetError):
+            cluster.get("truncated", path="/broken")
+    assert cluster.get("truncated").status == 200
+    assert "closed the connection" in cluster.tabane("show", "truncated").out
+    assert cluster.starts("truncated") == 1
 
 
 def test_one_that_fills_its_memory_is_ended_and_woken_again(cluster: LocalCluster) -> None:

@@ -69,7 +69,8 @@ __all__ = [
 ]
 
 SUSPECT_S = 1.0
-"""An instance that a gateway could not reach gets no sessions for so long."""
+"""An instance that a gateway could not reach gets no sessions for so long; one that broke off an
+answer, those that no other has room for."""
 SPARE_TIMERS = 64
 """Outdated entries among the timers are cleared away when they are more than the apps and these."""
 
@@ -347,6 +348,7 @@ class Activation:
     def _on_broken(self, message: Broken, now: float) -> None:
         holding = self._ledger(message.app).instances.get(message.instance)
         if holding is not None:
+            holding.reached = message.reached
             holding.suspect_until = now + SUSPECT_S
         self._settle(message.app, now)
 

@@ -45,8 +45,9 @@ class Slot(Protocol):
     def first_byte(self) -> None:
         """The response's first byte is here: ends the wake record, if this session woke the app."""
 
-    def failed(self, reason: str) -> None:
-        """The upstream could not be reached or broke off; `reason` for people. Then `release`."""
+    def failed(self, reason: str, *, reached: bool = False) -> None:
+        """The upstream could not be reached, or (`reached`) was, and broke off; `reason` for
+        people. Then `release`."""
 
     def release(self) -> None:
         """Give the place back. Idempotent."""

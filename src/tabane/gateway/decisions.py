@@ -231,16 +231,16 @@ class Decisions:
             self.drain(holding, f"more than its max of {limit}")
 
     def _grant(self) -> None:
-        """Give free slots to who waits longest."""
-        ledger = self._ledger
-        serving = ledger.serving()
+        """Give free slots to who waits longest, of instances that broke off an answer last."""
+        ledger, now = self._ledger, self._now
+        serving = sorted(ledger.serving(), key=lambda holding: now < holding.suspect_until)
         if ledger.current.port is None:
             self.refuse("gone", f"the app {ledger.key} has no port, it takes no sessions", 0.0)
         for gateway in ledger.waiting_gateways():
             for holding in serving:
-                slots = min(ledger.waiting(gateway), holding.free(self._now))
+                slots = min(ledger.waiting(gateway), holding.free(now))
                 if slots > 0:
-                    self._tell(gateway, ledger.grant(gateway, holding, slots, self._now))
+                    self._tell(gateway, ledger.grant(gateway, holding, slots, now))
         for holding in serving:
             holding.trace = None
 

@@ -165,7 +165,7 @@ class Exchange:
             except OSError as error:
                 reason = f"{slot.host}:{slot.port} takes no connection ({error or 'timeout'})"
             except BadMessage as error:
-                slot.failed(error.message)
+                slot.failed(error.message, reached=True)
                 self._release()
                 raise
             slot.failed(reason)
@@ -352,9 +352,9 @@ class Exchange:
     def _fail(self, reason: str) -> None:
         """The app's side broke: go on elsewhere if that is right, else say so."""
         slot, upstream = self._slot, self._upstream
-        assert slot is not None
-        assert upstream is not None
-        same_slot = upstream.is_used and not upstream.is_dead
+        assert slot is not None and upstream is not None
+        reached = not upstream.is_dead
+        same_slot = upstream.is_used and reached
         if (
             self.stage is SENT
             and self._is_safe
@@ -363,10 +363,10 @@ class Exchange:
             and self._may_try_again()
         ):
             if not same_slot:
-                slot.failed(reason)
+                slot.failed(reason, reached=reached)
             self._start_over(keep_slot=same_slot)
             return
-        slot.failed(reason)
+        slot.failed(reason, reached=reached)
         self._refuse(Reply(502, "broken", f"the app broke off: {reason}"))
 
     # Deadlines.

@@ -129,11 +129,13 @@ class Grants(Generic[Waiter]):
         served = self._serve(books, now)
         return served, [self._demand(lease.app, books, now)] if served else []
 
-    def broken(self, lease: Lease, reason: str) -> list[ToHome]:
-        """The instance could not be reached: use it no more, and say so."""
+    def broken(self, lease: Lease, reason: str, *, reached: bool = False) -> list[ToHome]:
+        """The instance could not be reached, or broke off: use it no more, and say so. Its home
+        knows whether there is a better one."""
         if lease.revoked:
             return []
-        return [Broken(lease.app, lease.instance, reason), *self._revoke(lease, lease.last_used)]
+        broken = Broken(lease.app, lease.instance, reason, reached)
+        return [broken, *self._revoke(lease, lease.last_used)]
 
     def on_grant(
         self, grant: Grant, now: float, home: str = ""

@@ -45,6 +45,8 @@ class Holding:
     """Why, while it drains."""
     drain_until: float = 0.0
     suspect_until: float = NEVER
+    """Others are preferred until then; and if it could not be `reached`, it gets no sessions."""
+    reached: bool = True
     trace: StartTrace | None = None
     """What its start cost, while those who waited for it have not been told."""
 
@@ -61,7 +63,7 @@ class Holding:
             self.app is not None
             and self.app.port is not None
             and not self.doubtful
-            and now >= self.suspect_until
+            and (self.reached or now >= self.suspect_until)
         )
 
     def free(self, now: float) -> int:

@@ -48,11 +48,13 @@ class StillUsed(Value, frozen=True, tag="still_used"):
 
 
 class Broken(Value, frozen=True, tag="broken"):
-    """Gateway to home: this instance could not be reached; its slots follow as `Returned`."""
+    """Gateway to home: this instance could not be reached, or (`reached`) broke an answer off,
+    which says nothing of the others that it serves; its slots follow as `Returned`."""
 
     app: AppName
     instance: InstanceId
     reason: str
+    reached: bool = False
 
 
 class Held(Value, frozen=True):

@@ -282,9 +282,9 @@ class GatewayRouter:
             self._around.tell_home(lease.app, message)
         self._forget_pool(lease.app, lease.instance)
 
-    def broken(self, lease: Lease, reason: str) -> None:
-        """The instance of a slot could not be reached."""
-        for message in self._grants.broken(lease, reason):
+    def broken(self, lease: Lease, reason: str, *, reached: bool) -> None:
+        """The instance of a slot could not be reached, or broke off."""
+        for message in self._grants.broken(lease, reason, reached=reached):
             self._around.tell_home(lease.app, message)
 
     def woke(self, lease: Lease, began: float, granted: float) -> None:
@@ -398,10 +398,10 @@ class LeasedSlot:
             self._router.woke(self._lease, self._began, self._granted)
             self._began = None
 
-    def failed(self, reason: str) -> None:
+    def failed(self, reason: str, *, reached: bool = False) -> None:
         self._problem = reason
         if self._router is not None:
-            self._router.broken(self._lease, reason)
+            self._router.broken(self._lease, reason, reached=reached)
 
     def release(self) -> None:
         router, self._router = self._router, None
@@ -427,7 +427,7 @@ class ForwardedSlot:
     def first_byte(self) -> None:
         """The gateway that woke the app writes the wake record."""
 
-    def failed(self, reason: str) -> None:
+    def failed(self, reason: str, *, reached: bool = False) -> None:
         """The gateway that was granted the slot learns it from the answer."""
 
     def release(self) -> None:

@@ -24,14 +24,18 @@ class FakeSlot:
     first_bytes: int = 0
     releases: int = 0
     failures: list[str] = field(default_factory=list)
+    broke_off: list[str] = field(default_factory=list)
+    """Those of the failures after which the app could be reached."""
 
     def first_byte(self) -> None:
         assert self.releases == 0, "first_byte of a released slot"
         self.first_bytes += 1
 
-    def failed(self, reason: str) -> None:
+    def failed(self, reason: str, *, reached: bool = False) -> None:
         assert self.releases == 0, "failed of a released slot"
         self.failures.append(reason)
+        if reached:
+            self.broke_off.append(reason)
 
     def release(self) -> None:
         self.releases += 1
