@@ -14,6 +14,7 @@ from tabane.errors import Busy, Closed, EngineError, ProtocolError, TimedOut, Us
 from tabane.guest import client
 from tabane.guest.client import Guest, connect
 from tabane.guest.frames import (
+    FIRST_LINK,
     MAX_PAYLOAD,
     SILENCE,
     VERSION,
@@ -300,3 +301,109 @@ async def test_a_list_of_processes_that_is_none(tmp_path: Path, told: bytes) -> 
     async with guest_with(tmp_path, script) as guest:
         with pytest.raises(EngineError, match=r"breaks off|more than \d+ bytes"):
             await list_processes(guest)
+
+
+MUCH = encode_frame(Kind.OUTPUT, 77, b"x") * 1000
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        (MUCH, "a conversation that there is not"),
+        (encode_frame(Kind.ANSWER, 77), "answers what nobody asked"),
+        (encode_frame(Kind.WELCOME, 0, bytes(18)), "a conversation that there is not"),
+        (encode_frame(Kind.OUTPUT, 1, b""), "more than it was asked for"),
+        (encode_frame(Kind.TAKEN, 1, bytes(4)), "took more than it was given"),
+        (encode_frame(Kind.TAKEN, 1, b"\x01\0\0\0"), "took more than it was given"),
+        (encode_frame(200, 1), "said 200 in a conversation"),
+        (bytes(3 * len(SILENCE)), "the guest sent nothing"),
+        (b"no frame at all", "a frame of"),
+        (encode_frame(Kind.DIAL, FIRST_LINK, b"docker.sock"), "asks for 'docker.sock'"),
+        (encode_frame(Kind.DIAL, 3, b"hub.sock"), "a conversation"),
+        (encode_frame(Kind.OUTPUT, FIRST_LINK, b"x"), "a conversation that there is not"),
+    ],
+)
+async def test_a_guest_that_does_what_no_agent_does_is_left(
+    tmp_path: Path, said: bytes, words: str
+) -> None:
+    """The first such frame ends it: nothing is kept of the rest."""
+
+    async def script(agent: Agent) -> None:
+        agent.say(Kind.BEGUN, (await agent.hear(Kind.EXEC)).channel)
+        await agent.hear(Kind.SIGNAL)
+        agent.write(said)
+
+    async with guest_with(tmp_path, script) as guest:
+        talk = await guest.converse(Kind.EXEC, b"")
+        await talk.signal(1)
+        await guest.over()
+        assert not guest.is_open and guest.fault is not None
+        assert words in guest.fault.message
+        await talk.aclose()
+
+
+async def test_a_flood_on_a_conversation_that_was_left(tmp_path: Path) -> None:
+    async def script(agent: Agent) -> None:
+        number = (await agent.hear(Kind.EXEC)).channel
+        agent.say(Kind.BEGUN, number)
+        await agent.hear(Kind.CLOSE)
+        for _ in range(WINDOW_BYTES // MAX_PAYLOAD + 1):
+            agent.say(Kind.OUTPUT, number, bytes(MAX_PAYLOAD))
+
+    async with guest_with(tmp_path, script) as guest:
+        talk = await guest.converse(Kind.EXEC, b"")
+        await talk.aclose()
+        await guest.over()
+        assert guest.fault is not None
+
+
+async def test_what_comes_too_late_is_no_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answers to questions that were given up, and all of a conversation that was."""
+    monkeypatch.setattr(client, "ANSWER_S", 0.01)
+
+    async def script(agent: Agent) -> None:
+        question = (await agent.hear(Kind.CLOCK)).channel
+        number = (await agent.hear(Kind.EXEC)).channel
+        await agent.hear(Kind.CLOSE)
+        agent.say(Kind.ANSWER, question)
+        agent.say(Kind.BEGUN, number)
+        agent.say(Kind.OUTPUT, number, b"words")
+        agent.say(Kind.ENDED, number, bytes(4))
+        agent.say(Kind.ANSWER, (await agent.hear(Kind.STATS)).channel, b"figures")
+
+    async with guest_with(tmp_path, script) as guest:
+        with pytest.raises(TimedOut):
+            await guest.call(Kind.CLOCK, timeout_s=0.01)
+        with pytest.raises(TimedOut):
+            await guest.converse(Kind.EXEC, b"")
+        assert await guest.call(Kind.STATS, timeout_s=5) == b"figures"
+        assert guest.fault is None
+
+
+async def test_no_more_conversations_than_a_guest_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of those that it begins and never ends."""
+    monkeypatch.setattr(client, "MOST_TALKS", 3)
+    monkeypatch.setattr(client, "ANSWER_S", 0.01)
+
+    async def script(agent: Agent) -> None:
+        """It answers nothing."""
+
+    async with guest_with(tmp_path, script) as guest:
+        for _ in range(3):
+            with pytest.raises(TimedOut):
+                await guest.converse(Kind.EXEC, b"")
+        with pytest.raises(Busy, match="too many conversations"):
+            await guest.converse(Kind.EXEC, b"")
+
+
+async def test_the_end_of_one_of_its_programs(tmp_path: Path) -> None:
+    async def script(agent: Agent) -> None:
+        agent.say(Kind.ENDED, 0, b"exit 3 cache\n")
+
+    async with guest_with(tmp_path, script) as guest:
+        await guest.over()
+        assert guest.end == "exit 3 cache" and guest.is_open

@@ -1,8 +1,9 @@
 """The host's side of one guest's agent: questions, and conversations with what runs inside.
 
 A guest is not trusted. It can be silent (every question has a deadline), lie (what it says is only
-ever shown, or believed about itself) and send what it likes: what it sends beyond the window that
-its conversation was granted, or what is no frame, ends the connection.
+ever shown, or believed about itself) and send what it likes: what is no frame, what nobody asked
+for, and what is beyond the window that its conversation was granted ends the connection, and is the
+guest's `fault`: an agent of ours does none of that.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ import itertools
 import os
 import socket
 import struct
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 from tabane.errors import (
     Busy,
@@ -27,7 +29,7 @@ from tabane.errors import (
     UsageError,
 )
 from tabane.guest.frames import (
-    MAX_PAYLOAD,
+    FIRST_LINK,
     NONCE_BYTES,
     VERSION,
     WINDOW_BYTES,
@@ -38,6 +40,8 @@ from tabane.guest.frames import (
     encode_hello,
     parse_welcome,
 )
+from tabane.guest.links import Links
+from tabane.guest.streams import Incoming, Outgoing
 from tabane.runtimes.api import TerminalSize
 from tabane.supervise import Supervisor
 from tabane.unix import connect_unix
@@ -45,33 +49,41 @@ from tabane.unix import connect_unix
 READ_BYTES = 64 << 10
 ANSWER_S = 5.0
 """How long a guest may take to answer. Under emulation it answers in some milliseconds."""
-MAX_UNSENT_BYTES = 4 << 20
-"""Of what a guest does not take, kept for it: more than all its conversations' windows."""
+MAX_UNSENT_BYTES = 8 << 20
+"""Of what a guest does not take, kept for it: more than the windows of all it can have open."""
+MOST_TALKS = 64
+"""Twice what an agent takes: half of them were given up, and it has not said that they ended."""
+MOST_LATE = 1024
+"""Questions that nobody waits for any more, whose answers may still come."""
 END_S = 4.0
 """How long the end of what nobody wants may take: the guest kills after 2 s."""
 RETRY_S = 0.002
 END_OF_INPUT = b"\x04"
 ERRORS: dict[bytes, type[TabaneError]] = {b"u": UsageError, b"b": Busy}
 """By the first byte of what is refused."""
+Services = Mapping[str, Path]
+"""By the name that a guest has for each (see `tabane.guest.links`)."""
+NOTHING: Services = MappingProxyType({})
 
 
-async def connect(path: Path) -> Guest:
+async def connect(path: Path, services: Services = NOTHING) -> Guest:
     """Wait until the agent behind the socket at `path` answers; never by itself otherwise.
 
-    Raises `Closed` when the machine ends meanwhile.
+    `services`: sockets of the node that programs inside may reach. Raises `Closed` when the machine
+    ends meanwhile.
     """
     while True:
         with suppress(FileNotFoundError, ConnectionRefusedError):
             sock = connect_unix(path)
             break
         await asyncio.sleep(RETRY_S)  # the machine's process makes it, and tells nobody
-    return await greet(sock)
+    return await greet(sock, services)
 
 
-async def greet(sock: socket.socket) -> Guest:
+async def greet(sock: socket.socket, services: Services = NOTHING) -> Guest:
     """The agent at the other end of a connected socket, which it takes over."""
     sock.setblocking(False)
-    guest = Guest(*await asyncio.open_unix_connection(sock=sock))
+    guest = Guest(*await asyncio.open_unix_connection(sock=sock), services)
     try:
         await guest.greet()
     except BaseException:
@@ -83,16 +95,26 @@ async def greet(sock: socket.socket) -> Guest:
 class Guest:
     """A connection to an agent. `aclose` it, whatever happens; the guest goes on."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, services: Services
+    ) -> None:
         self._reader = reader
         self._writer = writer
         self._nonce = os.urandom(NONCE_BYTES)
         self._frames = FrameReader()
         self._ids = itertools.count(1)
         self._answers: dict[int, asyncio.Future[bytes]] = {}
+        self._late: dict[int, None] = {}
         self._talks: dict[int, Talk] = {}
-        self._welcome: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._links = Links(self.say, services)
+        loop = asyncio.get_running_loop()
+        self._welcome: asyncio.Future[int] = loop.create_future()
+        self._over: asyncio.Future[None] = loop.create_future()
         self.is_open = True
+        self.fault: ProtocolError | None = None
+        """What it did that no agent does."""
+        self.end: str = ""
+        """What it said of the end of the first of its programs to end, while others are ended."""
         self._tasks = Supervisor("guest", on_failure=lambda *_: None)
         self._hearing = self._tasks.start("hear", self._hear())
 
@@ -108,6 +130,7 @@ class Guest:
         self.abort()
         self._hearing.cancel()
         await self._tasks.aclose()
+        await self._links.aclose()
         with suppress(OSError):
             await self._writer.wait_closed()
 
@@ -117,6 +140,10 @@ class Guest:
 
     def _lose(self, error: Exception) -> None:
         self.is_open = False
+        if isinstance(error, ProtocolError) and self.fault is None:
+            self.fault = error
+        if not self._over.done():
+            self._over.set_result(None)
         self._writer.transport.abort()
         if not self._welcome.done():
             self._welcome.set_exception(error)
@@ -128,6 +155,11 @@ class Guest:
         for talk in self._talks.values():
             talk.on_lost(error)
         self._talks.clear()
+        self._links.on_lost()
+
+    async def over(self) -> None:
+        """Wait until the connection is lost, or one of its programs has ended (`end`)."""
+        await asyncio.shield(self._over)
 
     # What comes
 
@@ -159,17 +191,39 @@ class Guest:
                 data = b""
 
     def _on_frame(self, frame: Frame) -> None:
-        answer = self._answers.get(frame.channel)
-        talk = self._talks.get(frame.channel)
-        if answer is not None and not answer.done():
-            if frame.kind in (Kind.ANSWER, Kind.BEGUN):
-                answer.set_result(frame.payload)
-            elif frame.kind == Kind.REFUSED:
-                answer.set_exception(_refusal(frame.payload))
-        elif talk is not None:
+        """Raises `ProtocolError` for what nobody asked for."""
+        number = frame.channel
+        if number >= FIRST_LINK:
+            self._links.on_frame(frame)
+        elif frame.kind in (Kind.ANSWER, Kind.BEGUN, Kind.REFUSED):
+            self._on_answer(frame)
+        elif (talk := self._talks.get(number)) is not None:
             talk.on_frame(frame)
             if frame.kind == Kind.ENDED:
-                del self._talks[frame.channel]
+                del self._talks[number]
+        elif (number, frame.kind) == (0, Kind.ENDED) and not self.end:
+            self._on_end(frame.payload)
+        else:
+            raise ProtocolError("the guest says something in a conversation that there is not")
+
+    def _on_answer(self, frame: Frame) -> None:
+        answer = self._answers.pop(frame.channel, None)
+        if answer is None and frame.channel not in self._late:
+            raise ProtocolError("the guest answers what nobody asked")
+        self._late.pop(frame.channel, None)
+        if frame.kind == Kind.REFUSED:
+            self._talks.pop(frame.channel, None)
+        if answer is None or answer.done():
+            return
+        if frame.kind == Kind.REFUSED:
+            answer.set_exception(_refusal(frame.payload))
+        else:
+            answer.set_result(frame.payload)
+
+    def _on_end(self, line: bytes) -> None:
+        self.end = line.decode(errors="replace").strip()
+        if not self._over.done():
+            self._over.set_result(None)
 
     # What is said
 
@@ -188,13 +242,14 @@ class Guest:
 
     async def converse(self, kind: Kind, payload: bytes, *, has_terminal: bool = False) -> Talk:
         """Begin what `kind` says (EXEC, PUT, GET, LIST). Raises what it is refused with."""
+        if len(self._talks) >= MOST_TALKS:
+            raise Busy("the guest has too many conversations: end some")
         number = next(self._ids)
         talk = self._talks[number] = Talk(self, number, has_terminal=has_terminal)
         try:
             await self._ask(number, kind, payload, ANSWER_S)
         except BaseException:
-            self._talks.pop(number, None)
-            self.say(Kind.CLOSE, number)
+            talk.leave()
             raise
         return talk
 
@@ -208,7 +263,14 @@ class Guest:
         except TimeoutError:
             raise TimedOut(f"the guest did not answer within {timeout_s:g} s") from None
         finally:
-            self._answers.pop(number, None)
+            if self._answers.pop(number, None) is not None:
+                self._give_up(number)
+
+    def _give_up(self, number: int) -> None:
+        """Nobody waits for that answer any more."""
+        self._late[number] = None
+        if len(self._late) > MOST_LATE:
+            del self._late[next(iter(self._late))]
 
     def say(self, kind: Kind, number: int, payload: bytes = b"", *, must: bool = False) -> None:
         """Send a frame; it is small, or within a window. `must`: raises `Closed` when none can be
@@ -226,46 +288,6 @@ def _refusal(payload: bytes) -> Exception:
     return ERRORS.get(payload[:1], EngineError)(words or "the guest refuses it")
 
 
-class Stream:
-    """An `Output` of a conversation: holds what came and nobody has taken, a window at the most."""
-
-    def __init__(self, talk: Talk, which: int) -> None:
-        self._talk = talk
-        self._which = which
-        self._blocks: deque[bytes] = deque()
-        self._held = 0
-        self._granted = WINDOW_BYTES
-        self._is_last = False
-        self._changed = asyncio.Event()
-
-    async def read(self) -> bytes:
-        while not self._blocks and not self._is_last:
-            self._changed.clear()
-            await self._changed.wait()
-        if not self._blocks:
-            return b""
-        block = self._blocks.popleft()
-        self._granted += len(block)
-        self._talk.grant(self._which, len(block))
-        return block
-
-    def put(self, block: bytes) -> None:
-        """Raises `ProtocolError` for more than was granted."""
-        self._granted -= len(block)
-        if self._granted < 0:
-            raise ProtocolError("the guest sent more than it was asked for")
-        if block:
-            self._blocks.append(block)
-        self._changed.set()
-
-    def finish(self, *, drop: bool = False) -> None:
-        """No more comes. `drop`: what is here will not be read either."""
-        self._is_last = True
-        if drop:
-            self._blocks.clear()
-        self._changed.set()
-
-
 class Talk:
     """A `Conversation` with something in the guest."""
 
@@ -273,29 +295,30 @@ class Talk:
         self._guest = guest
         self._number = number
         self._has_terminal = has_terminal
-        self._room = WINDOW_BYTES
-        self._has_room = asyncio.Event()
         self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._is_closed = False
         self._input_ended = False
-        self.stdout = Stream(self, 0)
-        self._errors = Stream(self, 1)
+        self._input = Outgoing(WINDOW_BYTES, partial(guest.say, Kind.INPUT, number))
+        self.stdout = Incoming(WINDOW_BYTES, partial(self._grant, 0))
+        self._errors = Incoming(WINDOW_BYTES, partial(self._grant, 1))
 
     @property
-    def stderr(self) -> Stream | None:
+    def stderr(self) -> Incoming | None:
         return None if self._has_terminal else self._errors
 
     def on_frame(self, frame: Frame) -> None:
         """Take what the guest says about it. Raises `ProtocolError`."""
-        if frame.kind in (Kind.OUTPUT, Kind.COMPLAINT):
-            stream = self.stdout if frame.kind == Kind.OUTPUT else self._errors
-            if not self._is_closed:
-                stream.put(frame.payload)
-        elif frame.kind == Kind.TAKEN and len(frame.payload) == 4:
-            self._room = min(WINDOW_BYTES, self._room + int.from_bytes(frame.payload, "little"))
-            self._has_room.set()
-        elif frame.kind == Kind.ENDED and len(frame.payload) == 4:
-            self._end(lambda: self._ended.set_result(frame.payload[0]))
+        match frame.kind:
+            case Kind.OUTPUT:
+                self.stdout.put(frame.payload)
+            case Kind.COMPLAINT:
+                self._errors.put(frame.payload)
+            case Kind.TAKEN:
+                self._input.take(frame.payload)
+            case Kind.ENDED if len(frame.payload) == 4:
+                self._end(lambda: self._ended.set_result(frame.payload[0]))
+            case _:
+                raise ProtocolError(f"the guest said {frame.kind} in a conversation")
 
     def on_lost(self, error: Exception) -> None:
         """The guest is gone, or the connection to it."""
@@ -309,25 +332,16 @@ class Talk:
     def _end(self, tell: Callable[[], None]) -> None:
         if not self._ended.done():
             tell()
-        self._has_room.set()
+        self._input.end()
         for stream in (self.stdout, self._errors):
             stream.finish()
 
-    def grant(self, which: int, count: int) -> None:
+    def _grant(self, which: int, count: int) -> None:
         if not self._ended.done():
             self._guest.say(Kind.GRANT, self._number, struct.pack("<IB", count, which))
 
     async def write(self, data: bytes) -> None:
-        rest = memoryview(data)
-        while rest and not self._ended.done() and not self._is_closed:
-            if not self._room:
-                self._has_room.clear()
-                await self._has_room.wait()
-                continue
-            block = rest[: min(self._room, MAX_PAYLOAD)]
-            self._room -= len(block)
-            self._guest.say(Kind.INPUT, self._number, bytes(block))
-            rest = rest[len(block) :]
+        await self._input.write(data)
 
     async def end_input(self) -> None:
         if self._has_terminal:
@@ -346,13 +360,18 @@ class Talk:
     async def wait(self) -> int:
         return await asyncio.shield(self._ended)
 
-    async def aclose(self) -> None:
+    def leave(self) -> None:
+        """Nobody wants it any more: what comes is dropped, until the guest says that it has ended.
+        Idempotent."""
         if not self._is_closed:
             self._is_closed = True
             self._guest.say(Kind.CLOSE, self._number)
+        self._input.end()
+        for stream in (self.stdout, self._errors):
+            stream.drop()
+
+    async def aclose(self) -> None:
+        self.leave()
         with suppress(TimeoutError, Closed, ProtocolError):
             async with asyncio.timeout(END_S):
                 await asyncio.shield(self._ended)
-        for stream in (self.stdout, self._errors):
-            stream.finish(drop=True)
-        self._has_room.set()

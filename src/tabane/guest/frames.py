@@ -6,7 +6,7 @@ bytes, more than any frame can have in a row; whoever reads them knows where it 
 broken off by them ends in a zero where its end mark should be, and counts for nothing.
 
 A guest is not trusted: what it may make the host keep is bounded by `MAX_PAYLOAD` here, and by the
-windows of its conversations (`tabane.guest.client`).
+windows of its conversations and links (`tabane.guest.streams`).
 """
 
 from __future__ import annotations
@@ -25,6 +25,12 @@ END_MARK = 0xA5
 NONCE_BYTES = 16
 WINDOW_BYTES = 65536
 """Of one stream: what may be on its way before its reader takes it."""
+LINK_WINDOW_BYTES = 32768
+"""Likewise, of each direction of a connection that a program inside has made."""
+FIRST_LINK = 1 << 31
+"""Channels from here on are numbered by the guest: connections of programs inside."""
+MOST_ZEROS = 2 * len(SILENCE)
+"""Between two frames: a connection begins with fewer."""
 
 _HEADER = struct.Struct("<BII")
 _NO_ZERO = re.compile(rb"[^\0]")
@@ -58,13 +64,16 @@ class Kind(IntEnum):
     ANSWER = 69
     REFUSED = 70
     BEGUN = 71
+    DIAL = 72
+    END_OUTPUT = 73
 
 
 class Frame(NamedTuple):
     kind: int
     """A `Kind`, or one of a newer agent."""
     channel: int
-    """The conversation or question it belongs to, numbered by the host; 0: the guest as a whole."""
+    """The conversation or question it belongs to, numbered by the host, or, from `FIRST_LINK` on,
+    by the guest; 0: the guest as a whole."""
     payload: bytes = b""
 
 
@@ -95,6 +104,8 @@ class FrameReader:
         self._at = 0
         """Where the next frame begins: thousands of tiny ones at once are not copied for each."""
         self._in_step = False
+        self._zeros = 0
+        """Since the latest frame."""
 
     def feed(self, data: bytes) -> list[Frame]:
         """The frames that are complete now; none before a silence was heard.
@@ -136,13 +147,19 @@ class FrameReader:
         if inbox[end] != END_MARK:
             raise self._lost("a frame without its end mark")
         self._at = end + 1
+        self._zeros = 0
         return Frame(kind, channel, inbox[start:end])
 
     def _skip_zeros(self) -> int:
         found = _NO_ZERO.search(self._inbox, self._at)
-        self._at = found.start() if found is not None else len(self._inbox)
-        return self._at
+        end = found.start() if found is not None else len(self._inbox)
+        self._zeros += end - self._at
+        self._at = end
+        if self._zeros > MOST_ZEROS:
+            raise self._lost("nothing")
+        return end
 
     def _lost(self, what: str) -> ProtocolError:
         self._in_step = False
+        self._zeros = 0
         return ProtocolError(f"the guest sent {what}")
