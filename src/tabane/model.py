@@ -351,6 +351,8 @@ class GuestProcess(Value, frozen=True, omit_defaults=True):
     elapsed_s: float = 0.0
     start_ticks: int = 0
     """0: not known."""
+    container: str = ""
+    """Of an instance with several: which one it is in (`main`, or a sidecar's name)."""
 
 
 class ExitStatus(Value, frozen=True, omit_defaults=True):

@@ -27,7 +27,9 @@ from tabane.supervise import Supervisor
 from tabane.testing import VirtualClock
 
 INIT = GuestProcess("sandbox", 1, "sh", command="sh -c web", rss_kib=1 << 10, elapsed_s=10)
-WEB = GuestProcess("sandbox", 2, "web", ppid=1, uid=33, cpu_s=5, elapsed_s=10, threads=3)
+WEB = GuestProcess(
+    "sandbox", 2, "web", ppid=1, uid=33, cpu_s=5, elapsed_s=10, threads=3, container="proxy"
+)
 
 
 def instance(name: str) -> Instance:
@@ -97,6 +99,7 @@ async def test_they_belong_to_their_instance(bench: Bench) -> None:
         assert (row.inside, row.start_ticks) == ("sandbox", 0)
     assert (init.pid, init.command, init.memory_percent) == (1, "sh -c web", 0.0)
     assert (web.pid, web.ppid, web.user, web.command, web.cpu_percent) == (2, 1, "33", "[web]", 50)
+    assert (init.container, web.container) == ("", "proxy")
 
 
 async def test_what_is_not_asked_again_yet_has_its_age(bench: Bench) -> None:
@@ -216,6 +219,9 @@ async def test_they_are_in_the_table_with_its_age_and_can_be_asked_for(bench: Be
             b'{"pid":2,"inside":"sandbox","command":"[web]"}]'
         )
         assert part.age_s >= 1
+        one = {"container": "proxy", "fields": "pid,container"}
+        part = await k2i.part(Question("processes", one), Principal("token"))
+        assert part.rows == b'[{"pid":2,"container":"proxy"}]'
         own = Question("processes", {"inside": "none", "group": "inside"})
         assert (await k2i.part(own, Principal("token"))).rows.startswith(b'[{"inside":"","count":')
         other = Principal("peer", uid=0x7FFF)

@@ -11,6 +11,7 @@ import pytest
 
 from tabane.k2i import Process, ProcessTable
 from tabane.k2i.procfs import Procfs
+from tabane.k2i.table import MOVED_S
 from tabane.model import AppName, Class, Generation, Instance, InstanceId, NodeName, State
 from tabane.testing import VirtualClock
 
@@ -176,7 +177,7 @@ def table(fake: FakeProc) -> Iterator[ProcessTable]:
     table.close()
 
 
-def instance(name: str) -> Instance:
+def instance(name: str, isolation: Class = Class.SANDBOX) -> Instance:
     return Instance(
         InstanceId(name),
         AppName("default/hello"),
@@ -184,7 +185,7 @@ def instance(name: str) -> Instance:
         NodeName("tokyo/tokyo-1"),
         Generation("i", InstanceId(name), 1),
         State.READY,
-        Class.SANDBOX,
+        isolation,
     )
 
 
@@ -201,6 +202,15 @@ def test_a_process_belongs_to_its_instance(fake: FakeProc, table: ProcessTable) 
     ]
     found = row(table)
     assert [found[key] for key in place] == ["tokyo", "tokyo-1", "inc-1", "", "", "abc123", "", ""]
+
+
+def test_the_container_is_told_where_it_is_the_node_s(fake: FakeProc, table: ProcessTable) -> None:
+    """What runs a sandbox or a machine is in the cgroup of one of its containers, and in none."""
+    assert row(table, instance("abc123", Class.CONTAINER))["container"] == "inner"
+    assert row(table, instance("abc123"))["container"] == ""
+    fake.write(cgroup=b"4:cpu:/tabane/c1/tokyo-1/abc123\n")
+    fake.clock.advance(MOVED_S)
+    assert row(table, instance("abc123", Class.CONTAINER))["container"] == ""
 
 
 def test_owners_and_start(fake: FakeProc, table: ProcessTable) -> None:

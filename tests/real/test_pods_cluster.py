@@ -82,6 +82,18 @@ def inside(cluster: LocalCluster, app: str, container: str, *argv: str) -> str:
     return str(done.out)
 
 
+def check_containers(cluster: LocalCluster, app: str) -> None:
+    """Each process is told to be in its container; a sandbox tells those within it in a moment."""
+
+    def named() -> set[tuple[str, str]]:
+        done = cluster.tabane("ps", "-o", "container=,comm=", "--app", app)
+        return {(words[0], words[1]) for line in done.out.splitlines() if (words := line.split())}
+
+    programs = {("main", "nginx"), ("server", "busybox"), ("clerk", "sleep")}
+    wait_for(lambda: named() >= programs, "a process of each container")
+    assert not {container for container, _ in named()} - {"main", "server", "clerk", "-"}
+
+
 def only(cluster: LocalCluster, app: str) -> dict[str, Any]:
     (found,) = cluster.instances(app)
     return found
@@ -118,6 +130,7 @@ def test_the_life_of_a_pod(cluster: LocalCluster, app: str, tmp_path: Path) -> N
 
     rows = json.loads(cluster.tabane("ps", "--json", "--app", app).out)["processes"]
     assert {row["instance"] for row in rows} == {first["id"]}
+    check_containers(cluster, app)
 
     cluster.kill("agent", node)
     wait_for(lambda: cluster.answers(node), "the next agent")

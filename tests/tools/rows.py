@@ -11,6 +11,7 @@ ROW: dict[str, Any] = {
     "namespace": "default",
     "app": "default/hello",
     "instance": "abc123",
+    "container": "",
     "class": "container",
     "inside": "",
     "pid": 42,

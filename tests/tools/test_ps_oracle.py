@@ -28,7 +28,7 @@ ELSEWHERE = {"rss", "rssize", "rsz", "wchan", "wname"}
 """ps reads memory from another file, with the batches that each CPU still has to add; nodes do not
 tell where a process waits."""
 OURS = {"dc", "node", "namespace", "app", "instance", "class", "inside", "gpid", "incarnation"}
-OURS |= {"recent"}
+OURS |= {"container", "recent"}
 TO_COMPARE = [name for line in ps.list_columns() if (name := line.split()[0])]
 TO_COMPARE = [name for name in TO_COMPARE if name not in OURS | MOVING | ELSEWHERE]
 ODD = b"odd\x1b[2J(x) \n\xff\xe6\x9d\x9f"

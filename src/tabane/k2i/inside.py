@@ -127,6 +127,7 @@ class Insides:
             namespace=instance.app.partition("/")[0],
             app=instance.app,
             instance=instance.id,
+            container=row.container,
             isolation=instance.isolation,
             inside=row.inside,
             pid=row.pid,

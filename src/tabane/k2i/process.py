@@ -11,6 +11,7 @@ import msgspec
 from tabane.k2i.host import Placed
 from tabane.k2i.names import Names, terminal
 from tabane.k2i.procfs import PAGE_BYTES, TICKS_PER_S, Stat
+from tabane.model import Class
 
 
 class Attributed(Placed, frozen=True, kw_only=True):
@@ -21,6 +22,8 @@ class Attributed(Placed, frozen=True, kw_only=True):
     app: str
     """As `NAMESPACE/NAME`."""
     instance: str
+    container: str = ""
+    """Of an instance with several: in which it is; empty, too, for what runs all of them."""
     isolation: str = msgspec.field(name="class")
 
 
@@ -80,7 +83,8 @@ class Process(Attributed, frozen=True, gc=False, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What rarely changes. `instance` is the id that the cgroup's path names."""
+    """What rarely changes. `instance` is the id that the cgroup's path names, `container` what is
+    below that."""
 
     uid: int
     ruid: int
@@ -88,9 +92,10 @@ class Facts:
     locked: bool
     command: str
     instance: str
+    container: str
 
 
-NO_FACTS = Facts(0, 0, 0, False, "", "")
+NO_FACTS = Facts(0, 0, 0, False, "", "", "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +127,7 @@ def describe(stat: Stat, facts: Facts, moment: Moment, recent: float | None) -> 
         namespace=app.partition("/")[0],
         app=app,
         instance=facts.instance,
+        container=facts.container if isolation == Class.CONTAINER else "",
         isolation=isolation,
         pid=stat.pid,
         ppid=stat.ppid,

@@ -161,6 +161,7 @@ OWNER: dict[str, Parameter] = {
     "namespace": Parameter(LIST, "Only of apps in these namespaces.", any_text),
     "app": Parameter(LIST, "Only of these apps; `hello` means `default/hello`.", _apps),
     "instance": Parameter(LIST, "Only of these instances.", any_text),
+    "container": Parameter(LIST, "Only in these containers of instances with several.", any_text),
     "class": Parameter(LIST, "Only of instances of these classes.", any_text),
     "user": Parameter(LIST, "Only of these users, by name or number.", any_text),
     "pid": Parameter(PIDS, "Only of the processes with these numbers.", numbers),

@@ -53,7 +53,7 @@ LONGEST_COMMAND = 1 << 15
 BLOCKS_NOTHING = b"\nSigBlk:\t0000000000000000\n"
 """Of a process's status."""
 
-_INSTANCE = re.compile(r":/tabane/[^/]+/[^/]+/([^/]+)")
+_INSTANCE = re.compile(r":/tabane/[^/]+/[^/]+/([^/]+)(?:/([^/]+))?")
 
 
 @dataclass(slots=True)
@@ -270,7 +270,8 @@ class ProcessTable:
         if pid in procfs.opened:
             procfs.stat_again(known.stat)
         command = " ".join(parse_words(known.cmdline))[:LONGEST_COMMAND]
-        facts = Facts(*parse_owners(status), command, instance_of(parse_cgroup(known.cgroup)))
+        place = place_of(parse_cgroup(known.cgroup))
+        facts = Facts(*parse_owners(status), command, *place)
         if facts != known.facts:
             known.facts, known.process = facts, None
         known.stale, known.files = False, None
@@ -307,5 +308,10 @@ def _show(known: _Known, moment: Moment) -> Process:
 
 def instance_of(cgroup: Iterable[str]) -> str:
     """The instance that the lines of a process's cgroup file name; empty outside of instances."""
+    return place_of(cgroup)[0]
+
+
+def place_of(cgroup: Iterable[str]) -> tuple[str, str]:
+    """The same, and the container of it, which instances that have several have cgroups for."""
     found = next(filter(None, map(_INSTANCE.search, cgroup)), None)
-    return found[1] if found else ""
+    return (found[1], found[2] or "") if found else ("", "")

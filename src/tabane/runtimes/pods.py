@@ -261,8 +261,14 @@ class Pods:
         return await self.engine.processes(_whole(handle))
 
     async def guest_processes(self, handle: Handle) -> Sequence[GuestProcess]:
-        found = [await self.engine.guest_processes(part) for part in split(handle).values()]
-        return [process for processes in found for process in processes]
+        parts = split(handle)
+        if len(parts) == 1:
+            return await self.engine.guest_processes(handle)
+        return [
+            replace(process, container=process.container or name)
+            for name, part in parts.items()
+            for process in await self.engine.guest_processes(part)
+        ]
 
 
 def with_pods(driver: Driver) -> Driver:

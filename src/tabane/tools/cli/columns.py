@@ -141,6 +141,7 @@ COLUMNS: dict[str, Column] = {
     "namespace": _text("NAMESPACE", "namespace"),
     "app": _made("APP", short_app, "app"),
     "instance": _text("INSTANCE", "instance"),
+    "container": _text("CONTAINER", "container"),
     "class": _text("CLASS", "class"),
     "inside": _text("INSIDE", "inside"),
     "gpid": _made("GPID", gpid, lambda row: (row["dc"], row["node"], row["inside"], row["pid"])),
