@@ -19,7 +19,16 @@ from typing import TYPE_CHECKING
 
 from tabane.gateway.exchange import Exchange
 from tabane.gateway.flow import Flow
-from tabane.gateway.forwarding import Provenance, provenance_of
+from tabane.gateway.forwarding import (
+    LAST_CHUNK,
+    NO_ANSWER,
+    Provenance,
+    encode_chunk,
+    encode_interim,
+    encode_response,
+    provenance_of,
+)
+from tabane.gateway.heads import ResponseHead
 from tabane.gateway.http1 import REPLAY_BYTES, RequestReader
 from tabane.gateway.replies import Reply, encode_reply, reply_for
 from tabane.gateway.tunnel import Tunnel
@@ -36,6 +45,7 @@ class Client(Flow):
     """Made by the gateway for each connection it accepts."""
 
     __slots__ = (
+        "_answer",
         "_begins",
         "_in_head",
         "_is_fresh",
@@ -56,6 +66,7 @@ class Client(Flow):
         self.exchange: Exchange | None = None
         self.deadline = gateway.now + gateway.limits.header_timeout_s
         """When `on_deadline` is due."""
+        self._answer = NO_ANSWER
         self._begins = False
         self._in_head = False
         self._is_fresh = True
@@ -133,6 +144,27 @@ class Client(Flow):
         self.gateway.counters.sent_bytes += len(data)
         self.transport.write(data)
 
+    def respond_interim(self, head: ResponseHead) -> None:
+        """Pass on a 1xx response."""
+        self.write(encode_interim(head))
+
+    def respond(self, head: ResponseHead | None, pieces: list[bytes], is_end: bool) -> None:
+        """Pass on the final response: its head, if that is not out, and more of its body."""
+        out = b""
+        if head is not None:
+            request, gateway = self.reader.request, self.gateway
+            assert request is not None
+            wanted = request.head.keep_alive and request.complete and not gateway.draining
+            self._answer = encode_response(request.head, head, wanted)
+            out = self._answer.head
+        if pieces:
+            out += encode_chunk(pieces) if self._answer.chunked else b"".join(pieces)
+        if is_end and self._answer.chunked:
+            out += LAST_CHUNK
+        if out:
+            self.gateway.counters.sent_bytes += len(out)
+            self.transport.write(out)
+
     def reply(self, reply: Reply, exchange: Exchange | None, *, refused: bool = False) -> None:
         """Answer in the gateway's own name: to a request, or to what cannot be one."""
         request = exchange.request if exchange is not None else None
@@ -149,10 +181,14 @@ class Client(Flow):
         if exchange is None:
             self.gateway.counters.responses[reply.status // 100] += 1
         self.write(encode_reply(reply, connection=connection, is_head=is_head, refused=refused))
-        self.on_done(keep_alive=keep_alive)
+        self._go_on(keep_alive=keep_alive)
 
-    def on_done(self, *, keep_alive: bool) -> None:
-        """The request in flight is answered: go on with the next, or leave."""
+    def on_done(self) -> None:
+        """The request in flight is answered."""
+        self._go_on(keep_alive=self._answer.keep_alive)
+
+    def _go_on(self, *, keep_alive: bool) -> None:
+        """Go on with the next request, or leave."""
         self.exchange = None
         if not keep_alive or self.gateway.draining:
             self.leave()

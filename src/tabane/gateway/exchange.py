@@ -25,18 +25,9 @@ from typing import TYPE_CHECKING
 
 from tabane.errors import NotFound, TabaneError, TimedOut, Unreachable
 from tabane.gateway.api import Route, Slot
-from tabane.gateway.forwarding import (
-    CONTINUE,
-    LAST_CHUNK,
-    NO_ANSWER,
-    encode_chunk,
-    encode_interim,
-    encode_request,
-    encode_response,
-    forward_fields,
-)
+from tabane.gateway.forwarding import forward_fields
 from tabane.gateway.headers import BadMessage
-from tabane.gateway.heads import ResponseHead
+from tabane.gateway.heads import CONTINUE, ResponseHead
 from tabane.gateway.http1 import REPLAY_BYTES, Request, ResponseReader
 from tabane.gateway.replies import Reply, reply_for
 from tabane.gateway.tunnel import Tunnel
@@ -76,7 +67,6 @@ class Exchange:
     _wrote = False
     _upload_due = 0.0
     _sent_whole = False
-    _answer = NO_ANSWER
 
     def __init__(self, client: Client, request: Request) -> None:
         self._client = client
@@ -206,43 +196,40 @@ class Exchange:
         self._upstream = upstream
         self.stage = SENT
         self._wrote = True
-        upstream.begin(self, head.method)
+        expects_continue = self._owes_continue and not request.buffered
+        upstream.begin(self, head, client.provenance, slot.headers, expects_continue)
         if client.is_full:
             upstream.read(False)
-        expects_continue = self._owes_continue and not request.buffered
-        out = encode_request(head, client.provenance, slot.headers, expects_continue)
         if head.has_body:
-            self._send_body(out)
+            self._send_body()
         else:
             self._sent_whole = True
-            client.deadline = self._gateway.now + self._response_timeout_s
-            upstream.transport.write(out)
+            route, gateway = self.route, self._gateway
+            client.deadline = gateway.now + (
+                route.response_timeout_s if route is not None else self._response_timeout_s
+            )
         if not client.reads:
             client.balance()
 
-    def _send_body(self, out: bytes = b"") -> None:
+    def _send_body(self) -> None:
         """Send on what came of the body, and set how long what must follow may take."""
         request, upstream, limits = self.request, self._upstream, self._gateway.limits
         assert upstream is not None
-        if request.body:
+        pieces = request.take_body()
+        if pieces:
             self._owes_continue = False
-            pieces = request.take_body()
-            out += encode_chunk(pieces) if request.head.chunked else b"".join(pieces)
         if request.complete:
             self._sent_whole = True
-            if request.head.chunked:
-                out += LAST_CHUNK
             allowed_s = self._response_timeout_s
         elif self._owes_continue:
             allowed_s = limits.continue_after_s
         else:
-            now = self._gateway.now
-            self._upload_due = limits.next_upload_due(self._upload_due, now, len(out))
+            now, came_bytes = self._gateway.now, sum(map(len, pieces))
+            self._upload_due = limits.next_upload_due(self._upload_due, now, came_bytes)
             allowed_s = min(limits.body_idle_timeout_s, self._upload_due - now)
         if self.stage is SENT:
             self._client.deadline = self._gateway.now + allowed_s
-        if out:
-            upstream.transport.write(out)
+        upstream.send(pieces, request.complete)
 
     @property
     def _response_timeout_s(self) -> float:
@@ -263,60 +250,41 @@ class Exchange:
     # The response comes back.
 
     def on_response(self, reader: ResponseReader) -> None:
-        out = b""
-        try:
-            if reader.interims:
-                out = self._pass_interims(reader)
-            if self.stage is SENT and reader.head is not None:
-                if not self._begin_answer(reader, reader.head, out):
-                    return
-                out += self._answer.head
-        except BadMessage as error:
-            self._fail(error.message)
-            return
-        if reader.body:
-            pieces, reader.body = reader.body, []
-            out += encode_chunk(pieces) if self._answer.chunked else b"".join(pieces)
+        if reader.interims:
+            self._pass_interims(reader)
+        head = reader.head if self.stage is SENT else None
+        if head is not None:
+            slot = self._slot
+            assert slot is not None
+            if head.refused and slot.headers and self._go_elsewhere(head.refused):
+                return
+            if head.status == 101:
+                self._switch(reader, head)
+                return
+            slot.first_byte()
+            self.stage = ANSWERING
+            self.status = head.status
         if reader.complete:
-            self._complete(reader, out)
+            self._complete(reader, head)
             return
+        client, pieces = self._client, reader.body
         if self.stage is ANSWERING:
-            self._client.deadline = self._gateway.now + self._gateway.limits.stream_idle_timeout_s
-        if out:
-            self._client.write(out)
+            client.deadline = self._gateway.now + self._gateway.limits.stream_idle_timeout_s
+        if head is not None or pieces:
+            reader.body = []
+            client.respond(head, pieces, False)
         if reader.error is not None:
             self._fail(reader.error.message)
 
-    def _pass_interims(self, reader: ResponseReader) -> bytes:
-        out = b""
-        for interim in reader.interims:
+    def _pass_interims(self, reader: ResponseReader) -> None:
+        interims, reader.interims = reader.interims, []
+        for interim in interims:
             if self.request.head.is_http_1_0 or (interim.status == 100 and not self._owes_continue):
                 continue
             if interim.status == 100:
                 self._owes_continue = False
-                limits = self._gateway.limits
-                self._client.deadline = self._gateway.now + limits.body_idle_timeout_s
-            out += encode_interim(interim)
-        reader.interims = []
-        return out
-
-    def _begin_answer(self, reader: ResponseReader, head: ResponseHead, before: bytes) -> bool:
-        """Settle the answer; it follows what came `before`. False: the exchange went elsewhere."""
-        slot, request = self._slot, self.request
-        assert slot is not None
-        if head.refused and slot.headers and self._go_elsewhere(head.refused):
-            return False
-        switches = head.status == 101
-        if switches and not (request.head.upgrade and head.upgrade):
-            raise BadMessage(502, "the app changed the protocol, which nobody asked for")
-        wanted = request.head.keep_alive and request.complete and not self._gateway.draining
-        self._answer = encode_response(request.head, head, wanted)
-        slot.first_byte()
-        self.stage = ANSWERING
-        self.status = head.status
-        if switches:
-            self._open_tunnel(reader, before + self._answer.head)
-        return not switches
+                self._extend()
+            self._client.respond_interim(interim)
 
     def _go_elsewhere(self, code: bytes) -> bool:
         """Another gateway had no place for the request, and no byte of it reached the app."""
@@ -402,7 +370,7 @@ class Exchange:
         assert upstream is not None
         if self._owes_continue:
             self._owes_continue = False
-            self._client.write(CONTINUE)
+            self._client.respond_interim(CONTINUE)
             self._extend()
         elif self.request.complete:
             reason = f"the app did not answer within {self._response_timeout_s:g} s"
@@ -416,26 +384,25 @@ class Exchange:
 
     # The five ends.
 
-    def _complete(self, reader: ResponseReader, out: bytes) -> None:
-        answer, gateway = self._answer, self._gateway
-        if answer.chunked:
-            out += LAST_CHUNK
-        if out:
-            self._client.write(out)
-        upstream, self._upstream = self._upstream, None
-        assert upstream is not None
-        upstream.end()
-        if self._sent_whole and reader.is_reusable and not upstream.transport.is_closing():
-            gateway.pools.put(upstream, gateway.now)
-        else:
-            upstream.abort()
-        self._end()
-        self._client.on_done(keep_alive=answer.keep_alive)
-
-    def _open_tunnel(self, reader: ResponseReader, out: bytes) -> None:
+    def _complete(self, reader: ResponseReader, head: ResponseHead | None) -> None:
         client, upstream = self._client, self._upstream
         assert upstream is not None
-        client.write(out)
+        client.respond(head, reader.body, True)
+        self._upstream = None
+        upstream.end(self._gateway.now if self._sent_whole else None)
+        self._end()
+        client.on_done()
+
+    def _switch(self, reader: ResponseReader, head: ResponseHead) -> None:
+        """The app changes the protocol: what follows is a tunnel's."""
+        client, upstream, slot = self._client, self._upstream, self._slot
+        assert upstream is not None and slot is not None
+        if not (self.request.head.upgrade and head.upgrade):
+            self._fail("the app changed the protocol, which nobody asked for")
+            return
+        slot.first_byte()
+        self.status = head.status
+        client.respond(head, [], False)
         self.stage = TUNNEL
         self._upstream = None
         upstream.hand_over()

@@ -11,7 +11,6 @@ from tabane.gateway.heads import REMEMBERED, REMEMBERED_BYTES, RequestHead, Resp
 
 LAST_CHUNK = b"0\r\n\r\n"
 Extra = tuple[tuple[bytes, bytes], ...]
-CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class Provenance:

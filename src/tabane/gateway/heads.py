@@ -213,6 +213,7 @@ class ResponseHead:
 
 
 RESPONSES: Memory[ResponseHead] = Memory()
+CONTINUE = ResponseHead(100, b"HTTP/1.1 100 Continue", b"")
 
 
 def parse_response_head(head: bytes) -> ResponseHead:

@@ -14,7 +14,9 @@ from typing import Protocol
 
 from tabane.gateway.api import Slot
 from tabane.gateway.flow import Flow
+from tabane.gateway.forwarding import LAST_CHUNK, Extra, Provenance, encode_chunk, encode_request
 from tabane.gateway.headers import BadMessage
+from tabane.gateway.heads import RequestHead
 from tabane.gateway.http1 import ResponseReader
 from tabane.gateway.limits import HttpLimits
 
@@ -37,7 +39,10 @@ class Peer(Protocol):
 class Upstream(Flow):
     """One connection to an app."""
 
-    __slots__ = ("_pools", "is_used", "peer", "pool", "reader", "spoke_first", "unused_at")
+    __slots__ = (
+        *("_chunked", "_head", "_pools"),
+        *("is_used", "peer", "pool", "reader", "spoke_first", "unused_at"),
+    )
 
     def __init__(self, pool: str, pools: Pools) -> None:
         super().__init__()
@@ -50,19 +55,50 @@ class Upstream(Flow):
         self.spoke_first = False
         """The app sent something before it was asked anything."""
         self.unused_at = 0.0
+        self._head = b""
+        """Of the request, while it was not sent."""
+        self._chunked = False
 
-    def begin(self, peer: Peer, method: bytes) -> None:
-        """Serve `peer`, whose request has this method."""
+    def begin(
+        self,
+        peer: Peer,
+        head: RequestHead,
+        provenance: Provenance,
+        extra: Extra,
+        expects_continue: bool,
+    ) -> None:
+        """Serve `peer`, whose request has this head. That goes out with the first of its body."""
         assert self.peer is None
         self.peer = peer
-        self.reader = ResponseReader(method)
+        self.reader = ResponseReader(head.method)
+        out = encode_request(head, provenance, extra, expects_continue)
+        if head.has_body:
+            self._chunked = head.chunked
+            self._head = out
+        else:
+            self.transport.write(out)
 
-    def end(self) -> None:
-        """Serve nobody: whatever still comes is not for the last peer."""
+    def send(self, pieces: list[bytes], is_end: bool) -> None:
+        """More of the request's body (perhaps none yet), or the last of it."""
+        out, self._head = self._head, b""
+        if pieces:
+            out += encode_chunk(pieces) if self._chunked else b"".join(pieces)
+        if is_end and self._chunked:
+            out += LAST_CHUNK
+        if out:
+            self.transport.write(out)
+
+    def end(self, now: float | None) -> None:
+        """The response is whole: serve nobody, whatever still comes is not for the last peer. With
+        `now`, the request was sent whole, too: it can be kept for others."""
         self.peer = None
         self.is_used = True
+        if now is None or not self.reader.is_reusable or self.transport.is_closing():
+            self.transport.abort()
+            return
         if not self.reads:
             self.read(True)
+        self._pools.put(self, now)
 
     def abort(self) -> None:
         """Close it at once. Idempotent."""
