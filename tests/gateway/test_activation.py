@@ -63,7 +63,7 @@ def test_one_instance_for_each_concurrency_sessions_and_never_above_max() -> Non
     home = HandledHome(concurrency=10, max=20)
     assert len(home.demand("g1", 95).starts) == 10
     assert len(home.demand("g1", 5000).starts) == 10
-    assert home.wait(60) == []
+    assert home.wait(10) == []
 
 
 def test_when_it_is_ready_those_who_wait_get_its_slots_the_longest_waiting_first() -> None:

@@ -272,7 +272,7 @@ def test_healthy_instances_from_before_do_not_hide_new_failures() -> None:
 
 
 def test_while_something_serves_those_who_wait_are_not_refused() -> None:
-    home = held(stop_after_s=1000.0, concurrency=1, max=2)
+    home = held(stop_after_s=1000.0, concurrency=1, max=2, start_timeout_s=1000.0)
     for _ in range(4):
         home.demand("g1", 1)
         home.wait(60)

@@ -149,7 +149,7 @@ class Chaos:
         count = len(self.sessions)
         for gateway in self.dc.gateways.values():
             for key in self.dc.apps:
-                self.sessions_at(gateway, key, 7, takes_s=0.5, patience_s=100.0)
+                self.sessions_at(gateway, key, 7, takes_s=0.2, patience_s=100.0)
         self.world.run(30.0)
         return self.sessions[count:]
 

@@ -162,7 +162,22 @@ async def test_no_slot_in_time(
     with pytest.raises(TimedOut):
         await router.acquire(route)
     (record,) = around.records
-    assert "had no free slot within 3600 s" in record.outcome
+    assert "had no free slot within 3600 s: its home says nothing" in record.outcome
+
+
+async def test_no_slot_in_time_and_its_home_knows_why(
+    router: GatewayRouter, around: Around
+) -> None:
+    route = router.route("h.test", "/")
+    assert route is not None
+    waiting = asyncio.ensure_future(router.acquire(route))
+    asked = await demand(around)
+    why = "its module is being compiled"
+    router.hear(Refuse(KEY, "late", why, 1.0, 1, **answered(asked)))
+    with pytest.raises(TimedOut, match=f"had no free slot within 3600 s: {why}"):
+        await waiting
+    (record,) = around.records
+    assert record.outcome.endswith(why)
 
 
 @pytest.mark.parametrize("reason", ["", "it closed the connection"])

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
 from tabane.clock import SYSTEM
-from tabane.errors import Unsupported
-from tabane.gateway.activation import InstanceEnded
-from tabane.model import App, AppName, Container, Generation, Instance, InstanceId, NodeName, State
-from tabane.node.instances import Executor
+from tabane.errors import Conflict, NotFound, Unsupported
+from tabane.gateway.activation import InstanceEnded, StillStarting
+from tabane.model import (
+    App,
+    AppName,
+    Container,
+    Generation,
+    Instance,
+    InstanceId,
+    NodeName,
+    State,
+    Volume,
+)
+from tabane.node import instances
+from tabane.node.instances import PARALLEL_STARTS, Executor
 from tabane.node.records import Record, write_record
 from tabane.node.running import Running, Transition
+from tabane.node.volumes import drop_own
 from tabane.runtimes.api import Image, InstanceSpec, Link
 from tabane.runtimes.fake import FakeDriver, Script
 from tabane.runtimes.pods import Pods
@@ -59,7 +73,10 @@ class Node:
         self.says: list[Transition] = []
         self.overs: list[tuple[bool, bool]] = []
         """Of what was said to run no more: whether silently, whether before it was cleared away."""
+        self.stills: list[StillStarting] = []
         self.images: list[str] = []
+        self.image_comes: asyncio.Event | None = None
+        """That one is waited for, of the image `slow`."""
         self.directory = directory / "run"
         self.directory.mkdir()
         self.executor = Executor(
@@ -67,7 +84,7 @@ class Node:
             links=self.links,
             services=Services(),
             volumes=VolumeFiles(directory / "volumes"),
-            prepare_image=self.prepare_image,
+            images=self,
             driver_for=lambda app: self.driver,
             driver_named=lambda name: self.driver,
             clock=SYSTEM,
@@ -77,16 +94,33 @@ class Node:
             on_over=self.on_over,
         )
 
-    async def prepare_image(self, app: App) -> Image:
+    def describe(self, app: App) -> str:
+        return f"{app.image} is on its way"
+
+    async def prepare_for(self, app: App) -> Image:
         self.images.append(f"{app.key} {app.image}")
+        if app.image == "slow" and self.image_comes is not None:
+            await self.image_comes.wait()
         return Image(app.image, self.directory)
 
     def on_notice(self, notice: Any) -> None:
         if isinstance(notice, InstanceEnded):
             self.ends.append(notice)
+        if isinstance(notice, StillStarting):
+            self.stills.append(notice)
 
     def on_over(self, running: Running) -> None:
         self.overs.append((running.is_silent, bool(self.fake.world.lives)))
+
+    async def is_ready(self) -> bool:
+        return self.executor.runs(ID) and self.executor.get(ID).instance.state is State.READY
+
+    async def heard_of(self, *slow: InstanceId) -> bool:
+        """That they take long."""
+        return {still.instance for still in self.stills} >= {*slow}
+
+    async def has_ended(self, *instances: InstanceId) -> bool:
+        return {end.instance for end in self.ends} == {*instances}
 
     def record(self, app: App, state: State = State.PREPARING) -> Record:
         generation = Generation("one", ID, 1)
@@ -125,6 +159,56 @@ async def test_an_agent_that_was_killed_while_it_prepared_leaves_nothing(
     await node.executor.recover()
     assert not node.fake.world.lives
     assert (await node.ended()).instance == ID
+
+
+async def test_while_an_image_comes_its_home_hears_so_and_other_starts_go_on(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(instances, "STILL_S", 0.001)
+    node.image_comes = asyncio.Event()
+    slow = [InstanceId(f"slow{number}") for number in range(PARALLEL_STARTS + 1)]
+    for one in slow:
+        node.executor.start(replace(APP, image="slow", containers=(), port=None), one, SYSTEM.now())
+    node.executor.start(replace(APP, containers=(), port=None), ID, SYSTEM.now())
+    await until(node.is_ready)
+    await until(lambda: node.heard_of(*slow))
+    doing = {still.doing for still in node.stills if still.instance in slow}
+    assert doing == {"slow is on its way"}
+    for one in slow:
+        node.executor.stop(one, "not wanted any more")
+    node.image_comes.set()
+    await until(lambda: node.has_ended(*slow))
+    assert {(end.reason, end.failed) for end in node.ends} == {("not wanted any more", False)}
+    assert list(node.executor.running) == [ID]
+    assert not node.executor.beginning
+    assert node.links.claimed == 1
+
+
+async def test_a_volume_that_is_removed_while_its_apps_image_comes_is_not_made(node: Node) -> None:
+    app = replace(APP, image="slow", containers=(), port=None, volumes=(Volume("data", "/data"),))
+    agent: Any = SimpleNamespace(
+        executor=node.executor, app=lambda key: None, config=SimpleNamespace(key=NODE)
+    )
+    node.image_comes = asyncio.Event()
+    node.executor.start(app, ID, SYSTEM.now())
+    with pytest.raises(Conflict, match=f"instance {ID} of default/web still has its volumes"):
+        await drop_own(agent, app.key, "data")
+    node.executor.stop(ID, "the app was removed")
+    with pytest.raises(NotFound, match="has no volume data"):
+        await drop_own(agent, app.key, "data")
+    node.image_comes.set()
+    assert not (await node.ended()).failed
+    assert list(node.executor.volumes.sizes()) == []
+
+
+@pytest.mark.parametrize("node", [Script(prepare_takes=3600.0)], indirect=True)
+async def test_what_a_driver_prepares_for_long_is_said(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(instances, "STILL_S", 0.001)
+    node.executor.start(replace(APP, containers=()), ID, SYSTEM.now())
+    await until(lambda: node.heard_of(ID))
+    assert node.stills[-1].doing == node.fake.capabilities.preparation
 
 
 async def test_each_container_has_its_image(node: Node) -> None:
@@ -175,11 +259,7 @@ async def test_what_runs_no_more_is_told_before_it_is_cleared_away(
     """And kept in mind with its address, for gateways that ask later."""
     node.driver.capabilities = replace(node.fake.capabilities, own_stack=own_stack)
     node.executor.start(replace(APP, containers=(), port=None), ID, SYSTEM.now())
-
-    async def ready() -> bool:
-        return node.executor.runs(ID) and node.executor.get(ID).instance.state is State.READY
-
-    await until(ready)
+    await until(node.is_ready)
     assert node.executor.silent() == [] == node.overs
     if how == "failed":
         node.fake.world.lives[ID].end(Script().dies)

@@ -35,6 +35,18 @@ class Work:
             raise self.problem
 
 
+async def test_how_far_it_is_can_be_asked_while_it_is_done() -> None:
+    async with Supervisor("test") as tasks:
+        flights, work = Flights(tasks), Work()
+        assert flights.progress("a") is None
+        waiting = tasks.start("waiting", flights.join("a", work, lambda progress: None))
+        await work.has_begun.wait()
+        assert flights.progress("a") == Progress("copy", "there", 1, 2)
+        work.goes_on.set()
+        await waiting
+        assert flights.progress("a") is None
+
+
 async def test_it_is_done_once_and_all_hear_of_it() -> None:
     async with Supervisor("test") as tasks:
         flights, work = Flights(tasks), Work()

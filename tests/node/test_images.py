@@ -16,7 +16,7 @@ from tabane.images import layout, oci, pack, registry
 from tabane.images.registry import Progress, Resolved, Tell
 from tabane.images.room import NoRoom
 from tabane.model import App, AppName
-from tabane.node.images import Wanted
+from tabane.node.images import Wanted, describe_coming
 from tabane.node.peers import ask_peer
 from tabane.references import Reference
 from tabane.testing.clock import VirtualClock
@@ -457,3 +457,18 @@ async def test_collecting_on_all_nodes_or_one(tmp_path: Path) -> None:
         assert have(nodes, one) == [KEYS[0]]
         with pytest.raises(NotFound, match="there is no node mars/mars-1"):
             await ask(nodes[KEYS[0]], "POST", "/images/gc", {"node": "mars/mars-1"})
+
+
+@pytest.mark.parametrize(
+    ("progress", "words"),
+    [
+        (Progress("begin"), "its image web is being pulled"),
+        (Progress("resolve", "hub.test"), "its image web is being pulled from hub.test"),
+        (
+            Progress("copy", "tokyo/tokyo-2", 12 << 20, 80 << 20),
+            "its image web is being pulled from tokyo/tokyo-2, 12 of 80 MiB are here",
+        ),
+    ],
+)
+def test_how_far_an_image_is_in_words(progress: Progress, words: str) -> None:
+    assert describe_coming("web", progress) == words

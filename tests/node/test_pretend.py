@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from tabane.clock import SYSTEM
 from tabane.errors import EngineError
 from tabane.model import PHASES, App, ExitStatus, InstanceId, Reactive, State
+from tabane.node import instances
 from tabane.node.running import Transition
 from tabane.runtimes.api import Handle, InstanceSpec
 from tabane.runtimes.fake import Script
@@ -63,6 +64,21 @@ async def test_a_crowd_gets_no_more_than_max() -> None:
         answers = await asyncio.gather(*(fetch(node.port, HOST) for _ in range(200)))
         assert [status for status, _ in answers] == [200] * 200
         assert starts(node) <= 20
+
+
+async def test_who_waits_too_long_is_told_what_the_start_is_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(instances, "STILL_S", 0.01)
+    app, slow = make_app(start_timeout_s=0.05), Script(prepare_takes=3600.0)
+    async with PretendNode(app, script=slow) as node:
+        status, body = await fetch(node.port, HOST)
+        assert status == 503
+        doing = node.driver.capabilities.preparation
+        assert f"on {NODE} since 1 s: {doing}" in body.decode()
+        (record,) = node.wakes
+        assert record.option == "failed"
+        assert doing in record.outcome
 
 
 async def test_idleness_stops_it_and_gives_its_address_back() -> None:

@@ -42,7 +42,14 @@ INSTANCE = {
 EVENT = {"at": 0.0, "instance": "abc123", "app": "default/hello", "state": "failed", "reason": EVIL}
 EVENT |= {"node": "tokyo/tokyo-1"}
 WAKE = EVENT | {"option": EVIL, "total_us": 5, "phases_us": {}, "outcome": EVIL, "gateway": EVIL}
-HOME = {"home": EVIL, "waiting": 0, "reason": EVIL, "failures": 1, "trouble": EVIL}
+HOME = {
+    "home": EVIL,
+    "waiting": 0,
+    "waits_for": EVIL,
+    "reason": EVIL,
+    "failures": 1,
+    "trouble": EVIL,
+}
 HOME |= {"problem": EVIL, "callers": EVIL, "placement": [EVIL]}
 DRIVER = {"driver": EVIL, "class": EVIL, "works": False, "reason": EVIL, "emulated": False}
 DRIVER |= {"detail": EVIL, "defaults": [{"default": EVIL, "enforced": True, "how": EVIL}]}

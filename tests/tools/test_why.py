@@ -15,6 +15,7 @@ HOME: dict[str, Any] = {
     "problem": "",
     "trouble": "",
     "waiting": 0,
+    "waits_for": "",
     "next": "tokyo/tokyo-1",
     "placement": ["tokyo/tokyo-1: can run it with crun, has 0 of this app, 0 in all"],
 }
@@ -43,6 +44,7 @@ def test_why_it_cannot_run(tabane: Run, pretended: Pretended) -> None:
         "callers": "anonymous",
         "next": None,
         "waiting": 2,
+        "waits_for": "instance abc starts on tokyo/tokyo-1 since 3 s",
         "placement": ["tokyo/tokyo-1: has nothing for anonymous callers (no driver works there)"],
         "problem": "does not start",
         "trouble": "it closed",
@@ -51,6 +53,7 @@ def test_why_it_cannot_run(tabane: Run, pretended: Pretended) -> None:
     shown = tabane("why", "hello")
     assert shown.code == 1 and "osaka/o" in shown.err
     assert "in tokyo the next instance for anonymous callers would be refused\n" in shown.out
-    assert "  2 sessions wait for it\n  it does not start\n" in shown.out
+    waits_for = "instance abc starts on tokyo/tokyo-1 since 3 s"
+    assert f"  2 sessions wait for it: {waits_for}\n  it does not start\n" in shown.out
     assert "  the last session that broke off: it closed\n" in shown.out
     assert "it was not woken yet" in shown.out

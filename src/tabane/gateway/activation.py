@@ -62,6 +62,7 @@ __all__ = [
     "Place",
     "Release",
     "Start",
+    "StillStarting",
     "Stop",
     "StopAsked",
     "Tell",
@@ -105,6 +106,15 @@ class InstanceEnded(Value, frozen=True):
     retry: bool = True
 
 
+class StillStarting(Value, frozen=True):
+    """Its start takes long; `doing`: what it is at, as a sentence's end."""
+
+    app: AppName
+    instance: InstanceId
+    node: NodeName
+    doing: str
+
+
 class NodeReport(Value, frozen=True):
     """All that a node runs of the apps whose home is here, as it answered what it was asked at
     `asked_at` because its agent, or this home, is new or was out of touch. Messages keep order, so
@@ -141,6 +151,7 @@ Event = (
     | FloorChanged
     | InstanceReady
     | InstanceEnded
+    | StillStarting
     | NodeReport
     | GatewayJoined
     | GatewayGone
@@ -175,6 +186,8 @@ class Activation:
                 self._settle(event.instance.cohort, now)
             case InstanceEnded():
                 self._on_ended(event, now)
+            case StillStarting():
+                self._ledger(event.app).note_doing(event.instance, event.doing)
             case NodeReport():
                 self._on_node_report(event, now)
             case GatewayJoined(gateway=gateway):

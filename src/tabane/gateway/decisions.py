@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from tabane.gateway.ledger import AppLedger, Holding
 from tabane.gateway.messages import Revoke, ToGateway
 from tabane.gateway.setbacks import HEALTHY_S
+from tabane.gateway.waiting import why_waiting
 from tabane.model import App, AppName, InstanceId, NodeName, State, Value
 from tabane.scheduler.placement import Choice
 
@@ -23,6 +24,10 @@ ASK_AGAIN_S = 0.1
 DRAIN_TIMEOUT_S = 30.0
 """Sessions still open on a draining instance after this are cut."""
 ELSEWHERE_RETRY_S = 1.0
+LATE_RETRY_S = 1.0
+VERDICT_S = 0.5
+"""Sessions wait this much longer than `start_timeout`, so that a node's verdict on the start, which
+says why, comes first; and less than after which gateways give up by themselves."""
 STARTING_AT_ONCE = 256
 """So many instances of one app are being started at a time: more than the nodes of a data center
 start in parallel, and few enough to decide in a moment. Each that is ready makes room for one."""
@@ -96,6 +101,7 @@ class Decisions:
             self._grant()
             self._recall()
             self._start()
+            self._refuse_overdue()
             self._stop_idle()
         self._stop_drained()
 
@@ -141,6 +147,14 @@ class Decisions:
                 kind = "broken" if since < setbacks.at else "paused"
                 self._tell(gateway, ledger.refuse(gateway, kind, reason, left_s, waited_s))
 
+    def _refuse_overdue(self) -> None:
+        """Tell those who have waited too long what is known of what they wait for."""
+        ledger, now = self._ledger, self._now
+        waited_s = ledger.current.reactive.start_timeout_s + VERDICT_S
+        for gateway in ledger.late_gateways(now - waited_s):
+            reason = why_waiting(ledger, now)
+            self._tell(gateway, ledger.refuse(gateway, "late", reason, LATE_RETRY_S, waited_s))
+
     def _serves(self) -> bool:
         return any(holding.app is not None for holding in self._ledger.serving())
 
@@ -152,8 +166,9 @@ class Decisions:
             return
         reactive = ledger.app.reactive
         yield ledger.setbacks.blocked_until
-        if ledger.total_waiting():
+        for gateway in ledger.waiting_gateways():
             yield ledger.recalled_at + RECALL_S
+            yield ledger.accounts[gateway].since + reactive.start_timeout_s + VERDICT_S
         if ledger.short_since is not None:
             yield ledger.short_since + RECALL_S
         for holding in ledger.serving():

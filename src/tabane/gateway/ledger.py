@@ -34,6 +34,8 @@ class Holding:
     """It was found, and some gateway may hold slots of it that are not in `granted`."""
     began: float = 0.0
     """When it was told to start, or was found."""
+    doing: str = ""
+    """What its start is at, if that takes long."""
     setbacks_before: int = 0
     """How many its app had had by then."""
     born: float = 0.0
@@ -191,6 +193,13 @@ class AppLedger:
     def starting(self) -> list[Holding]:
         return [h for h in self.instances.values() if h.state is State.STARTING]
 
+    def note_doing(self, instance: InstanceId, doing: str) -> None:
+        if (holding := self.instances.get(instance)) is not None:
+            holding.doing = doing
+
+    def stopping(self) -> list[Holding]:
+        return [h for h in self.instances.values() if h.state is State.STOPPING]
+
     def draining(self) -> list[Holding]:
         return [h for h in self.instances.values() if h.state is State.READY and h.draining]
 
@@ -214,6 +223,10 @@ class AppLedger:
         """Those with waiting sessions, the longest waiting first."""
         names = [name for name, account in self.accounts.items() if account.waiting]
         return sorted(names, key=lambda name: self.accounts[name].since)
+
+    def late_gateways(self, moment: float) -> list[str]:
+        """Those with sessions that wait since then or longer."""
+        return [name for name in self.waiting_gateways() if self.accounts[name].since <= moment]
 
     def total_waiting(self) -> int:
         return sum(account.waiting for account in self.accounts.values())

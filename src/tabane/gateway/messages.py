@@ -121,15 +121,16 @@ class Refuse(Value, frozen=True, tag="refuse"):
     """Home to gateway: the first `sessions` that wait for this app get no slot.
 
     `kind`: `broken` (what was started for them failed), `paused` (nothing was started for them:
-    too many starts failed before), `gone` (no such app any more), `elsewhere` (this data center
-    cannot run it). Those of them that have not waited for `waited_s` yet are not meant: they can
-    wait until the next start, and are asked for again.
+    too many starts failed before), `late` (there was no slot in time), `gone` (no such app any
+    more), `elsewhere` (this data center cannot run it). Those of them that have not waited for
+    `waited_s` yet are not meant: they can wait longer, and are asked for again.
     """
 
     app: AppName
     kind: str
     reason: str
-    """For `broken` and `paused`, the rest of a sentence that begins with the app's name."""
+    """For `broken` and `paused`, the rest of a sentence that begins with the app's name; for `late`
+    what is known of what they waited for, as a sentence's end."""
     retry_after_s: float
     sessions: int
     epoch: int

@@ -32,8 +32,8 @@ from tabane.model import (
 )
 
 VERDICT_S = 1.0
-"""A session waits this much longer than `start_timeout`, so that the node's own verdict on the
-start, which says why, comes first."""
+"""A session waits this much longer than `start_timeout`, so that what the app's home knows, which
+says why, comes first."""
 
 SAME_WAKE_S = 1.0
 """Sessions that fail so soon after another of the same app share its record: of a start that fails,
@@ -199,19 +199,25 @@ class GatewayRouter:
             async with asyncio.timeout(route.start_timeout_s + VERDICT_S):
                 lease = await waiter
         except _Refused as refused:
+            if refused.refuse.kind == "late":
+                raise self._late(route, app, began, refused.refuse.reason) from None
             if refused.refuse.kind == "broken":
                 self.unwoken(route.app, app.revision, began, refused.refuse.reason)
             return self._on_refused(route, refused.refuse)
         except TimeoutError:
             self._leave_queue(route.app, waiter)
-            problem = f"{app.key} had no free slot within {route.start_timeout_s:g} s"
-            self.unwoken(route.app, app.revision, began, problem)
-            raise TimedOut(problem, retry_after_s=1.0) from None
+            raise self._late(route, app, began, "its home says nothing") from None
         except asyncio.CancelledError:
             self._leave_queue(route.app, waiter)
             self.unwoken(route.app, app.revision, began, "its client left")
             raise
         return self._slot(lease, began)
+
+    def _late(self, route: Route, app: App, began: float, why: str) -> TimedOut:
+        """A session found no slot in time."""
+        problem = f"{app.key} had no free slot within {route.start_timeout_s:g} s: {why}"
+        self.unwoken(route.app, app.revision, began, problem)
+        return TimedOut(problem, retry_after_s=1.0)
 
     def accept_forward(self, headers: dict[bytes, bytes]) -> Slot | Route:
         given = headers.get(b"tabane-token", b"")

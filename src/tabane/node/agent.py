@@ -17,11 +17,7 @@ import msgspec
 
 from tabane.clock import Clock
 from tabane.errors import Closed, TabaneError, Unavailable
-from tabane.gateway.activation import (
-    InstanceEnded,
-    InstanceReady,
-    StopAsked,
-)
+from tabane.gateway.activation import InstanceEnded, InstanceReady, StillStarting, StopAsked
 from tabane.gateway.messages import (
     Broken,
     Demand,
@@ -107,7 +103,7 @@ class Agent:
             links=self.pool,
             services=self.services,
             volumes=VolumeFiles(paths.volumes),
-            prepare_image=self.images.prepare_for,
+            images=self.images,
             driver_for=self.engines.driver_for,
             driver_named=self.engines.drivers.__getitem__,
             clock=clock,
@@ -353,8 +349,10 @@ class Agent:
     async def _spread_word(self, transition: Transition) -> None:
         await self.room.cast(say.encode(say.Happened(msgspec.json.encode(transition))))
 
-    def _on_instance(self, event: InstanceReady | InstanceEnded) -> None:
-        if isinstance(event, InstanceReady):
+    def _on_instance(self, event: InstanceReady | InstanceEnded | StillStarting) -> None:
+        if isinstance(event, StillStarting):
+            self._notify_home(say.Slow(event))
+        elif isinstance(event, InstanceReady):
             self.gateways.tell_ready(event.instance)
             if (trace := event.trace) is not None:
                 self.engines.note_start(event.instance.driver, trace.total_us / 1e6)
@@ -363,7 +361,7 @@ class Agent:
         else:
             self._notify_home(say.Ended(event))
 
-    def _notify_home(self, message: say.Started | say.Ended) -> None:
+    def _notify_home(self, message: say.Started | say.Ended | say.Slow) -> None:
         if not self.joined:
             return  # after the start, `_take_over` tells all
         app = message.instance.cohort if isinstance(message, say.Started) else message.event.app
@@ -372,8 +370,8 @@ class Agent:
         else:
             self.tell(agent_of(self.nodes.home_of(app)), message)
 
-    def hear_of_instance(self, message: say.Started | say.Ended) -> None:
-        if isinstance(message, say.Ended):
+    def hear_of_instance(self, message: say.Started | say.Ended | say.Slow) -> None:
+        if isinstance(message, say.Ended | say.Slow):
             self.home.about(message.event.app, message.event)
             return
         trace = StartTrace(message.phases_us, message.total_us) if message.phases_us else None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from tabane.errors import TabaneError, Unsupported
+from tabane.gateway.waiting import why_waiting
 from tabane.model import App, NodeName
 from tabane.node import messages as say
 from tabane.node import volumes
@@ -37,6 +38,7 @@ class Answering:
             say.ReleaseInstance: self._release,
             say.Started: self._heard,
             say.Ended: self._heard,
+            say.Slow: self._heard,
             say.Asked: self._asked,
             say.Hello: self._hello,
             say.Woke: self._woke,
@@ -86,7 +88,7 @@ class Answering:
     async def _release(self, sender: str, body: say.ReleaseInstance) -> None:
         self._agent.executor.release(body.instance)
 
-    async def _heard(self, sender: str, body: say.Started | say.Ended) -> None:
+    async def _heard(self, sender: str, body: say.Started | say.Ended | say.Slow) -> None:
         self._agent.hear_of_instance(body)
 
     async def _asked(self, sender: str, body: say.Asked) -> None:
@@ -194,6 +196,7 @@ class Answering:
             "problem": setbacks.describe(now) if setbacks else "",
             "trouble": home.trouble(cohort.cohort),
             "waiting": ledger.total_waiting() if ledger is not None else 0,
+            "waits_for": why_waiting(ledger, now) if ledger is not None else "",
             "next": choice.node,
             "placement": choice.reasons,
         }

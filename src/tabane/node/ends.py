@@ -25,10 +25,15 @@ def explain_end(app: App, status: ExitStatus, *, was_ready: bool, ordered: bool 
     return f"{reason}, after a signal by order" if ordered else reason
 
 
+def describe_ready(app: App) -> str:
+    """What its instances are waited for to do."""
+    port = f" on port {app.port}" if app.port is not None else ""
+    return f"{app.reactive.ready}{port}"
+
+
 def explain_timeout(app: App, seen: str) -> str:
     """`seen`: what it was found doing instead of becoming ready, if anything."""
-    port = f" on port {app.port}" if app.port is not None else ""
-    what = f"did not become ready ({app.reactive.ready}{port})"
+    what = f"did not become ready ({describe_ready(app)})"
     reason = f"it {what} within {app.reactive.start_timeout_s:g} s"
     return f"{reason}: {seen}" if seen else reason
 

@@ -37,6 +37,11 @@ class Flights:
         """Of what is being done."""
         return set(self._flights)
 
+    def progress(self, key: str) -> Progress | None:
+        """How far it is; None: nobody does it."""
+        flight = self._flights.get(key)
+        return (flight.latest or Progress("begin")) if flight is not None else None
+
     async def join(self, key: str, work: Work, tell: Tell) -> None:
         """Have `work` done, unless it is being done already; raises what it raised. `tell` hears
         how far it is. Whoever is cancelled only leaves."""

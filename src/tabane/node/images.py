@@ -87,6 +87,17 @@ def images_of(app: App) -> set[str]:
     return {image for image, _ in app.images()}
 
 
+def describe_coming(name: str, progress: Progress) -> str:
+    """An image that is on its way, as a sentence's end."""
+    coming = f"its image {name} is being pulled"
+    if progress.where:
+        coming += f" from {progress.where}"
+    if not progress.total_bytes:
+        return coming
+    done, total = progress.done_bytes >> 20, max(1, progress.total_bytes >> 20)
+    return f"{coming}, {done} of {total} MiB are here"
+
+
 class NodeImages:
     """See the module's text."""
 
@@ -100,6 +111,13 @@ class NodeImages:
 
     async def prepare_for(self, app: App) -> Image:
         return await self.prepare(app.image, app.source)
+
+    def describe(self, app: App) -> str:
+        """What keeps an app's images from being ready, as a sentence's end."""
+        for digest, source in app.images():
+            if (progress := self._flights.progress(digest)) is not None:
+                return describe_coming(source or digest[:19], progress)
+        return "its image is being unpacked"
 
     async def prepare(self, digest: str, source: str = "") -> Image:
         """An image by digest, or `host`, brought here and unpacked if need be. Raises `NotFound`

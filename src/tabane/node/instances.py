@@ -11,18 +11,35 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 from msgspec.structs import replace
 
 from tabane.clock import Clock
-from tabane.errors import Busy, NotFound, TabaneError, Unsupported
-from tabane.gateway.activation import InstanceEnded, InstanceReady
+from tabane.errors import Busy, TabaneError, Unsupported
+from tabane.gateway.activation import InstanceEnded, InstanceReady, StillStarting
 from tabane.gateway.messages import StartTrace
-from tabane.lifecycle import Event, follow
-from tabane.model import App, AppName, Generation, Instance, InstanceId, NodeName, State
-from tabane.node.ends import explain_end, explain_timeout, with_last_line, would_repeat
-from tabane.node.records import Record, read_record, write_record
-from tabane.node.running import Links, Notify, Running, Services, Transition, without_end
+from tabane.lifecycle import Event
+from tabane.model import App, Generation, Instance, InstanceId, NodeName, State
+from tabane.node.ends import (
+    describe_ready,
+    explain_end,
+    explain_timeout,
+    with_last_line,
+    would_repeat,
+)
+from tabane.node.records import Record, read_record
+from tabane.node.register import Register
+from tabane.node.running import (
+    Beginning,
+    Images,
+    Links,
+    Notify,
+    Running,
+    Services,
+    Transition,
+    without_end,
+)
 from tabane.runtimes import mounts
 from tabane.runtimes.api import Driver, Handle, Image, InstanceSpec
 from tabane.runtimes.cgroups import Cgroup
@@ -30,11 +47,23 @@ from tabane.runtimes.pods import log_of
 from tabane.runtimes.volumes import VolumeFiles
 from tabane.supervise import Supervisor, harmless
 
+T = TypeVar("T")
+
 PARALLEL_STARTS = 4
 """Engines started at the same time; more only wait for the same cores."""
+STILL_S = 1.0
+"""How often a home hears of a start that is not done yet."""
 
 
-class Executor:
+class Fetched(NamedTuple):
+    """What an instance is to be made from and by, and how long that took to get, s."""
+
+    driver: Driver
+    images: list[Image]
+    took_s: float
+
+
+class Executor(Register):
     """`directory` is for records and bundles, `logs` for output. `notify` is told what became ready
     or ended, `on_change` every transition, `on_over` what runs no more before it is cleared away;
     whatever they raise, instances start and end."""
@@ -50,7 +79,7 @@ class Executor:
         links: Links,
         services: Services,
         volumes: VolumeFiles,
-        prepare_image: Callable[[App], Awaitable[Image]],
+        images: Images,
         driver_for: Callable[[App], Driver],
         driver_named: Callable[[str], Driver],
         clock: Clock,
@@ -60,71 +89,25 @@ class Executor:
         on_over: Callable[[Running], None] = lambda running: None,
         kernel: str = "",
     ) -> None:
-        self._node = node
+        super().__init__(node, directory, clock, on_change)
         self._incarnation = incarnation
-        self._directory = directory
         self._logs = logs
         self._cgroup = cgroup
         self._links = links
         self._services = services
         self.volumes = volumes
-        self._prepare_image = prepare_image
+        self._images = images
         self._driver_for = driver_for
         self._driver_named = driver_named
-        self._clock = clock
         self._tasks = tasks
         self._notify = harmless("notify", notify)
-        self._on_change = harmless("transition", on_change)
         self._on_over = harmless("over", on_over)
         self._kernel = kernel
         self._starts = asyncio.Semaphore(PARALLEL_STARTS)
-        self._running: dict[InstanceId, Running] = {}
-        self._preparing: dict[InstanceId, Instance] = {}
-        """Those that were told to start, before there is anything to remember on disk."""
-        self._unwanted: dict[InstanceId, str] = {}
-        """Those that were told to stop while they were prepared, and why."""
-
-    def __len__(self) -> int:
-        return len(self._running) + len(self._preparing)
-
-    def instances(self) -> list[Instance]:
-        """All that this node answers for, also those ended whose address is still kept."""
-        return [*self._preparing.values(), *(r.instance for r in self._running.values())]
-
-    def get(self, instance: InstanceId) -> Running:
-        """Raises `NotFound`."""
-        try:
-            return self._running[instance]
-        except KeyError:
-            raise NotFound(f"there is no instance {instance} on {self._node}") from None
-
-    def silent(self) -> list[Generation]:
-        """Of those that ended with their network stacks, and whose address is still kept."""
-        return [one.instance.generation for one in self._running.values() if one.is_silent]
-
-    def images(self) -> dict[InstanceId, set[str]]:
-        """Of the instances, what they run from: digests."""
-        return {one: running.record.digests for one, running in self._running.items()}
-
-    def volume_user(self, key: AppName, but: Running | None = None) -> str:
-        """The instance that has the app's volumes now (or another one); empty: none."""
-        using = (
-            running.instance.id
-            for running in self._running.values()
-            if running is not but
-            and not running.ended
-            and running.record.app.volumes
-            and running.instance.app == key
-        )
-        return next(using, "")
-
-    def runs(self, instance: InstanceId) -> bool:
-        running = self._running.get(instance)
-        return running is not None and not running.ended
 
     def spec(self, record: Record) -> InstanceSpec:
         instance = record.instance
-        directory = self._directory / instance.id
+        directory = self.directory / instance.id
         return InstanceSpec(
             id=instance.id,
             app=record.app,
@@ -142,67 +125,98 @@ class Executor:
     # Start
 
     def start(self, app: App, instance_id: InstanceId, decided: float) -> None:
-        """Begin to start an instance; `decided` is when its home did. The outcome is notified."""
-        self._preparing[instance_id] = Instance(
+        """Begin to start an instance; `decided` is when its home did. The outcome is notified, and
+        every second that it is still starting."""
+        instance = Instance(
             id=instance_id,
             app=app.key,
             revision=app.revision,
-            node=self._node,
+            node=self.node,
             generation=Generation(self._incarnation, instance_id, 1),
             state=State.PREPARING,
             cgroup=f"{self._cgroup}/{instance_id}",
             kernel=self._kernel,
-            created_at=self._clock.wall(),
+            created_at=self.clock.wall(),
             trust=app.trust,
         )
-        self._tasks.start(f"start {instance_id}", self._start(app, instance_id, decided))
+        begun = self.beginning[instance_id] = Beginning(instance, app)
+        self._tasks.start(f"start {instance_id}", self._start(begun, decided))
+        self._tell_later(begun)
 
-    async def _start(self, app: App, instance_id: InstanceId, decided: float) -> None:
+    def _tell_later(self, begun: Beginning) -> None:
+        self.clock.call_at(self.clock.now() + STILL_S, lambda: self._tell_still(begun))
+
+    def _tell_still(self, begun: Beginning) -> None:
+        """A start that takes long: what it is at."""
+        instance = begun.instance
+        if self.beginning.get(instance.id) is begun and not begun.unwanted:
+            doing = begun.doing or self._images.describe(begun.app)
+            self._notify(StillStarting(begun.app.cohort, instance.id, self.node, doing))
+            self._tell_later(begun)
+
+    async def _start(self, begun: Beginning, decided: float) -> None:
+        came = await self._try(begun, self._fetch(begun))
+        if came is None:
+            return
+        begun.doing = "it waits for other starts of its node"
         async with self._starts:
-            phases = {"decide": micros(self._clock.now() - decided)}
-            try:
-                running = await self._prepare(app, instance_id, phases)
-            except (TabaneError, OSError) as error:
-                self._fail_early(app, instance_id, error)
+            phases = {"decide": micros(self.clock.now() - decided - came.took_s)}
+            if begun.unwanted:
+                self._fail_early(begun, begun.unwanted)
                 return
-            if (reason := self._unwanted.pop(instance_id, None)) is not None:
-                await self._end(running, reason, failed=False)
-            else:
+            begun.is_made = True
+            running = await self._try(begun, self._prepare(begun, came, phases))
+            if running is not None and begun.unwanted:
+                await self._end(running, begun.unwanted, failed=False)
+            elif running is not None:
                 await self._launch(running)
 
-    async def _prepare(self, app: App, instance_id: InstanceId, phases: dict[str, int]) -> Running:
-        began = self._clock.now()
+    async def _try(self, begun: Beginning, work: Awaitable[T]) -> T | None:
+        """What it gives; None when it fails, which is told then."""
+        try:
+            return await work
+        except (TabaneError, OSError) as error:
+            self._fail_early(begun, str(error), failed=True, retry=not would_repeat(error))
+            return None
+
+    async def _fetch(self, begun: Beginning) -> Fetched:
+        """The images of its containers, from elsewhere if need be. No other start waits for it."""
+        began, app = self.clock.now(), begun.app
         driver = self._driver_for(app)
         apps = (app, *map(app.beside, app.containers))
-        image, *others = [await self._prepare_image(each) for each in apps]
-        image_s = self._clock.now() - began
+        images = [await self._images.prepare_for(each) for each in apps]
+        return Fetched(driver, images, self.clock.now() - began)
+
+    async def _prepare(self, begun: Beginning, came: Fetched, phases: dict[str, int]) -> Running:
+        app, driver, began = begun.app, came.driver, self.clock.now()
+        begun.doing = "it waits for a link to the network"
         link = await self._links.claim(app.id_base, egress=app.network.egress)
-        phases["network"] = micros(self._clock.now() - began - image_s)
+        phases["network"] = micros(self.clock.now() - began)
         instance = replace(
-            self._preparing.pop(instance_id),
-            isolation=driver.isolation,
-            driver=driver.name,
-            address=link.address,
+            begun.instance, isolation=driver.isolation, driver=driver.name, address=link.address
         )
+        image, *others = came.images
         record = Record(instance, app, image, link, sidecar_images=tuple(others))
-        running = Running(record, driver, phases, began)
-        self._running[instance_id] = running
+        running = Running(record, driver, phases, began - came.took_s)
+        self.running[instance.id] = running
         spec = self.spec(running.record)
         spec.directory.mkdir(parents=True)
-        self._save(running)
+        self.save(running)
         try:
+            begun.doing = "its volumes are being made"
             await self._ready_volumes(running)
             await self._open_services(driver, spec)
+            begun.doing = driver.capabilities.preparation
             handle = await driver.prepare(spec)
         except BaseException:
             await self._clean_up(running)
-            del self._running[instance_id]
+            del self.running[instance.id]
             await self._release(running)
             raise
         running.record = replace(running.record, handle=handle)
-        phases["filesystem"] = micros(self._clock.now() - began) - phases["network"]
-        self._step(running, Event.START)
-        self._save(running)
+        phases["filesystem"] = micros(self.clock.now() - running.began) - phases["network"]
+        self.step(running, Event.START)
+        self.save(running)
         return running
 
     async def _ready_volumes(self, running: Running) -> None:
@@ -210,7 +224,7 @@ class Executor:
         app = running.record.app
         if not app.volumes:
             return
-        if user := self.volume_user(app.key, but=running):
+        if user := self.volume_holder(app.key, but=running):
             raise Busy(f"instance {user} still has the volumes of {app.key}")
         await asyncio.to_thread(self.volumes.ensure, app)
 
@@ -222,24 +236,27 @@ class Executor:
         spec.services.mkdir()
         await self._services.open(spec)
 
-    def _fail_early(self, app: App, instance_id: InstanceId, error: Exception) -> None:
+    def _fail_early(
+        self, begun: Beginning, reason: str, *, failed: bool = False, retry: bool = True
+    ) -> None:
         """Nothing was started: say so, and forget it."""
-        reason, retry = str(error), not would_repeat(error)
-        for known in (self._preparing, self._running, self._unwanted):
-            known.pop(instance_id, None)
-        self._say(instance_id, app.key, State.FAILED, reason)
-        self._notify(InstanceEnded(app.cohort, instance_id, self._node, reason, True, retry))
+        app, instance_id = begun.app, begun.instance.id
+        self.beginning.pop(instance_id, None)
+        self.say(instance_id, app.key, State.FAILED if failed else State.ABSENT, reason)
+        self._notify(InstanceEnded(app.cohort, instance_id, self.node, reason, failed, retry))
 
     async def _launch(self, running: Running) -> None:
         """Start the engine and, beside it, watch for readiness: whichever way it goes first.
         Returns when the engine has, so that a program that is slow keeps no other from starting."""
         app, spec = running.record.app, self.spec(running.record)
+        if (begun := self.beginning.get(spec.id)) is not None:
+            begun.doing = f"it is not ready yet ({describe_ready(app)})"
         started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         life = self._tasks.start(f"life {spec.id}", self._live(running, spec, started))
         ready: asyncio.Future[None] = started
         if app.reactive.ready != "started":
             ready = self._tasks.start(f"ready {spec.id}", running.wait_ready())
-        asyncio.get_running_loop().call_soon(self._say, spec.id, app.key, State.STARTING)
+        asyncio.get_running_loop().call_soon(self.say, spec.id, app.key, State.STARTING)
         self._tasks.start(f"verdict {spec.id}", self._await(running, ready, life))
         await asyncio.wait({started, life}, return_when=asyncio.FIRST_COMPLETED)
 
@@ -247,7 +264,7 @@ class Executor:
         self, running: Running, ready: asyncio.Future[None], life: asyncio.Task[None]
     ) -> None:
         """Wait for the first of: it is ready, it has ended, the time is up."""
-        began = self._clock.now()
+        began = self.clock.now()
         timeout_s = running.record.app.reactive.start_timeout_s
         first = asyncio.FIRST_COMPLETED
         done, _ = await asyncio.wait({ready, life}, timeout=timeout_s, return_when=first)
@@ -261,7 +278,7 @@ class Executor:
         if (error := ready.exception()) is not None:
             await self._end(running, f"its readiness cannot be watched: {error}", failed=True)
             return
-        running.split_start(micros(self._clock.now() - began))
+        running.split_start(micros(self.clock.now() - began))
         self._become_ready(running)
 
     async def _live(
@@ -270,16 +287,16 @@ class Executor:
         """The engine's start and the instance's life, to its end."""
         handle = running.record.handle
         assert handle is not None
-        began = self._clock.now()
+        began = self.clock.now()
         try:
             handle = await running.driver.start(spec, handle)
         except (TabaneError, OSError) as error:
             await self._end(running, str(error), failed=True)
             return
-        running.phases_us.setdefault("engine", micros(self._clock.now() - began))
+        running.phases_us.setdefault("engine", micros(self.clock.now() - began))
         instance = replace(running.instance, pid=int(str(handle.data["pid"])))
         running.record = replace(running.record, handle=handle, instance=instance)
-        self._save(running)
+        self.save(running)
         if not started.done():
             started.set_result(None)
         await self._watch(running)
@@ -287,16 +304,17 @@ class Executor:
     def _become_ready(self, running: Running) -> None:
         """Tell first, and write when that is on its way: sessions wait. A record that was not
         written says `starting`, and `recover` looks again whether such an instance is ready."""
-        self._step(running, Event.READY)
-        total_us = micros(self._clock.now() - running.began) + running.phases_us["decide"]
+        self.step(running, Event.READY)
+        self.beginning.pop(running.instance.id, None)
+        total_us = micros(self.clock.now() - running.began) + running.phases_us["decide"]
         trace = StartTrace(dict(running.phases_us), total_us)
         self._notify(InstanceReady(running.instance, trace))
         asyncio.get_running_loop().call_soon(self._write_ready, running)
 
     def _write_ready(self, running: Running) -> None:
         if running.instance.state is State.READY:
-            self._save(running)
-            self._say(running.instance.id, running.instance.app, State.READY)
+            self.save(running)
+            self.say(running.instance.id, running.instance.app, State.READY)
 
     async def _give_up(self, running: Running) -> None:
         said = explain_timeout(running.record.app, await running.describe_unready())
@@ -311,7 +329,7 @@ class Executor:
         status = await running.driver.wait(handle)
         if not running.stopping:
             app, was_ready = running.record.app, running.instance.state is State.READY
-            running.ordered = self._clock.now() <= running.expected_until
+            running.ordered = self.clock.now() <= running.expected_until
             reason = explain_end(app, status, was_ready=was_ready, ordered=running.ordered)
             log = log_of(self.spec(running.record).log, status.container)
             reason = with_last_line(reason, log)
@@ -319,14 +337,14 @@ class Executor:
 
     def on_signal(self, instance_id: InstanceId) -> None:
         """By somebody's order it gets one: that it ends within its `stop_timeout` is meant."""
-        if (running := self._running.get(instance_id)) is not None:
-            running.expected_until = self._clock.now() + running.record.app.reactive.stop_timeout_s
+        if (running := self.running.get(instance_id)) is not None:
+            running.expected_until = self.clock.now() + running.record.app.reactive.stop_timeout_s
 
     def stop(self, instance_id: InstanceId, reason: str) -> None:
         """Begin to stop an instance: TERM, `stop_timeout`, KILL. Of one that is gone: nothing."""
-        running = self._running.get(instance_id)
-        if instance_id in self._preparing or (running is not None and running.is_preparing):
-            self._unwanted[instance_id] = reason
+        running, begun = self.running.get(instance_id), self.beginning.get(instance_id)
+        if begun is not None and (running is None or running.is_preparing):
+            begun.unwanted = reason
         elif running is not None and not running.stopping and not running.ended:
             self._tasks.start(f"stop {instance_id}", self._end(running, reason, failed=False))
 
@@ -337,8 +355,9 @@ class Executor:
         if running.stopping:
             return
         running.stopping = True
+        self.beginning.pop(running.instance.id, None)
         handle, app = running.record.handle, running.record.app
-        self._become(running, Event.FAIL if failed else Event.STOP, reason=reason)
+        self.become(running, Event.FAIL if failed else Event.STOP, reason=reason)
         if handle is not None and (not failed or app.containers):
             try:
                 await running.driver.stop(handle, app.reactive.stop_timeout_s)
@@ -347,14 +366,14 @@ class Executor:
         running.is_over = True
         self._on_over(running)
         await self._clean_up(running)
-        self._become(running, Event.GONE, reason=reason)
+        self.become(running, Event.GONE, reason=reason)
         running.ended = True
         self._notify_ended(running, failed and not running.ordered, retry)
 
     def _notify_ended(self, running: Running, failed: bool, retry: bool = True) -> None:
         instance = running.instance
         event = InstanceEnded(
-            instance.cohort, instance.id, self._node, instance.reason, failed, retry
+            instance.cohort, instance.id, self.node, instance.reason, failed, retry
         )
         self._notify(event)
 
@@ -369,21 +388,21 @@ class Executor:
 
     def release(self, instance_id: InstanceId) -> None:
         """No gateway can reach the ended instance any more: its address may be used again."""
-        running = self._running.get(instance_id)
+        running = self.running.get(instance_id)
         if running is not None and running.ended:
-            del self._running[instance_id]
+            del self.running[instance_id]
             self._tasks.start(f"release {instance_id}", self._release(running))
 
     async def _release(self, running: Running) -> None:
         if running.record.link is not None:
             await self._links.release(running.record.link)
-        mounts.remove_tree(self._directory / running.instance.id)
+        mounts.remove_tree(self.directory / running.instance.id)
 
     async def stop_all(self) -> None:
         """Stop everything, for the end of the node."""
         ending = [
             self._end(running, "its node is going down", failed=False)
-            for running in self._running.values()
+            for running in self.running.values()
             if not running.stopping and not running.is_preparing
         ]
         await asyncio.gather(*ending)
@@ -394,7 +413,7 @@ class Executor:
         """After a restart of the agent: adopt what runs, clear away what does not. Of what was
         `told` before, say the end of what the node forgot, since it was itself started anew."""
         records = []
-        for path in sorted(self._directory.glob("*/record.json")):
+        for path in sorted(self.directory.glob("*/record.json")):
             if (record := read_record(path)) is not None:
                 records.append(record)
             else:
@@ -402,8 +421,8 @@ class Executor:
         await self._links.recover([record.link for record in records if record.link is not None])
         for record in records:
             await self._adopt(record)
-        for last in without_end(told, self._running):
-            self._say(last.instance, last.app, State.ABSENT, "its node ended")
+        for last in without_end(told, self.running):
+            self.say(last.instance, last.app, State.ABSENT, "its node ended")
 
     async def _clear_unknown(self, directory: Path) -> None:
         """End an instance whose record nobody can read: it cannot be answered for."""
@@ -412,7 +431,7 @@ class Executor:
 
     async def _adopt(self, record: Record) -> None:
         running = Running(record, self._driver_named(record.instance.driver))
-        self._running[record.instance.id] = running
+        self.running[record.instance.id] = running
         state, handle, reason = record.instance.state, None, ""
         try:
             handle = await self._take_over(running)
@@ -440,7 +459,7 @@ class Executor:
 
     async def _await_ready(self, running: Running, life: asyncio.Task[None]) -> None:
         """The rest of a start that the end of an agent interrupted."""
-        running.began = self._clock.now()
+        running.began = self.clock.now()
         running.phases_us["decide"] = 0
         ready = self._tasks.start(f"ready {running.instance.id}", running.wait_ready())
         await self._await(running, ready, life)
@@ -453,8 +472,8 @@ class Executor:
         record = running.record
         instance = replace(record.instance, state=State.ABSENT, reason=reason)
         running.record = replace(record, instance=instance)
-        self._save(running)
-        self._say(instance.id, instance.app, State.ABSENT, reason)
+        self.save(running)
+        self.say(instance.id, instance.app, State.ABSENT, reason)
         self._notify_ended(running, failed=record.instance.state is State.READY)
 
     async def _last_words(self, running: Running) -> str:
@@ -470,29 +489,6 @@ class Executor:
         words = explain_end(record.app, status, was_ready=state is State.READY)
         log = log_of(self.spec(record).log, status.container)
         return with_last_line(f"{words}, while its node's agent was away", log)
-
-    # Records
-
-    def _become(self, running: Running, event: Event, reason: str = "") -> None:
-        """Follow the transition table, on disk too, and tell."""
-        self._step(running, event, reason)
-        harmless("record", self._save)(running)
-        instance = running.instance
-        self._say(instance.id, instance.app, instance.state, reason)
-
-    def _step(self, running: Running, event: Event, reason: str = "") -> None:
-        instance = running.instance
-        state = follow(instance.state, event)
-        ready_at = self._clock.wall() if state is State.READY else instance.ready_at
-        instance = replace(instance, state=state, reason=reason, ready_at=ready_at)
-        running.record = replace(running.record, instance=instance)
-
-    def _say(self, instance: InstanceId, app: str, state: State, reason: str = "") -> None:
-        at = self._clock.wall()
-        self._on_change(Transition(at, instance, app, self._node, state, reason))
-
-    def _save(self, running: Running) -> None:
-        write_record(self._directory / running.instance.id, running.record)
 
 
 def micros(seconds: float) -> int:

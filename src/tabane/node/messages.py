@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from tabane import errors
-from tabane.gateway.activation import InstanceEnded, StopAsked
+from tabane.gateway.activation import InstanceEnded, StillStarting, StopAsked
 from tabane.gateway.messages import ToGateway, ToHome
 from tabane.k2i.orders import InstanceOrder, InstanceOutcome, Order, Outcome
 from tabane.k2i.service import Part, Question
@@ -59,6 +59,12 @@ class Started(Value, frozen=True, tag="started"):
 
 class Ended(Value, frozen=True, tag="ended"):
     event: InstanceEnded
+
+
+class Slow(Value, frozen=True, tag="slow"):
+    """Agent to home, every second: a start is not done yet."""
+
+    event: StillStarting
 
 
 class Asked(Value, frozen=True, tag="asked"):
@@ -347,6 +353,7 @@ Message = (
     | ReleaseInstance
     | Started
     | Ended
+    | Slow
     | Asked
     | Hello
     | Routes

@@ -7,11 +7,19 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
-from tabane.gateway.activation import InstanceEnded, InstanceReady
-from tabane.model import Instance, InstanceId, State, Value
+from tabane.gateway.activation import InstanceEnded, InstanceReady, StillStarting
+from tabane.model import App, Instance, InstanceId, State, Value
 from tabane.node.readiness import describe_unready, wait_ready
 from tabane.node.records import Record
-from tabane.runtimes.api import Driver, InstanceSpec, Link
+from tabane.runtimes.api import Driver, Image, InstanceSpec, Link
+
+
+class Images(Protocol):
+    """The part of `tabane.node.images.NodeImages` the executor needs."""
+
+    async def prepare_for(self, app: App) -> Image: ...
+
+    def describe(self, app: App) -> str: ...
 
 
 class Links(Protocol):
@@ -51,6 +59,21 @@ def without_end(told: Iterable[Transition], known: Container[InstanceId]) -> lis
     latest = {each.instance: each for each in told}
     gone = (each for each in latest.values() if each.state is not State.ABSENT)
     return [each for each in gone if each.instance not in known]
+
+
+@dataclass
+class Beginning:
+    """An instance that was told to start, until it is ready."""
+
+    instance: Instance
+    """As it was then."""
+    app: App
+    doing: str = ""
+    """What its start is at, as a sentence's end."""
+    unwanted: str = ""
+    """It was told to stop before it had begun to run, and why."""
+    is_made: bool = False
+    """What it is to have is being made: its volumes, too."""
 
 
 @dataclass
@@ -101,4 +124,4 @@ class Running:
         return await describe_unready(self.record.app, self.instance.address, link)
 
 
-Notify = Callable[[InstanceReady | InstanceEnded], None]
+Notify = Callable[[InstanceReady | InstanceEnded | StillStarting], None]

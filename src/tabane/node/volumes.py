@@ -51,7 +51,7 @@ async def list_own(agent: Agent) -> list[VolumeView]:
             size_bytes,
             disk_bytes,
             _is_deployed(agent, AppName(key), name),
-            agent.executor.volume_user(AppName(key)),
+            agent.executor.volume_holder(AppName(key)),
         )
         for key, name, size_bytes, disk_bytes in found
     ]

@@ -59,6 +59,8 @@ class Capabilities(Value, frozen=True):
     """Changes limits while it runs: `Driver.limit`."""
     images: tuple[str, ...] = ("linux",)
     """The kinds of images that it runs (`App.kind`): `linux`, `host`, `wasm`, `solo5`."""
+    preparation: str = "its file system is being prepared"
+    """What `Driver.prepare` does that may take long, as a sentence's end."""
     needs_root: bool = False
     needs_kvm: bool = False
     works_emulated: bool = False

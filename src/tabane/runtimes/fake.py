@@ -7,6 +7,7 @@ Nothing is started. What an instance does is its app's `Script`:
     Script(die_after=5, dies=...)   it ends 5 s after its start, with that status (default: exit 1)
     Script(ignores_stop=True)       the stop signal does nothing: it ends by KILL
     Script(stop_takes=0.2)          it ends 0.2 s after the stop signal
+    Script(prepare_takes=0.3)       what is made before takes 0.3 s
     Script(fail_prepare=True)       it is refused in `prepare` (Unsupported)
     Script(listens_after=0.1)       its HTTP server listens 0.1 s after the start (None: never)
     Script(answers=b"...")          what that server says; `{id}` is the instance's
@@ -63,6 +64,7 @@ class Script(Value, frozen=True):
     """See the module's text. Durations are seconds."""
 
     fail_prepare: bool = False
+    prepare_takes: float = 0.0
     fail_start: int = 0
     start_takes: float = 0.0
     die_after: float | None = None
@@ -197,6 +199,7 @@ class FakeDriver:
         script = self.scripts.get(spec.app.key, self.script)
         if script.fail_prepare:
             raise Unsupported(f"{spec.app.key}: the fake driver was told to refuse it")
+        await asyncio.sleep(script.prepare_takes)
         self.world.lives[spec.id] = Life(spec, script)
         return Handle(self.name, 1, spec.id, {"pid": 0})
 

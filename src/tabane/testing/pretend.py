@@ -25,7 +25,7 @@ from msgspec.structs import replace
 
 from tabane.clock import SYSTEM, Clock
 from tabane.errors import Unsupported
-from tabane.gateway.activation import AppChanged, InstanceEnded, InstanceReady
+from tabane.gateway.activation import AppChanged, InstanceEnded, InstanceReady, StillStarting
 from tabane.gateway.http import HttpGateway
 from tabane.gateway.messages import ToGateway, ToHome
 from tabane.gateway.router import GatewayRouter
@@ -61,6 +61,16 @@ class PretendLinks:
 
     async def recover(self, in_use: Iterable[Link]) -> None:
         self.in_use = {link.address for link in in_use}
+
+
+class PretendImages:
+    """All have the host's, which is always there."""
+
+    async def prepare_for(self, app: App) -> Image:
+        return Image("host", Path("/"))
+
+    def describe(self, app: App) -> str:
+        return "its image is being prepared"
 
 
 class PretendServices:
@@ -101,7 +111,7 @@ class PretendNode:
             links=self.links,
             services=PretendServices(),
             volumes=VolumeFiles(Path(self._directory.name, "volumes")),
-            prepare_image=self._prepare_image,
+            images=PretendImages(),
             driver_for=lambda app: self.driver,
             driver_named=lambda name: self.driver,
             clock=clock,
@@ -139,10 +149,7 @@ class PretendNode:
         """What is remembered of instances on disk."""
         return list(Path(self._directory.name).glob("run/*/record.json"))
 
-    async def _prepare_image(self, app: App) -> Image:
-        return Image("host", Path("/"))
-
-    def _on_instance(self, event: InstanceReady | InstanceEnded) -> None:
+    def _on_instance(self, event: InstanceReady | InstanceEnded | StillStarting) -> None:
         key = event.instance.app if isinstance(event, InstanceReady) else event.app
         self.home.about(key, event)
 

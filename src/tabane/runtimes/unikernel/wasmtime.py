@@ -86,6 +86,7 @@ class WasmtimeDriver(HostedDriver):
         network=True,
         limit=True,
         images=("wasm",),
+        preparation="its module is being compiled",
         needs_root=True,
         works_emulated=True,
     )

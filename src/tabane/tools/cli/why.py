@@ -49,7 +49,7 @@ def _explain(home: dict[str, Any]) -> None:
     for reason in home["placement"]:
         say(f"  {reason}")
     if home["waiting"]:
-        say(f"  {home['waiting']} sessions wait for it")
+        say(f"  {home['waiting']} sessions wait for it: {home['waits_for']}")
     if home["problem"]:
         say(f"  it {home['problem']}")
     if home["trouble"]:
