@@ -67,6 +67,7 @@ SANS_IO = (
     "tabane.k2i.orders",
     "tabane.guest.frames",
     "tabane.guest.orders",
+    *(f"tabane.images.checkpoint.{name}" for name in ("manifest", "preflight")),
     "tabane.gateway.activation",
     "tabane.gateway.grants",
     "tabane.scheduler.placement",
@@ -85,8 +86,8 @@ OWN_TIME = ("tabane.clock", "tabane.node.holder")
 """The holder imports the standard library only: what it loads stays in memory for ever."""
 TASK_STARTERS = frozenset({"create_task", "ensure_future", "TaskGroup", "run_coroutine_threadsafe"})
 HEAVY = (
-    *("fastapi", "google", "grpclib", "matplotlib", "pydantic", "rich", "starlette", "uvicorn"),
-    "wasmtime",
+    *("cryptography", "fastapi", "google", "grpclib", "matplotlib", "pydantic", "rich"),
+    *("starlette", "uvicorn", "wasmtime"),
 )
 
 MAX_FILE_LINES = 500

@@ -54,6 +54,16 @@ def format_size(size_bytes: int) -> str:
     return f"{size_bytes}B"
 
 
+def show_size(size_bytes: int) -> str:
+    """Rounded, as people say it: `1.5 GiB`."""
+    value, unit = float(size_bytes), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{size_bytes} B" if unit == "B" else f"{value:.1f} {unit}"
+
+
 def parse_duration(text: str) -> float:
     """Seconds. Raises `UsageError`."""
     found = _DURATION.fullmatch(text)

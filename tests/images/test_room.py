@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from tabane.images import ImageStore, pack
-from tabane.images.room import NoRoom, Room, show_size
+from tabane.images.room import NoRoom, Room
 from tabane.images.store import StoredImage, choose_to_remove
 from tabane.supervise import Supervisor
 from tabane.testing.clock import VirtualClock
 from tabane.testing.layouts import make_manifest, tar_of, write_index
+from tabane.units import show_size
 
 MIB = 1 << 20
 

@@ -1,4 +1,4 @@
-"""How much a node's images may take, and what of it is spoken for.
+"""How much a node's images, or its checkpoints, may take, and what of it is spoken for.
 
 What is being brought or unpacked counts from the moment it is announced, so that two that fit alone
 are not both begun. A bound on the disk itself stands beside the quota: images never take its last.
@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tabane.errors import Unavailable
+from tabane.units import show_size
 
 SHARE = 0.5
 """Of the file system that images are on, unless a quota is set. (Kubernetes begins to collect
@@ -41,16 +42,24 @@ class Claim:
         """Before it is written. Raises `NoRoom`. May be called from any thread."""
         self._room.take(self, size)
 
+    def give_back(self, size: int) -> None:
+        """It was not written after all."""
+        self._room.give_back(self, size)
+
 
 class Room:
-    """`limit_bytes` of it; 0 means `SHARE` of the file system of `directory`."""
+    """`limit_bytes` of it; 0 means `share` of the file system of `directory`. `kind`: of what is
+    kept there, as commands name it."""
 
-    def __init__(self, directory: Path, limit_bytes: int = 0) -> None:
+    def __init__(
+        self, directory: Path, limit_bytes: int = 0, *, share: float = SHARE, kind: str = "image"
+    ) -> None:
         self._directory = directory
+        self._kind = kind
         self._claims: set[Claim] = set()
         self._lock = threading.Lock()
         disk = os.statvfs(directory)
-        self.limit_bytes = limit_bytes or int(disk.f_blocks * disk.f_frsize * SHARE)
+        self.limit_bytes = limit_bytes or int(disk.f_blocks * disk.f_frsize * share)
         self.stored_bytes = 0
         """By whole images and trees, as the store measures it."""
 
@@ -68,18 +77,23 @@ class Room:
             self.check(claim.bytes + size)
             if size > (left := self.left_bytes):
                 raise NoRoom(
-                    f"images may take {show_size(self.limit_bytes)} here and "
+                    f"{self._kind}s may take {show_size(self.limit_bytes)} here and "
                     f"{show_size(max(0, left))} of that are left: remove some with "
-                    "`tabane image gc` or `tabane image rm`, or set a larger image quota"
+                    f"`tabane {self._kind} gc` or `tabane {self._kind} rm`, or set a larger "
+                    f"{self._kind} quota"
                 )
             claim.bytes += size
+
+    def give_back(self, claim: Claim, size: int) -> None:
+        with self._lock:
+            claim.bytes -= size
 
     def check(self, size: int) -> None:
         """Raises `NoRoom` for what would not even fit alone."""
         if size > self.limit_bytes:
             raise NoRoom(
-                f"this alone takes more than the {show_size(self.limit_bytes)} that all images may "
-                "take here: set a larger image quota",
+                f"this alone takes more than the {show_size(self.limit_bytes)} that all "
+                f"{self._kind}s may take here: set a larger {self._kind} quota",
                 is_hopeless=True,
             )
 
@@ -100,13 +114,3 @@ class Room:
 
 def full_disk(directory: Path) -> NoRoom:
     return NoRoom(f"the disk below {directory} is full: remove what is not needed there")
-
-
-def show_size(size_bytes: int) -> str:
-    """Rounded, as people say it: `1.5 GiB`."""
-    value, unit = float(size_bytes), "B"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if value < 1024:
-            break
-        value, unit = value / 1024, larger
-    return f"{size_bytes} B" if unit == "B" else f"{value:.1f} {unit}"

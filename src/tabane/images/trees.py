@@ -65,7 +65,7 @@ def _head(tree: Path, path: str) -> bytes:
 def finish(place: Path, size: int) -> None:
     """Note what it takes, and have all of it on disk."""
     (place / SIZE).write_text(str(size))
-    _sync_file_system(place)
+    sync_file_system(place)
 
 
 def measure(directory: Path) -> int:
@@ -80,7 +80,7 @@ def measure(directory: Path) -> int:
     return total
 
 
-def _sync_file_system(path: Path) -> None:
+def sync_file_system(path: Path) -> None:
     """Everything below is on disk before it gets its final name: one call for all its files."""
     directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
