@@ -196,6 +196,9 @@ class App(Value, frozen=True, omit_defaults=True):
     """The node that has its volumes, which alone can run it; given at the first deploy of them."""
     id_base: int = 0
     """First host uid and gid of the app's own 65,536; given once, kept by all revisions."""
+    trusted_id_base: int = 0
+    """The same for its instances for trusted callers, once it was of class `auto`; 0: it was not,
+    or an older version deployed it."""
     owner: int = 0
     """uid of who deployed it."""
     deployed_at: float = 0.0
@@ -250,10 +253,21 @@ class App(Value, frozen=True, omit_defaults=True):
         )
 
     def cohorts(self) -> tuple[App, ...]:
-        """All there are of it: of class `auto` one for each trust, else the app itself."""
+        """All there are of it: of class `auto` one for each trust, with ids of its own, else the
+        app itself."""
         if self.isolation is not Class.AUTO:
             return (self,)
-        return tuple(msgspec.structs.replace(self, trust=trust) for trust in Trust)
+        trusted = self.trusted_id_base or self.id_base
+        bases = {Trust.ANONYMOUS: self.id_base, Trust.TRUSTED: trusted}
+        return tuple(
+            msgspec.structs.replace(self, trust=trust, id_base=base)
+            for trust, base in bases.items()
+        )
+
+    @property
+    def id_bases(self) -> tuple[int, ...]:
+        """Of all its ranges of ids."""
+        return tuple(base for base in (self.id_base, self.trusted_id_base) if base)
 
     @property
     def kind(self) -> str:

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from tabane.errors import Conflict, NotFound, UsageError
-from tabane.model import App, AppName, NodeName, Placement, Reactive, Volume
+from tabane.model import App, AppName, Class, NodeName, Placement, Reactive, Trust, Volume
 from tabane.node import control as module
 from tabane.node.control import FIRST_ID_BASE, ID_RANGE, ID_RANGES, Apps, parse_app, parse_floors
 from tabane.node.messages import DeployApp, Deployed, RemoveApp, ScaleApp
@@ -56,9 +56,10 @@ async def check_books(store: Store) -> None:
     apps = {entry.key: entry for entry in map(parse_app, (await read(store, "apps/")).values())}
     hosts = {f"hosts/{host}": a.key.encode() for a in apps.values() for host in a.hosts}
     assert await read(store, "hosts/") == hosts
-    ids = {f"ids/{a.id_base}": a.key.encode() for a in apps.values()}
+    ids = {f"ids/{base}": a.key.encode() for a in apps.values() for base in a.id_bases}
     assert await read(store, "ids/") == ids
-    assert len(ids) == len(apps)
+    assert len(ids) == sum(len(a.id_bases) for a in apps.values())
+    assert all(a.id_base for a in apps.values())
     assert {key.removeprefix("floors/") for key in await read(store, "floors/")} <= set(apps)
 
 
@@ -103,6 +104,30 @@ async def test_a_deploy_of_what_is_there_is_its_next_revision(apps: Apps, store:
     assert (first.revision, second.revision) == (1, 2)
     assert second.id_base == first.id_base
     assert sorted(await read(store, "hosts/")) == ["hosts/b.test", "hosts/c.test"]
+    await check_books(store)
+
+
+async def test_each_cohort_of_a_chosen_class_has_ids_of_its_own(apps: Apps, store: Store) -> None:
+    deployed = (await apps.deploy(app(isolation=Class.AUTO))).app
+    bases = {cohort.trust: cohort.id_base for cohort in deployed.cohorts()}
+    assert bases == {Trust.ANONYMOUS: FIRST_ID_BASE, Trust.TRUSTED: FIRST_ID_BASE + ID_RANGE}
+    assert (await apps.deploy(app("other"))).app.id_base == FIRST_ID_BASE + 2 * ID_RANGE
+    assert not (await apps.deploy(app(isolation=Class.AUTO))).changed
+    await check_books(store)
+    await apps.remove(KEY)
+    await check_books(store)
+
+
+async def test_an_app_whose_class_is_chosen_from_now_on_keeps_its_ids_and_gets_more(
+    apps: Apps, store: Store
+) -> None:
+    first = (await apps.deploy(app())).app
+    await apps.deploy(app("other"))
+    second = (await apps.deploy(app(isolation=Class.AUTO))).app
+    assert second.id_bases == (first.id_base, FIRST_ID_BASE + 2 * ID_RANGE)
+    third = (await apps.deploy(app())).app
+    assert third.id_bases == second.id_bases
+    assert [one.id_base for one in third.cohorts()] == [first.id_base]
     await check_books(store)
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from tests.real.conftest import Answer, LocalCluster, wait_for
 
+from tabane.node.control import FIRST_ID_BASE, ID_RANGE
+
 pytestmark = pytest.mark.real
 
 APP = """
@@ -60,6 +62,16 @@ def test_the_caller_decides_what_stands_between(cluster: LocalCluster, token: st
     for guess in ("", "guessed"):
         assert ask(cluster, guess).body == stranger.body
     assert len(cluster.instances("auto")) == 2
+
+
+def test_strangers_and_friends_share_no_ids_on_the_host(cluster: LocalCluster) -> None:
+    node = f"/proc/{cluster.holder('tokyo/tokyo-1')}/root"
+    instances = cluster.instances("auto", "ready")
+    maps = [Path(f"{node}/proc/{i['pid']}/uid_map").read_text().split() for i in instances]
+    (first, other) = sorted(int(base) for _, base, _ in maps)
+    assert first >= FIRST_ID_BASE
+    assert other - first >= ID_RANGE
+    assert {size for _, _, size in maps} == {str(ID_RANGE)}
 
 
 def test_no_stranger_becomes_a_friend_by_an_instance_for_strangers(cluster: LocalCluster) -> None:

@@ -20,7 +20,7 @@ import msgspec
 
 from tabane.clock import Clock
 from tabane.errors import Conflict, NotFound, UsageError
-from tabane.model import App, AppName, NodeName
+from tabane.model import App, AppName, Class, NodeName
 from tabane.node.messages import DeployApp, Deployed, RemoveApp, ScaleApp
 from tabane.scheduler.placement import Choice, floors
 from tabane.spec_fields import LARGEST
@@ -96,13 +96,14 @@ class Apps:
         entry, old = await self._read(wanted.key)
         if entry is not None and old is not None and not force and is_as_declared(old, wanted):
             return Deployed(old, entry.version, changed=False)
-        id_base, writes, expect = (old.id_base, [], []) if old else await self._take_ids(wanted.key)
+        bases, writes, expect = await self._own_ids(wanted, old)
         pinned_to = await self._pin(wanted, old, writes, expect)
         app = msgspec.structs.replace(
             wanted,
             pinned_to=pinned_to,
             revision=old.revision + 1 if old else 1,
-            id_base=id_base,
+            id_base=bases[0],
+            trusted_id_base=bases[1] if len(bases) > 1 else 0,
             deployed_at=self._clock.wall(),
         )
         for host in app.hosts:
@@ -161,7 +162,8 @@ class Apps:
     async def _remove(self, key: AppName) -> tuple[App, int]:
         entry, app = await self._read_known(key)
         writes: list[Write] = [Delete(HOSTS + host) for host in app.hosts]
-        writes += [Delete(APPS + key), Delete(FLOORS + key), Delete(IDS + str(app.id_base))]
+        writes += [Delete(IDS + str(base)) for base in app.id_bases]
+        writes += [Delete(APPS + key), Delete(FLOORS + key)]
         return app, await self._commit(writes, [Expect(APPS + key, entry.version)])
 
     async def scale(self, key: AppName, low: int | None, high: int | None) -> tuple[App, int]:
@@ -214,15 +216,33 @@ class Apps:
             await self._commit(writes[:SPREAD_WRITES], expect[:SPREAD_WRITES])
         return bool(writes)
 
-    async def _take_ids(self, key: AppName) -> tuple[int, list[Write], list[Expect]]:
+    async def _own_ids(
+        self, wanted: App, old: App | None
+    ) -> tuple[list[int], list[Write], list[Expect]]:
+        """The ranges of ids that an app has or takes now: one, or of class `auto` one for each
+        cohort. What it once had it keeps."""
+        bases = list(old.id_bases) if old is not None else []
+        missing = (2 if wanted.isolation is Class.AUTO else 1) - len(bases)
+        if missing <= 0:
+            return bases, [], []
+        taken, writes, expect = await self._take_ids(wanted.key, missing)
+        return bases + taken, writes, expect
+
+    async def _take_ids(
+        self, key: AppName, count: int
+    ) -> tuple[list[int], list[Write], list[Expect]]:
+        """So many that nobody has, from behind the last that was taken. Raises `Conflict`."""
         last = await self._store.get(LAST_IDS)
-        number = int(last.value) if last is not None else 0
+        first, bases = int(last.value) if last is not None else 0, list[int]()
         for step in range(ID_RANGES):
-            base = FIRST_ID_BASE + (number + step) % ID_RANGES * ID_RANGE
+            base = FIRST_ID_BASE + (first + step) % ID_RANGES * ID_RANGE
             if await self._store.get(IDS + str(base)) is None:
-                following = str((number + step + 1) % ID_RANGES).encode()
-                writes = [Put(IDS + str(base), key.encode()), Put(LAST_IDS, following)]
-                return base, list(writes), [Expect(LAST_IDS, last.version if last else 0)]
+                bases.append(base)
+            if len(bases) == count:
+                following = str((first + step + 1) % ID_RANGES).encode()
+                writes: list[Write] = [Put(IDS + str(base), key.encode()) for base in bases]
+                writes.append(Put(LAST_IDS, following))
+                return bases, writes, [Expect(LAST_IDS, last.version if last else 0)]
         raise Conflict(f"all {ID_RANGES} id ranges are taken: remove apps that are not needed")
 
     async def _read(self, key: AppName) -> tuple[Entry | None, App | None]:
@@ -247,7 +267,8 @@ def is_as_declared(stored: App, wanted: App) -> bool:
     count, nor what the cluster added."""
     declared = msgspec.structs.replace(stored, reactive=stored.declared or stored.reactive)
     plain = App("", "")
-    added = ("pinned_to", "revision", "id_base", "owner", "deployed_at", "declared")
+    ids = ("id_base", "trusted_id_base")
+    added = (*ids, "pinned_to", "revision", "owner", "deployed_at", "declared")
     same = {name: getattr(plain, name) for name in added}
     return msgspec.structs.replace(declared, **same) == msgspec.structs.replace(wanted, **same)
 
