@@ -10,6 +10,7 @@ from tabane.middlecon import Presence
 from tabane.middlecon.frames import Change
 from tabane.middlecon.views import MemberInfo
 from tabane.node.happenings import Happenings
+from tabane.node.running import Transition, without_end
 from tabane.store.api import Change as Written
 
 NODES = ("tokyo/tokyo-1", "osaka/osaka-1", "nara/nara-1")
@@ -85,3 +86,29 @@ def test_one_that_fails_keeps_no_other_from_being_told() -> None:
     happenings.follow(told.append)
     happenings.tell(b"{}")
     assert told == [b"{}"]
+
+
+def journalled() -> tuple[Happenings, list[Transition]]:
+    """Of an agent that has not joined the others yet."""
+    happenings, _ = make()
+    agent: Any = happenings._agent
+    written: list[Transition] = []
+    agent.events = SimpleNamespace(recent=lambda: tuple(written), add=written.append)
+    agent.joined = False
+    return happenings, written
+
+
+def test_the_end_of_a_part_is_an_event_once_however_often_the_holder_tells_it() -> None:
+    happenings, written = journalled()
+    told: list[bytes] = []
+    happenings.follow(told.append)
+    end = {"part": "agent", "at": 5.0, "why": {"signal": 9}, "pause_s": 0.05}
+    happenings.on_part_end(end)
+    happenings.on_part_end(end)
+    happenings.on_part_end(end | {"at": 6.0, "why": "no such file"})
+    assert [(each.part, each.at, each.reason) for each in written] == [
+        ("agent", 5.0, "killed by SIGKILL; it is started again after 0.05 s"),
+        ("agent", 6.0, "no such file; it is started again after 0.05 s"),
+    ]
+    assert [json.loads(each)["part"] for each in told] == ["agent", "agent"]
+    assert without_end(written, ()) == []

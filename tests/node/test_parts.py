@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ import pytest
 
 from tabane.node import parts as module
 from tabane.node.parts import Parts
+from tabane.node.spawner import HolderSpawner
 
 INHERIT = "import json, os, socket, sys, time\nfrom tabane.node.part import inherited_sockets\n"
 TELL = (
@@ -147,7 +149,8 @@ def test_one_that_ignores_term_is_killed(holder: Any, wait_until: Any, is_gone: 
 
 
 def test_the_pause_doubles_up_to_a_limit() -> None:
-    parts = Parts([], [missing_part()])
+    told: list[float] = []
+    parts = Parts([], [missing_part()], lambda name, why, pause_s: told.append(pause_s))
     now, pauses = 1_000.0, []
     for _ in range(10):
         parts.start_due(now)
@@ -158,7 +161,31 @@ def test_the_pause_doubles_up_to_a_limit() -> None:
         assert parts.next_due() == due
         now = due
     assert pauses == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0, 5.0, 5.0]
+    assert told == pauses
     assert not parts.running
+
+
+async def test_every_agent_is_told_of_the_parts_that_have_ended(
+    holder: Any, tmp_path: Path, wait_until: Any
+) -> None:
+    ready = tmp_path / "ready"
+    holder.start(parts=[part("hub", DEAF, str(ready))])
+    first: list[dict[str, Any]] = []
+    ended = asyncio.Event()
+    spawner = HolderSpawner(holder.control, lambda end: (first.append(end), ended.set()))
+    await spawner.connect()
+    wait_until(ready.exists)
+    (pid,) = holder.children()
+    os.kill(pid, signal.SIGKILL)
+    async with asyncio.timeout(30):
+        await ended.wait()
+    spawner.close()
+    assert (first[0]["part"], first[0]["why"]) == ("hub", {"signal": signal.SIGKILL})
+    later: list[dict[str, Any]] = []
+    following = HolderSpawner(holder.control, later.append)
+    await following.connect()
+    following.close()
+    assert later[0] == first[0]
 
 
 @pytest.mark.parametrize(("lived_s", "pause_s"), [(9.0, 0.4), (11.0, 0.05)])

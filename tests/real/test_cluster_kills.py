@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -53,6 +54,19 @@ def test_cold_requests_wait_until_it_is_back(cluster: LocalCluster, part: str) -
         answers = list(threads.map(lambda name: cluster.get(name, path="/GPL-3"), names))
     assert [answer.status for answer in answers] == [200] * len(names)
     cluster.wait_whole()
+
+
+@pytest.mark.parametrize("part", ["agent", "hub", "gateway"])
+def test_its_end_is_an_event(cluster: LocalCluster, part: str) -> None:
+    words = f"tokyo tokyo-1 tabane-{part}(-0)? failed: killed by SIGKILL; it is started again after"
+
+    def told() -> int:
+        return len(re.findall(words, cluster.tabane("events", "-n", "2000").out))
+
+    before = told()
+    cluster.kill(f"{part}d")
+    cluster.wait_whole()
+    wait_for(lambda: told() == before + 1, "the event")
 
 
 def test_what_is_deployed_while_a_hub_starts_is_stored_and_no_failure(

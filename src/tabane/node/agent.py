@@ -64,7 +64,7 @@ from tabane.security.audit import AuditLog
 from tabane.store.feed import StoreFeed
 from tabane.store.replica import Replica
 from tabane.store.sqlite import SqliteStore
-from tabane.supervise import Later, Supervisor, harmless
+from tabane.supervise import Later, Supervisor
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class Agent:
         self.tasks = tasks
         self.token = config.token()
         paths = config.paths
-        self.spawner = HolderSpawner(paths.holder)
+        self.spawner = HolderSpawner(paths.holder, lambda end: self.happenings.on_part_end(end))
         self.engines = Engines(config, self.spawner)
         self.images = NodeImages(self)
         self.events: Journal[Transition] = Journal(paths.events, Transition)
@@ -336,18 +336,12 @@ class Agent:
     # Instances
 
     def _on_transition(self, transition: Transition) -> None:
-        harmless("events", self.events.add)(transition)
+        self.happenings.record(transition)
         self.watching.follow(transition.instance, transition.state)
-        self.happenings.tell(msgspec.json.encode(transition))
-        if self.joined and self.me.connected:
-            self.tasks.start("event", self._spread_word(transition))
         if transition.state is State.ABSENT:
             self.gateways.tell_instances()
         if transition.state in (State.READY, State.ABSENT) and self.joined:
             self.tasks.start("figures", self.figures.tell())
-
-    async def _spread_word(self, transition: Transition) -> None:
-        await self.room.cast(say.encode(say.Happened(msgspec.json.encode(transition))))
 
     def _on_instance(self, event: InstanceReady | InstanceEnded | StillStarting) -> None:
         if isinstance(event, StillStarting):

@@ -8,14 +8,17 @@ what there is whenever a node is heard of again.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from tabane.middlecon import Presence
 from tabane.middlecon.frames import Change as Fate
+from tabane.model import ExitStatus, InstanceId, State
+from tabane.node import messages as say
 from tabane.node.config import agent_of, node_of
 from tabane.node.control import APPS
+from tabane.node.running import Transition
 from tabane.store.api import Change
 from tabane.supervise import harmless
 
@@ -59,6 +62,25 @@ class Happenings:
     def tell(self, transition: bytes) -> None:
         """Something happened to an instance, here or elsewhere."""
         _tell(self._followers, transition)
+
+    def record(self, transition: Transition) -> None:
+        """Something happened here: write it down, and tell all who follow."""
+        agent, told = self._agent, msgspec.json.encode(transition)
+        harmless("events", agent.events.add)(transition)
+        self.tell(told)
+        if agent.joined and agent.me.connected:
+            agent.tasks.start("event", agent.room.cast(say.encode(say.Happened(told))))
+
+    def on_part_end(self, told: dict[str, Any]) -> None:
+        """One of the node's own processes ended, now or before this agent began: have that among
+        the events, once."""
+        why = told["why"]
+        ended = msgspec.convert(why, ExitStatus).describe() if isinstance(why, dict) else why
+        reason = f"{ended}; it is started again after {told['pause_s']:g} s"
+        node, part = self._agent.config.key, told["part"]
+        event = Transition(told["at"], InstanceId(""), "", node, State.FAILED, reason, part)
+        if event not in self._agent.events.recent():
+            self.record(event)
 
     def on_presence(self, presence: Presence) -> None:
         """A member of the room came, went, or cannot be seen."""

@@ -25,6 +25,7 @@ import signal
 import socket
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -45,6 +46,8 @@ REQUEST_BYTES = 4 << 20
 OUTBOX_BYTES = 16 << 20
 """A client that lets so much wait for it is taken for dead."""
 STOP_TIMEOUT_S = 20.0
+PART_ENDS = 100
+"""So many ends of parts are remembered for agents that were not there."""
 
 Status = dict[str, int]
 """How a process ended: `{"code": n}` or `{"signal": n}`."""
@@ -101,7 +104,8 @@ class Holder:
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.selector = selectors.DefaultSelector()
-        self.parts = Parts(config["sockets"], config["parts"])
+        self.parts = Parts(config["sockets"], config["parts"], self._on_part_end)
+        self.part_ends: deque[dict[str, Any]] = deque(maxlen=PART_ENDS)
         self.jobs: dict[str, Job] = {}
         self.engines: dict[int, Job] = {}
         self.instances: dict[int, Job] = {}
@@ -177,7 +181,7 @@ class Holder:
             self._adopt(job, job.pid_file)
         else:
             job.exited = status
-        self._tell(job)
+        self._tell(job.report())
 
     def _adopt(self, job: Job, pid_file: str) -> None:
         """Watch the process the engine left behind, named in its pid file."""
@@ -199,7 +203,13 @@ class Holder:
     def _on_instance_end(self, job: Job, status: Status) -> None:
         self._drain(job)
         job.exited = status
-        self._tell(job)
+        self._tell(job.report())
+
+    def _on_part_end(self, name: str, why: object, pause_s: float) -> None:
+        if not self.stopping_since:
+            end = {"part": name, "at": time.time(), "why": why, "pause_s": pause_s}
+            self.part_ends.append(end)
+            self._tell(end)
 
     # Output
 
@@ -251,8 +261,8 @@ class Holder:
         client = Client(sock)
         self.clients.add(client)
         self._on_readable(sock, partial(self._on_client, client))
-        for job in self.jobs.values():
-            self._send(client, job.report())
+        for report in (*(job.report() for job in self.jobs.values()), *self.part_ends):
+            self._send(client, report)
         self._send(client, {"re": 0})
 
     def _on_client(self, client: Client) -> None:
@@ -303,7 +313,7 @@ class Holder:
                 job.log.close()
             raise
         self.jobs[key] = self.engines[job.engine] = job
-        self._tell(job)
+        self._tell(job.report())
         return {"pid": job.engine}
 
     def _spawn_engine(self, job: Job, argv: list[str], env: Any) -> int:
@@ -341,9 +351,9 @@ class Holder:
 
     # Telling the agent
 
-    def _tell(self, job: Job) -> None:
+    def _tell(self, report: dict[str, Any]) -> None:
         for client in list(self.clients):
-            self._send(client, job.report())
+            self._send(client, report)
 
     def _send(self, client: Client, message: dict[str, Any]) -> None:
         if client not in self.clients:

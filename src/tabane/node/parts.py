@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,11 +40,19 @@ class Part:
 
 
 class Parts:
-    """All parts of the node, and the sockets that outlive them. `now` is monotonic seconds."""
+    """All parts of the node, and the sockets that outlive them. `now` is monotonic seconds.
+    `on_pause` is told of each that has ended: its name, how, and in how many seconds it is started
+    again."""
 
-    def __init__(self, sockets: list[dict[str, Any]], parts: list[dict[str, Any]]) -> None:
+    def __init__(
+        self,
+        sockets: list[dict[str, Any]],
+        parts: list[dict[str, Any]],
+        on_pause: Callable[[str, object, float], None] = lambda name, why, pause_s: None,
+    ) -> None:
         self._sockets = {entry["name"]: bind_socket(entry) for entry in sockets}
         self._parts = [Part(p["name"], p["argv"], p["sockets"]) for p in parts]
+        self._on_pause = on_pause
 
     @property
     def running(self) -> dict[int, Part]:
@@ -69,23 +78,23 @@ class Parts:
         try:
             part.pid = spawn(part.argv, environment, actions)
         except OSError as error:
-            _pause(part, explain(error), now)
+            self._pause(part, explain(error), now)
 
     def on_end(self, pid: int, status: object, now: float) -> None:
         """The part with this pid has ended: start it again after a pause."""
-        _pause(self.running[pid], status, now)
+        self._pause(self.running[pid], status, now)
+
+    def _pause(self, part: Part, why: object, now: float) -> None:
+        settled = now - part.started > SETTLED_S
+        part.pause_s = RESTART_FIRST_S if settled else min(part.pause_s * 2, RESTART_LAST_S)
+        part.pid, part.due = 0, now + part.pause_s
+        say(f"{part.name} ended ({why}); pausing {part.pause_s:g} s")
+        self._on_pause(part.name, why, part.pause_s)
 
     def signal(self, number: int) -> None:
         """Signal every part that runs."""
         for pid in self.running:
             os.kill(pid, number)
-
-
-def _pause(part: Part, why: object, now: float) -> None:
-    settled = now - part.started > SETTLED_S
-    part.pause_s = RESTART_FIRST_S if settled else min(part.pause_s * 2, RESTART_LAST_S)
-    part.pid, part.due = 0, now + part.pause_s
-    say(f"{part.name} ended ({why}); pausing {part.pause_s:g} s")
 
 
 def spawn(argv: list[str], env: Any, actions: list[Any], *, setsid: bool = False) -> int:

@@ -43,7 +43,8 @@ class Services(Protocol):
 
 
 class Transition(Value, frozen=True):
-    """An instance changed its state (journal `events.log`, room `events`)."""
+    """An instance changed its state, or (`part`, and no instance) one of the node's own processes
+    ended (journal `events.log`, room `events`)."""
 
     at: float
     instance: InstanceId
@@ -51,12 +52,13 @@ class Transition(Value, frozen=True):
     node: str
     state: State
     reason: str = ""
+    part: str = ""
 
 
 def without_end(told: Iterable[Transition], known: Container[InstanceId]) -> list[Transition]:
     """What was told last, of `told` (the oldest first), about instances that are neither said to be
     gone nor `known`."""
-    latest = {each.instance: each for each in told}
+    latest = {each.instance: each for each in told if not each.part}
     gone = (each for each in latest.values() if each.state is not State.ABSENT)
     return [each for each in gone if each.instance not in known]
 

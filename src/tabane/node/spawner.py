@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import json
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,15 @@ class _Job:
 
 
 class HolderSpawner(asyncio.Protocol):
-    """A `tabane.runtimes.api.Spawner` that asks the holder. `connect()` once, before use."""
+    """A `tabane.runtimes.api.Spawner` that asks the holder. `connect()` once, before use.
+    `on_part_end` is told of each part of the node that has ended, also before this: see
+    `Holder._on_part_end`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self, path: Path, on_part_end: Callable[[dict[str, Any]], None] = lambda end: None
+    ) -> None:
         self._path = path
+        self._on_part_end = on_part_end
         self._ids = itertools.count(GREETING + 1)
         self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._jobs: dict[str, _Job] = {}
@@ -76,6 +82,8 @@ class HolderSpawner(asyncio.Protocol):
             message = json.loads(line)
             if "re" in message:
                 self._on_answer(message)
+            elif "part" in message:
+                self._on_part_end(message)
             else:
                 self._on_report(message)
 

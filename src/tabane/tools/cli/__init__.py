@@ -47,7 +47,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "lsof": ("lsof", "open files and sockets of processes"),
     "vmstat": ("vmstat", "memory, swapping, disks and CPUs, again and again"),
     "wakes": ("records", "what each wake cost, phase by phase"),
-    "events": ("records", "what happened to instances"),
+    "events": ("records", "what happened to instances, and to the nodes' own processes"),
     "stop": ("instances", "drain and stop an instance"),
     "logs": ("logs", "output of an instance or of an app's instances"),
     "exec": ("exec", "run a command inside an instance, or a shell (-it)"),

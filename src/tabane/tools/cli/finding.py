@@ -113,5 +113,6 @@ def _explain_absence(cluster: Cluster, what: str) -> str:
 def _find_ended(cluster: Cluster, what: str) -> tuple[list[dict[str, Any]], list[str]]:
     """From the events, which outlive the instances; and who did not tell theirs."""
     answer = cluster.get("/api/v1/events?limit=2000")
-    ended = {event["instance"]: event | {"id": event["instance"]} for event in answer["records"]}
+    told = (event for event in answer["records"] if not event.get("part"))
+    ended = {event["instance"]: event | {"id": event["instance"]} for event in told}
     return _matching(list(ended.values()), what)[-1:], answer["silent"]

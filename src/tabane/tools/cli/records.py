@@ -79,7 +79,7 @@ def _wake_row(wake: dict[str, Any]) -> tuple[object, ...]:
 
 
 def events(argv: list[str]) -> int:
-    parser = Parser("events", "What happened to instances.")
+    parser = Parser("events", "What happened to instances, and to the nodes' own processes.")
     parser.add_argument("app", nargs="?", help="only to this app's")
     parser.add_argument("-f", "--follow", action="store_true", help="go on until interrupted")
     parser.add_argument("-n", "--limit", type=whole(1), default=50, metavar="N", help=LATEST)
@@ -112,6 +112,11 @@ def _print_event(event: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(placed(event)), flush=True)
         return
-    where = " ".join((*place_of(event), short(event["app"]), event["instance"]))
+    what = (f"tabane-{part}",) if (part := event.get("part")) else _instance_of(event)
+    where = " ".join((*place_of(event), *what))
     reason = f": {event['reason']}" if event.get("reason") else ""
     say(f"{format_at(event['at'])} {where} {event['state']}{reason}")
+
+
+def _instance_of(event: dict[str, Any]) -> tuple[str, str]:
+    return short(event["app"]), event["instance"]
