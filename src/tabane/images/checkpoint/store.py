@@ -134,11 +134,11 @@ class CheckpointStore:
 
     async def load(self) -> None:
         """Find what is here, without what is half-made or damaged. Raises `Corrupt` or `Denied` for
-        a key that is not the right one, and then all else here raises that, too."""
+        a key that is not the right one, and `OSError`: then there is a `problem`."""
         try:
             self._vault, found = await asyncio.to_thread(self._load)
-        except TabaneError as error:
-            self._problem = error.message
+        except (TabaneError, OSError) as error:
+            self._problem = str(error)
             raise
         self._stored = {stored.digest: stored for stored in found}
 

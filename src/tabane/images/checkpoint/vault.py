@@ -74,7 +74,7 @@ class Vault:
         """Remove what is half-made or damaged; return what is there. Raises `WrongKey`."""
         shutil.rmtree(self.directory / "incoming", ignore_errors=True)
         for part in PARTS:
-            (self.directory / part).mkdir(parents=True, exist_ok=True)
+            (self.directory / part).mkdir(exist_ok=True)
         self.directory.chmod(0o700)
         self._check_key()
         sizes = {
@@ -221,9 +221,10 @@ class Vault:
     def put(self, source: Path, target: Path) -> None:
         """Give what is complete its name."""
         with self._lock:
-            self._unlink(target)
-            self.room.stored_bytes += size_on_disk(source.stat().st_size)
+            before = size_on_disk(target.stat().st_size) if target.exists() else 0
+            after = size_on_disk(source.stat().st_size)
             source.rename(target)
+            self.room.stored_bytes += after - before
 
     def name(self, digest: bytes) -> bytes:
         return self._sealer.name(digest)
