@@ -17,7 +17,8 @@ from tabane.model import ExitStatus
 from tabane.runtimes.api import Execution, Image, TerminalSize
 from tabane.runtimes.containerd.client import Client
 from tabane.runtimes.containerd.shims import socket_of
-from tabane.testing.containerd import ContainerdBench, make_app, make_driver
+from tabane.testing.container_bench import make_app
+from tabane.testing.containerd import ContainerdBench, engine_of, make_bench, make_driver
 from tabane.testing.containers import (
     make_instance,
     make_tree,
@@ -31,7 +32,6 @@ from tabane.testing.drivers import (
     until,
     wait_until_said,
 )
-from tabane.testing.spawner import PlainSpawner
 from tabane.testing.talks import hear, run_inside
 
 pytestmark = pytest.mark.real
@@ -56,8 +56,7 @@ def image(ground: Path) -> Image:
 
 @pytest.fixture
 async def bench(ground: Path, image: Image) -> AsyncIterator[ContainerdBench]:
-    spawner = PlainSpawner()
-    made = ContainerdBench(make_driver(spawner, ground), spawner, ground, image)
+    made = make_bench(ground, image)
     yield made
     await made.aclose()
 
@@ -70,7 +69,7 @@ async def test_conformance(check: Check, bench: ContainerdBench) -> None:
 async def test_containerd_killed_while_an_instance_runs(bench: ContainerdBench) -> None:
     """The instance goes on, whoever waits for its end learns it, and all verbs work."""
     script = "trap 'echo bye; exit 5' TERM; echo hello from inside; while :; do sleep 0.01; done"
-    async with bench.running(make_app(("sh", "-c", script))) as (spec, handle):
+    async with bench.running(make_app(("sh", "-c", script))) as (_, spec, handle):
         await wait_until_said(spec)
         ended = asyncio.ensure_future(bench.driver.wait(handle))
         await asyncio.sleep(0)
@@ -80,7 +79,6 @@ async def test_containerd_killed_while_an_instance_runs(bench: ContainerdBench) 
         bench.kill_containerd()
         await bench.driver.thaw(handle)
         await bench.driver.freeze(handle)
-        bench.kill_containerd()
         await bench.driver.stop(handle, 20)
         assert await ended == ExitStatus(5)
         assert spec.log.read_text() == "hello from inside\nbye\n"
@@ -118,7 +116,7 @@ async def test_containerd_killed_while_one_starts(
 
 
 async def test_a_killed_shim_ends_its_instance(bench: ContainerdBench) -> None:
-    async with bench.running(make_app()) as (spec, handle):
+    async with bench.running(make_app()) as (_, spec, handle):
         address = bench.ground / "containerd/daemon/containerd.sock"
         left = socket_of(address, "tabane", spec.id)
         assert left.is_socket()
@@ -131,7 +129,7 @@ async def test_no_containerd_can_be_had_any_more(
     bench: ContainerdBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What runs can still be destroyed."""
-    async with bench.running(make_app()) as (spec, handle):
+    async with bench.running(make_app()) as (_, spec, handle):
         bench.kill_containerd()
         with monkeypatch.context() as patched:
             patched.setenv("PATH", "/nonexistent")
@@ -142,7 +140,7 @@ async def test_no_containerd_can_be_had_any_more(
 
 async def test_commands_of_an_agent_that_was_killed_end(bench: ContainerdBench) -> None:
     command = ("sh", "-c", f"echo {SAID.decode()}; exec sleep 1000")
-    async with bench.running(make_app(command)) as (spec, handle):
+    async with bench.running(make_app(command)) as (_, spec, handle):
         await wait_until_said(spec)
         before = sorted(await bench.driver.processes(handle))
         talks = []
@@ -175,9 +173,9 @@ async def test_an_existing_containerd_is_used(
         make_driver(bench.spawner, place), bench.spawner, bench.ground, bench.image
     )
     assert (await other.driver.probe()).works
-    async with other.running(make_app(("sh", "-c", "exit 3"))) as (_, handle):
+    async with other.running(make_app(("sh", "-c", "exit 3"))) as (_, _, handle):
         assert await other.driver.wait(handle) == ExitStatus(3)
-    await other.driver.end()
+    await engine_of(other.driver).end()
     bench.kill_containerd()
     probe = await bench.restarted().probe()
     assert not probe.works and "no containerd answers at" in probe.reason

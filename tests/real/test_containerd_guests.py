@@ -14,16 +14,21 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from tabane.errors import Unsupported
-from tabane.model import ExitStatus, Resources
+from tabane.model import Container, ExitStatus, Resources
 from tabane.runtimes.api import Image
 from tabane.runtimes.containerd import guests
 from tabane.runtimes.containerd.messages import make
-from tabane.testing.containerd import ContainerdBench, make_app, make_driver
+from tabane.runtimes.containerd.shims import find_shims
+from tabane.testing.container_bench import make_app
+from tabane.testing.containerd import ContainerdBench, make_bench, make_driver
 from tabane.testing.containers import make_instance, make_tree, open_directory, without_unified
 from tabane.testing.drivers import DRIVER_CHECKS, Behaviour, Check, check_out_of_memory, started
 from tabane.testing.machines import make_machine
+from tabane.testing.pods import POD_CHECKS
+from tabane.testing.pods import Check as PodCheck
 from tabane.testing.spawner import PlainSpawner
 
 pytestmark = pytest.mark.real
@@ -59,8 +64,14 @@ def shims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 async def bench(ground: Path, image: Image, shims: None) -> AsyncIterator[ContainerdBench]:
-    spawner = PlainSpawner()
-    made = ContainerdBench(make_driver(spawner, ground, "kata"), spawner, ground, image)
+    made = make_bench(ground, image, "kata")
+    yield made
+    await made.aclose()
+
+
+@pytest.fixture
+async def pods(ground: Path, image: Image, shims: None) -> AsyncIterator[ContainerdBench]:
+    made = make_bench(ground, image, "kata", pods=True)
     yield made
     await made.aclose()
 
@@ -74,9 +85,14 @@ async def test_conformance(check: Check, bench: ContainerdBench) -> None:
         assert await bench.driver.wait(handle) == ExitStatus(signal=signal.SIGKILL)
 
 
+@pytest.mark.parametrize("check", POD_CHECKS, ids=lambda check: check.__name__)
+async def test_pods(check: PodCheck, pods: ContainerdBench) -> None:
+    await check(pods)
+
+
 async def test_what_the_guest_gets(bench: ContainerdBench) -> None:
     """Nothing of the node's but the network namespace; the image as it is, below a layer."""
-    async with bench.running(make_app()) as (spec, handle):
+    async with bench.running(make_app()) as (_, spec, handle):
         assert spec.link is not None
         bundle = bench.ground / "kata/daemon/state/io.containerd.runtime.v2.task/tabane" / spec.id
         config = msgspec.json.decode((bundle / "config.json").read_bytes())
@@ -93,10 +109,49 @@ async def test_what_the_guest_gets(bench: ContainerdBench) -> None:
 
 
 async def test_limits_go_through_the_shim(bench: ContainerdBench) -> None:
-    async with bench.running(make_app()) as (spec, handle):
+    async with bench.running(make_app()) as (_, spec, handle):
         await bench.driver.limit(handle, Resources(cpu=0.5, memory_bytes=96 << 20, pids=7))
         (limit,) = Path("/sys/fs/cgroup").glob(f"*{spec.cgroup}/pids.max")
         assert limit.read_text() == "7\n"
+
+
+SLEEPER = Container("sleeper", command=("sleep", "1000"))
+
+
+async def test_a_pod_is_one_machine(pods: ContainerdBench) -> None:
+    """Its containers are told apart as CRI does, have the shim of the first, and share its limits
+    and what they may write."""
+    resources = Resources(cpu=0.5, memory_bytes=96 << 20, pids=16, disk_bytes=1 << 20)
+    app = make_app(name="pod", resources=resources, containers=(SLEEPER,))
+    async with pods.running(app) as (_, spec, handle):
+        leader = f"s1-{spec.id}"
+        state = pods.ground / "kata/daemon/state/io.containerd.runtime.v2.task/tabane"
+        for name, kind in ((leader, "sandbox"), (spec.id, "container")):
+            config = msgspec.json.decode((state / name / "config.json").read_bytes())
+            assert config["annotations"] == {
+                "io.kubernetes.cri.container-type": kind,
+                "io.kubernetes.cri.sandbox-id": leader,
+            }
+            limits = config["linux"]["resources"]
+            assert limits["memory"]["limit"] == 48 << 20
+            assert (limits["pids"]["limit"], limits["cpu"]["quota"]) == (8, 25_000)
+        (shim,) = find_shims("containerd-shim-kata-v2", leader)
+        assert handle.data["pid"] == shim and not list(
+            find_shims("containerd-shim-kata-v2", spec.id)
+        )
+        await pods.driver.limit(handle, replace(resources, pids=20))
+        files = Path("/sys/fs/cgroup").glob(f"*{spec.cgroup}/*/pids.max")
+        assert [file.read_text() for file in files] == ["10\n", "10\n"]
+        stats = await pods.driver.stats(handle)
+        assert stats.pids == 4 and stats.memory_bytes > 0
+
+
+async def test_the_end_of_a_shared_shim_is_the_pod_s(pods: ContainerdBench) -> None:
+    async with pods.running(make_app(name="pod", containers=(SLEEPER,))) as (_, _, handle):
+        pid = handle.data["pid"]
+        assert isinstance(pid, int)
+        os.kill(pid, signal.SIGKILL)
+        assert (await pods.driver.wait(handle)).signal == signal.SIGKILL
 
 
 async def test_it_is_ready_once_it_answers_on_the_wire(bench: ContainerdBench) -> None:

@@ -17,6 +17,7 @@ from tabane.runtimes.api import Image
 from tabane.runtimes.cgroups import Cgroup
 from tabane.runtimes.pods import Pods, log_of, split, with_pods
 from tabane.testing.container_bench import SAY, ContainerBench, make_app
+from tabane.testing.containerd import make_bench
 from tabane.testing.containers import make_tree, open_directory, without_unified
 from tabane.testing.drivers import DRIVER_CHECKS, Check, wait_until_said
 from tabane.testing.pods import POD_CHECKS, InPods
@@ -43,10 +44,15 @@ def image(ground: Path) -> Image:
     return make_tree(ground)
 
 
-@pytest.fixture(params=["crun", "runc", "runsc"])
+@pytest.fixture(params=["crun", "runc", "containerd", "runsc"])
 async def bench(
     request: pytest.FixtureRequest, ground: Path, image: Image
 ) -> AsyncIterator[ContainerBench]:
+    if request.param == "containerd":
+        made = make_bench(ground, image, pods=True)
+        yield made
+        await made.aclose()
+        return
     spawner = PlainSpawner()
     driver = load(request.param, spawner, ground / request.param)
     yield ContainerBench(with_pods(driver), spawner, ground, image)
@@ -59,7 +65,7 @@ async def test_pods(check: PodCheck, bench: ContainerBench) -> None:
     await check(bench)
 
 
-@pytest.mark.parametrize("bench", ["crun", "runsc"], indirect=True)
+@pytest.mark.parametrize("bench", ["crun", "containerd", "runsc"], indirect=True)
 @pytest.mark.parametrize("check", DRIVER_CHECKS, ids=lambda check: check.__name__)
 async def test_conformance_with_a_sidecar(check: Check, bench: ContainerBench) -> None:
     await check(InPods(bench))

@@ -60,7 +60,12 @@ image = "rootfs:IMAGE"
 command = ["sh", "-c", "echo clerk; exec sleep 1000"]
 workdir = "/srv"
 """
-ENGINES = {"crun": "container", "runc": "container", "runsc": "sandbox"}
+ENGINES = {
+    "crun": "container",
+    "runc": "container",
+    "containerd": "container",
+    "runsc": "sandbox",
+}
 
 
 @pytest.fixture(params=ENGINES)

@@ -184,6 +184,8 @@ class Pod(Value, frozen=True):
     """The instance's, which has the limits; each container's is below."""
     layer: Path
     """Where the container's own layer is made."""
+    count: int
+    """Of its containers."""
 
 
 class InstanceSpec(Value, frozen=True):

@@ -187,9 +187,23 @@ def make_config(spec: InstanceSpec, program: Program, host: Host, usr: Path | No
             "readonlyPaths": READONLY_PATHS,
         },
     }
+    annotations = place_in_pod(spec)
     if host.takes_bpf:
-        config["annotations"] = {"run.oci.seccomp_bpf_data": _bpf(program.capabilities)}
+        annotations["run.oci.seccomp_bpf_data"] = _bpf(program.capabilities)
+    if annotations:
+        config["annotations"] = annotations
     return msgspec.json.encode(config)
+
+
+def place_in_pod(spec: InstanceSpec) -> dict[str, str]:
+    """What a container is in its pod, in the words of Kubernetes' CRI, which engines know."""
+    if spec.pod is None:
+        return {}
+    kind = "sandbox" if spec.id == spec.pod.leader else "container"
+    return {
+        "io.kubernetes.cri.container-type": kind,
+        "io.kubernetes.cri.sandbox-id": spec.pod.leader,
+    }
 
 
 def seccomp_json(capabilities: frozenset[str]) -> msgspec.Raw:

@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import signal
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
@@ -60,8 +61,34 @@ class Engine(Value, frozen=True):
     """It takes a compiled seccomp filter from an annotation (crun's `run.oci.seccomp_bpf_data`)."""
 
 
-class OfCgroup:
+class OfCgroup(ABC):
     """Verbs of drivers whose instances' processes are the node's own, in one cgroup."""
+
+    @abstractmethod
+    def _set_up(self) -> None:
+        """Have what is made once. Raises `Unsupported` with what this machine lacks."""
+
+    async def open_pod(self, spec: InstanceSpec) -> None:
+        """See `tabane.runtimes.pods`."""
+        self._set_up()
+        Cgroup(spec.cgroup).make(self._pod_limits(spec))
+        disk_bytes, count = spec.app.resources.disk_bytes, 1 + len(spec.sidecars)
+        rootfs.mount_layers(layers_of(spec.directory), disk_bytes, count)
+
+    def _pod_limits(self, spec: InstanceSpec) -> dict[str, float]:
+        """What the cgroup above a pod's containers has at their start."""
+        return limits_of(spec.app.resources)
+
+    async def close_pod(self, directory: Path, cgroup: str) -> None:
+        await Cgroup(cgroup).remove()
+        rootfs.remove_mount(layers_of(directory))
+
+    async def freeze(self, handle: Handle) -> None:
+        check_running(handle)
+        await cgroup_of(handle).freeze()
+
+    async def thaw(self, handle: Handle) -> None:
+        cgroup_of(handle).thaw()
 
     async def stats(self, handle: Handle) -> Stats:
         check_running(handle)
@@ -69,13 +96,7 @@ class OfCgroup:
 
     async def limit(self, handle: Handle, resources: Resources) -> None:
         check_running(handle)
-        cgroup_of(handle).limit(
-            {
-                "cpu": resources.cpu,
-                "memory_bytes": resources.with_layer().memory_bytes,
-                "pids": resources.pids,
-            }
-        )
+        cgroup_of(handle).limit(limits_of(resources))
 
     async def processes(self, handle: Handle) -> list[int]:
         return cgroup_of(handle).pids()
@@ -156,22 +177,6 @@ class OciDriver(OfCgroup):
             "stop_signal": stop_signal,
         }
         return Handle(self.name, HANDLE_VERSION, spec.id, data)
-
-    async def open_pod(self, spec: InstanceSpec) -> None:
-        """See `tabane.runtimes.pods`."""
-        self._set_up()
-        Cgroup(spec.cgroup).make(self._pod_limits(spec))
-        disk_bytes, count = spec.app.resources.disk_bytes, 1 + len(spec.sidecars)
-        rootfs.mount_layers(layers_of(spec.directory), disk_bytes, count)
-
-    def _pod_limits(self, spec: InstanceSpec) -> dict[str, float]:
-        """What the cgroup above a pod's containers has at their start."""
-        limits = spec.app.resources.with_layer()
-        return {"cpu": limits.cpu, "memory_bytes": limits.memory_bytes, "pids": limits.pids}
-
-    async def close_pod(self, directory: Path, cgroup: str) -> None:
-        await Cgroup(cgroup).remove()
-        rootfs.remove_mount(layers_of(directory))
 
     async def start(self, spec: InstanceSpec, handle: Handle) -> Handle:
         os.chown(spec.directory, spec.app.id_base, spec.app.id_base)
@@ -260,13 +265,6 @@ class OciDriver(OfCgroup):
         pid, ticks = handle.data["pid"], handle.data["pid_start"]
         assert isinstance(pid, int) and isinstance(ticks, int)
         await wait_for_init(pid, ticks)
-
-    async def freeze(self, handle: Handle) -> None:
-        check_running(handle)
-        await cgroup_of(handle).freeze()
-
-    async def thaw(self, handle: Handle) -> None:
-        cgroup_of(handle).thaw()
 
     async def checkpoint(self, handle: Handle, directory: Path, *, leave_running: bool) -> None:
         raise Unsupported(NO_CHECKPOINTS)
@@ -364,6 +362,12 @@ def parse_init_status(status: ExitStatus) -> ExitStatus:
     """The program's own end: init says 128 + N, as shells do, when signal N ended it."""
     number = status.code - 128
     return ExitStatus(signal=number) if number in signal.valid_signals() else status
+
+
+def limits_of(resources: Resources) -> dict[str, float]:
+    """Of the cgroup of what an app's program needs and the memory that its layer is in."""
+    limits = resources.with_layer()
+    return {"cpu": limits.cpu, "memory_bytes": limits.memory_bytes, "pids": limits.pids}
 
 
 def directory_of(handle: Handle) -> Path:

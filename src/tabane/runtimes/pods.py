@@ -205,14 +205,14 @@ class Pods:
             return
         self._ends.pop(handle.id, None)
         await self.engine.thaw(_whole(handle))
-        remove = [partial(self.engine.destroy, part) for part in parts.values()]
+        remove = [partial(self.engine.destroy, part) for part in reversed(parts.values())]
         await self._remove(remove, Path(str(handle.data["pod"])), str(handle.data["pod_cgroup"]))
 
     async def discard(self, spec: InstanceSpec) -> None:
         if not spec.sidecars:
             await self.engine.discard(spec)
             return
-        remove = [partial(self.engine.discard, part) for part in parts_of(spec)]
+        remove = [partial(self.engine.discard, part) for part in reversed(parts_of(spec))]
         await self._remove(remove, spec.directory, spec.cgroup)
 
     async def _remove(
@@ -301,6 +301,7 @@ def parts_of(spec: InstanceSpec) -> list[InstanceSpec]:
             spec.directory,
             spec.cgroup,
             layers_of(spec.directory) / name,
+            len(names),
         )
         for name in names
     ]

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from msgspec.structs import replace
 
@@ -41,8 +42,7 @@ def make_app(command: tuple[str, ...] = (), *, name: str = "app", **fields: obje
     return replace(app, **fields)
 
 
-@dataclass
-class Running:
+class Running(NamedTuple):
     """A container that runs."""
 
     driver: Driver

@@ -11,6 +11,10 @@ agent, and lines look as those of other drivers. The shim is the parent of the c
 how it ends; `wait` asks for that, has the shim deleted, which first copies the last of the output,
 and writes the end down, for those who ask later.
 
+The containers of a pod have one shim, as the annotations say that CRI has for them: it is started
+with the first of them (the leader) and has its name, and ends with the last. Freezing is the
+cgroup's, not the shim's: thawing it takes one write, and no process.
+
 The shim outlives containerd and containerd the agent. A call that finds containerd gone has it
 started again and is repeated where that is safe.
 """
@@ -89,6 +93,7 @@ class ContainerdDriver(OfCgroup):
         services=True,
         volumes=True,
         layer_in_memory=True,
+        pods=True,
         limit=True,
         images=("linux", "host"),
         needs_root=True,
@@ -133,6 +138,10 @@ class ContainerdDriver(OfCgroup):
                 self._client.close()
                 await self._daemon.stop()
 
+    def _set_up(self) -> None:
+        self._check()
+        self._bundles.set_up()
+
     def _check(self) -> None:
         """Raises `Unsupported` with what is missing on this machine."""
         if os.geteuid() != 0:
@@ -163,6 +172,7 @@ class ContainerdDriver(OfCgroup):
             "pid_start": 0,
             "cgroup": spec.cgroup,
             "directory": str(spec.directory),
+            "shim": spec.id if spec.pod is None else spec.pod.leader,
         }
         return Handle(self.name, HANDLE_VERSION, spec.id, data | built)
 
@@ -190,6 +200,14 @@ class ContainerdDriver(OfCgroup):
         spec.directory.chmod(0o700)
 
     async def _start(self, spec: InstanceSpec, handle: Handle) -> Handle:
+        try:
+            return await self._start_task(spec, handle)
+        except EngineError as error:
+            problem = f"{self.name} could not start {handle.id}: {error.output or error}"
+            argv, status = error.argv, error.status
+            raise EngineError(problem, argv=argv, status=status, output=error.output) from None
+
+    async def _start_task(self, spec: InstanceSpec, handle: Handle) -> Handle:
         await self._daemon.ensure()
         keeper = await self._spawner.spawn(Command(handle.id, KEEP_OPEN, log=spec.log))
         try:
@@ -277,7 +295,7 @@ class ContainerdDriver(OfCgroup):
     async def _wait_forgotten(self, handle: Handle) -> None:
         try:
             async with asyncio.timeout(FORGET_TIMEOUT_S):
-                while await self._find(handle) is not None:  # noqa: ASYNC110
+                while await self._find(handle.id) is not None:  # noqa: ASYNC110
                     await asyncio.sleep(POLL_S)
         except TimeoutError:
             problem = f"containerd does not clear {handle.id} away, which has no shim any more"
@@ -324,26 +342,10 @@ class ContainerdDriver(OfCgroup):
 
         await self._repeat(kill)
 
-    async def freeze(self, handle: Handle) -> None:
-        check_running(handle)
-        await self._daemon.ensure()
-        if await self._status(handle) != PAUSED:
-            await self._client.call("pause", container_id=handle.id)
-
-    async def thaw(self, handle: Handle) -> None:
-        while handle.data["pid"] and await self._status(handle) == PAUSED:
-            with suppress(Closed, NotFound):  # then it is looked at again
-                await self._client.call("resume", container_id=handle.id)
-
-    async def _status(self, handle: Handle) -> int:
-        """Of its task; 0: there is none."""
-        found = await self._find(handle)
-        return 0 if found is None else int(found.status)
-
-    async def _find(self, handle: Handle) -> Any:
+    async def _find(self, container: str) -> Any:
         """Its task's process; None: there is none."""
         try:
-            ask = lambda: self._client.call("get", container_id=handle.id)  # noqa: E731
+            ask = lambda: self._client.call("get", container_id=container)  # noqa: E731
             return (await self._repeat(ask)).process
         except NotFound:
             return None
@@ -358,7 +360,7 @@ class ContainerdDriver(OfCgroup):
         if _read_end(handle) is not None:
             return None
         await self._daemon.ensure()
-        found = await self._find(handle)
+        found = await self._find(handle.id)
         if found is None or found.status not in (RUNNING, PAUSED):
             return None
         handle = self._with_pid(handle, found.pid)
@@ -393,12 +395,13 @@ class ContainerdDriver(OfCgroup):
         try:
             await self._daemon.ensure()
         except (Unsupported, EngineError):
-            kill_shims(self._shim.program, handle.id)
+            kill_shims(self._shim.program, shim_of(handle))
             return
-        if await self._find(handle) is not None:
+        if await self._find(handle.id) is not None:
             await self.thaw(handle)
             await self._kill(handle, signal.SIGKILL)
-            await self.wait(handle)
+            with suppress(NotFound):  # another that waited for its end has deleted it
+                await self.wait(handle)
         await self._repeat(lambda: self._delete(handle))
 
     def _remove(self, handle: Handle) -> None:
@@ -408,7 +411,8 @@ class ContainerdDriver(OfCgroup):
             inside.clear(directory)
             _end_file(handle).unlink(missing_ok=True)
         shutil.rmtree(self._directory / "runc" / NAMESPACE / handle.id, ignore_errors=True)
-        socket_of(self._daemon.socket, NAMESPACE, handle.id).unlink(missing_ok=True)
+        if handle.id == shim_of(handle):  # of several the last
+            socket_of(self._daemon.socket, NAMESPACE, handle.id).unlink(missing_ok=True)
 
     async def aclose(self) -> None:
         """Leave: instances go on, and their containerd does. Idempotent."""
@@ -455,6 +459,11 @@ class ContainerdDriver(OfCgroup):
 
 def containerd(spawner: Spawner, directory: Path) -> ContainerdDriver:
     return ContainerdDriver(RUNC, spawner, directory)
+
+
+def shim_of(handle: Handle) -> str:
+    """By whose name the shim was started."""
+    return str(handle.data["shim"])
 
 
 def _end_file(handle: Handle) -> Path:

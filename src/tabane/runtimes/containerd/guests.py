@@ -6,6 +6,9 @@ nothing of the node is bound into it; `pid` is the shim's, below which the machi
 figures and limits go through the shim, since the node's cgroups hold the machine and not the
 program. Kata plugs its machine into the link's network namespace, behind the address and hardware
 address that it finds there.
+
+The containers of a pod are in one machine, which is made with the leader and ends with it. Nothing
+in there bounds all of them together, so each gets an equal part of the app's limits.
 """
 
 from __future__ import annotations
@@ -13,13 +16,15 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from tabane.errors import NotFound, Unsupported
+from tabane.errors import Closed, EngineError, NotFound, Unsupported
 from tabane.model import Resources
 from tabane.runtimes import bundle, half_open, rootfs
 from tabane.runtimes.api import (
@@ -35,15 +40,18 @@ from tabane.runtimes.api import (
 )
 from tabane.runtimes.bundles import etc_files
 from tabane.runtimes.cgroups import counts_swap
-from tabane.runtimes.containerd.driver import ContainerdDriver
+from tabane.runtimes.containerd.driver import PAUSED, POLL_S, ContainerdDriver, shim_of
 from tabane.runtimes.containerd.messages import METRICS_URLS, RESOURCES_URL, classes, make
 from tabane.runtimes.containerd.shims import FIRECRACKER, KATA, find_shims
 from tabane.runtimes.containerd.talks import Task
 from tabane.runtimes.ending import HANGUP_S
 from tabane.runtimes.oci import check_running, directory_of
+from tabane.runtimes.pods import ids_of
 from tabane.runtimes.process import descendants
 
 KVM = Path("/dev/kvm")
+INIT_TIMEOUT_S = 2.0
+"""How long init may take after the shim has started it."""
 
 
 class GuestDriver(ContainerdDriver):
@@ -56,6 +64,7 @@ class GuestDriver(ContainerdDriver):
         stats=True,
         network=True,
         layer_in_memory=True,
+        pods=True,
         own_stack=True,
         limit=True,
         images=("linux",),
@@ -78,7 +87,8 @@ class GuestDriver(ContainerdDriver):
         if spec.link is None:
             raise Unsupported(f"{spec.app.key}: a machine needs a network link")
         program = bundle.make_program(spec.app, spec.image, {})
-        limits = bundle.make_limits(spec.app.resources, limits_swap=host.limits_swap)
+        resources = share(spec.app.resources, 1 if spec.pod is None else spec.pod.count)
+        limits = bundle.make_limits(resources, limits_swap=host.limits_swap)
         config = guest_config(bundle.make_config(spec, program, host, None), spec.link, limits)
         # what it sees belongs to the image's own users
         unmapped = msgspec.structs.replace(spec, app=msgspec.structs.replace(spec.app, id_base=0))
@@ -101,13 +111,40 @@ class GuestDriver(ContainerdDriver):
 
     def _with_pid(self, handle: Handle, told: int) -> Handle:
         """The shim's: what it tells may be a pid inside."""
-        return super()._with_pid(handle, next(find_shims(self._shim.program, handle.id), 0))
+        return super()._with_pid(handle, next(find_shims(self._shim.program, shim_of(handle)), 0))
 
     async def _wait_for_init(self, handle: Handle) -> None:
-        """The shim's agent has seen to it."""
+        """It takes signals before it starts the program: until there are two."""
+        ask = partial(self._figures, [handle.id])
+        with suppress(TimeoutError, NotFound, EngineError):
+            async with asyncio.timeout(INIT_TIMEOUT_S):
+                while (await self._repeat(ask)).pids < 2:  # noqa: ASYNC110
+                    await asyncio.sleep(POLL_S)
 
     def _oom_kills(self, handle: Handle) -> int:
         return 0
+
+    def _pod_limits(self, spec: InstanceSpec) -> dict[str, float]:
+        """None: the node's cgroup holds the machine."""
+        return {}
+
+    async def freeze(self, handle: Handle) -> None:
+        check_running(handle)
+        await self._daemon.ensure()
+        for container in ids_of(handle):
+            if await self._status(container) != PAUSED:
+                await self._client.call("pause", container_id=container)
+
+    async def thaw(self, handle: Handle) -> None:
+        for container in ids_of(handle):
+            while handle.data["pid"] and await self._status(container) == PAUSED:
+                with suppress(Closed, NotFound):  # then it is looked at again
+                    await self._client.call("resume", container_id=container)
+
+    async def _status(self, container: str) -> int:
+        """Of its task; 0: there is none."""
+        found = await self._find(container)
+        return 0 if found is None else int(found.status)
 
     async def wait_listening(self, handle: Handle, port: int) -> None:
         await half_open.wait_listening(str(handle.data["address"]), port)
@@ -132,29 +169,44 @@ class GuestDriver(ContainerdDriver):
 
     async def stats(self, handle: Handle) -> Stats:
         check_running(handle)
-        found = await self._client.call("metrics", filters=[f"id=={handle.id}"])
-        if not found.metrics:
-            raise NotFound(f"instance {handle.id} does not run")
-        return parse_metrics(found.metrics[0].data)
+        return await self._figures(ids_of(handle))
+
+    async def _figures(self, containers: Sequence[str]) -> Stats:
+        """Of these together."""
+        filters = [f"id=={container}" for container in containers]
+        found = (await self._client.call("metrics", filters=filters)).metrics
+        if not found:
+            raise NotFound(f"instance {containers[0]} does not run")
+        told = [parse_metrics(metric.data) for metric in found]
+        return Stats(
+            sum(stats.cpu_us for stats in told),
+            sum(stats.memory_bytes for stats in told),
+            sum(stats.pids for stats in told),
+        )
 
     async def limit(self, handle: Handle, resources: Resources) -> None:
         check_running(handle)
-        limits = bundle.make_limits(resources, limits_swap=counts_swap())
-        value = msgspec.json.encode(limits)
+        containers = ids_of(handle)
+        part = share(resources, len(containers))
+        value = msgspec.json.encode(bundle.make_limits(part, limits_swap=counts_swap()))
         packed = make("Any", type_url=RESOURCES_URL, value=value)
-        await self._client.call("update", container_id=handle.id, resources=packed)
+        for container in containers:
+            await self._client.call("update", container_id=container, resources=packed)
 
     async def processes(self, handle: Handle) -> list[int]:
         """The shim, the machine monitor and their helpers."""
-        shims = list(find_shims(self._shim.program, handle.id))
+        shims = list(find_shims(self._shim.program, shim_of(handle)))
         return [pid for shim in shims for pid in (shim, *descendants(shim))]
 
 
 class FirecrackerGuestDriver(GuestDriver):
     """firecracker-containerd: its machines get devices only through a service of its own
-    (`fccontrol`), not through the calls that all shims have, so none with a network."""
+    (`fccontrol`), not through the calls that all shims have, so none with a network, and none with
+    a disk for a second container."""
 
-    capabilities = msgspec.structs.replace(GuestDriver.capabilities, network=False, own_stack=False)
+    capabilities = msgspec.structs.replace(
+        GuestDriver.capabilities, network=False, own_stack=False, pods=False
+    )
 
     async def _build(self, spec: InstanceSpec) -> dict[str, Any]:
         if spec.app.port is not None:
@@ -174,6 +226,16 @@ def kata(spawner: Spawner, directory: Path) -> GuestDriver:
 
 def firecracker(spawner: Spawner, directory: Path) -> GuestDriver:
     return FirecrackerGuestDriver(FIRECRACKER, spawner, directory)
+
+
+def share(resources: Resources, count: int) -> Resources:
+    """An equal part for each of so many containers."""
+    return msgspec.structs.replace(
+        resources,
+        cpu=resources.cpu / count,
+        memory_bytes=resources.memory_bytes // count,
+        pids=max(1, resources.pids // count),
+    )
 
 
 def guest_config(config: bytes, link: Link, limits: dict[str, Any]) -> bytes:

@@ -155,12 +155,7 @@ class RunscDriver(OciDriver):
     def _prepare_sandbox(self, spec: InstanceSpec) -> None:
         config = spec.directory / "config.json"
         own_tmp = str(spec.directory / "rootfs/tmp") if _has_tmp(spec) else ""
-        made = formats.for_sandbox(
-            config.read_bytes(),
-            spec.app,
-            own_tmp=own_tmp,
-            annotations=formats.annotations_of(spec),
-        )
+        made = formats.for_sandbox(config.read_bytes(), spec.app, own_tmp=own_tmp)
         config.write_bytes(made)
         engine.write_meminfo(spec.directory, spec.app.resources.memory_bytes)
         state = state_of(spec)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 
 from tabane.errors import EngineError, Unsupported
 from tabane.model import App, ExitStatus, GuestProcess, Resources
-from tabane.runtimes.api import Enforcement, InstanceSpec
+from tabane.runtimes.api import Enforcement
 
 OLDEST_RELEASE = 20240729
 """Earlier ones lack a platform that is fast without KVM, or options that are used."""
@@ -50,20 +50,7 @@ def check_app(app: App) -> None:
         )
 
 
-def annotations_of(spec: InstanceSpec) -> dict[str, str]:
-    """Of what a container is in its pod, as engines are told by Kubernetes' (CRI) runtimes."""
-    if spec.pod is None:
-        return {}
-    kind = "sandbox" if spec.id == spec.pod.leader else "container"
-    return {
-        "io.kubernetes.cri.container-type": kind,
-        "io.kubernetes.cri.sandbox-id": spec.pod.leader,
-    }
-
-
-def for_sandbox(
-    config: bytes, app: App, *, own_tmp: str, annotations: Mapping[str, str] | None = None
-) -> bytes:
+def for_sandbox(config: bytes, app: App, *, own_tmp: str) -> bytes:
     """The `config.json` of a container, as the sandbox needs it.
 
     /proc, /sys and /dev are the sandbox's kernel's own, so nothing is mounted or masked there; the
@@ -85,7 +72,7 @@ def for_sandbox(
     namespaces = whole["linux"]["namespaces"]
     kept = [entry for entry in namespaces if entry["type"] not in ("user", "cgroup")]
     whole |= {"mounts": mounts, "linux": {"namespaces": kept}}
-    return msgspec.json.encode(whole | {"annotations": annotations or {}})
+    return msgspec.json.encode(whole)
 
 
 def outer_limits(limits: Resources, sidecars: int = 0) -> dict[str, float]:
