@@ -7,6 +7,7 @@ from msgspec.structs import replace
 
 from tabane.api.advice import advise, doubt
 from tabane.model import App, Class, NodeName, Placement, Reactive, Resources, SecurityPolicy
+from tabane.runtimes.runsc.driver import RunscDriver
 from tabane.scheduler.engines import EngineView
 from tabane.scheduler.placement import NodeView
 
@@ -59,6 +60,14 @@ def test_what_no_node_can_run_is_doubted_with_what_is_in_the_way_on_each() -> No
         "which neither app nor node allow (allow_emulation))"
     )
     assert doubt(replace(asked, allow_emulation=True), nodes) == []
+
+
+def test_what_a_sandbox_can_never_have_is_said_before_it_is_started() -> None:
+    security = SecurityPolicy(capabilities=("CAP_SYS_ADMIN",))
+    asked = App("hello", "host", isolation=Class.SANDBOX, security=security)
+    runsc = EngineView("runsc", Class.SANDBOX, refuses=RunscDriver.capabilities.refuses)
+    (said,) = doubt(asked, [view("tokyo/a", runsc)])
+    assert "runsc cannot hold the number of processes in a sandbox with CAP_SYS_ADMIN" in said
 
 
 def test_where_it_may_not_run_nothing_more_is_said() -> None:

@@ -107,7 +107,7 @@ async def test_what_is_declared(bench: ContainerBench) -> None:
     for lax in ("CAP_SYS_ADMIN", "CAP_SYS_RESOURCE"):
         app = make_app(security=SecurityPolicy(capabilities=(lax,)), name="lax")
         async with make_instance(bench.ground, bench.image, app) as spec:
-            with pytest.raises(Unsupported, match=f"with {lax} nothing would hold the number"):
+            with pytest.raises(Unsupported, match=f"number of processes in a sandbox with {lax}"):
                 await bench.driver.prepare(spec)
             assert bench.left_of(spec) == []
 

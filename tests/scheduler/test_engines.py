@@ -1,7 +1,7 @@
 import msgspec
 import pytest
 
-from tabane.model import App, Class, Container, Reactive, Trust, Volume
+from tabane.model import App, Class, Container, Reactive, SecurityPolicy, Trust, Volume
 from tabane.node.engines import FEATURES
 from tabane.scheduler.engines import TABLES, EngineView, explain_none, misfit, pick_engine
 
@@ -45,6 +45,16 @@ def test_emulation_is_had_only_by_those_that_allow_it() -> None:
     assert pick_engine(asked, ALL) == ""
     assert "allow_emulation" in explain_none(asked, ALL)
     assert pick_engine(app(isolation=Class.MICROVM, allow_emulation=True), ALL) == "qemu"
+
+
+def test_what_an_engine_can_never_give_sends_an_app_to_another_or_is_said() -> None:
+    refuses = {"CAP_SYS_ADMIN": "cannot hold it", "workdir": "has no directories"}
+    strict = msgspec.structs.replace(CRUN, refuses=refuses)
+    asked = app(security=SecurityPolicy(capabilities=("CAP_SYS_ADMIN",)))
+    assert pick_engine(app(), (strict, RUNC)) == "crun"
+    assert pick_engine(asked, (strict, RUNC)) == "runc"
+    assert pick_engine(asked, (strict,)) == ""
+    assert explain_none(asked, (strict,)) == "crun cannot hold it"
 
 
 def test_what_an_engine_lacks_is_called_as_the_app_file_does() -> None:

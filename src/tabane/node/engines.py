@@ -18,6 +18,7 @@ from tabane.scheduler.placement import NodeView
 
 FEATURES = ("services", "volumes", "pods")
 """The capabilities that an app may need (`App.needs`)."""
+NO_PORT = {"port": "gives its instances no network, and the app listens on a port"}
 LONGEST = 120
 """Characters of a reason that all nodes are told with each change of this one."""
 LATEST = 15
@@ -89,6 +90,7 @@ class Engines:
             able.layer_in_memory,
             wake_s,
             "" if probe.works else _shorten(probe.reason),
+            able.refuses if able.network else able.refuses | NO_PORT,
         )
 
     def driver_for(self, app: App) -> Driver:

@@ -16,6 +16,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
+
 from tabane.model import App, Class, ExitStatus, GuestProcess, InstanceId, Resources, Value
 
 SERVICES = "/run/tabane"
@@ -59,6 +61,8 @@ class Capabilities(Value, frozen=True):
     """Changes limits while it runs: `Driver.limit`."""
     images: tuple[str, ...] = ("linux",)
     """The kinds of images that it runs (`App.kind`): `linux`, `host`, `wasm`, `solo5`."""
+    refuses: dict[str, str] = msgspec.field(default_factory=dict)
+    """What of an app's file it can never give (see `tabane.runtimes.wishes`), and why."""
     preparation: str = "its file system is being prepared"
     """What `Driver.prepare` does that may take long, as a sentence's end."""
     needs_root: bool = False

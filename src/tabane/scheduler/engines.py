@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import msgspec
+
 from tabane.model import App, Class, Trust, Value
+from tabane.runtimes.wishes import refusal
 
 POLICY = {
     Trust.TRUSTED: (Class.CONTAINER, Class.UNIKERNEL, Class.SANDBOX, Class.MICROVM, Class.VM),
@@ -37,6 +40,8 @@ class EngineView(Value, frozen=True, omit_defaults=True):
     """The median of its latest cold starts there; None: none yet."""
     broken: str = ""
     """Why it does not work there; empty: it does."""
+    refuses: dict[str, str] = msgspec.field(default_factory=dict)
+    """What of an app's file it can never give, and why (`tabane.runtimes.wishes`)."""
 
 
 def pick_engine(app: App, engines: Iterable[EngineView]) -> str:
@@ -76,6 +81,8 @@ def why_not(app: App, engine: EngineView) -> str:
         return f"does not work: {engine.broken}"
     if lacking := [need for need in app.needs() if need not in engine.features]:
         return f"runs no app with {' and '.join(TABLES[need] for need in lacking)}"
+    if reason := refusal(app, engine.refuses):
+        return reason
     if engine.emulated and not app.allow_emulation:
         return "could only emulate a processor, which neither app nor node allow (allow_emulation)"
     return ""

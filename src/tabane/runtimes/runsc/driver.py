@@ -59,6 +59,7 @@ from tabane.runtimes.process import is_same, start_ticks
 from tabane.runtimes.runsc import engine, formats
 from tabane.runtimes.runsc.inside import Inside, Sandbox
 from tabane.runtimes.terminal import LONGEST_SOCKET
+from tabane.runtimes.wishes import check_wishes
 
 ENDING_S = 0.3
 """How long a sandbox may take to end after its containers have."""
@@ -87,6 +88,7 @@ class RunscDriver(OciDriver):
         own_stack=True,
         limit=True,
         images=("linux", "host"),
+        refuses=formats.REFUSES,
         needs_root=True,
         works_emulated=True,
     )
@@ -132,7 +134,7 @@ class RunscDriver(OciDriver):
     # Life
 
     async def prepare(self, spec: InstanceSpec) -> Handle:
-        formats.check_app(spec.app)
+        check_wishes(spec.app, self.name, self.capabilities.refuses)
         leader = spec.id if spec.pod is None else spec.pod.leader
         control = state_of(spec) / f"runsc-{leader}.sock"
         if len(str(control)) > LONGEST_SOCKET:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from tabane.errors import EngineError, Unsupported
+from tabane.errors import EngineError
 from tabane.model import App, ExitStatus, GuestProcess, Resources
 from tabane.runtimes.api import Enforcement
 
@@ -24,7 +24,11 @@ HOST_THREADS_EACH = 4
 """Threads of the node that one inside may need: it has a stub, and system calls that block."""
 PLATFORMS = ("systrap", "ptrace")
 """Best first: how the program's system calls are caught."""
-UNKILLABLE_LIMITS = {"CAP_SYS_ADMIN", "CAP_SYS_RESOURCE"}
+REFUSES = {
+    name: f"cannot hold the number of processes in a sandbox with {name}: leave it out, or choose "
+    "a virtual machine"
+    for name in ("CAP_SYS_ADMIN", "CAP_SYS_RESOURCE")
+}
 """Who has one of these is not held by a limit on the number of processes."""
 
 KERNELS_OWN = ("/proc", "/sys", "/dev")
@@ -39,15 +43,6 @@ def parse_release(words: str) -> int:
     """The date in what `runsc --version` says, as 20240729; 0 when there is none."""
     found = _RELEASE.search(words)
     return int(found[1]) if found else 0
-
-
-def check_app(app: App) -> None:
-    """Raises `Unsupported` for what a sandbox cannot have."""
-    if lax := UNKILLABLE_LIMITS.intersection(app.security.capabilities):
-        raise Unsupported(
-            f"{app.key}: with {', '.join(sorted(lax))} nothing would hold the number of processes "
-            "in a sandbox: leave it out, or choose a virtual machine"
-        )
 
 
 def for_sandbox(config: bytes, app: App, *, own_tmp: str) -> bytes:

@@ -14,8 +14,8 @@ from typing import Any
 
 import msgspec
 
-from tabane.errors import EngineError, NotFound, Unsupported, UsageError
-from tabane.model import App, Class, ExitStatus, GuestProcess, Resources
+from tabane.errors import EngineError, NotFound, Unsupported
+from tabane.model import Class, ExitStatus, GuestProcess, Resources
 from tabane.runtimes import process
 from tabane.runtimes.api import (
     Capabilities,
@@ -42,6 +42,10 @@ START_TIMEOUT_S = 10.0
 """How long `destroy` waits for a start that was given up."""
 NO_CHECKPOINTS = "unikernels cannot be checkpointed yet: only cold starts"
 ERRORS, PID = "host.errors", "pid"
+REFUSES = {
+    "capabilities": "gives a unikernel no capabilities: leave out [security] capabilities",
+    "workdir": "gives a unikernel no directories: leave out workdir",
+}
 
 
 class HostedDriver:
@@ -186,14 +190,6 @@ class HostedDriver:
 
     async def guest_processes(self, handle: Handle) -> Sequence[GuestProcess]:
         raise Unsupported("it is one process, which the node's own table has")
-
-
-def check_app(app: App) -> None:
-    """What no unikernel can have. Raises `UsageError`."""
-    if app.security.capabilities:
-        raise UsageError("a unikernel has no capabilities: leave out [security] capabilities")
-    if app.workdir:
-        raise UsageError("a unikernel has no directories: leave out workdir")
 
 
 def check_root() -> None:

@@ -33,9 +33,10 @@ from tabane.runtimes.lookup import resolve
 from tabane.runtimes.oci import is_running
 from tabane.runtimes.tap import make_tap
 from tabane.runtimes.unikernel.host import INNER_ID, Confinement, exec_argv, find_host
-from tabane.runtimes.unikernel.hosted import ERRORS, PID, HostedDriver, check_app, check_root
+from tabane.runtimes.unikernel.hosted import ERRORS, PID, REFUSES, HostedDriver, check_root
 from tabane.runtimes.unikernel.manifest import Unikernel, parse_unikernel
 from tabane.runtimes.unikernel.programs import LIBRARY, ask_loader
+from tabane.runtimes.wishes import check_wishes
 
 TENDER_BYTES = 16 << 20
 """Of an instance's memory, for the tender itself; the rest is the unikernel's."""
@@ -70,6 +71,7 @@ class Solo5Driver(HostedDriver):
             network=True,
             own_stack=True,
             images=("solo5",),
+            refuses=REFUSES,
             needs_root=True,
             needs_kvm=target == "hvt",
             works_emulated=target == "spt",
@@ -134,7 +136,7 @@ class Solo5Driver(HostedDriver):
         self._set_up()
         if spec.link is None:
             raise Unsupported(f"{spec.app.key}: a unikernel needs a network link")
-        check_app(spec.app)
+        check_wishes(spec.app, self.name, self.capabilities.refuses)
         unikernel = parse_unikernel(await asyncio.to_thread(find_unikernel(spec).read_bytes))
         check_unikernel(unikernel, self._target, spec.app)
         handle = self._make_handle(spec, address=spec.link.address)

@@ -52,9 +52,10 @@ from tabane.runtimes.unikernel.host import (
     run_argv,
     wasi_functions,
 )
-from tabane.runtimes.unikernel.hosted import ERRORS, PID, HostedDriver, check_app, check_root
+from tabane.runtimes.unikernel.hosted import ERRORS, PID, REFUSES, HostedDriver, check_root
 from tabane.runtimes.unikernel.modules import Modules
 from tabane.runtimes.unikernel.programs import Program, find_program
+from tabane.runtimes.wishes import check_wishes
 
 TRIAL = bytes.fromhex("0061736d0100000001040160000003020100070a01065f737461727400000a040102000b")
 """The smallest program: `(module (func (export "_start")))`."""
@@ -86,6 +87,7 @@ class WasmtimeDriver(HostedDriver):
         network=True,
         limit=True,
         images=("wasm",),
+        refuses=REFUSES,
         preparation="its module is being compiled",
         needs_root=True,
         works_emulated=True,
@@ -149,7 +151,7 @@ class WasmtimeDriver(HostedDriver):
         engine = self._set_up()
         if spec.link is None:
             raise Unsupported(f"{spec.app.key}: a WebAssembly program needs a network link")
-        check_app(spec.app)
+        check_wishes(spec.app, self.name, self.capabilities.refuses)
         path = find_file(spec.image)
         binary = await self._read(spec.image.digest, path)
         check_entry(binary, serves=spec.app.port is not None)
