@@ -27,6 +27,8 @@ HOST_FLAGS = ("-O2", "-std=gnu11", "-Wall", "-Wextra", "-fstack-protector-strong
 HOST_LIBRARIES = ("-Wl,-z,relro,-z,now", "-ldl", "-pthread")
 AGENT = Path(__file__).parent / "src/tabane/guest/agent"
 CONFINE = Path(__file__).parent / "src/tabane/runtimes/confine.c"
+RELAY = CONFINE.with_name("relay.c")
+STAGE = Path(__file__).parent / "src/tabane/runtimes/criu/stage.c"
 STATIC_FLAGS = ("-static", "-s", "-Os", "-std=gnu11", "-Wall", "-Wextra", "-Wno-format-truncation")
 """For guests, and roots of their own, that have no libraries. A name that is too long is cut."""
 MAX_WORDS = 300
@@ -75,6 +77,16 @@ def compile_confine(directory: Path) -> Path:
     return run_compiler(directory / "_confine", *STATIC_FLAGS, str(CONFINE))
 
 
+def compile_stage(directory: Path) -> Path:
+    """Compile what starts restores of containers likewise."""
+    return run_compiler(directory / "_stage", *STATIC_FLAGS, str(STAGE))
+
+
+def compile_relay(directory: Path) -> Path:
+    """Compile what writes the logs of containers in virtual machines likewise."""
+    return run_compiler(directory / "_relay", *STATIC_FLAGS, str(RELAY))
+
+
 def run_compiler(target: Path, *words: str) -> Path:
     made = target.with_suffix(".new")
     argv = [*find_compiler(), "-o", str(made), *words]
@@ -95,12 +107,15 @@ def parts() -> list[tuple[Callable[[Path], Path], Path, str]]:
         (compile_host, HOST.parent, "the node goes without unikernels"),
         (compile_agent, AGENT.parent, "the node goes without virtual machines"),
         (compile_confine, CONFINE.parent, "the node goes without virtual machines"),
+        (compile_relay, RELAY.parent, "the node goes without virtual machines"),
+        (compile_stage, STAGE.parent, "the node goes without checkpoints of containers"),
     ]
 
 
 def find_made() -> list[Path]:
     """What an editable installation has. Each is replaced in one step, since it may be in use."""
-    programs = (HOST.parent / "_host", AGENT.parent / "_agent", CONFINE.parent / "_confine")
+    homes = {"_host": HOST, "_agent": AGENT, "_confine": CONFINE, "_relay": RELAY, "_stage": STAGE}
+    programs = (path.parent / name for name, path in homes.items())
     return [*SOURCE.parent.glob("_native.*.so"), *(path for path in programs if path.exists())]
 
 

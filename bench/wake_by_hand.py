@@ -30,9 +30,9 @@ from tabane.node.local import HERE
 from tabane.runtimes import half_open, registry
 from tabane.runtimes.api import Command, Driver, Handle, Image, InstanceSpec
 from tabane.runtimes.cgroups import Cgroup
-from tabane.runtimes.qemu.disks import disk_of
-from tabane.runtimes.qemu.kernel import find_kernel
-from tabane.runtimes.qemu.machine import AGENT_FD, INSIDE, QMP_FD, TAP_FD
+from tabane.runtimes.machines.disks import disk_of
+from tabane.runtimes.machines.kernel import find_kernel
+from tabane.runtimes.qemu.machine import AGENT_FD, END_FD, ERR_SET, INSIDE, OUT_FD, QMP_FD, TAP_FD
 from tabane.runtimes.runsc.engine import find_engine
 from tabane.runtimes.tap import TAP
 from tabane.testing.spawner import PlainSpawner
@@ -169,12 +169,12 @@ def bare_qemu(driver: Driver, spec: InstanceSpec) -> tuple[str, ...]:
     names = {
         f"{INSIDE}/vmlinux": kernel.vmlinux,
         f"{INSIDE}/initramfs": parts._initramfs,
-        f"{INSIDE}/image": disk_of(spec.image.tree),
+        f"{INSIDE}/image0": disk_of(spec.image.tree),
         f"{INSIDE}/start": here / "start",
         f"{INSIDE}/layer": here / "layer",
-        "/dev/fdset/1": here / "out",
-        "/dev/fdset/2": here / "err",
-        "/dev/fdset/3": here / "end",
+        f"/dev/fdset/{OUT_FD}": here / "out",
+        f"/dev/fdset/{ERR_SET}": here / "err",
+        f"/dev/fdset/{END_FD}": here / "end",
         f"fd={QMP_FD},server": f"path={here}/qmp.sock,server",
         f"fd={AGENT_FD},server": f"path={here}/agent.sock,server",
         f"tap,id=net,fd={TAP_FD}": f"tap,id=net,ifname={TAP},script=no,downscript=no",

@@ -182,6 +182,8 @@ class App(Value, frozen=True, omit_defaults=True):
     """`linux`, `wasm` or `solo5`: known when its image is, at deploy."""
     port: int | None = None
     hosts: tuple[str, ...] = ()
+    protocol: str = "http"
+    """What it speaks at its port: `http` (HTTP/1.1), or `h2c` (HTTP/2 from the first byte)."""
     resources: Resources = Resources()
     reactive: Reactive = Reactive()
     network: NetworkPolicy = NetworkPolicy()
@@ -377,6 +379,8 @@ class ExitStatus(Value, frozen=True, omit_defaults=True):
     oom: bool = False
     container: str = ""
     """Of an instance with several: the one beside the main program that has ended."""
+    reason: str = ""
+    """In words, where something else than its program was the cause."""
 
     def describe(self) -> str:
         """For people: `exited with code 3`, `killed by SIGKILL (out of memory)`."""

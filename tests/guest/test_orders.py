@@ -15,6 +15,7 @@ from tabane.guest.orders import (
     CAPABILITIES,
     SECTOR_BYTES,
     START_MAGIC,
+    ContainerOrder,
     StartOrder,
     encode_execution,
     encode_limits,
@@ -27,12 +28,20 @@ from tabane.guest.orders import (
 from tabane.runtimes.api import Execution, TerminalSize, Transfer, User
 from tabane.runtimes.bundle import DEFAULT_CAPABILITIES, OPTIONAL_CAPABILITIES
 
-ORDER = StartOrder(
+MAIN = ContainerOrder(
+    name="main",
+    image=0,
     args=("sh", "-c", "echo ümlaut"),
     env=("PATH=/bin", "A="),
     workdir="/srv",
     user=User(33, 34, (44, 45)),
     capabilities=0x800005FB,
+    stop_signal=15,
+    volumes=((0, "/srv/data"), (2, "/var/lib")),
+)
+CACHE = ContainerOrder("cache", 1, ("cached",), (), "/", User(0, 0), 0, 3)
+ORDER = StartOrder(
+    containers=(CACHE, MAIN),
     hostname="guest",
     address="100.64.0.2",
     gateway="100.64.0.1",
@@ -42,7 +51,8 @@ ORDER = StartOrder(
     pids=64,
     seed=b"entropy",
     clock_ns=1_700_000_000_000_000_000,
-    volumes=("/srv/data", "/var/lib"),
+    stop_timeout_s=2.5,
+    services=("hub.sock", "k2i.sock"),
 )
 
 
@@ -56,15 +66,26 @@ def fields_of(disk: bytes) -> list[tuple[bytes, bytes]]:
 
 def test_a_start_order() -> None:
     fields = fields_of(encode_start(ORDER))
-    words = [value.decode() for tag, value in fields if tag == b"a"]
-    assert tuple(words) == ORDER.args
     single = dict(fields)
     assert single[b"A"] == bytes([100, 64, 0, 2])
     assert single[b"M"] == bytes.fromhex("027ab0000001")
     assert single[b"f"] == b"hosts=127.0.0.1 localhost\n"
-    assert int.from_bytes(single[b"c"], "little") == ORDER.capabilities
-    assert [value for tag, value in fields if tag == b"v"] == [b"/srv/data", b"/var/lib"]
-    groups = [int.from_bytes(value, "little") for tag, value in fields if tag == b"G"]
+    assert int.from_bytes(single[b"T"], "little") == 2500
+    assert [value for tag, value in fields if tag == b"x"] == [b"hub.sock", b"k2i.sock"]
+
+
+def test_what_follows_a_container_s_name_is_its_own() -> None:
+    """All that is the machine's comes before."""
+    fields = fields_of(encode_start(ORDER))
+    begins = [number for number, (tag, _) in enumerate(fields) if tag == b"N"]
+    cache, main = fields[begins[0] : begins[1]], fields[begins[1] :]
+    assert not {b"h", b"A", b"m", b"x"} & {tag for tag, _ in cache + main}
+    assert dict(cache)[b"N"] == b"cache" and dict(cache)[b"I"] == b"image1"
+    assert int.from_bytes(dict(cache)[b"S"], "little") == 3
+    assert tuple(value.decode() for tag, value in main if tag == b"a") == MAIN.args
+    assert int.from_bytes(dict(main)[b"c"], "little") == MAIN.capabilities
+    assert [value for tag, value in main if tag == b"v"] == [b"0=/srv/data", b"2=/var/lib"]
+    groups = [int.from_bytes(value, "little") for tag, value in main if tag == b"G"]
     assert groups == [44, 45]
 
 
@@ -83,7 +104,7 @@ def test_without_a_neighbour_the_guest_has_to_ask() -> None:
 )
 def test_what_an_agent_cannot_take_is_refused(changes: dict[str, object], problem: str) -> None:
     with pytest.raises(UsageError, match=problem):
-        encode_start(replace(ORDER, **changes))
+        encode_start(replace(ORDER, containers=(CACHE, replace(MAIN, **changes))))
 
 
 def test_a_command_says_what_it_has_of_its_own() -> None:
@@ -93,14 +114,16 @@ def test_a_command_says_what_it_has_of_its_own() -> None:
     )
     found = dict(parse_fields(encode_execution(whole)))
     assert found[b"t"] == bytes([24, 0, 80, 0]) and found[b"i"] == b"" and found[b"w"] == b"/tmp"
+    beside = Execution(("ls",), container="cache")
+    assert dict(parse_fields(encode_execution(beside)))[b"k"] == b"cache"
     with pytest.raises(UsageError, match="too many"):
         encode_execution(Execution(("x" * MAX_PAYLOAD,)))
 
 
 def test_a_transfer() -> None:
     assert dict(parse_fields(encode_transfer(Transfer("/a", inward=True)))) == {b"p": b"/a"}
-    named = Transfer("/a", inward=True, as_named=True, user=User(5, 6))
-    assert dict(parse_fields(encode_transfer(named))).keys() == {b"p", b"n", b"u", b"g"}
+    named = Transfer("/a", inward=True, as_named=True, user=User(5, 6), container="cache")
+    assert dict(parse_fields(encode_transfer(named))).keys() == {b"p", b"n", b"u", b"g", b"k"}
 
 
 def test_limits() -> None:

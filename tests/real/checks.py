@@ -26,7 +26,8 @@ from tests.real.reading import (
 from tabane.network.addresses import GATEWAY
 from tabane.node.control import FIRST_ID_BASE
 from tabane.runtimes.bundle import DEFAULT_CAPABILITIES
-from tabane.runtimes.qemu.machine import BASE_THREADS, OVERHEAD_BYTES, memory_for
+from tabane.runtimes.machines.parts import BASE_THREADS
+from tabane.runtimes.machines.sizes import OVERHEAD_BYTES, memory_for
 from tabane.runtimes.rootfs import OWN_BYTES
 from tabane.runtimes.runsc import formats
 from tabane.runtimes.unikernel.calls import HTTP

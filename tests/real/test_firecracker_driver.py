@@ -23,7 +23,8 @@ from tabane.runtimes.firecracker import client, parts
 from tabane.runtimes.firecracker.client import Api
 from tabane.runtimes.firecracker.driver import FirecrackerDriver
 from tabane.runtimes.firecracker.machine import API_SOCKET, jail_of, snapshot_request
-from tabane.runtimes.qemu.kernel import GuestKernel
+from tabane.runtimes.machines import parts as common
+from tabane.runtimes.machines.kernel import GuestKernel
 from tabane.testing import drivers
 from tabane.testing.containers import ID_BASE, SMALL, find_left, make_tree, open_directory
 from tabane.testing.drivers import SAID, Behaviour, Check, wait_until_said
@@ -124,8 +125,8 @@ def programs(ground: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     guest = GuestKernel(kernel, tmp_path, "1.0")
     monkeypatch.setattr(parts, "AGENT", agent)
     monkeypatch.setattr(parts, "KVM", Path("/dev/null"))
-    monkeypatch.setattr(parts, "find_kernel", lambda: guest)
-    monkeypatch.setattr(parts, "make_initramfs", lambda *_: initramfs)
+    monkeypatch.setattr(common, "find_kernel", lambda: guest)
+    monkeypatch.setattr(common, "make_initramfs", lambda *_: initramfs)
     return tmp_path
 
 
@@ -248,10 +249,10 @@ async def test_what_it_runs_in(bench: FirecrackerBench) -> None:
         assert spec.link is not None
         config = await Api(jail / API_SOCKET).call("GET", "/machine-config")
         assert config["vcpu_count"] == 1 and config["mem_size_mib"] >= 48
-        for name in ("vmlinux", "image"):
+        for name in ("vmlinux", "image0"):
             with pytest.raises(OSError, match="Read-only"):
                 (jail / name).open("r+b")
-        owner = ID_BASE + parts.INNER_ID
+        owner = ID_BASE + common.INNER_ID
         assert {(jail / name).stat().st_uid for name in ("layer", "start", "end")} == {owner}
 
 

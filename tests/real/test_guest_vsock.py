@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from tabane.guest.orders import StartOrder, encode_start
+from tabane.guest.orders import ContainerOrder, StartOrder, encode_start
 from tabane.runtimes.api import User
 from tabane.runtimes.firecracker.machine import DISKS
-from tabane.runtimes.qemu.disks import copy_sparse, disk_of, layer_disk, make_image_disk
-from tabane.runtimes.qemu.kernel import AGENT, find_kernel, make_initramfs
-from tabane.runtimes.qemu.machine import PROGRAM, VIRTIO, Accelerator, kernel_options
+from tabane.runtimes.machines.disks import copy_sparse, disk_of, layer_disk, make_image_disk
+from tabane.runtimes.machines.kernel import AGENT, VIRTIO, find_kernel, make_initramfs
+from tabane.runtimes.qemu.machine import PROGRAM, Accelerator, kernel_options
 
 pytestmark = pytest.mark.real
 
@@ -26,11 +26,7 @@ MODULES = (
     *("vsock", "vmw_vsock_virtio_transport_common", "vsock_loopback"),
 )
 ORDER = StartOrder(
-    args=("/greet",),
-    env=("PATH=/",),
-    workdir="/",
-    user=User(0, 0),
-    capabilities=0,
+    containers=(ContainerOrder("main", 0, ("/greet",), ("PATH=/",), "/", User(0, 0), 0, 15),),
     hostname="guest",
     address="10.0.0.2",
     gateway="10.0.0.1",
@@ -40,6 +36,7 @@ ORDER = StartOrder(
     pids=16,
     seed=bytes(64),
     clock_ns=1_700_000_000_000_000_000,
+    stop_timeout_s=1.0,
 )
 
 
@@ -52,7 +49,7 @@ async def make_disks(directory: Path) -> None:
         check=True,
     )
     await make_image_disk(tree)
-    shutil.copy(disk_of(tree), directory / "image")
+    shutil.copy(disk_of(tree), directory / "image0")
     copy_sparse(await layer_disk(1 << 20, directory), directory / "layer")
     (directory / "start").write_bytes(encode_start(ORDER))
     (directory / "end").write_bytes(bytes(512))

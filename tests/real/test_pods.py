@@ -20,7 +20,7 @@ from tabane.testing.container_bench import SAY, ContainerBench, make_app
 from tabane.testing.containerd import make_bench
 from tabane.testing.containers import make_tree, open_directory, without_unified
 from tabane.testing.drivers import DRIVER_CHECKS, Check, wait_until_said
-from tabane.testing.pods import POD_CHECKS, InPods
+from tabane.testing.pods import PART_CHECKS, POD_CHECKS, InPods
 from tabane.testing.pods import Check as PodCheck
 from tabane.testing.spawner import PlainSpawner
 
@@ -60,7 +60,7 @@ async def bench(
     await spawner.aclose()
 
 
-@pytest.mark.parametrize("check", POD_CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("check", POD_CHECKS + PART_CHECKS, ids=lambda check: check.__name__)
 async def test_pods(check: PodCheck, bench: ContainerBench) -> None:
     await check(bench)
 

@@ -21,11 +21,11 @@ from tabane.model import ExitStatus, Resources, Volume
 from tabane.runtimes import mounts
 from tabane.runtimes.api import Image, User
 from tabane.runtimes.cgroups import Cgroup
+from tabane.runtimes.machines import kernel
+from tabane.runtimes.machines.disks import copy_sparse, disk_of, make_image_disk
+from tabane.runtimes.machines.parts import INNER_ID
+from tabane.runtimes.machines.sizes import OVERHEAD_BYTES, memory_for
 from tabane.runtimes.process import is_same, start_ticks
-from tabane.runtimes.qemu import kernel
-from tabane.runtimes.qemu.disks import copy_sparse, disk_of, make_image_disk
-from tabane.runtimes.qemu.machine import OVERHEAD_BYTES, memory_for
-from tabane.runtimes.qemu.parts import INNER_ID
 from tabane.testing.containers import BUSYBOX, ID_BASE, make_tree, open_directory
 from tabane.testing.drivers import PATIENCE_S, refused, until, wait_until_said
 from tabane.testing.machine_bench import MachineBench, Running, make_app, make_bench
@@ -102,7 +102,7 @@ async def see_confinement(inside: Running) -> None:
     root = Path(f"/proc/{qemu}/root")
     assert {path.name for path in root.iterdir()} <= {"usr", "lib", "lib64", "vm"}
     assert {path.name for path in (root / "vm").iterdir()} == {
-        *("vmlinux", "initramfs", "image", "layer", "start")
+        *("vmlinux", "initramfs", "image0", "layer", "start")
     }
     lines = Path(f"/proc/{qemu}/mountinfo").read_text().splitlines()
     writable = [line.split()[4] for line in lines if "ro" not in line.split()[5].split(",")]
@@ -222,14 +222,17 @@ async def see_copies(inside: Running) -> None:
 
 
 async def see_processes(inside: Running) -> None:
-    found = {
-        process.name: process for process in await inside.driver.guest_processes(inside.handle)
-    }
-    assert found["init"].pid == 1
-    httpd = found["httpd"]
+    """Those of the machine: its agent, the first in the container, the program. Inside, the agent
+    is not to be seen."""
+    found = await inside.driver.guest_processes(inside.handle)
+    assert [(one.pid == 1, one.ppid) for one in found if one.name == "init"] == [
+        *((True, 0), (False, 1))
+    ]
+    (httpd,) = [one for one in found if one.name == "httpd"]
     assert (httpd.ppid, httpd.uid, httpd.command) == (1, 0, "httpd -f -p 80 -h /etc")
+    assert httpd.container == ""
     assert httpd.rss_kib > 0 and httpd.elapsed_s > 0 and httpd.start_ticks > 0
-    assert not any(process.ppid == 2 for process in found.values())
+    assert not any(process.ppid == 2 for process in found)
     stats = await inside.driver.stats(inside.handle)
     assert stats.pids < 10 and stats.memory_bytes > 32 << 20
 
@@ -334,7 +337,8 @@ async def test_a_kernel_that_panics(bench: MachineBench) -> None:
         with suppress(TabaneError):  # it may panic before that command ends
             await inside.run("busybox touch /now")
         status, log = await asyncio.wait_for(inside.end(), PATIENCE_S)
-        assert status == ExitStatus(255)
+        why = "Kernel panic - not syncing: sysrq triggered crash"
+        assert status == ExitStatus(255, reason=f"its machine went down: {why}")
         assert "Kernel panic" in log
         with pytest.raises(NotFound):
             await inside.driver.stats(inside.handle)
@@ -446,7 +450,7 @@ async def test_disks_that_are_broken(bench: MachineBench, ground: Path) -> None:
         disk_of(tree).chmod(0o644)
         with disk_of(tree).open("r+b") as file:
             file.write(bytes(64 << 10))
-        with pytest.raises(EngineError, match=r"cannot mount /dev/vd. on /image: ") as failure:
+        with pytest.raises(EngineError, match=r"cannot mount /dev/vd. on /pod/image0: ") as failure:
             await bench.driver.start(spec, handle)
         assert failure.value.output.endswith("Invalid argument")
 

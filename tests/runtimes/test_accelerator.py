@@ -9,9 +9,9 @@ import msgspec
 import pytest
 
 from tabane.errors import Unsupported
+from tabane.runtimes.machines.kernel import GuestKernel
 from tabane.runtimes.qemu import accelerator
 from tabane.runtimes.qemu.accelerator import Verdict, find_accelerator
-from tabane.runtimes.qemu.kernel import GuestKernel
 from tabane.runtimes.qemu.machine import Accelerator, Confinement
 
 KERNEL = GuestKernel(Path("/k"), Path("/m"), "6.1")

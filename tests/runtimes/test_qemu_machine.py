@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from tabane.errors import Unsupported
 from tabane.model import ExitStatus
-from tabane.runtimes.qemu import kernel
-from tabane.runtimes.qemu.ends import parse_end, read_end, tells_of_program
+from tabane.runtimes.machines import kernel
+from tabane.runtimes.machines.ends import explain, parse_end, read_end, tells_of_program
+from tabane.runtimes.machines.kernel import encode_cpio, find_kernel, make_initramfs
+from tabane.runtimes.machines.sizes import ALIGNMENT, KERNEL_BYTES, memory_for
 from tabane.runtimes.qemu.enforced import ENFORCEMENTS
-from tabane.runtimes.qemu.kernel import encode_cpio, find_kernel, make_initramfs
 from tabane.runtimes.qemu.machine import (
-    ALIGNMENT,
-    KERNEL_BYTES,
     MICROVM,
     Q35,
     Accelerator,
@@ -26,7 +26,6 @@ from tabane.runtimes.qemu.machine import (
     Machine,
     Plan,
     make_argv,
-    memory_for,
 )
 
 KVM = Accelerator("kvm", "with KVM")
@@ -49,9 +48,9 @@ def test_a_machine_has_three_disks_and_four_ports(machine: Machine) -> None:
     devices = options(argv, "-device")
     drives = [device for device in devices if device.startswith("virtio-blk-")]
     serials = [drive.split(",")[2] for drive in drives]
-    assert serials == ["serial=image", "serial=layer", "serial=start"]
+    assert serials == ["serial=image0", "serial=layer", "serial=start"]
     ports = [device for device in devices if device.startswith("virtserialport")]
-    assert [port.partition("name=")[2] for port in ports] == ["agent", "out", "err", "end"]
+    assert [port.partition("name=")[2] for port in ports] == ["agent", "out", "end", "err"]
     assert all(device.split(",")[0].endswith((machine.bus, "port")) for device in devices)
 
 
@@ -67,6 +66,19 @@ def test_a_volume_is_a_disk_whose_file_qemu_is_handed(machine: Machine) -> None:
         assert f"fd={file},set={file}" in options(argv, "-add-fd")
     drives = [device for device in options(argv, "-device") if "virtio-blk" in device]
     assert [drive.split(",")[2] for drive in drives[3:]] == ["serial=volume0", "serial=volume1"]
+
+
+@MACHINES
+def test_containers_beside_the_main_one_have_disks_and_logs(machine: Machine) -> None:
+    argv = make_argv(machine, replace(PLAN, images=2, sidecars=2), KVM)
+    disks = [words.split(",")[1] for words in options(argv, "-blockdev")]
+    assert disks[:2] == ["node-name=image0", "node-name=image1"]
+    ports = [word for word in options(argv, "-device") if word.startswith("virtserialport")]
+    names = [port.partition("name=")[2] for port in ports]
+    assert names == ["agent", "out", "end", "out1", "err1", "out2", "err2", "err"]
+    files = [word for word in options(argv, "-chardev") if word.startswith("file,id=out2")]
+    assert files == ["file,id=out2,path=/dev/fdset/34,append=on"]
+    assert "fd=34,set=34" in options(argv, "-add-fd")
 
 
 @MACHINES
@@ -144,6 +156,8 @@ def test_what_confines_it_is_told_all_that_it_shows() -> None:
         ("", ExitStatus(signal=9), ExitStatus(signal=9)),
         ("", ExitStatus(125), ExitStatus(125)),
         ("exit 0", ExitStatus(137), ExitStatus()),
+        ("exit 3 cache", ExitStatus(137), ExitStatus(3, container="cache")),
+        ("oom 9 cache", ExitStatus(), ExitStatus(signal=9, oom=True, container="cache")),
     ],
 )
 def test_how_a_machine_ended(line: str, machine: ExitStatus, status: ExitStatus) -> None:
@@ -155,6 +169,28 @@ def test_whatever_a_guest_says_last_is_a_status(line: str) -> None:
     status = parse_end(line, ExitStatus())
     assert 0 <= status.code <= 255 and 0 <= status.signal <= 64
     assert isinstance(tells_of_program(line), bool)
+
+
+PANIC_LOG = """\
+2026-01-01T00:00:00Z stdout F serving
+2026-01-01T00:00:01Z stderr F [    4.2] Kernel panic - not syncing: sysrq triggered crash
+2026-01-01T00:00:01Z stderr F [    4.2] ---[ end Kernel panic - not syncing: sysrq ]---
+"""
+
+
+def test_why_a_machine_ended(tmp_path: Path) -> None:
+    """That of its program needs no reason."""
+    log = tmp_path / "log"
+    assert explain(ExitStatus(3), tmp_path, "exit 3", log) == ExitStatus(3)
+    assert explain(ExitStatus(255), tmp_path, "exit 255", log) == ExitStatus(255)
+    down = "its machine went down: "
+    assert explain(ExitStatus(255), tmp_path, "", log).reason == f"{down}it did not say why"
+    log.write_text(PANIC_LOG)
+    panic = "Kernel panic - not syncing: sysrq triggered crash"
+    assert explain(ExitStatus(255), tmp_path, "", log).reason == down + panic
+    (tmp_path / "cut").write_text("the guest answers what nobody asked")
+    cut = explain(ExitStatus(signal=9), tmp_path, "", log)
+    assert cut.reason == "its machine was ended: the guest answers what nobody asked"
 
 
 def test_of_a_last_word_one_line_is_read(tmp_path: Path) -> None:

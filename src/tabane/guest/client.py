@@ -2,8 +2,8 @@
 
 A guest is not trusted. It can be silent (every question has a deadline), lie (what it says is only
 ever shown, or believed about itself) and send what it likes: what is no frame, what nobody asked
-for, and what is beyond the window that its conversation was granted ends the connection, and is the
-guest's `fault`: an agent of ours does none of that.
+for, and what is beyond the window that its conversation was granted ends the connection, and is a
+fault: an agent of ours does none of that.
 """
 
 from __future__ import annotations
@@ -64,26 +64,32 @@ ERRORS: dict[bytes, type[TabaneError]] = {b"u": UsageError, b"b": Busy}
 Services = Mapping[str, Path]
 """By the name that a guest has for each (see `tabane.guest.links`)."""
 NOTHING: Services = MappingProxyType({})
+OnFault = Callable[[ProtocolError], None]
 
 
-async def connect(path: Path, services: Services = NOTHING) -> Guest:
+async def connect(
+    path: Path, services: Services = NOTHING, on_fault: OnFault = lambda _: None
+) -> Guest:
     """Wait until the agent behind the socket at `path` answers; never by itself otherwise.
 
-    `services`: sockets of the node that programs inside may reach. Raises `Closed` when the machine
-    ends meanwhile.
+    `services`: sockets of the node that programs inside may reach. `on_fault` is told of what the
+    guest does, once it has answered, that no agent does. Raises `Closed` when the machine ends
+    meanwhile.
     """
     while True:
         with suppress(FileNotFoundError, ConnectionRefusedError):
             sock = connect_unix(path)
             break
         await asyncio.sleep(RETRY_S)  # the machine's process makes it, and tells nobody
-    return await greet(sock, services)
+    return await greet(sock, services, on_fault)
 
 
-async def greet(sock: socket.socket, services: Services = NOTHING) -> Guest:
+async def greet(
+    sock: socket.socket, services: Services = NOTHING, on_fault: OnFault = lambda _: None
+) -> Guest:
     """The agent at the other end of a connected socket, which it takes over."""
     sock.setblocking(False)
-    guest = Guest(*await asyncio.open_unix_connection(sock=sock), services)
+    guest = Guest(*await asyncio.open_unix_connection(sock=sock), services, on_fault)
     try:
         await guest.greet()
     except BaseException:
@@ -96,7 +102,11 @@ class Guest:
     """A connection to an agent. `aclose` it, whatever happens; the guest goes on."""
 
     def __init__(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, services: Services
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        services: Services,
+        on_fault: OnFault,
     ) -> None:
         self._reader = reader
         self._writer = writer
@@ -110,9 +120,8 @@ class Guest:
         loop = asyncio.get_running_loop()
         self._welcome: asyncio.Future[int] = loop.create_future()
         self._over: asyncio.Future[None] = loop.create_future()
+        self._on_fault = on_fault
         self.is_open = True
-        self.fault: ProtocolError | None = None
-        """What it did that no agent does."""
         self.end: str = ""
         """What it said of the end of the first of its programs to end, while others are ended."""
         self._tasks = Supervisor("guest", on_failure=lambda *_: None)
@@ -140,8 +149,8 @@ class Guest:
 
     def _lose(self, error: Exception) -> None:
         self.is_open = False
-        if isinstance(error, ProtocolError) and self.fault is None:
-            self.fault = error
+        if isinstance(error, ProtocolError):
+            self._on_fault(error)
         if not self._over.done():
             self._over.set_result(None)
         self._writer.transport.abort()

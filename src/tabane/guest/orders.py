@@ -15,7 +15,7 @@ from tabane.guest.frames import MAX_PAYLOAD
 from tabane.model import Value
 from tabane.runtimes.api import Execution, Transfer, User
 
-START_MAGIC = b"TABANE\0\1"
+START_MAGIC = b"TABANE\0\2"
 MAX_START_BYTES = 1 << 20
 SECTOR_BYTES = 512
 MOST_WORDS = 4096
@@ -34,14 +34,27 @@ CAPABILITIES = (
 _FIELD = struct.Struct("<cI")
 
 
-class StartOrder(Value, frozen=True):
-    """All a guest needs to know for its app's program. `files` go into /etc."""
+class ContainerOrder(Value, frozen=True):
+    """What a guest needs to know of one container: its root and its program."""
 
+    name: str
+    image: int
+    """The number of its image's disk."""
     args: tuple[str, ...]
     env: tuple[str, ...]
     workdir: str
     user: User
     capabilities: int
+    stop_signal: int
+    volumes: tuple[tuple[int, str], ...] = ()
+    """The numbers of their disks, and where it sees them."""
+
+
+class StartOrder(Value, frozen=True):
+    """All a guest needs to know of the machine's containers, the main one being the last. `files`
+    go into their /etc."""
+
+    containers: tuple[ContainerOrder, ...]
     hostname: str
     address: str
     gateway: str
@@ -53,8 +66,10 @@ class StartOrder(Value, frozen=True):
     """Up to 64 bytes of entropy, which the guest trusts."""
     clock_ns: int
     """Of the wall clock, since 1970."""
-    volumes: tuple[str, ...] = ()
-    """Their paths, in the order of their disks."""
+    stop_timeout_s: float
+    """How long the others may take to end when the first of the containers has."""
+    services: tuple[str, ...] = ()
+    """Names of sockets of the node's."""
 
 
 def encode_start(order: StartOrder) -> bytes:
@@ -64,12 +79,7 @@ def encode_start(order: StartOrder) -> bytes:
     """
     fields = b"".join(
         (
-            _words(b"a", order.args, "its command"),
-            _words(b"e", order.env, "its environment"),
             _words(b"f", (f"{name}={text}" for name, text in order.files.items()), "/etc"),
-            _text(b"w", order.workdir),
-            _user(order.user),
-            _number(b"c", order.capabilities),
             _text(b"h", order.hostname),
             _field(b"A", IPv4Address(order.address).packed),
             _field(b"R", IPv4Address(order.gateway).packed),
@@ -78,13 +88,31 @@ def encode_start(order: StartOrder) -> bytes:
             _number(b"P", order.pids),
             _field(b"s", order.seed),
             _number(b"C", order.clock_ns),
-            _words(b"v", order.volumes, "its volumes"),
+            _number(b"T", int(order.stop_timeout_s * 1000)),
+            _words(b"x", order.services, "what of its node it uses"),
+            *(_container(each) for each in order.containers),
         )
     )
     if len(fields) > MAX_START_BYTES:
         raise UsageError(f"its command and environment have {len(fields)} bytes: too many")
     disk = START_MAGIC + struct.pack("<I", len(fields)) + fields
     return disk + bytes(-len(disk) % SECTOR_BYTES)
+
+
+def _container(order: ContainerOrder) -> bytes:
+    return b"".join(
+        (
+            _text(b"N", order.name),
+            _text(b"I", f"image{order.image}"),
+            _words(b"a", order.args, "its command"),
+            _words(b"e", order.env, "its environment"),
+            _text(b"w", order.workdir),
+            _user(order.user),
+            _number(b"c", order.capabilities),
+            _number(b"S", order.stop_signal),
+            _words(b"v", (f"{number}={path}" for number, path in order.volumes), "its volumes"),
+        )
+    )
 
 
 def encode_execution(execution: Execution) -> bytes:
@@ -99,6 +127,8 @@ def encode_execution(execution: Execution) -> bytes:
         fields += _field(b"i", b"")
     if (size := execution.terminal) is not None:
         fields += _field(b"t", struct.pack("<HH", size.rows, size.columns))
+    if execution.container:
+        fields += _text(b"k", execution.container)
     return _checked(fields)
 
 
@@ -109,6 +139,8 @@ def encode_transfer(transfer: Transfer) -> bytes:
         fields += _field(b"n", b"")
     if transfer.user is not None:
         fields += _user(transfer.user)
+    if transfer.container:
+        fields += _text(b"k", transfer.container)
     return _checked(fields)
 
 

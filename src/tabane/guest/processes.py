@@ -25,7 +25,8 @@ Fields = dict[bytes, bytes]
 
 
 async def list_processes(guest: Guest) -> list[GuestProcess]:
-    """Of all users, without the kernel's own. Raises `EngineError` when the list is none."""
+    """Of all users and containers, without the kernel's own. Raises `EngineError` when the list is
+    none."""
     talk = await guest.converse(Kind.LIST, b"")
     told = bytearray()
     try:
@@ -88,6 +89,7 @@ def _process(fields: Fields, stat: Stat, uptime_s: float, ticks: int) -> GuestPr
         rss_kib=stat.rss * PAGE_KIB,
         elapsed_s=max(0.0, uptime_s - stat.starttime / ticks),
         start_ticks=stat.starttime,
+        container=decode(fields.get(b"k", b"")),
     )
 
 

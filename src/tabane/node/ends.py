@@ -17,6 +17,8 @@ HARMLESS_SIGNALS = frozenset(
 
 def explain_end(app: App, status: ExitStatus, *, was_ready: bool, ordered: bool = False) -> str:
     """`ordered`: somebody had a signal sent to it."""
+    if status.reason:
+        return status.reason
     ended = f"was {status.describe()}" if status.signal else status.describe()
     reason = f"{f'container {status.container}' if status.container else 'the program'} {ended}"
     if not was_ready and app.port is not None:

@@ -331,8 +331,9 @@ class Executor(Register):
             app, was_ready = running.record.app, running.instance.state is State.READY
             running.ordered = self.clock.now() <= running.expected_until
             reason = explain_end(app, status, was_ready=was_ready, ordered=running.ordered)
-            log = log_of(self.spec(running.record).log, status.container)
-            reason = with_last_line(reason, log)
+            if not status.reason:
+                log = log_of(self.spec(running.record).log, status.container)
+                reason = with_last_line(reason, log)
             await self._end(running, reason, failed=True)
 
     def on_signal(self, instance_id: InstanceId) -> None:

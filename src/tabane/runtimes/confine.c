@@ -11,6 +11,7 @@
  *     --tap FD=NAME         descriptor FD is that network device
  *     --listen FD=PATH      descriptor FD is a unix socket that listens there
  *     --open FD=PATH        descriptor FD is that file, to be read and written
+ *     --write FD=PATH       descriptor FD is that pipe, to be written; waits until somebody reads it
  *     --copy FD=N           descriptor FD is the same as N, which this program was given
  *     --word FD=PATH        what the program writes to FD, the first 512 bytes, is in that file when
  *                           this process has ended
@@ -53,7 +54,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { MAX_SHOWN = 64, MAX_GIVEN = 16, WORD_BYTES = 512, REFUSED = 125, FIRST_SPARE = 100 };
+enum { MAX_SHOWN = 64, MAX_GIVEN = 40, WORD_BYTES = 512, REFUSED = 125, FIRST_SPARE = 100 };
 
 struct shown {
     char *path, *source;
@@ -176,6 +177,10 @@ static char **parse(char **at)
         else if (!strcmp(option, "--open")) {
             more = split(value);
             give(atoi(value), keep(open(more, O_RDWR | O_NOFOLLOW | O_CLOEXEC), more));
+        }
+        else if (!strcmp(option, "--write")) {
+            more = split(value);
+            give(atoi(value), keep(open(more, O_WRONLY | O_NOFOLLOW | O_CLOEXEC), more));
         }
         else if (!strcmp(option, "--copy")) {
             more = split(value);

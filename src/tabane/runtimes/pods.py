@@ -272,8 +272,9 @@ class Pods:
 
 
 def with_pods(driver: Driver) -> Driver:
-    """A driver whose instances may have sidecars, where that can be."""
-    return Pods(cast(PodEngine, driver)) if driver.capabilities.pods else driver
+    """A driver whose instances may have sidecars, where that can be. One that runs all containers
+    of an instance at once, as machines do, has its own way for that."""
+    return Pods(cast(PodEngine, driver)) if hasattr(driver, "open_pod") else driver
 
 
 def layers_of(directory: Path) -> Path:

@@ -4,10 +4,11 @@ contract tests.
     python -m tabane.testing.firecracker DIRECTORY jailer|firecracker ARGUMENTS...
 
 The API answers by `tabane.runtimes.firecracker.contract`: what is not in it, or not legal now, is
-refused. Files that are named must be there. The guest is a process of this machine: its program
-runs without the image, says what it says on the console, is frozen with the machine, and its end is
-written as a guest does. The agent inside answers what a life cycle needs; commands and copies are
-the real agent's affair, and it refuses them.
+refused. Files that are named must be there. The guest is a process of this machine: its programs
+run without their images, the main one says what it says on the console and each sidecar into its
+log's sockets, they are frozen with the machine, and their end is told as a guest does. The agent
+inside answers what a life cycle needs; commands and copies are the real agent's affair, and it
+refuses them.
 
 `DIRECTORY/faults.json` says what goes wrong, as `{"refuses": "PUT /entropy"}`:
 
@@ -52,9 +53,11 @@ from tabane.runtimes.firecracker.contract import (
     find_faults,
     is_legal,
 )
-from tabane.runtimes.firecracker.machine import AGENT_PORT
+from tabane.runtimes.firecracker.machine import AGENT_PORT, log_sockets
 from tabane.runtimes.qemu.accelerator import GOOD_WORD, TRIAL
+from tabane.spec_fields import MAIN
 from tabane.supervise import Supervisor
+from tabane.unix import connect_unix
 
 FIRECRACKER_VERSION = "1.17.0"
 _HEAD = re.compile(rb"(\w+) (\S+) HTTP/1\.1\r\n(.*?)\r\n\r\n", re.DOTALL)
@@ -74,7 +77,9 @@ class Machine:
         self._faults = faults
         self._tasks = tasks
         self._parts: dict[str, Any] = {}
-        self._program: subprocess.Popen[bytes] | None = None
+        self._programs: dict[str, subprocess.Popen[bytes]] = {}
+        """Of the containers that run, in the order of their start."""
+        self._hosts: list[asyncio.StreamWriter] = []
         self.ended = asyncio.Event()
 
     def answer(self, method: str, path: str, body: Any) -> Any:
@@ -139,8 +144,8 @@ class Machine:
 
     def _set_state(self, state: str) -> None:
         self.state = "Paused" if state == "Paused" else "Running"
-        if self._program is not None:
-            self._program.send_signal(signal.SIGSTOP if state == "Paused" else signal.SIGCONT)
+        for program in self._programs.values():
+            program.send_signal(signal.SIGSTOP if state == "Paused" else signal.SIGCONT)
 
     # The guest
 
@@ -153,18 +158,53 @@ class Machine:
             print(GOOD_WORD.decode(), flush=True)
             self.ended.set()
             return
-        order = read_order(self._disk("start").read_bytes())
-        if order["workdir"] and not Path(order["workdir"]).is_dir():
-            self._tell_end(f"failed {order['workdir']} is no directory")
-            return
-        self._program = subprocess.Popen(  # noqa: ASYNC220 - it returns at once
-            order["args"], env=order["env"], preexec_fn=_die_with_parent, stdin=subprocess.DEVNULL
-        )
+        containers = read_order(self._disk("start").read_bytes())
+        for number, order in enumerate(containers, 1):
+            if order["workdir"] and not Path(order["workdir"]).is_dir():
+                which = "" if order["name"] == MAIN else f"container {order['name']}: "
+                self._tell_end(f"failed {which}{order['workdir']} is no directory")
+                self.ended.set()
+                return
+            self._start(order, number)
         if self._faults.get("mute") != "guest":
             path = self._parts["/vsock"]["uds_path"]
             await asyncio.start_unix_server(self._serve_vsock, f".{path}")
-        code = await asyncio.to_thread(self._program.wait)
-        self._tell_end(f"signal {-code}" if code < 0 else f"exit {code}")
+        await self._end_in_order({order["name"]: order for order in containers})
+
+    def _start(self, order: dict[str, Any], number: int) -> None:
+        """What a sidecar says goes to the sockets of its log, the main program's to the console."""
+        names = () if order["name"] == MAIN else log_sockets(number)
+        logs = [connect_unix(Path(name)) for name in names]
+        out, err = [log.fileno() for log in logs] or (None, None)
+        self._programs[order["name"]] = subprocess.Popen(
+            order["args"],
+            env=order["env"],
+            preexec_fn=_die_with_parent,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+        )
+        for log in logs:
+            log.close()
+
+    async def _end_in_order(self, orders: dict[str, Any]) -> None:
+        """With the first to end all others are asked to, in reverse of their start."""
+        waits = {
+            self._tasks.start(name, asyncio.to_thread(program.wait)): name
+            for name, program in reversed(self._programs.items())
+        }
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        name = next(name for task, name in waits.items() if task.done())
+        code = self._programs[name].returncode
+        line = f"signal {-code}" if code < 0 else f"exit {code}"
+        line += "" if name == MAIN else f" {name}"
+        self._tell_end(line)
+        for host in self._hosts:
+            host.write(encode_frame(Kind.ENDED, 0, f"{line}\n".encode()))
+        for other, program in reversed(self._programs.items()):
+            program.send_signal(orders[other]["stop_signal"])
+            await asyncio.wait([task for task, of in waits.items() if of == other])
+        self.ended.set()
 
     def _disk(self, name: str) -> Path:
         return Path(f".{self._parts[f'/drives/{name}']['path_on_host']}")
@@ -174,13 +214,13 @@ class Machine:
             raise SystemExit("the disk for the end cannot be written")
         with self._disk("end").open("r+b") as disk:
             disk.write(f"{line}\n".encode())
-        self.ended.set()
 
     async def _serve_vsock(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         if await reader.readline() == f"CONNECT {AGENT_PORT}\n".encode():
             writer.write(b"OK 1073741824\n")
+            self._hosts.append(writer)
             frames = FrameReader()
             with suppress(ConnectionError):
                 while data := await reader.read(1 << 16):
@@ -194,8 +234,8 @@ class Machine:
             case Kind.HELLO:
                 nonce = frame.payload[-NONCE_BYTES:]
                 return SILENCE + encode_frame(Kind.WELCOME, 0, struct.pack("<H", VERSION) + nonce)
-            case Kind.SIGNAL if self._program is not None:
-                self._program.send_signal(int.from_bytes(frame.payload, "little"))
+            case Kind.SIGNAL if MAIN in self._programs:
+                self._programs[MAIN].send_signal(int.from_bytes(frame.payload, "little"))
                 return b""
             case Kind.STATS:
                 numbers = b"".join(
@@ -209,17 +249,25 @@ class Machine:
         return b""
 
 
-def read_order(disk: bytes) -> dict[str, Any]:
-    """The command, environment and directory of a start disk."""
+def read_order(disk: bytes) -> list[dict[str, Any]]:
+    """The containers of a start disk: name, command, environment, directory, stop signal."""
     assert disk.startswith(START_MAGIC), "this is no start disk"
     (length,) = struct.unpack_from("<I", disk, len(START_MAGIC))
     at = len(START_MAGIC) + 4
-    found = parse_fields(disk[at : at + length])
-    fields = [(tag, value.decode(errors="replace")) for tag, value in found]
-    env = dict(value.partition("=")[::2] for tag, value in fields if tag == b"e")
-    directory = next((value for tag, value in fields if tag == b"w"), "")
-    args = [value for tag, value in fields if tag == b"a"]
-    return {"args": args, "env": env, "workdir": directory}
+    containers: list[dict[str, Any]] = []
+    for tag, value in parse_fields(disk[at : at + length]):
+        text = value.decode(errors="replace")
+        if tag == b"N":
+            containers.append({"name": text, "args": [], "env": {}, "workdir": ""})
+        elif containers and tag == b"a":
+            containers[-1]["args"].append(text)
+        elif containers and tag == b"e":
+            containers[-1]["env"] |= dict([text.partition("=")[::2]])
+        elif containers and tag == b"w":
+            containers[-1]["workdir"] = text
+        elif containers and tag == b"S":
+            containers[-1]["stop_signal"] = int.from_bytes(value, "little")
+    return containers
 
 
 def _die_with_parent() -> None:

@@ -10,13 +10,14 @@ from typing import Any, cast
 
 from msgspec.structs import replace
 
-from tabane.model import App, ExitStatus
+from tabane.model import App, Container, ExitStatus
 from tabane.runtimes import load
 from tabane.runtimes.api import Driver, Handle, Image, InstanceSpec, User
 from tabane.runtimes.qemu.driver import QemuDriver
 from tabane.testing.containers import ID_BASE, SMALL, find_left
 from tabane.testing.drivers import SAID, Behaviour
 from tabane.testing.machines import make_machine
+from tabane.testing.pods import FIRST, SECOND, with_sidecars
 from tabane.testing.spawner import PlainSpawner
 from tabane.testing.talks import run_inside
 
@@ -29,6 +30,11 @@ COMMANDS = {
     Behaviour.EATS: ("dd", "if=/dev/zero", "of=/dev/null", "bs=128M"),
     Behaviour.BREAKS: ("true",),
 }
+
+
+def workdir_for(behaviour: Behaviour) -> str:
+    """Nobody starts a program in a file."""
+    return "/bin/busybox" if behaviour is Behaviour.BREAKS else ""
 
 
 def make_app(command: tuple[str, ...] = (), *, name: str = "app", **fields: object) -> App:
@@ -44,10 +50,11 @@ class Running:
     spec: InstanceSpec
     handle: Handle
 
-    async def run(self, script: str, user: User | None = None) -> str:
+    async def run(self, script: str, user: User | None = None, container: str = "") -> str:
         """The output of a shell script inside; whatever it writes to stderr, too."""
         argv = ("/bin/sh", "-c", f"exec 2>&1; {script}")
-        return (await run_inside(self.driver, self.handle, argv, user=user)).stdout.decode()
+        ended = await run_inside(self.driver, self.handle, argv, user=user, container=container)
+        return ended.stdout.decode()
 
     async def end(self) -> tuple[ExitStatus, str]:
         status = await self.driver.wait(self.handle)
@@ -74,20 +81,35 @@ class MachineBench:
 
     @asynccontextmanager
     async def instance(self, behaviour: Behaviour) -> AsyncIterator[InstanceSpec]:
-        workdir = "/bin/busybox" if behaviour is Behaviour.BREAKS else ""
-        app = make_app(COMMANDS[behaviour], name=behaviour, workdir=workdir)
+        app = make_app(COMMANDS[behaviour], name=behaviour, workdir=workdir_for(behaviour))
         async with make_machine(self.ground, self.image, app) as spec:
             yield spec
+
+    @asynccontextmanager
+    async def pod(self, main: Behaviour, *sidecars: Behaviour) -> AsyncIterator[InstanceSpec]:
+        async with self.instance(main) as spec:
+            containers = [
+                Container(name, command=COMMANDS[each], workdir=workdir_for(each))
+                for name, each in zip((FIRST, SECOND), sidecars, strict=False)
+            ]
+            name = "-".join((main, *sidecars))  # one name, one revision, one program
+            spec = replace(spec, app=replace(spec.app, name=name))
+            yield with_sidecars(spec, *containers)
 
     def left_of(self, spec: InstanceSpec) -> list[str]:
         return find_left(spec)
 
     @asynccontextmanager
     async def prepared(
-        self, app: App, image: Image | None = None
+        self, app: App, image: Image | None = None, beside: Image | None = None
     ) -> AsyncIterator[tuple[InstanceSpec, Handle]]:
-        """A machine of `app` (of the test image, unless told), which must leave nothing."""
+        """A machine of `app` (of the test image, unless told), which must leave nothing. `beside`:
+        the image of the first container beside the main one."""
         async with make_machine(self.ground, image or self.image, app) as spec:
+            spec = with_sidecars(spec, *app.containers)
+            if beside is not None:
+                first, *others = spec.sidecars
+                spec = replace(spec, sidecars=(replace(first, image=beside), *others))
             handle = await self.driver.prepare(spec)
             try:
                 yield spec, handle
@@ -96,8 +118,10 @@ class MachineBench:
             assert self.left_of(spec) == []
 
     @asynccontextmanager
-    async def running(self, app: App, image: Image | None = None) -> AsyncIterator[Running]:
-        async with self.prepared(app, image) as (spec, handle):
+    async def running(
+        self, app: App, image: Image | None = None, beside: Image | None = None
+    ) -> AsyncIterator[Running]:
+        async with self.prepared(app, image, beside) as (spec, handle):
             yield Running(self.driver, spec, await self.driver.start(spec, handle))
 
     async def aclose(self) -> None:
@@ -145,6 +169,12 @@ class KeptBench:
     @asynccontextmanager
     async def instance(self, behaviour: Behaviour) -> AsyncIterator[InstanceSpec]:
         assert behaviour is Behaviour.WAITS
+        yield self._inside.spec
+
+    @asynccontextmanager
+    async def pod(self, main: Behaviour, *sidecars: Behaviour) -> AsyncIterator[InstanceSpec]:
+        """Whoever wants less gets all that it has."""
+        assert {main, *sidecars} == {Behaviour.WAITS}
         yield self._inside.spec
 
     def left_of(self, spec: InstanceSpec) -> list[str]:

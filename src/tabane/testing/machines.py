@@ -52,7 +52,9 @@ async def make_machine(directory: Path, image: Image, app: App) -> AsyncIterator
     volumes = VolumeFiles(directory / f"{identity}.volumes")
     volumes.ensure(app)
     async with linked(app.id_base) as link:
-        log = directory / f"{identity}.log"
+        logs = directory / "logs" / identity
+        logs.mkdir(parents=True)
+        log = logs / "log"
         cgroup = f"/tabane-test-{identity}"
         mine = volumes.of(app)
         yield InstanceSpec(identity, app, image, link, place, log, cgroup, volumes=mine)

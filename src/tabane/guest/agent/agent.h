@@ -1,10 +1,13 @@
 /* The agent in a guest: its first process. docs/guest-agent.md describes what it says and hears.
  *
- * main.c   the loop: the port to the host, the app's output, the end
+ * main.c   the loop: the port to the host, what comes and goes
+ * ends.c   the containers' output, their ends, and the machine's
  * talks.c  conversations with the host
- * boot.c   modules, disks, mounts, network, as the order on the start disk says
+ * links.c  connections of programs to sockets of the node
+ * boot.c   modules, disks, network, ports; the order on the start disk
+ * containers.c  their root file systems and namespaces
  * volumes.c  disks that outlive the machine
- * run.c    programs: the app's own, and those of conversations
+ * run.c    programs: the containers' own, and those of conversations
  * pack.c   files out; unpack.c: files in
  * facts.c  what the host asks: processes, sockets that listen, figures, clock, entropy
  *
@@ -29,7 +32,10 @@ enum {
     NONCE = 16,
     HANGUP_MS = 2000,  /* from HUP to KILL */
     ARGS = 4096,       /* words of a command or its environment */
+    MAX_CONTAINERS = 9,
+    MAX_VOLUMES = 8,
     VSOCK_PORT = 1,
+    VSOCK_LOGS = 1024,  /* and those after it: two for each container beside the main one */
     DISK_PATH = 300,
 };
 
@@ -40,14 +46,15 @@ enum { WELCOME = 64, OUTPUT, COMPLAINT, TAKEN, ENDED, ANSWER, REFUSED, BEGUN, DI
 enum { USAGE = 'u', BUSY = 'b', FAULT = 'f' };
 
 struct words {
-    char *list[ARGS + 1];
+    char **list;                    /* NULL, or a NULL after the last */
     size_t count;
 };
 
-/* What a start order or a conversation says of a program; what it does not say is the app's own. */
+/* What a start order or a conversation says of a program; what it does not say is its container's. */
 struct program {
+    struct container *container;
     struct words args, env;
-    char *cwd, *path;
+    char *cwd, *path, *where;       /* `where`: a conversation's container, by name */
     bool has_user, has_input, has_terminal, as_named;
     uid_t uid;
     gid_t gid, groups[64];
@@ -56,21 +63,35 @@ struct program {
     uint16_t rows, columns;
 };
 
+/* A root file system with namespaces of its own, and the program that it is there for. */
+struct container {
+    char *name, *image;             /* `image`: the serial number of its disk */
+    struct program program;
+    struct words volumes;           /* "NUMBER=PATH": of the disk with the serial number volumeNUMBER */
+    uint32_t stop_signal;
+    char root[32];                  /* where it is for us */
+    int spaces;                     /* the pidfd of the first process in its namespaces */
+    pid_t pid;                      /* its program's; 0: none, or it has ended */
+    int status;
+};
+
+/* The containers in the order of their start: the main one is the last. */
 struct order {
-    struct program app;
+    struct container containers[MAX_CONTAINERS];
+    size_t count;
+    struct program asked;           /* what is said before any container */
     char *hostname;
     uint32_t address, gateway;      /* as on the wire */
     uint8_t gateway_mac[6];
     uint64_t memory_bytes, clock_ns;
-    uint32_t pids;
+    uint32_t pids, stop_ms;
     struct words files;             /* "NAME=text": of /etc */
-    struct words volumes;           /* where the app sees them, in the order of their disks */
+    struct words services;          /* names of sockets in /run/tabane */
 };
 
 extern struct order order;
 
 /* main.c */
-void fail(const char *form, ...) __attribute__((noreturn, format(printf, 1, 2)));
 int64_t now_ms(void);
 
 /* boot.c */
@@ -78,7 +99,8 @@ bool find_disk(const char *serial, char *path);
 void attach(const char *source, const char *target, const char *kind, unsigned long flags,
             const char *options);
 void boot(void);
-void prepare_app(void);
+void read_order(void);
+void configure(void);
 bool uses_vsock(void);
 int open_port(const char *name);
 void write_file(const char *path, const char *text);
@@ -86,6 +108,15 @@ long read_file(const char *path, char *into, size_t size);
 bool parse_fields(const uint8_t *at, size_t length, struct order *into);
 void add_entropy(const uint8_t *seed, size_t length);
 void set_clock(uint64_t ns);
+
+/* containers.c */
+void make_containers(void);
+struct container *find_container(const char *name);
+pid_t fork_into(const struct container *container);
+bool enter_spaces(const struct container *container);
+size_t number_of(const struct container *container);
+bool is_main(const struct container *container);
+int reach(const char *root, const char *path);
 
 /* volumes.c */
 void mount_volumes(void);
@@ -95,14 +126,17 @@ void release_volumes(void);
 struct streams {
     int in, out, err;               /* our ends; -1: none */
 };
-pid_t start_app(struct streams *streams);
+void start_program(struct container *container, struct streams *streams);
 pid_t start_command(const struct program *program, const char *group, struct streams *streams,
                     char *problem, size_t size);
 pid_t start_work(const struct program *program, const char *group, int (*work)(const struct program *),
                  struct streams *streams);
 void signal_group(const char *group, int number);
 void kill_group(const char *group);
+bool make_group(const char *group);
 void remove_group(const char *group);
+void join_group(const char *group);
+bool drop_capabilities(uint64_t kept);
 bool set_size(int terminal, uint16_t rows, uint16_t columns);
 
 /* pack.c, unpack.c */
@@ -116,6 +150,7 @@ size_t tell_figures(uint8_t *into);
 bool was_out_of_memory(void);
 bool limit(const struct order *limits);
 bool is_empty_group(const char *group);
+void free_program(struct program *program);
 size_t put_field(uint8_t *into, char tag, const void *data, uint32_t length);
 
 #endif

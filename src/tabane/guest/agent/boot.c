@@ -1,4 +1,4 @@
-/* From the kernel's first program to a root file system with the app's image in it. */
+/* From the kernel's first program to a machine with disks, ports and a network, and the start order. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <dirent.h>
@@ -9,6 +9,7 @@
 #include <net/if.h>
 #include <net/if_arp.h>
 #include <net/route.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,9 +22,9 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "agent.h"
+#include "talks.h"
 
-#define MAGIC "TABANE\0\1"
+#define MAGIC "TABANE\0\2"
 #define MAX_ORDER (1 << 20)
 
 struct order order;
@@ -95,11 +96,13 @@ bool uses_vsock(void)
 /* The disk with that serial number, or in that place; false: there is none. */
 bool find_disk(const char *serial, char *path)
 {
-    static const char *const places[] = {"image", "layer", "start", "end"};
+    static const char *const places[] = {"image0", "layer", "start", "end"};
     if (uses_vsock()) {
+        int place = strncmp(serial, "image", 5) ? 0 : atoi(serial + 5) + 3;
         for (int n = 0; n < 4; n++)
             if (!strcmp(serial, places[n]))
-                snprintf(path, DISK_PATH, "/dev/vd%c", 'a' + n);
+                place = n;
+        snprintf(path, DISK_PATH, "/dev/vd%c", 'a' + place);
         return !access(path, F_OK);
     }
     char file[300], found[64];
@@ -131,11 +134,25 @@ static int listen_on_vsock(void)
     return server;
 }
 
+/* The host's place for what a container beside the main one says. */
+static int connect_log(unsigned place)
+{
+    struct sockaddr_vm address = {
+        .svm_family = AF_VSOCK, .svm_cid = VMADDR_CID_HOST, .svm_port = VSOCK_LOGS + place};
+    int sock = socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (sock < 0 || connect(sock, (void *)&address, sizeof address) < 0)
+        return -1;
+    fcntl(sock, F_SETFL, O_NONBLOCK);
+    return sock;
+}
+
 static int open_stand_in(const char *name)
 {
     char path[DISK_PATH];
     if (!strcmp(name, "agent"))
         return listen_on_vsock();
+    if (name[0] && name[1] && name[2] && name[3])     /* "out1", "err1" */
+        return connect_log(2 * (atoi(name + 3) - 1) + (name[0] == 'e'));
     if (strcmp(name, "end"))
         return open("/dev/console", O_WRONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
     return find_disk(name, path) ? open(path, O_WRONLY | O_SYNC | O_CLOEXEC) : -1;
@@ -182,7 +199,52 @@ static bool add_word(struct words *words, const uint8_t *at, size_t length)
 {
     if (words->count >= ARGS)
         return false;
-    words->list[words->count++] = keep(at, length);
+    char **list = realloc(words->list, (words->count + 2) * sizeof *list);
+    if (!list)
+        fail("out of memory");
+    words->list = list;
+    list[words->count++] = keep(at, length);
+    list[words->count] = NULL;
+    return true;
+}
+
+static void free_words(struct words *words)
+{
+    for (size_t n = 0; n < words->count; n++)
+        free(words->list[n]);
+    free(words->list);
+}
+
+void free_program(struct program *program)
+{
+    free_words(&program->args);
+    free_words(&program->env);
+    free(program->cwd);
+    free(program->path);
+    free(program->where);
+}
+
+/* A name begins another; what follows is of it. */
+static bool add_container(struct order *into, const uint8_t *at, size_t length)
+{
+    if (into->count == MAX_CONTAINERS)
+        return false;
+    struct container *container = &into->containers[into->count++];
+    container->name = keep(at, length);
+    container->image = "image0";
+    container->stop_signal = SIGTERM;
+    container->program.container = container;
+    return true;
+}
+
+static bool parse_of_container(char tag, const uint8_t *at, size_t length, struct container *container)
+{
+    if (tag == 'v')
+        return add_word(&container->volumes, at, length);
+    if (tag == 'I')
+        container->image = keep(at, length);
+    else
+        container->stop_signal = at[0];
     return true;
 }
 
@@ -196,13 +258,19 @@ static uint64_t number(const uint8_t *at, size_t length)
 
 static bool parse_field(char tag, const uint8_t *at, size_t length, struct order *into)
 {
-    struct program *program = &into->app;
+    struct container *container = into->count ? &into->containers[into->count - 1] : NULL;
+    struct program *program = container ? &container->program : &into->asked;
     uint64_t value = number(at, length);
     switch (tag) {
     case 'a': return add_word(&program->args, at, length);
     case 'e': return add_word(&program->env, at, length);
     case 'f': return add_word(&into->files, at, length);
-    case 'v': return add_word(&into->volumes, at, length);
+    case 'x': return add_word(&into->services, at, length);
+    case 'N': return add_container(into, at, length);
+    case 'v': case 'I': case 'S':
+        return container && length && parse_of_container(tag, at, length, container);
+    case 'k': program->where = keep(at, length); return true;
+    case 'T': into->stop_ms = value; return true;
     case 'w': program->cwd = keep(at, length); return true;
     case 'p': program->path = keep(at, length); return true;
     case 'h': into->hostname = keep(at, length); return true;
@@ -244,7 +312,7 @@ bool parse_fields(const uint8_t *at, size_t length, struct order *into)
     return length == 0;
 }
 
-static void read_order(void)
+void read_order(void)
 {
     char path[DISK_PATH];
     uint8_t head[12];
@@ -261,8 +329,11 @@ static void read_order(void)
     while (have < length && (got = read(disk, text + have, length - have)) > 0)
         have += got;
     close(disk);
-    if (have < length || !parse_fields(text, length, &order) || !order.app.args.count)
-        fail("the start order breaks off or has no command");
+    if (have < length || !parse_fields(text, length, &order) || !order.count)
+        fail("the start order breaks off or has no container");
+    for (size_t n = 0; n < order.count; n++)
+        if (!order.containers[n].program.args.count)
+            fail("the start order has a container without a command");
     free(text);
 }
 
@@ -354,92 +425,6 @@ static void configure_network(void)
     write_file("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0");
 }
 
-static void make_node(const char *name, mode_t mode, int major, int minor)
-{
-    char path[64];
-    snprintf(path, sizeof path, "/app/dev/%s", name);
-    if (mknod(path, S_IFCHR | mode, makedev(major, minor)) < 0 || chmod(path, mode) < 0)
-        fail("cannot make %s: %s", path, strerror(errno));
-}
-
-/* As in a container: a few devices, no disk and no port among them. */
-static void make_devices(void)
-{
-    static const char *links[][2] = {{"/proc/self/fd", "fd"}, {"pts/ptmx", "ptmx"},
-        {"/proc/self/fd/0", "stdin"}, {"/proc/self/fd/1", "stdout"}, {"/proc/self/fd/2", "stderr"}};
-    attach("dev", "/app/dev", "tmpfs", MS_NOSUID | MS_NOEXEC, "size=64k,mode=0755");
-    make_node("null", 0666, 1, 3);
-    make_node("zero", 0666, 1, 5);
-    make_node("full", 0666, 1, 7);
-    make_node("random", 0666, 1, 8);
-    make_node("urandom", 0666, 1, 9);
-    make_node("tty", 0666, 5, 0);
-    for (size_t n = 0; n < sizeof links / sizeof *links; n++) {
-        char path[64];
-        snprintf(path, sizeof path, "/app/dev/%s", links[n][1]);
-        if (symlink(links[n][0], path) < 0)
-            fail("cannot make %s: %s", path, strerror(errno));
-    }
-    attach("pts", "/app/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "ptmxmode=0666,mode=0620,gid=5");
-    if (mkdir("/layer/shm", 01777) < 0 || chmod("/layer/shm", 01777) < 0)
-        fail("cannot make /layer/shm: %s", strerror(errno));
-    attach("/layer/shm", "/app/dev/shm", NULL, MS_BIND, NULL);
-}
-
-static void write_etc(void)
-{
-    struct stat etc;
-    if (lstat("/app/etc", &etc) < 0 && mkdir("/app/etc", 0755) < 0)
-        fail("cannot make /etc: %s", strerror(errno));
-    if (!lstat("/app/etc", &etc) && !S_ISDIR(etc.st_mode))
-        fail("the image's /etc is not a directory: make it one");
-    int directory = open("/app/etc", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    for (size_t n = 0; n < order.files.count; n++) {
-        char *name = order.files.list[n], *text = strchr(name, '=');
-        if (!text)
-            fail("a file of the start order has no name");
-        *text++ = 0;
-        unlinkat(directory, name, 0);
-        int file = openat(directory, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
-        if (file < 0 || write(file, text, strlen(text)) != (long)strlen(text))
-            fail("cannot write /etc/%s: %s", name, strerror(errno));
-        fchmod(file, 0644);
-        close(file);
-    }
-    close(directory);
-}
-
-static void mount_image(void)
-{
-    char image[DISK_PATH], layer[DISK_PATH];
-    struct stat top;
-    if (!find_disk("image", image) || !find_disk("layer", layer))
-        fail("there is no disk with the image, or none for what is written");
-    attach(image, "/image", "ext4", MS_RDONLY | MS_NODEV, "noload");
-    attach(layer, "/layer", "ext4", MS_NOATIME | MS_NODEV, "errors=remount-ro");
-    if (stat("/image", &top) < 0 || mkdir("/layer/work", 0700) < 0 || mkdir("/layer/up", 0700) < 0)
-        fail("the disk for what is written is not fresh: %s", strerror(errno));
-    if (chown("/layer/up", top.st_uid, top.st_gid) < 0 || chmod("/layer/up", top.st_mode & 07777) < 0)
-        fail("cannot prepare /layer: %s", strerror(errno));
-    attach("overlay", "/app", "overlay", MS_NODEV | MS_NOSUID,
-           "lowerdir=/image,upperdir=/layer/up,workdir=/layer/work");
-    attach("proc", "/app/proc", "proc", MS_NOSUID | MS_NOEXEC | MS_NODEV, NULL);
-    attach("sys", "/app/sys", "sysfs", MS_NOSUID | MS_NOEXEC | MS_NODEV | MS_RDONLY, NULL);
-    make_devices();
-    write_etc();
-}
-
-static void make_groups(void)
-{
-    attach("cgroup", "/cgroup", "cgroup2", MS_NOSUID | MS_NOEXEC | MS_NODEV, NULL);
-    write_file("/cgroup/cgroup.subtree_control", "+memory +pids");
-    if (mkdir("/cgroup/app", 0755) < 0)
-        fail("cannot make a cgroup: %s", strerror(errno));
-    write_file("/proc/sys/vm/overcommit_memory", "1");  /* who takes too much is killed, not refused */
-    if (!limit(&order))
-        fail("cannot limit memory and processes: %s", strerror(errno));
-}
-
 void boot(void)
 {
     attach("proc", "/proc", "proc", 0, NULL);
@@ -449,15 +434,11 @@ void boot(void)
     load_modules();
 }
 
-void prepare_app(void)
+void configure(void)
 {
-    read_order();
     if (order.clock_ns)
         set_clock(order.clock_ns);
     if (order.hostname && sethostname(order.hostname, strlen(order.hostname)) < 0)
         fail("cannot be called %s: %s", order.hostname, strerror(errno));
     configure_network();
-    mount_image();
-    mount_volumes();
-    make_groups();
 }

@@ -37,6 +37,19 @@ static uint64_t number_after(const char *path, const char *name)
     return at ? strtoull(at + strlen(name), NULL, 10) : 0;
 }
 
+/* "0::/app/c1/main": the container with that number; nothing for who is in none. */
+static size_t put_container(uint8_t *into, const char *pid)
+{
+    char path[64], text[256], *at;
+    snprintf(path, sizeof path, "/proc/%s/cgroup", pid);
+    if (read_file(path, text, sizeof text) <= 0 || !(at = strstr(text, "/app/c")))
+        return 0;
+    size_t number = strtoul(at + strlen("/app/c"), NULL, 10);
+    if (number >= order.count)
+        return 0;
+    return put_field(into, 'k', order.containers[number].name, strlen(order.containers[number].name));
+}
+
 static void tell_process(const char *pid)
 {
     static uint8_t record[16384];
@@ -56,6 +69,7 @@ static void tell_process(const char *pid)
     snprintf(path, sizeof path, "/proc/%s/cmdline", pid);
     if ((length = read_file(path, text, sizeof text)) > 0)
         used += put_field(record + used, 'c', text, length);
+    used += put_container(record + used, pid);
     used += put_field(record + used, '.', "", 0);
     for (size_t done = 0; done < used;) {
         long written = write(1, record + done, used - done);

@@ -1,4 +1,4 @@
-/* The loop: the port to the host, the app's output, and the end. */
+/* The loop: the port to the host, and what comes and goes. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -26,16 +26,8 @@ enum {
     LISTEN_LAST_MS = 25,
 };
 
-struct pump {                       /* the app's output, to the host's log */
-    int from, to;
-    uint8_t data[MAX_PAYLOAD];
-    size_t count;
-};
-
-static struct pump pumps[2];
-static int port = -1, last_word = -1;
+static int port = -1;
 static int listener = -1;           /* where the port is a connection on vsock */
-pid_t app;
 static bool is_connected;           /* the host has the port open, as far as is known */
 static uint8_t in[HEADER + MAX_PAYLOAD + 1];
 static size_t in_count, silence;
@@ -46,91 +38,6 @@ int64_t now_ms(void)
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return now.tv_sec * 1000ll + now.tv_nsec / 1000000;
-}
-
-/* The end */
-
-static bool wait_writable(int file, int64_t until)
-{
-    struct pollfd one = {.fd = file, .events = POLLOUT};
-    int64_t left = until - now_ms();
-    return left > 0 && poll(&one, 1, left) > 0 && one.revents & POLLOUT;
-}
-
-static void put_all(int file, const void *data, size_t length, int64_t until)
-{
-    while (length && wait_writable(file, until)) {
-        long written = write(file, data, length);
-        if (written < 0 && errno != EAGAIN)
-            return;
-        if (written > 0) {
-            data = (const char *)data + written;
-            length -= written;
-        }
-    }
-}
-
-/* The kernel would say on the console that it restarts. */
-static void __attribute__((noreturn)) quietly_reset(void)
-{
-    int level = open("/proc/sys/kernel/printk", O_WRONLY);
-    if (level >= 0 && write(level, "0 0 0 0", 7) < 0)
-        dprintf(2, "the kernel goes on talking\n");
-    reboot(RB_AUTOBOOT);
-    for (;;)
-        pause();
-}
-
-/* Tell the host how it ended, as a line of text, and end the machine. */
-static void __attribute__((noreturn)) power_off(const char *word)
-{
-    release_volumes();
-    int64_t until = now_ms() + FLUSH_MS;
-    if (last_word < 0)
-        last_word = open_port("end");
-    if (last_word < 0)
-        dprintf(2, "%s", word);
-    put_all(last_word, word, strlen(word), until);
-    int written[] = {last_word, pumps[0].to, pumps[1].to};
-    for (int n = 0; n < 3; n++)     /* writable again: the host has taken what was written */
-        if (written[n] > 0)
-            wait_writable(written[n], until);
-    quietly_reset();
-}
-
-void fail(const char *form, ...)
-{
-    char text[500], word[520];
-    va_list rest;
-    va_start(rest, form);
-    vsnprintf(text, sizeof text, form, rest);
-    va_end(rest);
-    snprintf(word, sizeof word, "failed %s\n", text);
-    power_off(word);
-}
-
-static void drain(struct pump *pump)
-{
-    int64_t until = now_ms() + FLUSH_MS;
-    long got = pump->count;
-    do {
-        put_all(pump->to, pump->data, got, until);
-        got = read(pump->from, pump->data, sizeof pump->data);
-    } while (got > 0 && now_ms() < until);
-}
-
-static void __attribute__((noreturn)) end_with_app(int status)
-{
-    char word[64];
-    for (int n = 0; n < 2; n++)
-        drain(&pumps[n]);
-    if (WIFSIGNALED(status)) {
-        bool is_oom = WTERMSIG(status) == SIGKILL && was_out_of_memory();
-        snprintf(word, sizeof word, "%s %d\n", is_oom ? "oom" : "signal", WTERMSIG(status));
-    } else {
-        snprintf(word, sizeof word, "exit %d\n", WEXITSTATUS(status));
-    }
-    power_off(word);
 }
 
 /* What is said and heard */
@@ -201,9 +108,7 @@ static void lose_host(void)
     is_connected = false;
     is_in_step = false;
     in_count = out_count = 0;
-    for (int n = 0; n < MAX_TALKS; n++)
-        if (talks[n].id)
-            leave(&talks[n]);
+    leave_all();
 }
 
 /* The loop */
@@ -212,31 +117,15 @@ static void reap(void)
 {
     int status;
     for (pid_t pid; (pid = waitpid(-1, &status, WNOHANG)) > 0;) {
-        if (pid == app)
-            end_with_app(status);
+        for (size_t n = 0; n < order.count; n++)
+            if (order.containers[n].pid == pid)
+                take_end(&order.containers[n], status);
         for (int n = 0; n < MAX_TALKS; n++) {
             if (!talks[n].id || talks[n].pid != pid)
                 continue;
             talks[n].pid = 0;
             talks[n].has_ended = true;
             talks[n].code = WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
-        }
-    }
-}
-
-static void pump_app(struct pump *pump)
-{
-    if (!pump->count && pump->from >= 0) {
-        long got = read(pump->from, pump->data, sizeof pump->data);
-        if (got == 0 || (got < 0 && errno != EAGAIN))
-            close_stream(&pump->from);
-        pump->count = got > 0 ? got : 0;
-    }
-    if (pump->count) {
-        long written = write(pump->to, pump->data, pump->count);
-        if (written > 0) {
-            pump->count -= written;
-            memmove(pump->data, pump->data + written, pump->count);
         }
     }
 }
@@ -257,22 +146,36 @@ static void add(struct pollfd *all, int *count, int file, short events)
         all[(*count)++] = (struct pollfd){.fd = file, .events = events};
 }
 
-static void wait_for_something(int signals)
+static void add_links(struct pollfd *all, int *count, bool has_room)
 {
-    struct pollfd all[9 + 3 * MAX_TALKS];
+    bool takes_more = is_welcomed && has_room && has_free_link();
+    for (int n = 0; n < MAX_SERVICES; n++)
+        add(all, count, services[n], takes_more ? POLLIN : 0);
+    for (struct link *link = links; link < links + MAX_LINKS; link++) {
+        bool says_more = has_room && link->window && !link->has_said_all;
+        if (link->id)
+            add(all, count, link->sock, (says_more ? POLLIN : 0) | (link->input_count ? POLLOUT : 0));
+    }
+}
+
+static void wait_for_something(int signals, int64_t pause)
+{
+    static struct pollfd all[3 + 4 * MAX_CONTAINERS + 3 * MAX_TALKS + MAX_SERVICES + MAX_LINKS];
     int count = 0, ports = -1;
-    int64_t pause = is_connected || listener >= 0 ? -1 : RETRY_MS;
     bool has_room = out_count <= OUT_FULL;
+    if (!is_connected && listener < 0 && (pause < 0 || pause > RETRY_MS))
+        pause = RETRY_MS;
     add(all, &count, signals, POLLIN);
     add(all, &count, listener, POLLIN);
     if (is_connected) {
         ports = count;
         add(all, &count, port, (has_room ? POLLIN : 0) | (out_count ? POLLOUT : 0));
     }
-    for (int n = 0; n < 2; n++) {
-        add(all, &count, pumps[n].from, pumps[n].count ? 0 : POLLIN);
-        add(all, &count, pumps[n].to, pumps[n].count ? POLLOUT : 0);
-    }
+    for (size_t n = 0; n < order.count; n++)
+        for (struct pump *pump = pumps[n]; pump < pumps[n] + 2; pump++) {
+            add(all, &count, pump->from, pump->count ? 0 : POLLIN);
+            add(all, &count, pump->to, pump->count ? POLLOUT : 0);
+        }
     for (struct talk *talk = talks; talk < talks + MAX_TALKS; talk++) {
         if (!talk->id)
             continue;
@@ -282,6 +185,7 @@ static void wait_for_something(int signals)
         if (talk->port || talk->kill_at)
             pause = pause < 0 || pause_of(talk) < pause ? pause_of(talk) : pause;
     }
+    add_links(all, &count, has_room);
     poll(all, count, pause);
     if (ports >= 0 && count > ports && all[ports].revents & POLLHUP)
         lose_host();
@@ -307,8 +211,10 @@ static bool is_host_there(void)
 static void run(int signals)
 {
     struct signalfd_siginfo told[16];
-    for (;;) {
-        wait_for_something(signals);
+    for (int64_t pause = -1;; pause = see_to_the_end()) {
+        if (out_count && is_connected)
+            flush();
+        wait_for_something(signals, pause);
         while (read(signals, told, sizeof told) > 0)
             ;
         reap();
@@ -318,13 +224,17 @@ static void run(int signals)
             is_connected = is_host_there();
         if (is_connected)
             hear();
-        for (int n = 0; n < 2; n++)
-            pump_app(&pumps[n]);
+        for (size_t n = 0; n < order.count; n++)
+            for (int which = 0; which < 2; which++)
+                pump_out(&pumps[n][which]);
         for (struct talk *talk = talks; talk < talks + MAX_TALKS; talk++)
             if (talk->id)
                 look_after(talk);
-        if (out_count && is_connected)
-            flush();
+        if (is_welcomed)
+            accept_links();
+        for (struct link *link = links; link < links + MAX_LINKS; link++)
+            if (link->id)
+                look_after_link(link);
     }
 }
 
@@ -339,13 +249,10 @@ static int watch_signals(void)
     return signalfd(-1, &wanted, SFD_NONBLOCK | SFD_CLOEXEC);
 }
 
-static void open_ports(void)
+static void open_host(void)
 {
-    last_word = open_port("end");
-    pumps[0].to = open_port("out");
-    pumps[1].to = open_port("err");
     port = open_port("agent");
-    if (last_word < 0 || pumps[0].to < 0 || pumps[1].to < 0 || port < 0)
+    if (port < 0)
         fail("the machine lacks a port to the host");
     if (uses_vsock()) {
         listener = port;
@@ -389,10 +296,15 @@ int main(void)
         quietly_reset();
     }
     int signals = watch_signals();
-    open_ports();
-    prepare_app();
-    app = start_app(&streams);
-    pumps[0].from = streams.out;
-    pumps[1].from = streams.err;
+    read_order();
+    open_outputs();
+    open_host();
+    configure();
+    make_containers();
+    for (size_t n = 0; n < order.count; n++) {
+        start_program(&order.containers[n], &streams);
+        pumps[n][0].from = streams.out;
+        pumps[n][1].from = streams.err;
+    }
     run(signals);
 }

@@ -1,4 +1,4 @@
-/* Programs in the app's root, as its user, each in a cgroup of its own, by which all it starts is
+/* Programs in a container, as its user, each in a cgroup of its own, by which all it starts is
  * found again. What is done here between fork and exec is done in the child. */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -16,7 +16,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "agent.h"
+#include "talks.h"
 
 enum { NOT_EXECUTABLE = 126, NOT_FOUND = 127, OPEN_FILES = 65536 };
 
@@ -59,6 +59,20 @@ void signal_group(const char *group, int number)
         kill(atoi(word), number);
 }
 
+void join_group(const char *group)
+{
+    char path[128];
+    group_file(path, sizeof path, group, "cgroup.procs");
+    write_quietly(path, "0");
+}
+
+bool make_group(const char *group)
+{
+    char path[128];
+    group_file(path, sizeof path, group, "");
+    return mkdir(path, 0755) == 0 || errno == EEXIST;
+}
+
 bool set_size(int terminal, uint16_t rows, uint16_t columns)
 {
     struct winsize size = {.ws_row = rows, .ws_col = columns};
@@ -66,7 +80,7 @@ bool set_size(int terminal, uint16_t rows, uint16_t columns)
 }
 
 /* Those kept are root's; another user loses them with the change of the user, as everywhere. */
-static bool drop_capabilities(uint64_t kept)
+bool drop_capabilities(uint64_t kept)
 {
     struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
     struct __user_cap_data_struct data[2] = {{0}};
@@ -89,35 +103,50 @@ static void make_directories(const char *path)
     }
 }
 
-static const char *cwd_of(const struct program *program)
+static const struct program *own_of(const struct program *program)
 {
-    if (program->cwd && program->cwd[0])
-        return program->cwd;
-    return order.app.cwd && order.app.cwd[0] ? order.app.cwd : "/";
+    return &program->container->program;
 }
 
-/* Into the app's root, as the user. Errors are told by their errno; nothing can be undone. */
-static int enter(const struct program *program, const char *group, bool makes_cwd)
+/* What says as whom it runs. */
+static const struct program *user_of(const struct program *program)
 {
-    char path[128];
-    const struct program *user = program->has_user ? program : &order.app;
+    return program->has_user ? program : own_of(program);
+}
+
+static const char *cwd_of(const struct program *program)
+{
+    const char *own = own_of(program)->cwd;
+    if (program->cwd && program->cwd[0])
+        return program->cwd;
+    return own && own[0] ? own : "/";
+}
+
+/* Into the container, as the user, with no descriptor beside 0 to 2 and `tell`, which becomes 3: from
+ * here on others in there may look into this process. Errors are told by their errno; nothing can be
+ * undone. */
+static int enter(const struct program *program, const char *group, bool makes_cwd, int *tell)
+{
+    const struct program *user = user_of(program);
     struct rlimit files = {OPEN_FILES, OPEN_FILES}, cores = {0, 0};
-    if (group) {
-        group_file(path, sizeof path, group, "cgroup.procs");
-        write_quietly(path, "0");
-    }
+    join_group(group);
     setrlimit(RLIMIT_NOFILE, &files);
     setrlimit(RLIMIT_CORE, &cores);
     umask(022);
-    if (chroot("/app") < 0)
+    prctl(PR_SET_DUMPABLE, 0);
+    if (!enter_spaces(program->container))
         return errno;
+    if (tell)
+        *tell = dup3(*tell, 3, O_CLOEXEC);
+    close_range(tell ? 4 : 3, ~0u, 0);
     if (makes_cwd)
         make_directories(cwd_of(program));
     if (chdir(cwd_of(program)) < 0)
         return errno;
     if (setgroups(user->groups_count, user->groups) < 0 || setresgid(user->gid, user->gid, user->gid) < 0)
         return errno;
-    if (!drop_capabilities(order.app.capabilities) || setresuid(user->uid, user->uid, user->uid) < 0)
+    if (!drop_capabilities(own_of(program)->capabilities) ||
+        setresuid(user->uid, user->uid, user->uid) < 0)
         return errno;
     return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 ? errno : 0;
 }
@@ -131,19 +160,22 @@ static const char *variable(const struct words *env, const char *name)
     return NULL;
 }
 
-/* The command's own variables over the app's. */
-static void merge(struct words *into, const struct words *own)
+/* The command's own variables over the container's. */
+static void merge(struct words *into, const struct words *own, const struct words *common)
 {
-    *into = *own;
-    if (own == &order.app.env)
+    size_t most = common == own ? 0 : common->count;
+    into->list = calloc(own->count + most + 1, sizeof *into->list);
+    into->count = own->count;
+    if (!into->list)
         return;
-    for (size_t n = 0; n < order.app.env.count && into->count < ARGS; n++) {
+    if (own->count)
+        memcpy(into->list, own->list, own->count * sizeof *own->list);
+    for (size_t n = 0; n < most; n++) {
         char name[256];
-        snprintf(name, sizeof name, "%.*s", (int)strcspn(order.app.env.list[n], "="), order.app.env.list[n]);
+        snprintf(name, sizeof name, "%.*s", (int)strcspn(common->list[n], "="), common->list[n]);
         if (!variable(own, name))
-            into->list[into->count++] = order.app.env.list[n];
+            into->list[into->count++] = common->list[n];
     }
-    into->list[into->count] = NULL;
 }
 
 /* As a shell looks it up. Returns the errno. */
@@ -221,15 +253,16 @@ static bool open_terminal(struct ends *ends, struct streams *streams, const stru
 {
     char path[64];
     int unlock = 0, number;
-    int master = open("/app/dev/pts/ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC | O_NONBLOCK);
+    const char *root = program->container->root;
+    snprintf(path, sizeof path, "%s/dev/pts/ptmx", root);
+    int master = open(path, O_RDWR | O_NOCTTY | O_CLOEXEC | O_NONBLOCK);
     if (master < 0 || ioctl(master, TIOCSPTLCK, &unlock) < 0 || ioctl(master, TIOCGPTN, &number) < 0)
         return false;
-    snprintf(path, sizeof path, "/app/dev/pts/%d", number);
+    snprintf(path, sizeof path, "%s/dev/pts/%d", root, number);
     int slave = open(path, O_RDWR | O_NOCTTY | O_CLOEXEC);
     if (slave < 0 || !set_size(master, program->rows, program->columns))
         return false;
-    const struct program *user = program->has_user ? program : &order.app;
-    if (fchown(slave, user->uid, 5) < 0)
+    if (fchown(slave, user_of(program)->uid, 5) < 0)
         return false;
     *ends = (struct ends){slave, slave, slave};
     *streams = (struct streams){dup(master), master, -1};
@@ -257,17 +290,17 @@ static pid_t launch(const struct program *program, const char *group, struct end
                     bool says_why, struct outcome *outcome)
 {
     int said[2];
-    static struct words env;
+    struct words env;
     if (pipe2(said, O_CLOEXEC) < 0)
         return -1;
-    merge(&env, &program->env);
-    pid_t pid = fork();
+    merge(&env, &program->env, &own_of(program)->env);
+    pid_t pid = env.list ? fork_into(program->container) : -1;
     if (pid == 0) {
         struct outcome mine = {0, 0};
         int tell = fcntl(said[1], F_DUPFD_CLOEXEC, 10);
         take_ends(ends, program->has_terminal);
         reset_signals();
-        mine.errno_of_entry = enter(program, group, makes_cwd);
+        mine.errno_of_entry = enter(program, group, makes_cwd, &tell);
         if (!mine.errno_of_entry)
             mine.errno_of_exec = execute((char **)program->args.list, &env);
         if (!mine.errno_of_entry && says_why)
@@ -277,6 +310,7 @@ static pid_t launch(const struct program *program, const char *group, struct end
         bool is_missing = mine.errno_of_exec == ENOENT || mine.errno_of_exec == ENOTDIR;
         _exit(is_missing ? NOT_FOUND : NOT_EXECUTABLE);
     }
+    free(env.list);
     close(said[1]);
     if (pid > 0 && read(said[0], outcome, sizeof *outcome) != sizeof *outcome)
         *outcome = (struct outcome){0, 0};
@@ -284,28 +318,32 @@ static pid_t launch(const struct program *program, const char *group, struct end
     return pid;
 }
 
-static bool make_group(const char *group)
+/* What is said of it is of which container, where there are several. */
+static void __attribute__((noreturn)) fail_to_start(const struct container *container, const char *what,
+                                                    const char *which, int problem)
 {
-    char path[128];
-    group_file(path, sizeof path, group, "");
-    return mkdir(path, 0755) == 0 || errno == EEXIST;
+    const char *name = is_main(container) ? "" : container->name;
+    fail("%s%s%scannot %s %s: %s", *name ? "container " : "", name, *name ? ": " : "", what, which,
+         strerror(problem));
 }
 
-pid_t start_app(struct streams *streams)
+void start_program(struct container *container, struct streams *streams)
 {
     struct ends ends;
-    struct outcome outcome;
-    if (!make_group("main") || !open_pipes(&ends, streams, false, order.app.uid))
-        fail("cannot make what the program needs: %s", strerror(errno));
-    pid_t pid = launch(&order.app, "main", &ends, true, false, &outcome);
+    struct outcome outcome = {0, 0};
+    char group[32];
+    const struct program *program = &container->program;
+    snprintf(group, sizeof group, "c%zu/main", number_of(container));
+    if (!make_group(group) || !open_pipes(&ends, streams, false, program->uid))
+        fail_to_start(container, "make", "what the program needs", errno);
+    container->pid = launch(program, group, &ends, true, false, &outcome);
     close_ends(&ends);
-    if (pid < 0)
-        fail("cannot fork: %s", strerror(errno));
+    if (container->pid < 0)
+        fail_to_start(container, "start", "a process", errno);
     if (outcome.errno_of_entry)
-        fail("cannot enter %s: %s", cwd_of(&order.app), strerror(outcome.errno_of_entry));
+        fail_to_start(container, "enter", cwd_of(program), outcome.errno_of_entry);
     if (outcome.errno_of_exec)
-        fail("cannot execute %s: %s", order.app.args.list[0], strerror(outcome.errno_of_exec));
-    return pid;
+        fail_to_start(container, "execute", program->args.list[0], outcome.errno_of_exec);
 }
 
 pid_t start_command(const struct program *program, const char *group, struct streams *streams,
@@ -313,10 +351,9 @@ pid_t start_command(const struct program *program, const char *group, struct str
 {
     struct ends ends;
     struct outcome outcome;
-    const struct program *user = program->has_user ? program : &order.app;
     bool opened = make_group(group) && (program->has_terminal
         ? open_terminal(&ends, streams, program)
-        : open_pipes(&ends, streams, program->has_input, user->uid));
+        : open_pipes(&ends, streams, program->has_input, user_of(program)->uid));
     if (!opened) {
         snprintf(problem, size, "the guest has no room for a command: %s", strerror(errno));
         return -1;
@@ -336,20 +373,20 @@ pid_t start_work(const struct program *program, const char *group, int (*work)(c
     struct ends ends;
     if ((group && !make_group(group)) || !open_pipes(&ends, streams, program->has_input, 0))
         return -1;
-    pid_t pid = fork();
+    pid_t pid = group ? fork_into(program->container) : fork();
     if (pid == 0) {
         take_ends(&ends, false);
-        close_range(3, ~0u, 0);     /* no program follows, with which they would go */
         reset_signals();
         if (group) {
             struct program rooted = *program;
             rooted.cwd = "/";
-            int problem = enter(&rooted, group, false);
+            int problem = enter(&rooted, group, false, NULL);
             if (problem) {
                 dprintf(2, "the instance cannot be entered: %s\n", strerror(problem));
                 _exit(1);
             }
         }
+        close_range(3, ~0u, 0);     /* no program follows, with which they would go */
         _exit(work(program));
     }
     close_ends(&ends);

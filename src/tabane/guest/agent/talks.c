@@ -12,10 +12,11 @@
 struct talk talks[MAX_TALKS];
 uint8_t out[OUT_BYTES];
 size_t out_count;
+bool is_welcomed;
 
 /* What is said to the host */
 
-static void say(uint8_t kind, uint32_t channel, const void *payload, size_t length)
+void say(uint8_t kind, uint32_t channel, const void *payload, size_t length)
 {
     if (out_count + HEADER + length + 1 > sizeof out)
         return;                     /* the host asks more at once than it may: docs/guest-agent.md */
@@ -30,7 +31,7 @@ static void say(uint8_t kind, uint32_t channel, const void *payload, size_t leng
     out_count += HEADER + length + 1;
 }
 
-static void say_number(uint8_t kind, uint32_t channel, uint32_t value)
+void say_number(uint8_t kind, uint32_t channel, uint32_t value)
 {
     uint8_t bytes[] = {value, value >> 8, value >> 16, value >> 24};
     say(kind, channel, bytes, sizeof bytes);
@@ -102,6 +103,16 @@ void leave(struct talk *talk)
     talk->kill_at = now_ms() + HANGUP_MS;
 }
 
+/* Whoever began them has gone. */
+void leave_all(void)
+{
+    is_welcomed = false;
+    for (int n = 0; n < MAX_TALKS; n++)
+        if (talks[n].id)
+            leave(&talks[n]);
+    drop_links();
+}
+
 static void look_after_leaving(struct talk *talk)
 {
     bool is_over = talk->has_ended && (!talk->group[0] || is_empty_group(talk->group));
@@ -111,21 +122,13 @@ static void look_after_leaving(struct talk *talk)
         kill_group(talk->group);
 }
 
-static void start_talk(uint8_t kind, uint32_t id, const uint8_t *payload, size_t length)
+static void begin_talk(struct talk *talk, uint8_t kind, struct program *program)
 {
-    static struct order wanted;
     static uint32_t started;
     char problem[512] = "the guest cannot fork";
-    struct talk *talk = find_talk(0);
-    struct program *program = &wanted.app;
-    wanted = (struct order){0};
-    if (!talk || find_talk(id) || !id)
-        return refuse(id, BUSY, "the guest has too many conversations: end some");
-    if (!parse_fields(payload, length, &wanted) || (kind == EXEC && !program->args.count))
-        return refuse(id, FAULT, "the guest does not understand the order");
-    *talk = (struct talk){.id = id, .windows = {WINDOW, WINDOW}, .streams = {-1, -1, -1}};
+    uint32_t id = talk->id;
     if (kind != LIST)
-        snprintf(talk->group, sizeof talk->group, "talk%u", ++started);
+        snprintf(talk->group, sizeof talk->group, "c%zu/talk%u", number_of(program->container), ++started);
     if (kind == EXEC) {
         talk->pid = start_command(program, talk->group, &talk->streams, problem, sizeof problem);
     } else {
@@ -133,15 +136,29 @@ static void start_talk(uint8_t kind, uint32_t id, const uint8_t *payload, size_t
         talk->pid = start_work(program, kind == LIST ? NULL : talk->group,
                                kind == PUT ? unpack : kind == GET ? pack : list_processes, &talk->streams);
     }
-    for (struct words *words = &program->args; words <= &program->env; words++)
-        for (size_t n = 0; n < words->count; n++)
-            free(words->list[n]);
-    free(program->cwd);
-    free(program->path);
     if (talk->pid > 0)
         return say(BEGUN, id, "", 0);
     forget(talk);
     refuse(id, !strncmp(problem, "workdir", 7) ? USAGE : BUSY, problem);
+}
+
+static void start_talk(uint8_t kind, uint32_t id, const uint8_t *payload, size_t length)
+{
+    static struct order wanted;
+    struct talk *talk = find_talk(0);
+    struct program *program = &wanted.asked;
+    wanted = (struct order){0};
+    if (!talk || find_talk(id) || !id)
+        return refuse(id, BUSY, "the guest has too many conversations: end some");
+    if (!parse_fields(payload, length, &wanted) || wanted.count || (kind == EXEC && !program->args.count))
+        refuse(id, FAULT, "the guest does not understand the order");
+    else if (!(program->container = find_container(program->where)))
+        refuse(id, USAGE, "the instance has no such container");
+    else {
+        *talk = (struct talk){.id = id, .windows = {WINDOW, WINDOW}, .streams = {-1, -1, -1}};
+        begin_talk(talk, kind, program);
+    }
+    free_program(program);
 }
 
 static void pump_input(struct talk *talk)
@@ -223,9 +240,8 @@ static void welcome(const uint8_t *nonce, size_t length)
     uint8_t answer[2 + NONCE] = {VERSION & 0xff, VERSION >> 8};
     if (length < 2 + NONCE)
         return;
-    for (int n = 0; n < MAX_TALKS; n++)
-        if (talks[n].id)
-            leave(&talks[n]);
+    leave_all();
+    is_welcomed = true;
     memcpy(answer + 2, nonce + 2, NONCE);
     memset(out, 0, SILENCE);
     out_count = SILENCE;
@@ -291,10 +307,22 @@ static void take_for_talk(uint8_t kind, struct talk *talk, const uint8_t *payloa
         talk->windows[payload[4] & 1] += value;
 }
 
+/* To the main program, which all others follow; a KILL is for all of them at once. */
+static void signal_program(uint32_t number)
+{
+    const struct container *container = &order.containers[order.count - 1];
+    if (number == SIGKILL)
+        kill_group("");
+    else if (container->pid)
+        kill(container->pid, number);
+}
+
 void take_frame(uint8_t kind, uint32_t id, const uint8_t *payload, size_t length)
 {
     struct talk *talk = id ? find_talk(id) : NULL;
     uint32_t number = 0;
+    if (id >> 31)
+        return take_for_link(kind, id, payload, length);
     switch (kind) {
     case HELLO:
         return welcome(payload, length);
@@ -309,7 +337,7 @@ void take_frame(uint8_t kind, uint32_t id, const uint8_t *payload, size_t length
         if (talk)
             take_for_talk(kind, talk, payload, length);
         else if (!id)
-            kill(app, number);
+            signal_program(number);
         return;
     default:
         return take_call(kind, id, payload, length);

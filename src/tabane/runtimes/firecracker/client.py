@@ -134,6 +134,16 @@ def _parse_answer(key: str, asked: str, status: int, content: bytes) -> Any:
     return answer if CALLS[key].answer else None
 
 
+async def wait_for_socket(path: Path) -> None:
+    """Until it is there. Raises `TimedOut`."""
+    try:
+        async with asyncio.timeout(SOCKET_S):
+            while not path.is_socket():  # noqa: ASYNC110 - who makes it tells nobody
+                await asyncio.sleep(POLL_S)
+    except TimeoutError:
+        raise TimedOut(f"nobody listened at {path} within {SOCKET_S:g} s") from None
+
+
 async def wait_for_api(path: Path) -> None:
     """Until somebody listens there. Raises `TimedOut`."""
     try:

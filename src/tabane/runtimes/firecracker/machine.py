@@ -2,9 +2,10 @@
 
     jail/firecracker/ID/root/    the jailer's chroot, in the instance's directory
       vmlinux, initramfs         bound, read-only: the guest's kernel, the same for all
-      image                      bound, read-only: the app's image as a disk, one for all instances
+      image0, image1, ...        bound, read-only: images as disks, each one for all instances
       layer, start, end          disks of this instance alone: its files, its order, how it ended
       api.sock, vsock.sock       Firecracker's API, and the way to the agent inside
+      vsock.sock_1024, ...       where the guest says what goes into its sidecars' logs
       firecracker.log, metrics   what Firecracker says of itself
       firecracker.pid            written by the jailer
 
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tabane.model import Value
-from tabane.runtimes.qemu.machine import VIRTIO
+from tabane.runtimes.machines.kernel import VIRTIO
 
 PROGRAM, JAILER = "firecracker", "jailer"
 API_SOCKET, VSOCK_SOCKET = "api.sock", "vsock.sock"
@@ -26,6 +27,8 @@ LOG, METRICS, PID = "firecracker.log", "metrics", "firecracker.pid"
 VMLINUX, INITRAMFS = "vmlinux", "initramfs"
 AGENT_PORT = 1
 """Where the agent inside listens on vsock."""
+LOGS_PORT = 1024
+"""The first of those on the node where it says what its sidecars do: two for each."""
 GUEST_CID = 3
 """Of every guest: each has its own socket on the node, so they cannot be taken for each other."""
 OPEN_FILES = 1024
@@ -34,8 +37,9 @@ MODULES = (
     *("virtio_mmio", "failover", "net_failover", "virtio_net", "virtio_blk", "overlay"),
     *("vsock", "vmw_vsock_virtio_transport_common", "vmw_vsock_virtio_transport"),
 )
-DISKS = {"image": True, "layer": False, "start": True, "end": False}
-"""May it only be read? In this order, by which the guest knows them: Firecracker tells no names."""
+DISKS = {"image0": True, "layer": False, "start": True, "end": False}
+"""May it only be read? In this order, by which the guest knows them, since Firecracker tells no
+names. Other images follow."""
 BOOT_OPTIONS = (
     *("console=ttyS0", "loglevel=1", "reboot=k", "panic=-1", "pci=off", "nokaslr", "audit=0"),
     *("ipv6.disable=1", "cryptomgr.notests", "rcupdate.rcu_expedited=1", "tsc=reliable"),
@@ -54,6 +58,18 @@ class Plan(Value, frozen=True):
     processors: int
     tap: str = ""
     mac: str = ""
+    images: int = 1
+
+
+def disks(images: int) -> list[tuple[str, bool]]:
+    """All of a machine's, as `DISKS`."""
+    return [*DISKS.items(), *((f"image{number}", True) for number in range(1, images))]
+
+
+def log_sockets(number: int) -> tuple[str, str]:
+    """For stdout and stderr of a sidecar, counted from 1."""
+    first = LOGS_PORT + 2 * (number - 1)
+    return f"{VSOCK_SOCKET}_{first}", f"{VSOCK_SOCKET}_{first + 1}"
 
 
 def jail_of(directory: Path, instance: str) -> Path:
@@ -90,7 +106,7 @@ def make_requests(plan: Plan) -> list[Request]:
         ("PUT", "/metrics", {"metrics_path": f"/{METRICS}"}),
         ("PUT", "/machine-config", _machine_config(plan)),
         ("PUT", "/boot-source", _boot_source()),
-        *(("PUT", f"/drives/{name}", _drive(name, only)) for name, only in DISKS.items()),
+        *(("PUT", f"/drives/{name}", _drive(name, only)) for name, only in disks(plan.images)),
     ]
     if plan.mac:
         body = {"iface_id": "eth0", "guest_mac": plan.mac, "host_dev_name": plan.tap}

@@ -1,20 +1,17 @@
-"""What a microVM of Firecracker's is made of: as QEMU's, in the place that the jailer goes into."""
+"""What a microVM of Firecracker's is made of beside what all machines are: the place that the
+jailer goes into."""
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
 from pathlib import Path
 
-from tabane.errors import EngineError, Unsupported
-from tabane.model import Class
+from tabane.errors import Unsupported
 from tabane.runtimes import mounts
-from tabane.runtimes.api import InstanceSpec, Link
-from tabane.runtimes.bundle import Program
-from tabane.runtimes.cgroups import Cgroup, missing_controllers
+from tabane.runtimes.api import InstanceSpec
+from tabane.runtimes.cgroups import Cgroup
 from tabane.runtimes.firecracker.machine import (
-    DISKS,
     INITRAMFS,
     JAILER,
     LOG,
@@ -25,14 +22,14 @@ from tabane.runtimes.firecracker.machine import (
     Plan,
     jail_of,
     jailer_argv,
+    log_sockets,
 )
-from tabane.runtimes.qemu.disks import disk_of
-from tabane.runtimes.qemu.kernel import AGENT, GuestKernel, find_kernel, make_initramfs
-from tabane.runtimes.qemu.machine import Machine, memory_for
-from tabane.runtimes.qemu.parts import INNER_ID, Parts
+from tabane.runtimes.machines.kernel import AGENT, GuestKernel
+from tabane.runtimes.machines.parts import MachineParts, disks_of, owner_of, processors_of
+from tabane.runtimes.machines.relays import Places
+from tabane.runtimes.machines.sizes import memory_for
 from tabane.runtimes.tap import TAP
 
-MACHINE = Machine("firecracker", Class.MICROVM, "", "", MODULES)
 END_BYTES = 512
 """Of the disk that the guest writes its end on: one sector."""
 KVM = Path("/dev/kvm")
@@ -41,59 +38,33 @@ AGENT_WORD = b"tabane.ports"
 that knows it has it in its text."""
 
 
-class FirecrackerParts(Parts):
+class FirecrackerParts(MachineParts):
     """`directory` holds what is common to its instances."""
 
     def __init__(self, directory: Path) -> None:
-        super().__init__(MACHINE, directory)
+        super().__init__(MODULES, directory)
 
     def check(self) -> None:
-        """Raises `Unsupported` with what is missing on this machine."""
         if os.geteuid() != 0:
             raise Unsupported("Firecracker's jailer needs root: run the node as root")
         find_programs()
         if not os.access(KVM, os.R_OK | os.W_OK):
             raise Unsupported(f"there is no {KVM}, and Firecracker does not emulate processors")
-        if missing := missing_controllers():
-            raise Unsupported(f"no cgroup controller {', '.join(missing)}: mount it")
-
-    def _set_up(self) -> GuestKernel:
-        if self._kernel is None:
-            self.check()
-            kernel = find_kernel()
-            if AGENT_WORD not in AGENT.read_bytes():
-                raise Unsupported(
-                    f"the guest agent {AGENT} speaks over virtio-serial only, "
-                    "which Firecracker does not have"
-                )
-            self._directory.mkdir(mode=0o711, parents=True, exist_ok=True)
-            self._initramfs = make_initramfs(kernel, self._machine.modules, self._directory)
-            self._kernel = kernel
-        return self._kernel
+        super().check()
 
     def set_up(self) -> tuple[GuestKernel, Path]:
-        """The guest's kernel and its initial file system. Raises `Unsupported`."""
-        return self._set_up(), self._initramfs
+        found = super().set_up()
+        if AGENT_WORD not in AGENT.read_bytes():
+            raise Unsupported(
+                f"the guest agent {AGENT} speaks over virtio-serial only, "
+                "which Firecracker does not have"
+            )
+        return found
 
-    async def version(self) -> str:
-        process = await asyncio.create_subprocess_exec(
-            *(PROGRAM, "--version"),
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-        )
-        words, _ = await process.communicate()
-        if process.returncode:
-            raise EngineError(f"{PROGRAM} does not run", status=process.returncode)
-        return words.decode(errors="replace").partition("\n")[0]
-
-    async def _make_disks(self, spec: InstanceSpec, link: Link, program: Program) -> None:
-        await super()._make_disks(spec, link, program)
-        await asyncio.to_thread(self._furnish, spec, disk_of(spec.image.tree))
-
-    def _furnish(self, spec: InstanceSpec, image: Path) -> None:
+    def furnish(self, spec: InstanceSpec) -> None:
         """Have all in the jail before the jailer makes it the root: it takes mounts along."""
-        assert self._kernel is not None
-        jail, owner = jail_of(spec.directory, spec.id), spec.app.id_base + INNER_ID
+        kernel, initramfs = self.set_up()
+        jail, owner = jail_of(spec.directory, spec.id), owner_of(spec)
         jail.mkdir(parents=True)
         for name in ("layer", "start"):
             (spec.directory / name).rename(jail / name)
@@ -102,10 +73,15 @@ class FirecrackerParts(Parts):
             (jail / name).touch(mode=0o600)
         for path in (jail, *jail.iterdir()):
             os.chown(path, owner, owner)
-        shown = {VMLINUX: self._kernel.vmlinux, INITRAMFS: self._initramfs, "image": image}
-        for name, source in shown.items():
+        images = {f"image{number}": disk for number, disk in enumerate(disks_of(spec))}
+        for name, source in ({VMLINUX: kernel.vmlinux, INITRAMFS: initramfs} | images).items():
             (jail / name).touch()
             mounts.bind_read_only(source, jail / name)
+
+    def log_places(self, spec: InstanceSpec, number: int) -> Places:
+        jail = jail_of(spec.directory, spec.id)
+        out, err = log_sockets(number)
+        return jail / out, jail / err
 
     def command_line(self, spec: InstanceSpec) -> tuple[str, ...]:
         assert spec.link is not None
@@ -113,22 +89,20 @@ class FirecrackerParts(Parts):
             find_programs(),
             spec.id,
             spec.directory,
-            user=spec.app.id_base + INNER_ID,
+            user=owner_of(spec),
             network=spec.link.network_namespace,
         )
         return Cgroup(spec.cgroup).entering(argv)
 
     def plan(self, spec: InstanceSpec) -> Plan:
-        resources = spec.app.resources
         mac = (spec.directory / "mac").read_text()
-        processors = max(1, int(-(-resources.cpu // 1)))
-        return Plan(memory_for(resources.memory_bytes), processors, TAP if mac else "", mac)
+        memory, processors = memory_for(spec.app.resources.memory_bytes), processors_of(spec.app)
+        return Plan(memory, processors, TAP if mac else "", mac, len(disks_of(spec)))
 
     def tear_down(self, directory: Path) -> None:
         for root in (directory / "jail").glob(f"{PROGRAM}/*/root"):
-            for name in (VMLINUX, INITRAMFS, *DISKS):
-                while mounts.unmount(root / name):
-                    pass
+            for path in mounts.targets_below(root):
+                mounts.unmount(path)
         shutil.rmtree(directory / "jail", ignore_errors=True)
         super().tear_down(directory)
 

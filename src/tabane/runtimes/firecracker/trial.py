@@ -27,9 +27,9 @@ from tabane.runtimes.firecracker.machine import (
     trial_requests,
 )
 from tabane.runtimes.firecracker.parts import find_programs
+from tabane.runtimes.machines.kernel import GuestKernel
+from tabane.runtimes.machines.sizes import KERNEL_BYTES, memory_for
 from tabane.runtimes.qemu.accelerator import GOOD_WORD, TRIAL
-from tabane.runtimes.qemu.kernel import GuestKernel
-from tabane.runtimes.qemu.machine import KERNEL_BYTES, memory_for
 from tabane.runtimes.trial import ID_BASE, parked
 
 TIMEOUT_S = 5.0

@@ -21,16 +21,15 @@ import msgspec
 
 from tabane.errors import TabaneError, Unsupported
 from tabane.model import Value
-from tabane.runtimes.qemu.kernel import AGENT, GuestKernel
+from tabane.runtimes.machines.kernel import AGENT, GuestKernel
+from tabane.runtimes.machines.sizes import KERNEL_BYTES, memory_for
 from tabane.runtimes.qemu.machine import (
-    KERNEL_BYTES,
     MICROVM,
     Accelerator,
     Confinement,
     Plan,
     bare_argv,
     kernel_options,
-    memory_for,
 )
 from tabane.runtimes.trial import ID_BASE, parked
 

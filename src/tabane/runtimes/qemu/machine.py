@@ -13,27 +13,24 @@ from pathlib import Path
 import msgspec
 
 from tabane.model import Class, Value
+from tabane.runtimes.machines.kernel import VIRTIO
 
-KERNEL_BYTES = 96 << 20
-"""Beside what the app may use: the kernel's image and tables, the agent."""
-ALIGNMENT = 2 << 20
-OVERHEAD_BYTES = 96 << 20
-"""What QEMU itself may use, on top of the guest's memory."""
 TRANSLATED_MIB = 32
-"""For emulated code, of that."""
-BASE_THREADS = 80
-"""Of QEMU beside its processors: its own, and up to 64 for disks."""
+"""For emulated code, of what QEMU itself may use."""
 
 PROGRAM = "/usr/bin/qemu-system-x86_64"
 FIRMWARE = "/usr/share/qemu"
 AGENT_FD, QMP_FD, END_FD, TAP_FD, OUT_FD, ERR_FD = range(10, 16)
 VOLUME_FD = 16
 """And those after it: the files of volumes."""
+LOG_FD = 32
+"""Likewise: what the containers beside the main one say goes into these pipes, two for each."""
+ERR_SET = 2
+"""The console's, too."""
 INSIDE = "/vm"
 """Where QEMU sees the files of its machine."""
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
-VIRTIO = ("virtio_ring", "virtio")
 DEVICES = ("failover", "net_failover", "virtio_net", "virtio_blk", "virtio_console", "overlay")
 
 
@@ -65,9 +62,8 @@ Q35 = Machine(
     no_option_rom=",romfile=",
 )
 
-DISKS = {"image": "on", "layer": "off", "start": "on"}
-"""By node name, which is its serial number, too: may it only be read?"""
-PORTS = ("agent", "out", "err", "end")
+DISKS = {"layer": "off", "start": "on"}
+"""By node name, which is its serial number, too: may it only be read? After those of images."""
 
 
 class Accelerator(Value, frozen=True):
@@ -89,12 +85,10 @@ class Plan(Value, frozen=True):
     memory_bytes: int
     processors: int
     mac: str = ""
+    images: int = 1
     volumes: int = 0
-
-
-def memory_for(app_bytes: int) -> int:
-    """A guest's memory, when its app may use that much."""
-    return -(-(app_bytes + KERNEL_BYTES) // ALIGNMENT) * ALIGNMENT
+    sidecars: int = 0
+    """Containers beside the main one."""
 
 
 def kernel_options(accelerator: Accelerator, *more: str) -> str:
@@ -123,12 +117,8 @@ def bare_argv(
         *("-smp", str(plan.processors), "-m", str(size)),
         *("-object", f"memory-backend-memfd,id=memory,size={size}M,share=on"),
         *("-kernel", f"{INSIDE}/vmlinux", "-initrd", f"{INSIDE}/initramfs", "-append", options),
-        *(
-            "-add-fd",
-            f"fd={ERR_FD},set=2",
-            "-chardev",
-            "file,id=console,path=/dev/fdset/2,append=on",
-        ),
+        *("-add-fd", f"fd={ERR_FD},set={ERR_SET}"),
+        *("-chardev", f"file,id=console,path=/dev/fdset/{ERR_SET},append=on"),
         *("-serial", "chardev:console", "-sandbox", SANDBOX),
     )
 
@@ -140,23 +130,29 @@ def make_argv(machine: Machine, plan: Plan, accelerator: Accelerator) -> tuple[s
     words += ["-mon", "chardev=qmp,mode=control"]
     if plan.mac:
         words += ["-netdev", f"tap,id=net,fd={TAP_FD}", "-device", _network(machine, plan.mac)]
-    for name, read_only in DISKS.items():
+    for name, read_only in ({f"image{n}": "on" for n in range(plan.images)} | DISKS).items():
         words += _disk(machine, name, f"{INSIDE}/{name}", read_only)
     for number in range(plan.volumes):
         file = VOLUME_FD + number
         words += ["-add-fd", f"fd={file},set={file}"]
         words += _disk(machine, f"volume{number}", f"/dev/fdset/{file}", "off")
-    words += [*("-add-fd", f"fd={OUT_FD},set=1"), *("-add-fd", f"fd={END_FD},set=3")]
     words += ["-device", f"virtio-serial-{machine.bus}"]
-    backends = (
-        f"socket,id=agent,fd={AGENT_FD},server=on,wait=off",
-        "file,id=out,path=/dev/fdset/1,append=on",
-        "file,id=err,path=/dev/fdset/2,append=on",
-        "file,id=end,path=/dev/fdset/3,append=on",
-    )
-    for name, backend in zip(PORTS, backends, strict=True):
-        words += ["-chardev", backend, "-device", f"virtserialport,chardev={name},name={name}"]
+    words += _port("agent", f"socket,id=agent,fd={AGENT_FD},server=on,wait=off")
+    for name, file in {"out": OUT_FD, "end": END_FD, **_logs(plan)}.items():
+        words += ["-add-fd", f"fd={file},set={file}"]
+        words += _port(name, f"file,id={name},path=/dev/fdset/{file},append=on")
+    words += _port("err", f"file,id=err,path=/dev/fdset/{ERR_SET},append=on")
     return tuple(words)
+
+
+def _logs(plan: Plan) -> dict[str, int]:
+    """Ports of the containers beside the main one, and the descriptors of their pipes."""
+    names = [name for n in range(1, plan.sidecars + 1) for name in (f"out{n}", f"err{n}")]
+    return {name: LOG_FD + number for number, name in enumerate(names)}
+
+
+def _port(name: str, backend: str) -> tuple[str, ...]:
+    return ("-chardev", backend, "-device", f"virtserialport,chardev={name},name={name}")
 
 
 def _network(machine: Machine, mac: str) -> str:

@@ -1,30 +1,31 @@
-"""What one node's machines are made of: kernel, disks, network, the place QEMU runs in."""
+"""What a machine of QEMU's is made of beside what all machines are: the place that QEMU runs in."""
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from tabane.clock import SYSTEM
-from tabane.errors import EngineError, Unsupported
-from tabane.guest.orders import StartOrder, encode_start, mask_of
-from tabane.model import AppName
+from tabane.errors import Unsupported
 from tabane.runtimes import seccomp, tap
-from tabane.runtimes.api import InstanceSpec, Link
-from tabane.runtimes.bundle import Program, make_program
-from tabane.runtimes.bundles import etc_files
-from tabane.runtimes.cgroups import Cgroup, missing_controllers
-from tabane.runtimes.qemu.disks import copy_sparse, disk_of, layer_disk, make_image_disk
-from tabane.runtimes.qemu.ends import FILE as END_FILE
-from tabane.runtimes.qemu.kernel import GuestKernel, find_kernel, make_initramfs
+from tabane.runtimes.api import InstanceSpec
+from tabane.runtimes.cgroups import Cgroup
+from tabane.runtimes.machines.ends import FILE as END_FILE
+from tabane.runtimes.machines.kernel import GuestKernel
+from tabane.runtimes.machines.parts import (
+    INNER_ID,
+    MachineParts,
+    disks_of,
+    owner_of,
+    processors_of,
+)
+from tabane.runtimes.machines.relays import Places
+from tabane.runtimes.machines.sizes import memory_for
 from tabane.runtimes.qemu.machine import (
     AGENT_FD,
-    BASE_THREADS,
     END_FD,
     INSIDE,
-    OVERHEAD_BYTES,
+    LOG_FD,
     PROGRAM,
     QMP_FD,
     TAP_FD,
@@ -34,138 +35,103 @@ from tabane.runtimes.qemu.machine import (
     Machine,
     Plan,
     make_argv,
-    memory_for,
 )
-from tabane.runtimes.volumes import lend
 
 CONFINE = Path(__file__).parents[1] / "_confine"
 """Compiled when Tabane is installed (hatch_build.py)."""
-INNER_ID = 65533
-"""User and group of every QEMU, in its app's id range: nobody's, and not its root."""
-SEED_BYTES = 64
 OPEN_FILES = 1024
 LOADED_FROM = ("/usr", "/lib", "/lib64")
 """QEMU, its libraries and its firmware."""
-FILES = ("layer", "start", "agent.sock", "qmp.sock", "pid", END_FILE)
-"""In the instance's directory, beside the directory `root`."""
+FILES = ("agent.sock", "qmp.sock", "pid")
+"""In the instance's directory, beside the directory `root` and the pipes of logs."""
+LOGS = "log-"
 
 FindAccelerator = Callable[[GuestKernel, Path, Confinement], Awaitable[Accelerator]]
 
 
-class Parts:
-    """Of one machine type. `directory` holds what is common to its instances."""
+class QemuParts(MachineParts):
+    """Of one machine type."""
 
     def __init__(self, machine: Machine, directory: Path) -> None:
+        super().__init__(machine.modules, directory)
         self._machine = machine
-        self._directory = directory
-        self._kernel: GuestKernel | None = None
-        self._initramfs = directory / "none"
         self._filter = directory / "calls.bpf"
         self._accelerator: Accelerator | None = None
-        self._programs: dict[AppName, tuple[int, str, Program]] = {}
-        self._macs: dict[str, str] = {}
-        self._making = asyncio.Lock()
-        """Held while a disk is made that others may want, too."""
 
-    def _set_up(self) -> GuestKernel:
-        """Raises `Unsupported` when the machine lacks something."""
-        if self._kernel is None:
-            if os.geteuid() != 0:
-                raise Unsupported("QEMU is confined by root only: run the node as root")
-            if not Path(PROGRAM).exists():
-                raise Unsupported(f"{PROGRAM} is not there: install qemu-system-x86")
-            if not CONFINE.exists():
-                raise Unsupported(f"{CONFINE} was not compiled: install gcc, then Tabane")
-            if missing := missing_controllers():
-                raise Unsupported(f"no cgroup controller {', '.join(missing)}: mount it")
-            kernel = find_kernel()
-            self._directory.mkdir(mode=0o711, parents=True, exist_ok=True)
-            self._initramfs = make_initramfs(kernel, self._machine.modules, self._directory)
+    def check(self) -> None:
+        if os.geteuid() != 0:
+            raise Unsupported("QEMU is confined by root only: run the node as root")
+        if not Path(PROGRAM).exists():
+            raise Unsupported(f"{PROGRAM} is not there: install qemu-system-x86")
+        if not os.access(PROGRAM, os.X_OK):
+            raise Unsupported(
+                f"{PROGRAM} is there and cannot be executed: see its mode, or install "
+                "qemu-system-x86 again"
+            )
+        if not CONFINE.exists():
+            raise Unsupported(f"{CONFINE} was not compiled: install gcc, then Tabane")
+        super().check()
+
+    def set_up(self) -> tuple[GuestKernel, Path]:
+        kernel, initramfs = super().set_up()
+        if not self._filter.exists():
             self._filter.write_bytes(seccomp.compile_filter(frozenset()))
-            self._kernel = kernel
-        return self._kernel
+        return kernel, initramfs
 
     async def accelerator(self, find: FindAccelerator) -> Accelerator:
         """How processors are had here; asks `find` once."""
         if self._accelerator is None:
-            kernel = self._set_up()
-            self._accelerator = await find(kernel, self._initramfs, self._confinement(kernel))
+            kernel, initramfs = self.set_up()
+            self._accelerator = await find(kernel, initramfs, self._confinement())
         return self._accelerator
 
-    def _confinement(self, kernel: GuestKernel) -> Confinement:
+    def _confinement(self) -> Confinement:
+        kernel, initramfs = self.set_up()
         shows = {path: Path(path) for path in LOADED_FROM if Path(path).exists()}
-        shows |= {f"{INSIDE}/vmlinux": kernel.vmlinux, f"{INSIDE}/initramfs": self._initramfs}
+        shows |= {f"{INSIDE}/vmlinux": kernel.vmlinux, f"{INSIDE}/initramfs": initramfs}
         nowhere = Path("/nonexistent")
         return Confinement(CONFINE, nowhere, "", "", INNER_ID, shows, filter=self._filter)
 
-    async def version(self) -> str:
-        """The first line of what QEMU says of its version."""
-        process = await asyncio.create_subprocess_exec(
-            PROGRAM, "--version", stdout=asyncio.subprocess.PIPE
-        )
-        words, _ = await process.communicate()
-        if process.returncode:
-            raise EngineError(f"{PROGRAM} does not run", status=process.returncode)
-        return words.decode(errors="replace").partition("\n")[0]
-
-    async def build(self, spec: InstanceSpec) -> Program:
-        """Disks, network and cgroup of an instance. What is half made when this fails is removed.
-
-        Raises `Unsupported` and `UsageError` for what a machine cannot be given, `Busy` when a
-        volume is in use.
-        """
-        self._set_up()
-        if spec.link is None:
-            raise Unsupported(f"{spec.app.key}: a machine needs a network link")
-        if spec.image.kind != "linux" or spec.image.host_usr:
-            raise Unsupported(
-                f"{spec.app.key}: a machine has a kernel of its own, so it needs an "
-                "image of its own, not this host's programs: name one"
-            )
-        program = self._program(spec)
-        try:
-            await self._make_disks(spec, spec.link, program)
-            for storage in spec.volumes:
-                await asyncio.to_thread(lend, storage.file)
-            _make_cgroup(spec)
-        except BaseException:
-            await Cgroup(spec.cgroup).remove()
-            self.tear_down(spec.directory)
-            raise
-        return program
-
-    def _program(self, spec: InstanceSpec) -> Program:
-        app = spec.app
-        known = self._programs.get(app.key)
-        if known is None or known[:2] != (app.revision, spec.image.digest):
-            program = make_program(app, spec.image, {})
-            known = self._programs[app.key] = (app.revision, spec.image.digest, program)
-        return known[2]
-
-    async def _make_disks(self, spec: InstanceSpec, link: Link, program: Program) -> None:
-        async with self._making:
-            await make_image_disk(spec.image.tree)
-            empty = await layer_disk(spec.app.resources.disk_bytes, self._directory)
-        owner = spec.app.id_base + INNER_ID
-        made = await asyncio.to_thread(tap.make_tap, link, owner)
-        (spec.directory / "mac").write_text(made.mac)
-        layer, start = spec.directory / "layer", spec.directory / "start"
-        await asyncio.to_thread(copy_sparse, empty, layer)
-        start.touch(mode=0o600)
-        start.write_bytes(encode_start(_start_order(spec, link, program, made)))
-        for path in (layer, start):
-            os.chown(path, owner, owner)
+    def furnish(self, spec: InstanceSpec) -> None:
         (spec.directory / "root").mkdir(mode=0o711)
+        for number in range(1, len(spec.sidecars) + 1):
+            for place in self.log_places(spec, number):
+                os.mkfifo(place, 0o600)
+                os.chown(place, owner_of(spec), owner_of(spec))
+
+    def log_places(self, spec: InstanceSpec, number: int) -> Places:
+        return spec.directory / f"{LOGS}out{number}", spec.directory / f"{LOGS}err{number}"
 
     def command_line(self, spec: InstanceSpec) -> tuple[str, ...]:
         """What starts the instance's machine."""
-        kernel, accelerator = self._set_up(), self._accelerator
+        common, accelerator = self._confinement(), self._accelerator
         assert spec.link is not None and accelerator is not None
-        directory, common = spec.directory, self._confinement(kernel)
-        resources = spec.app.resources
-        memory, processors = memory_for(resources.memory_bytes), max(1, -(-resources.cpu // 1))
-        mac = (directory / "mac").read_text()
-        plan = Plan(memory, int(processors), mac, len(spec.volumes))
+        directory, images = spec.directory, disks_of(spec)
+        plan = Plan(
+            memory_for(spec.app.resources.memory_bytes),
+            processors_of(spec.app),
+            (directory / "mac").read_text(),
+            len(images),
+            len(spec.volumes),
+            len(spec.sidecars),
+        )
+        shows = {f"{INSIDE}/image{number}": disk for number, disk in enumerate(images)}
+        confinement = Confinement(
+            common.confine,
+            directory / "root",
+            spec.link.user_namespace,
+            spec.link.network_namespace,
+            INNER_ID,
+            common.shows | shows | {f"{INSIDE}/start": directory / "start"},
+            {f"{INSIDE}/layer": directory / "layer"},
+            () if accelerator.emulates else ("/dev/kvm",),
+            self._options(spec, plan),
+            common.filter,
+        )
+        return confinement.around(make_argv(self._machine, plan, accelerator))
+
+    def _options(self, spec: InstanceSpec, plan: Plan) -> tuple[str, ...]:
+        directory = spec.directory
         options = ["--pid", f"{directory}/pid", "--word", f"{END_FD}={directory}/{END_FILE}"]
         options += ["--listen", f"{AGENT_FD}={directory}/agent.sock"]
         options += ["--listen", f"{QMP_FD}={directory}/qmp.sock"]
@@ -173,60 +139,19 @@ class Parts:
         volumes = [storage.file for storage in spec.volumes]
         for number, file in enumerate(volumes, VOLUME_FD):
             options += ["--open", f"{number}={file}"]
+        numbers = range(1, len(spec.sidecars) + 1)
+        logs = [place for number in numbers for place in self.log_places(spec, number)]
+        for number, file in enumerate(logs, LOG_FD):
+            options += ["--write", f"{number}={file}"]
         sizes = [file.stat().st_size for file in (directory / "layer", *volumes)]
-        options += ["--size", str(max(memory, *sizes))]  # memory is a file, too
+        options += ["--size", str(max(plan.memory_bytes, *sizes))]  # memory is a file, too
         for place in Cgroup(spec.cgroup).own_directories():
             options += ["--cgroup", f"{place}/cgroup.procs"]
-        confinement = Confinement(
-            common.confine,
-            directory / "root",
-            spec.link.user_namespace,
-            spec.link.network_namespace,
-            INNER_ID,
-            common.shows
-            | {f"{INSIDE}/image": disk_of(spec.image.tree)}
-            | {f"{INSIDE}/start": directory / "start"},
-            {f"{INSIDE}/layer": directory / "layer"},
-            () if accelerator.emulates else ("/dev/kvm",),
-            tuple(options),
-            common.filter,
-        )
-        return confinement.around(make_argv(self._machine, plan, accelerator))
+        return tuple(options)
 
     def tear_down(self, directory: Path) -> None:
-        """Remove what `build`, and the machine, made in an instance's directory. Idempotent."""
-        for name in (*FILES, "mac"):
-            (directory / name).unlink(missing_ok=True)
+        super().tear_down(directory)
+        for path in (*(directory / name for name in FILES), *directory.glob(f"{LOGS}*")):
+            path.unlink(missing_ok=True)
         if (directory / "root").exists():
             (directory / "root").rmdir()
-
-
-def _make_cgroup(spec: InstanceSpec) -> None:
-    resources = spec.app.resources
-    Cgroup(spec.cgroup).make(
-        {
-            "memory_bytes": memory_for(resources.memory_bytes) + OVERHEAD_BYTES,
-            "pids": BASE_THREADS + int(-(-resources.cpu // 1)),
-            "cpu": resources.cpu,
-        }
-    )
-
-
-def _start_order(spec: InstanceSpec, link: Link, program: Program, made: tap.Tap) -> StartOrder:
-    return StartOrder(
-        args=program.args,
-        env=program.env,
-        workdir=program.cwd,
-        user=program.user,
-        capabilities=mask_of(program.capabilities),
-        hostname=spec.hostname or spec.id,
-        address=link.address,
-        gateway=link.gateway,
-        gateway_mac=made.gateway_mac,
-        files=etc_files(spec, link),
-        memory_bytes=spec.app.resources.memory_bytes,
-        pids=spec.app.resources.pids,
-        seed=os.urandom(SEED_BYTES),
-        clock_ns=int(SYSTEM.wall() * 1e9),
-        volumes=tuple(storage.path for storage in spec.volumes),
-    )

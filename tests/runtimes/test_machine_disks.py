@@ -9,8 +9,14 @@ from pathlib import Path
 import pytest
 
 from tabane.errors import EngineError, Unsupported
-from tabane.runtimes.qemu import disks
-from tabane.runtimes.qemu.disks import copy_sparse, disk_of, layer_disk, make_image_disk, measure
+from tabane.runtimes.machines import disks
+from tabane.runtimes.machines.disks import (
+    copy_sparse,
+    disk_of,
+    layer_disk,
+    make_image_disk,
+    measure,
+)
 
 PATH = "/usr/sbin:/sbin:/usr/bin:/bin"
 

@@ -18,8 +18,10 @@ from tabane.model import Value
 PREFIX = Path("/opt/tabane/guest")
 AGENT = Path(__file__).parents[2] / "guest" / "_agent"
 """Compiled when Tabane is installed (hatch_build.py)."""
+VIRTIO = ("virtio_ring", "virtio")
+"""The modules that those of all virtual devices need."""
 CONSOLE = os.makedev(5, 1)
-DIRECTORIES = ("app", "cgroup", "dev", "image", "layer", "lib", "proc", "sys")
+DIRECTORIES = ("cgroup", "dev", "lib", "pod", "proc", "root", "sys")
 MOUNT_POINT_MODE = stat.S_IFDIR | 0o755
 
 
