@@ -45,6 +45,14 @@ class SystemClock:
 SYSTEM = SystemClock()
 
 
+def read_kernel_clocks_ns() -> tuple[int, int]:
+    """CLOCK_MONOTONIC and CLOCK_BOOTTIME, in nanoseconds: for what a program sees of them."""
+    return (
+        time.clock_gettime_ns(time.CLOCK_MONOTONIC),
+        time.clock_gettime_ns(time.CLOCK_BOOTTIME),
+    )
+
+
 async def sleep_until(clock: Clock, when: float) -> None:
     """Wait until `clock.now()` has reached `when`."""
     from asyncio import Event

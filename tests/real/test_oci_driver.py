@@ -21,6 +21,7 @@ from tabane.runtimes.api import Image
 from tabane.runtimes.cgroups import Cgroup
 from tabane.runtimes.oci import OciDriver
 from tabane.runtimes.trial import parked
+from tabane.testing.checkpoints import CHECKPOINT_CHECKS
 from tabane.testing.container_bench import SAY, ContainerBench, make_app
 from tabane.testing.containers import (
     ID_BASE,
@@ -73,7 +74,9 @@ async def bench(
     await spawner.aclose()
 
 
-@pytest.mark.parametrize("check", DRIVER_CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize(
+    "check", DRIVER_CHECKS + CHECKPOINT_CHECKS, ids=lambda check: check.__name__
+)
 async def test_conformance(check: Check, bench: ContainerBench) -> None:
     await check(bench)
 

@@ -29,6 +29,9 @@ K2I_SOCKET = "k2i.sock"
 """There: of the node's k2i, read-only."""
 K2I_VARIABLE = "TABANE_K2I"
 """Its URL, in the program's environment."""
+EPOCH = "epoch"
+"""There, after a restore: a random UUID, another one for each that was restored. What begins as a
+copy of others can tell by it that it is a new one."""
 
 
 class Capabilities(Value, frozen=True):
@@ -79,6 +82,8 @@ class Probe(Value, frozen=True):
     """It works, but has to emulate a processor: an app or the node's operator must allow that."""
     detail: str = ""
     """What else was found out, for those who ask."""
+    versions: dict[str, str] = msgspec.field(default_factory=dict)
+    """Of the engines that make its checkpoints, by name: none is restored where one is older."""
 
 
 DEFAULTS = {
@@ -410,9 +415,22 @@ class Driver(Protocol):
 
     async def thaw(self, handle: Handle) -> None: ...
 
-    async def checkpoint(self, handle: Handle, directory: Path, *, leave_running: bool) -> None: ...
+    async def checkpoint(self, handle: Handle, directory: Path, *, leave_running: bool) -> None:
+        """Save what runs, or is frozen, into an empty directory that only root can read. Then it
+        goes on as it was, or has ended.
 
-    async def restore(self, spec: InstanceSpec, handle: Handle, directory: Path) -> Handle: ...
+        Raises `Conflict` for what is in the way now, `Unsupported` for what an instance like this
+        never can, `EngineError` when it fails; then it goes on as it was, too, and the directory
+        is of no use. Connections are not saved.
+        """
+
+    async def restore(self, spec: InstanceSpec, handle: Handle, directory: Path) -> Handle:
+        """In place of `start`: have what is prepared go on from where a checkpoint was, once or
+        often, with the network, names, layer and log of `spec`, and an `EPOCH` of its own.
+
+        The directory may be made readable for the app's ids, and is not changed otherwise. Raises
+        `Corrupt` or `EngineError`; what is left then, `destroy` removes.
+        """
 
     async def exec(self, handle: Handle, execution: Execution) -> Conversation:
         """Begin to run a command inside. Where there is no such program it ends with code 127,

@@ -13,6 +13,7 @@ import asyncio
 import os
 import resource
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from tabane.errors import Unsupported
@@ -77,13 +78,23 @@ class Bundles:
         usr = self._map_usr(spec, spec.link)
         config = bundle.make_config(spec, program, host, usr)
         try:
-            image = self._images.get(spec.image.tree, spec.app.id_base, spec.link.user_namespace)
-            rootfs.build(spec, (self.init, image), etc_files(spec, spec.link))
+            rootfs.build(spec, self._lowers(spec, spec.link), etc_files(spec, spec.link))
             (spec.directory / "config.json").write_bytes(config)
         except BaseException:
             rootfs.tear_down(spec.directory)
             raise
         return program
+
+    def refill(self, spec: InstanceSpec, fill: Callable[[Path], None]) -> Path | None:
+        """Have `fill` change the layer of what `build` made and nothing runs in yet. Returns what
+        is bound on /usr, if anything."""
+        assert spec.link is not None
+        rootfs.refill(spec, self._lowers(spec, spec.link), fill)
+        return self._map_usr(spec, spec.link)
+
+    def _lowers(self, spec: InstanceSpec, link: Link) -> tuple[Path, ...]:
+        image = self._images.get(spec.image.tree, spec.app.id_base, link.user_namespace)
+        return (self.init, image)
 
     def _program(self, spec: InstanceSpec) -> bundle.Program:
         app = spec.app

@@ -350,14 +350,6 @@ class OciDriver(OfCgroup):
         return await copying.converse(self._place(handle), transfer)
 
 
-def crun(spawner: Spawner, directory: Path) -> OciDriver:
-    return OciDriver(Engine("crun", takes_bpf=True), spawner, directory)
-
-
-def runc(spawner: Spawner, directory: Path) -> OciDriver:
-    return OciDriver(Engine("runc"), spawner, directory)
-
-
 def parse_init_status(status: ExitStatus) -> ExitStatus:
     """The program's own end: init says 128 + N, as shells do, when signal N ended it."""
     number = status.code - 128

@@ -15,8 +15,8 @@ from tabane.errors import NotFound
 from tabane.runtimes.api import Driver, Probe, Spawner
 
 DRIVERS = {
-    "crun": "tabane.runtimes.oci:crun",
-    "runc": "tabane.runtimes.oci:runc",
+    "crun": "tabane.runtimes.criu.driver:crun",
+    "runc": "tabane.runtimes.criu.driver:runc",
     "containerd": "tabane.runtimes.containerd.driver:containerd",
     "runsc": "tabane.runtimes.runsc.driver:make",
     "wasmtime": "tabane.runtimes.unikernel.wasmtime:make",

@@ -14,8 +14,10 @@ system calls in the node's mount namespace, under a millisecond, and no process 
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 from tabane.errors import Unsupported
@@ -102,6 +104,19 @@ def build(spec: InstanceSpec, lowers: tuple[Path, ...], files: dict[str, str]) -
     (layer / "work").mkdir(mode=0o700)
     _make_dev(layer / "dev", owner)
     _write_etc(spec.image.tree / "etc", layer / "up/etc", owner, files)
+    _mount_overlay(layer, rootfs, lowers)
+
+
+def refill(spec: InstanceSpec, lowers: tuple[Path, ...], fill: Callable[[Path], None]) -> None:
+    """Have `fill` change the layer of what `build` made: the overlay is away meanwhile, which must
+    not see that. When it fails, `tear_down` removes the rest."""
+    rootfs = spec.directory / "rootfs"
+    mounts.unmount(rootfs)
+    fill(spec.layer)
+    _mount_overlay(spec.layer, rootfs, lowers)
+
+
+def _mount_overlay(layer: Path, rootfs: Path, lowers: tuple[Path, ...]) -> None:
     below = ":".join(mounts.escape(lower) for lower in lowers)
     up, work = mounts.escape(layer / "up"), mounts.escape(layer / "work")
     options = f"lowerdir={below},upperdir={up},workdir={work}"
@@ -129,6 +144,32 @@ def remove_mount(target: Path) -> None:
         while mounts.unmount(target):
             pass
         target.rmdir()
+
+
+def write_run(spec: InstanceSpec, directory: str, name: str, text: str) -> None:
+    """Put a file into a directory of /run in the layer, which no overlay sees at the time; the
+    program can read it. Follows no link, since the layer may be a program's work. Raises
+    `Unsupported` when /run is no directory."""
+    owner, below, above = spec.app.id_base, spec.image.tree / "run", spec.layer / "up/run"
+    if not os.path.lexists(above) and (not os.path.lexists(below) or _is_directory(below)):
+        like = below if below.exists() else spec.image.tree
+        _make_directory(above, like.stat(), owner)
+    if not _is_directory(above):
+        raise Unsupported(f"/run of {spec.app.key} is no directory: make it one in its image")
+    place, target = above / directory, above / directory / name
+    if not _is_directory(place):
+        place.unlink(missing_ok=True)
+        _make_directory(place, spec.image.tree.stat(), owner)
+    if _is_directory(target):
+        shutil.rmtree(target)
+    target.unlink(missing_ok=True)
+    target.write_text(text)
+    os.chown(target, owner, owner)
+    target.chmod(0o444)
+
+
+def _is_directory(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
 
 
 def _make_directory(path: Path, like: os.stat_result, id_base: int) -> None:

@@ -22,7 +22,9 @@ from tabane.testing.spawner import PlainSpawner
 from tabane.testing.talks import run_inside
 
 SAY = f"echo {SAID.decode()}"
+COUNT = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.05; done"
 COMMANDS = {
+    Behaviour.COUNTS: ("sh", "-c", COUNT),
     Behaviour.WAITS: ("sleep", "1000"),
     Behaviour.SAYS: ("sh", "-c", SAY),
     Behaviour.EXITS: ("sh", "-c", "exit 3"),

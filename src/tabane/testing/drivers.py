@@ -1,7 +1,8 @@
 """What every `Driver` must do: the conformance suite.
 
 Each check is a coroutine that takes a `DriverBench` (a driver, and instances of given behaviour for
-it) and asserts. `check_driver` runs all; a test runner takes them one by one:
+it) and asserts; those of checkpoints are in `tabane.testing.checkpoints`. `check_driver` there runs
+all; a test runner takes them one by one:
 
     @pytest.mark.parametrize("check", DRIVER_CHECKS, ids=lambda check: check.__name__)
     async def test_fake(check):
@@ -53,6 +54,8 @@ class Behaviour(StrEnum):
     """at once, with 3"""
     STAYS = "stays"
     """whatever the stop signal says; writes `SAID` when it is deaf to it"""
+    COUNTS = "counts"
+    """from 1 into its log, several lines a second, until it is stopped (see `checkpoints`)"""
     EATS = "eats"
     """memory, until it is killed for it; where it is told that there is no more, it ends with
     `REFUSED`"""
@@ -74,12 +77,6 @@ class DriverBench(Protocol):
 
 
 Check = Callable[[DriverBench], Awaitable[None]]
-
-
-async def check_driver(bench: DriverBench) -> None:
-    """Run every check."""
-    for check in DRIVER_CHECKS:
-        await check(bench)
 
 
 @asynccontextmanager

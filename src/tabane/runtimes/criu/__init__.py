@@ -1,0 +1,1 @@
+"""Checkpoints of containers by CRIU: `driver` has the engines with it."""

@@ -1,0 +1,245 @@
+"""Checkpoints for OCI engines, by CRIU: clones of one container, each an instance for itself.
+
+CRIU is driven by Tabane and not by the engine (docs/decisions/checkpoints.md): runc's own way makes
+a user namespace and a network of its own for what it restores, and Debian's crun has none. Once
+restored, a container is the engine's like any other: it is given the state that it would have
+written itself, for `exec`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+import signal
+from contextlib import suppress
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from tabane.errors import EngineError, NotFound, Unsupported
+from tabane.model import ExitStatus
+from tabane.runtimes.api import Capabilities, Finished, Handle, InstanceSpec, Probe, Spawner
+from tabane.runtimes.cgroups import Cgroup, find_hierarchies
+from tabane.runtimes.criu import dump, restore, saved
+from tabane.runtimes.criu.engine import FEATURES, Criu, find_criu, learn_features
+from tabane.runtimes.oci import (
+    Engine,
+    OciDriver,
+    cgroup_of,
+    check_running,
+    directory_of,
+    is_running,
+)
+from tabane.runtimes.threads import to_thread
+from tabane.supervise import Supervisor
+
+RESTORE_TIMEOUT_S = 30.0
+"""Under 0.2 s as a rule; CRIU waits for ever for memory that its images lack."""
+
+
+class CriuDriver(OciDriver):
+    """An `OciDriver` with checkpoints, where CRIU works."""
+
+    def __init__(self, engine: Engine, spawner: Spawner, directory: Path) -> None:
+        super().__init__(engine, spawner, directory)
+        self._criu: Criu | None = None
+        self._no_criu = ""
+        self._restoring: set[str] = set()
+        self.capabilities = self._find_capabilities()
+
+    def _find_capabilities(self) -> Capabilities:
+        able = self._find_criu() is not None
+        return replace(OciDriver.capabilities, checkpoint=able, restore=able)
+
+    def _find_criu(self) -> Criu | None:
+        if self._criu is None and not self._no_criu:
+            try:
+                self._criu = find_criu()
+            except Unsupported as problem:
+                self._no_criu = problem.message
+        return self._criu
+
+    # What it can do here
+
+    async def probe(self) -> Probe:
+        """As `OciDriver.probe`, with a checkpoint of what was tried, and two clones of it."""
+        if self._probe is None:
+            probe = await super().probe()
+            if probe.works:
+                from tabane.runtimes.criu.trial import try_checkpoints
+
+                if self._criu is not None:
+                    self._no_criu = await try_checkpoints(self, self._directory)
+                probe = self._tell(probe)
+            self._probe = probe
+        return self._probe
+
+    def _tell(self, probe: Probe) -> Probe:
+        """What became of CRIU, for those who ask."""
+        if self._no_criu:
+            self._criu = None
+        self.capabilities = self._find_capabilities()
+        if self._criu is None:
+            return replace(probe, detail=f"no checkpoints: {self._no_criu}")
+        version = self._criu.version
+        found = re.search(r"\d+(\.\d+)+", probe.reason)
+        versions = {"criu": version, self.name: found[0] if found else ""}
+        return replace(probe, detail=f"checkpoints by CRIU {version}", versions=versions)
+
+    def _able(self) -> Criu:
+        """Raises `Unsupported` where CRIU does not work."""
+        criu = self._find_criu()
+        if criu is None:
+            raise Unsupported(f"containers cannot be checkpointed here: {self._no_criu}")
+        return criu
+
+    async def _ready_to_restore(self) -> Criu:
+        criu = self._able()
+        self._set_up()
+        (self._directory / restore.EMPTY).mkdir(mode=0o755, exist_ok=True)
+        if not (self._directory / FEATURES).exists():
+            await to_thread(learn_features, criu, self._directory)
+        return criu
+
+    # Checkpoints
+
+    def _make_handle(self, spec: InstanceSpec, stop_signal: int) -> Handle:
+        handle = super()._make_handle(spec, stop_signal)
+        link_pid = spec.link.parked_pid if spec.link is not None else 0
+        return replace(handle, data=handle.data | {"link_pid": link_pid})
+
+    async def checkpoint(self, handle: Handle, directory: Path, *, leave_running: bool) -> None:
+        criu = self._able()
+        check_running(handle)
+        if handle.data.get("sidecars"):
+            raise Unsupported(f"{handle.id} has several containers: these cannot be checkpointed")
+        cgroup = cgroup_of(handle)
+        frozen_before = cgroup.is_frozen()
+        try:
+            await cgroup.freeze()
+            work = dump.Dump(criu, self._spawner, handle, self._state_of(handle))
+            async with Supervisor("dump", on_failure=lambda *_: None) as tasks:
+                dumping = tasks.start(handle.id, work.into(directory, freezer_of(cgroup)))
+                await _to_its_end(dumping)
+        except BaseException:
+            if not frozen_before:
+                cgroup.thaw()
+            raise
+        if not leave_running:
+            await self._end(handle)
+        elif not frozen_before:
+            cgroup.thaw()
+
+    async def _end(self, handle: Handle) -> None:
+        await self._signal(handle, signal.SIGKILL)
+        cgroup_of(handle).thaw()
+        await self._exited(handle)
+
+    async def restore(self, spec: InstanceSpec, handle: Handle, directory: Path) -> Handle:
+        criu = await self._ready_to_restore()
+        work = restore.Restore(criu, spec, directory, self._directory)
+        usr = await to_thread(self._bundles.refill, spec, work.fill)
+        work.let_in()
+        os.chown(spec.directory, spec.app.id_base, spec.app.id_base)
+        spec.directory.chmod(0o700)
+        limits = self._pod_limits(spec)
+        cgroup = Cgroup(spec.cgroup)
+        cgroup.make({name: limit for name, limit in limits.items() if name != "cpu"})
+        saved.write_state(work.saved, directory, self._state_of(handle), work.names())
+        command = work.command(usr)
+        self._starting.add(handle.id)
+        self._restoring.add(handle.id)
+        await self._spawner.spawn(command)
+        finished = await self._wait_restored(handle)
+        if finished.status != ExitStatus():
+            raise self._restore_failed(handle, command.argv, finished.status, work.find_problem())
+        cgroup.limit(limits)
+        self._restoring.discard(handle.id)
+        return self._adopt(handle)
+
+    async def _wait_restored(self, handle: Handle) -> Finished:
+        try:
+            async with asyncio.timeout(RESTORE_TIMEOUT_S):
+                finished = await self._spawner.finished(handle.id)
+        except TimeoutError:
+            self._kill_all(handle)
+            finished = await self._spawner.finished(handle.id)
+        self._starting.discard(handle.id)
+        return finished
+
+    def _kill_all(self, handle: Handle) -> None:
+        """Also who restores it, who is in its cgroup."""
+        for pid in cgroup_of(handle).pids():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    async def destroy(self, handle: Handle) -> None:
+        if handle.id in self._restoring:
+            self._kill_all(handle)
+        await super().destroy(handle)
+        self._restoring.discard(handle.id)
+
+    def _restore_failed(
+        self, handle: Handle, argv: tuple[str, ...], status: ExitStatus, words: str
+    ) -> EngineError:
+        words = words or f"CRIU {status.describe()}"
+        problem = f"{handle.id} could not be restored: {words}"
+        return EngineError(problem, argv=argv, status=-status.signal or status.code, output=words)
+
+    def _adopt(self, handle: Handle) -> Handle:
+        adopted = super()._adopt(handle)
+        pid, ticks = adopted.data["pid"], adopted.data["pid_start"]
+        assert isinstance(pid, int) and isinstance(ticks, int)
+        saved.complete_state(self._state_of(handle), pid, ticks)
+        return adopted
+
+    # After a restart, and at the end
+
+    async def recover(self, spec: InstanceSpec, handle: Handle) -> Handle | None:
+        if is_running(handle):
+            await self._await_dump(handle)
+        return await super().recover(spec, handle)
+
+    async def _await_dump(self, handle: Handle) -> None:
+        """A dump that was begun by an agent that is no more: what it saves nobody uses."""
+        key = dump.key_of(handle.id)
+        with suppress(NotFound):
+            await dump.wait_finished(self._spawner, key)
+            cgroup_of(handle).thaw()
+        await self._spawner.forget(key)
+        shutil.rmtree(directory_of(handle) / dump.WORK, ignore_errors=True)
+
+    def _remove(self, handle: Handle) -> None:
+        super()._remove(handle)
+        directory = directory_of(handle)
+        shutil.rmtree(directory / dump.WORK, ignore_errors=True)
+        for name in restore.FILES:
+            (directory / name).unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            (directory / restore.STAGE).rmdir()
+
+
+async def _to_its_end(dumping: asyncio.Task[None]) -> None:
+    """To break CRIU off may harm what it has stopped: who is cancelled waits for it."""
+    try:
+        await asyncio.shield(dumping)
+    except asyncio.CancelledError:
+        await asyncio.wait([dumping])
+        raise
+
+
+def freezer_of(cgroup: Cgroup) -> Path:
+    """Directory of the cgroup, where it is frozen."""
+    hierarchies = find_hierarchies()
+    root = hierarchies[""] if "" in hierarchies else hierarchies["freezer"]
+    return root / cgroup.path.lstrip("/")
+
+
+def crun(spawner: Spawner, directory: Path) -> CriuDriver:
+    return CriuDriver(Engine("crun", takes_bpf=True), spawner, directory)
+
+
+def runc(spawner: Spawner, directory: Path) -> CriuDriver:
+    return CriuDriver(Engine("runc"), spawner, directory)
