@@ -154,6 +154,8 @@ def test_a_nodes_empty_cgroup_may_be_of_somebody_who_runs_nodes(
     with subprocess.Popen(
         ["tabane.node.holder", "60"], executable="/bin/sleep", env={leaks.TEST_ID: starter}
     ) as node:
+        while not leaks.runs_a_node(node.pid):
+            pass  # its arguments are there a moment after it is executed
         monkeypatch.setattr(leaks, "all_pids", lambda: {node.pid})
         guard = leaks.Guard("mine", machine=True, presence=presence)
         for name in ("tabane/3f2a/tokyo-1", "tabane-test-7"):
