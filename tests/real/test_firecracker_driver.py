@@ -16,6 +16,7 @@ import pytest
 from msgspec.structs import replace
 
 from tabane.errors import EngineError
+from tabane.guest.frames import Kind, encode_frame
 from tabane.model import App, ExitStatus
 from tabane.runtimes import load
 from tabane.runtimes.api import Handle, Image, InstanceSpec
@@ -207,6 +208,21 @@ async def test_a_guest_that_never_answers(bench: FirecrackerBench, killed: bool)
         assert starting.cancelled() or isinstance(starting.exception(), EngineError)
         await bench.driver.destroy(handle)
         assert find_left(spec) == []
+
+
+FLOOD = encode_frame(Kind.OUTPUT, 7, b"x" * 1000) * 16
+
+
+async def test_a_guest_that_floods_is_ended(bench: FirecrackerBench) -> None:
+    """Frames that nobody asked for, without end: its machine is ended at once, and the reason
+    says why, also to the next agent."""
+    bench.fail(floods=FLOOD.hex())
+    async with bench.running(make_app(("sleep", "1000"))) as (_, handle):
+        await bench.driver.stats(handle)
+        end = await asyncio.wait_for(bench.driver.wait(handle), drivers.PATIENCE_S)
+        said = "the guest says something in a conversation that there is not"
+        assert end == ExitStatus(signal=9, reason=f"its machine was ended: {said}")
+        assert await bench.restarted().wait(handle) == end
 
 
 async def test_killed_from_outside(bench: FirecrackerBench) -> None:

@@ -105,8 +105,11 @@ class Link:
         self._outward.finish()
         self._inward.end()
         if self._reading is not None:
-            self._reading.cancel()
-            self._limit.reschedule(asyncio.get_running_loop().time() + LINGER_S)
+            self._read_no_more(self._reading)
+
+    def _read_no_more(self, reading: asyncio.Task[None]) -> None:
+        reading.cancel()
+        self._limit.reschedule(asyncio.get_running_loop().time() + LINGER_S)
 
     def _grant(self, count: int) -> None:
         if not self._is_over:
@@ -132,10 +135,10 @@ class Link:
         """Returns whether both sides were ended in order."""
         try:
             async with self._limit, Supervisor("link", on_failure=lambda *_: None) as tasks:
-                if self._is_over:
-                    return True
                 self._reading = tasks.start("inward", self._carry_inward(reader))
                 writing = tasks.start("outward", self._carry_outward(writer))
+                if self._is_over:
+                    self._read_no_more(self._reading)
                 await asyncio.wait({self._reading, writing}, return_when=asyncio.FIRST_EXCEPTION)
                 both = (self._reading, writing)
                 return all(

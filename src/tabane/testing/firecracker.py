@@ -16,6 +16,7 @@ refuses them.
     dies       a call at which the program ends, with a line in its log
     mute       `api`: nobody listens at the socket; `guest`: nobody does inside
     panics     the guest's kernel does, with that on its console, instead of booting
+    floods     the agent says this, in hexadecimal, without end once it has been asked for figures
 """
 
 from __future__ import annotations
@@ -221,11 +222,15 @@ class Machine:
         if await reader.readline() == f"CONNECT {AGENT_PORT}\n".encode():
             writer.write(b"OK 1073741824\n")
             self._hosts.append(writer)
+            flood = bytes.fromhex(self._faults.get("floods", ""))
             frames = FrameReader()
             with suppress(ConnectionError):
                 while data := await reader.read(1 << 16):
                     for frame in frames.feed(data):
                         writer.write(self._say(frame))
+                        while flood and frame.kind == Kind.STATS:
+                            writer.write(flood)
+                            await writer.drain()
         writer.close()
 
     def _say(self, frame: Frame) -> bytes:

@@ -68,10 +68,6 @@ class FirecrackerDriver(MachineDriver):
     def enforcements(self) -> tuple[Enforcement, ...]:
         return ENFORCEMENTS
 
-    async def prepare(self, spec: InstanceSpec) -> Handle:
-        program = await self._jails.build(spec)
-        return self.make_handle(spec, program.stop_signal)
-
     async def start_machine(self, spec: InstanceSpec, handle: Handle) -> tuple[str, ...]:
         await self._wait_for_relays(spec)
         argv = self._jails.command_line(spec)

@@ -50,6 +50,7 @@ from tabane.runtimes.api import (
     Stats,
     Transfer,
 )
+from tabane.runtimes.bundle import DEFAULT_CAPABILITIES, OPTIONAL_CAPABILITIES
 from tabane.runtimes.cgroups import Cgroup
 from tabane.runtimes.machines.ends import CUT, explain, last_words, parse_end, tells_of_program
 from tabane.runtimes.machines.lines import Lines
@@ -57,7 +58,8 @@ from tabane.runtimes.machines.parts import MachineParts, services_of
 from tabane.runtimes.machines.relays import key_of
 from tabane.runtimes.machines.sizes import memory_for
 from tabane.runtimes.volumes import settle
-from tabane.spec_fields import MAIN
+from tabane.runtimes.wishes import check_wishes
+from tabane.spec_fields import CAPABILITIES, MAIN
 from tabane.supervise import Supervisor
 
 HANDLE_VERSION = 1
@@ -69,6 +71,11 @@ WRITE_BACK_S = 10.0
 LOGS_S = 2.0
 """How long what a machine said may take to be in its containers' logs, once it has ended."""
 NO_CHECKPOINTS = "machines cannot be checkpointed yet: only cold starts"
+REFUSES = {
+    name: f"gives no program {name}"
+    for name in sorted(CAPABILITIES - OPTIONAL_CAPABILITIES - DEFAULT_CAPABILITIES)
+}
+"""With these it would have the guest's kernel in its power, and what is beside it."""
 COMMON = Capabilities(
     freeze=True,
     exec=True,
@@ -82,6 +89,7 @@ COMMON = Capabilities(
     own_stack=True,
     limit=True,
     images=("linux",),
+    refuses=REFUSES,
     needs_root=True,
     needs_kvm=True,
 )
@@ -109,9 +117,6 @@ class MachineDriver(ABC):
 
     @abstractmethod
     def enforcements(self) -> tuple[Enforcement, ...]: ...
-
-    @abstractmethod
-    async def prepare(self, spec: InstanceSpec) -> Handle: ...
 
     @abstractmethod
     async def start_machine(self, spec: InstanceSpec, handle: Handle) -> Sequence[str]:
@@ -145,6 +150,11 @@ class MachineDriver(ABC):
         return spec.log
 
     # Life
+
+    async def prepare(self, spec: InstanceSpec) -> Handle:
+        check_wishes(spec.app, self.name, REFUSES)
+        program = await self._parts.build(spec)
+        return self.make_handle(spec, program.stop_signal)
 
     def make_handle(self, spec: InstanceSpec, stop_signal: int) -> Handle:
         data: dict[str, Any] = {

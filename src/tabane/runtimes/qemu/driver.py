@@ -60,8 +60,7 @@ class QemuDriver(MachineDriver):
 
     async def prepare(self, spec: InstanceSpec) -> Handle:
         await self._qemu.accelerator(find_accelerator)
-        program = await self._qemu.build(spec)
-        return self.make_handle(spec, program.stop_signal)
+        return await super().prepare(spec)
 
     async def start_machine(self, spec: InstanceSpec, handle: Handle) -> tuple[str, ...]:
         argv = self._qemu.command_line(spec)
