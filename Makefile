@@ -15,7 +15,7 @@ demo: all  ## three data centers on this machine, and a request that starts a pr
 .PHONY: test
 test:  ## every test (root: also those with real engines)
 	@scripts/setup test
-	@$(PYTHON) -m pytest -p no:cacheprovider --durations=10
+	@scripts/test
 
 .PHONY: check
 check:  ## lint, format, types and the import rules, in under a minute
