@@ -191,6 +191,8 @@ def _check_together(app: App) -> None:
         raise Mistake("port", "is missing: hosts lead to one")
     if app.port is None and ready != "started":
         raise Mistake("port", f'is missing: ready = "{ready}" needs one, only "started" does not')
+    if app.protocol == "h2c" and ready.startswith("http:"):
+        raise Mistake("reactive.ready", f'"{ready}" asks in HTTP/1.1, and protocol is "h2c"')
 
 
 def _check_volumes(app: App) -> None:

@@ -182,6 +182,12 @@ def _ready(value: Any) -> str:
     return str(value)
 
 
+def _protocol(value: Any) -> str:
+    if _text(value) not in ("http", "h2c"):
+        raise UsageError(f'{shorten(value)} is none of "http", "h2c"')
+    return str(value)
+
+
 def _workdir(value: Any) -> str:
     if not _text(value).startswith("/"):
         raise UsageError(f"{shorten(value)} is not an absolute path in the image")
@@ -433,6 +439,7 @@ FIELDS: dict[str, AnyField] = {
     "allow_emulation": Field("allow_emulation", _flag),
     "port": Field("port", _whole(1, 65535)),
     "hosts": Field("hosts", _set(_host)),
+    "protocol": Field("protocol", _protocol),
     "env": Field("env", _env),
     "workdir": Field("workdir", _workdir),
     "resources": Section("resources", Resources, _RESOURCES),

@@ -58,7 +58,6 @@ POST = b"POST / HTTP/1.1\r\nHost: a.test\r\n"
         (400, POST + b"X: a\nTransfer-Encoding: chunked\r\n\r\n"),
         (400, b"GET / HTTP/1.1\nHost: a.test\n\n"),
         (400, b"\x16\x03\x01\x02\x00\x01\x00"),
-        (505, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
         (505, b"GET / HTTP/2.0\r\nHost: a.test\r\n\r\n"),
         (505, b"GET /\r\n\r\n"),
         (505, b"GET / RTSP/1.0\r\nHost: a.test\r\n\r\n"),

@@ -6,12 +6,13 @@ the slot. It knows nothing of grants, homes or nodes; the router knows nothing o
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from tabane.model import AppName, Value
 
 FORWARD_HEADERS = (b"tabane-token", b"tabane-generation", b"tabane-app", b"tabane-hops")
 """Spoken only between gateways; stripped from what clients send and from what apps get."""
+HTTP, H2C = "http", "h2c"
 REFUSED_HEADER = b"tabane-refused"
 """In a response between gateways: no byte of the request reached the app, take another slot. The
 value is the reason in one word. Stripped from what apps answer."""
@@ -30,6 +31,16 @@ class Route(Value, frozen=True):
     """Who calls decides which instances: ask `Router.route_caller`."""
 
 
+class Place(NamedTuple):
+    """Where sessions connect: see `Slot`."""
+
+    host: str
+    port: int
+    pool: str
+    protocol: str
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
 class Slot(Protocol):
     """A session's place in one instance, held from `acquire` to `release`."""
 
@@ -41,6 +52,8 @@ class Slot(Protocol):
     the instance's generation, so that a kept connection never outlives it."""
     headers: tuple[tuple[bytes, bytes], ...]
     """To be added to the forwarded request (for another gateway); empty for an instance."""
+    protocol: str
+    """What is spoken there: `HTTP` (HTTP/1.1) or `H2C` (HTTP/2 from the connection's beginning)."""
 
     def first_byte(self) -> None:
         """The response's first byte is here: ends the wake record, if this session woke the app."""

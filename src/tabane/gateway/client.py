@@ -15,6 +15,7 @@ import asyncio
 import socket
 import struct
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from tabane.gateway.exchange import Exchange
@@ -29,15 +30,18 @@ from tabane.gateway.forwarding import (
     provenance_of,
 )
 from tabane.gateway.heads import ResponseHead
-from tabane.gateway.http1 import REPLAY_BYTES, RequestReader
+from tabane.gateway.http1 import PREFACE, REPLAY_BYTES, RequestReader
 from tabane.gateway.replies import Reply, encode_reply, reply_for
+from tabane.gateway.sides import Trailers
 from tabane.gateway.tunnel import Tunnel
+from tabane.gateway.upstream import Upstream
 
 if TYPE_CHECKING:
     from tabane.gateway.http import HttpGateway
 
 FRESH_S = 1.0
 """A connection just made has so long to send its first request when the gateway drains."""
+NOT_NOW = Reply(400, "bad_message", "a connection of HTTP/1.1 cannot go on with HTTP/2")
 TOO_MANY = Reply(503, "busy", "this gateway has too many connections, try again soon", 1.0)
 
 
@@ -120,10 +124,23 @@ class Client(Flow):
                     exchange.begin()
             elif reader.error is not None:
                 self.reply(reply_for(reader.error), None)
+            elif reader.is_http2:
+                self._change_to_http2()
             else:
                 self._await_head()
                 break
         self._begins = False
+
+    def _change_to_http2(self) -> None:
+        if not self._is_fresh:
+            self.reply(NOT_NOW, None)
+            return
+        from tabane.gateway.http2_client import Http2Client  # most gateways never need it
+
+        self._leaves = True
+        successor = Http2Client(self)
+        self.gateway.replace(self, successor)
+        successor.begin(PREFACE + self.reader.rest)
 
     def _await_head(self) -> None:
         if self.reader.in_head and not self._in_head:
@@ -148,7 +165,13 @@ class Client(Flow):
         """Pass on a 1xx response."""
         self.write(encode_interim(head))
 
-    def respond(self, head: ResponseHead | None, pieces: list[bytes], is_end: bool) -> None:
+    def respond(
+        self,
+        head: ResponseHead | None,
+        pieces: list[bytes],
+        is_end: bool,
+        trailers: Trailers = (),
+    ) -> None:
         """Pass on the final response: its head, if that is not out, and more of its body."""
         out = b""
         if head is not None:
@@ -201,11 +224,17 @@ class Client(Flow):
         if not self.reads:
             self.balance()
 
-    def hand_over(self, tunnel: Tunnel) -> None:
-        """A tunnel has the transport from now on."""
+    def open_tunnel(
+        self, upstream: Upstream, from_app: bytes, on_end: Callable[[Tunnel], None]
+    ) -> None:
+        """A tunnel has both transports from now on, and begins with what came `from_app`."""
+        gateway = self.gateway
+        upstream.hand_over()
+        tunnel = Tunnel(self, upstream, gateway.limits.stream_idle_timeout_s, lambda: gateway.now)
         self.exchange = None
         self._leaves = True
-        self.gateway.replace(self, tunnel)
+        gateway.replace(self, tunnel)
+        tunnel.begin(self.reader.rest, from_app, lambda: on_end(tunnel))
 
     # The end.
 

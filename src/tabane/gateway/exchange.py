@@ -24,17 +24,17 @@ import logging
 from typing import TYPE_CHECKING
 
 from tabane.errors import NotFound, TabaneError, TimedOut, Unreachable
-from tabane.gateway.api import Route, Slot
+from tabane.gateway.api import H2C, Route, Slot
 from tabane.gateway.forwarding import forward_fields
 from tabane.gateway.headers import BadMessage
 from tabane.gateway.heads import CONTINUE, ResponseHead
-from tabane.gateway.http1 import REPLAY_BYTES, Request, ResponseReader
+from tabane.gateway.http1 import REPLAY_BYTES, Request, Response
 from tabane.gateway.replies import Reply, reply_for
 from tabane.gateway.tunnel import Tunnel
 from tabane.gateway.upstream import Upstream
 
 if TYPE_CHECKING:
-    from tabane.gateway.client import Client
+    from tabane.gateway.sides import AppSide, ClientSide
 
 log = logging.getLogger(__name__)
 
@@ -54,21 +54,21 @@ WAITING, SENT, ANSWERING, TUNNEL, DONE = Stage
 
 
 class Exchange:
-    """Made by a `Client` for each of its requests; `begin` sets it going."""
+    """Made by a client's side for each of its requests; `begin` sets it going."""
 
     route: Route | None = None
     stage = WAITING
     status = 0
     """Of the final answer, once there is one."""
     _slot: Slot | None = None
-    _upstream: Upstream | None = None
+    _upstream: AppSide | None = None
     _task: asyncio.Task[None] | None = None
     _tries = 1
     _wrote = False
     _upload_due = 0.0
     _sent_whole = False
 
-    def __init__(self, client: Client, request: Request) -> None:
+    def __init__(self, client: ClientSide, request: Request) -> None:
         self._client = client
         self._gateway = client.gateway
         self.request = request
@@ -97,7 +97,7 @@ class Exchange:
         self._slot = slot
         upstream = None
         if slot is not None:
-            upstream = gateway.pools.take(slot.pool, head.is_idempotent)
+            upstream = gateway.pools.take(slot, head.is_idempotent)
         if upstream is not None:
             self._send(upstream)
         else:
@@ -139,7 +139,7 @@ class Exchange:
             self._task = None
             self._send(upstream)
 
-    async def _connect(self, *, fresh: bool) -> Upstream:
+    async def _connect(self, *, fresh: bool) -> AppSide:
         """Get `_slot`, unless it is there, and a connection to it."""
         pools = self._gateway.pools
         while True:
@@ -147,7 +147,7 @@ class Exchange:
                 assert self.route is not None
                 self._slot = await self._gateway.router.acquire(self.route)
             slot = self._slot
-            upstream = None if fresh else pools.take(slot.pool, self._is_safe)
+            upstream = None if fresh else pools.take(slot, self._is_safe)
             if upstream is not None:
                 return upstream
             try:
@@ -189,7 +189,7 @@ class Exchange:
             return self._upstream.is_full
         return self.request.buffered > REPLAY_BYTES
 
-    def _send(self, upstream: Upstream) -> None:
+    def _send(self, upstream: AppSide) -> None:
         slot, client, request = self._slot, self._client, self.request
         assert slot is not None
         head = request.head
@@ -224,12 +224,18 @@ class Exchange:
         elif self._owes_continue:
             allowed_s = limits.continue_after_s
         else:
-            now, came_bytes = self._gateway.now, sum(map(len, pieces))
-            self._upload_due = limits.next_upload_due(self._upload_due, now, came_bytes)
-            allowed_s = min(limits.body_idle_timeout_s, self._upload_due - now)
+            allowed_s = self._allow_upload_s(sum(map(len, pieces)))
         if self.stage is SENT:
             self._client.deadline = self._gateway.now + allowed_s
-        upstream.send(pieces, request.complete)
+        upstream.send(pieces, request.complete, request.trailers)
+
+    def _allow_upload_s(self, came_bytes: int) -> float:
+        """In which more of the body must come. A stream of gRPC's may be silent for long."""
+        limits, now, slot = self._gateway.limits, self._gateway.now, self._slot
+        if slot is not None and slot.protocol == H2C:
+            return limits.stream_idle_timeout_s
+        self._upload_due = limits.next_upload_due(self._upload_due, now, came_bytes)
+        return min(limits.body_idle_timeout_s, self._upload_due - now)
 
     @property
     def _response_timeout_s(self) -> float:
@@ -249,7 +255,7 @@ class Exchange:
 
     # The response comes back.
 
-    def on_response(self, reader: ResponseReader) -> None:
+    def on_response(self, reader: Response) -> None:
         if reader.interims:
             self._pass_interims(reader)
         head = reader.head if self.stage is SENT else None
@@ -276,7 +282,7 @@ class Exchange:
         if reader.error is not None:
             self._fail(reader.error.message)
 
-    def _pass_interims(self, reader: ResponseReader) -> None:
+    def _pass_interims(self, reader: Response) -> None:
         interims, reader.interims = reader.interims, []
         for interim in interims:
             if self.request.head.is_http_1_0 or (interim.status == 100 and not self._owes_continue):
@@ -311,7 +317,7 @@ class Exchange:
             self._extend()
         self._client.balance()
 
-    def on_upstream_end(self, reader: ResponseReader, reason: str) -> None:
+    def on_upstream_end(self, reader: Response, reason: str) -> None:
         if reader.complete:
             self.on_response(reader)
         else:
@@ -322,11 +328,12 @@ class Exchange:
         slot, upstream = self._slot, self._upstream
         assert slot is not None and upstream is not None
         reached = not upstream.is_dead
-        same_slot = upstream.is_used and reached
+        same_slot = (upstream.is_used or upstream.was_refused) and reached
+        is_safe = self.request.is_replayable if upstream.was_refused else self._is_safe
         if (
             self.stage is SENT
-            and self._is_safe
-            and not upstream.reader.has_begun
+            and is_safe
+            and not (upstream.was_reset or upstream.reader.has_begun)
             and (same_slot or self.route is not None)
             and self._may_try_again()
         ):
@@ -334,7 +341,8 @@ class Exchange:
                 slot.failed(reason, reached=reached)
             self._start_over(keep_slot=same_slot)
             return
-        slot.failed(reason, reached=reached)
+        if not upstream.was_reset:
+            slot.failed(reason, reached=reached)
         self._refuse(Reply(502, "broken", f"the app broke off: {reason}"))
 
     # Deadlines.
@@ -384,19 +392,19 @@ class Exchange:
 
     # The five ends.
 
-    def _complete(self, reader: ResponseReader, head: ResponseHead | None) -> None:
+    def _complete(self, reader: Response, head: ResponseHead | None) -> None:
         client, upstream = self._client, self._upstream
         assert upstream is not None
-        client.respond(head, reader.body, True)
+        client.respond(head, reader.body, True, reader.trailers)
         self._upstream = None
         upstream.end(self._gateway.now if self._sent_whole else None)
         self._end()
         client.on_done()
 
-    def _switch(self, reader: ResponseReader, head: ResponseHead) -> None:
+    def _switch(self, reader: Response, head: ResponseHead) -> None:
         """The app changes the protocol: what follows is a tunnel's."""
         client, upstream, slot = self._client, self._upstream, self._slot
-        assert upstream is not None and slot is not None
+        assert isinstance(upstream, Upstream) and slot is not None
         if not (self.request.head.upgrade and head.upgrade):
             self._fail("the app changed the protocol, which nobody asked for")
             return
@@ -405,11 +413,7 @@ class Exchange:
         client.respond(head, [], False)
         self.stage = TUNNEL
         self._upstream = None
-        upstream.hand_over()
-        limits = self._gateway.limits
-        tunnel = Tunnel(client, upstream, limits.stream_idle_timeout_s, lambda: self._gateway.now)
-        client.hand_over(tunnel)
-        tunnel.begin(client.reader.rest, reader.rest, lambda: self._on_tunnel_end(tunnel))
+        client.open_tunnel(upstream, reader.rest, self._on_tunnel_end)
 
     def _on_tunnel_end(self, tunnel: Tunnel) -> None:
         self._gateway.counters.received_bytes += tunnel.from_client_bytes

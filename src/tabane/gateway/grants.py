@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from tabane.errors import Busy
+from tabane.gateway.api import HTTP, Place
 from tabane.gateway.messages import (
     AppReport,
     Broken,
@@ -52,6 +53,9 @@ class Lease:
     """The next slot that comes free goes back."""
     grant: Grant | None = None
     """The latest grant, for its trace."""
+    protocol: str = HTTP
+    place: Place | None = None
+    """Where its sessions connect, once the router found it."""
 
     @property
     def instance(self) -> InstanceId:
@@ -126,6 +130,8 @@ class Grants(Generic[Waiter]):
             lease.recalled = False
             return [], [self._return(lease, 1, now)]
         books = self._apps[lease.app]
+        if not books.queue:
+            return [], []
         served = self._serve(books, now)
         return served, [self._demand(lease.app, books, now)] if served else []
 
@@ -156,6 +162,7 @@ class Grants(Generic[Waiter]):
                 grant.port,
                 home,
                 last_used=now,
+                protocol=grant.protocol,
             )
             books.leases[grant.instance] = lease
         books.ended.pop(grant.instance, None)

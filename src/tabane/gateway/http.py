@@ -1,4 +1,4 @@
-"""The HTTP/1.1 gateway: a reverse proxy that asks a `Router` where each request belongs.
+"""The HTTP gateway: a reverse proxy that asks a `Router` where each request belongs.
 
 It runs on asyncio protocols (uvloop makes it fast). A request whose slot is free and whose
 connection is kept goes through without a task, a timer or an await. There are no timers of
@@ -19,8 +19,9 @@ from tabane.gateway.api import Router
 from tabane.gateway.client import Client
 from tabane.gateway.exchange import Exchange
 from tabane.gateway.limits import AccessRecord, HttpCounters, HttpLimits
+from tabane.gateway.pools import Pools
+from tabane.gateway.sides import ClientSide
 from tabane.gateway.tunnel import Tunnel
-from tabane.gateway.upstream import Pools
 from tabane.model import app_of_cohort
 from tabane.supervise import Supervisor
 
@@ -29,7 +30,7 @@ KICK_S = 1.0
 
 
 class Connection(Protocol):
-    """What the sweep looks at: a client, or the tunnel it became."""
+    """What the sweep looks at: a client, or what its connection became."""
 
     deadline: float
 
@@ -41,7 +42,7 @@ class Connection(Protocol):
 
 
 class HttpGateway:
-    """Serves HTTP/1.1 on any number of listening sockets.
+    """Serves HTTP/1.1, and HTTP/2 to those who begin with it, on any number of listening sockets.
 
     `forward` is for the port between gateways: there the router's `accept_forward` chooses, and
     what the other gateway says about the client is believed. Close it before its supervisor.
@@ -66,7 +67,7 @@ class HttpGateway:
         self.clock = clock
         self.now = clock.now()
         self.counters = HttpCounters()
-        self.pools = Pools(self.limits)
+        self.pools = Pools(self.limits, self.now)
         self.connections: set[Connection] = set()
         self.draining = False
         self.on_access = on_access
@@ -93,7 +94,7 @@ class HttpGateway:
 
     def sweep(self) -> None:
         """Look at every connection: end what is overdue, notice who left unseen."""
-        self.now = now = self.clock.now()
+        self.now = self.pools.now = now = self.clock.now()
         for connection in tuple(self.connections):
             if connection.deadline <= now:
                 connection.on_deadline()
@@ -175,7 +176,7 @@ class HttpGateway:
         if not self.connections:
             self._emptied.set()
 
-    def on_exchange_end(self, exchange: Exchange, client: Client) -> None:
+    def on_exchange_end(self, exchange: Exchange, client: ClientSide) -> None:
         counters = self.counters
         counters.active -= 1
         if exchange.status:
@@ -183,7 +184,7 @@ class HttpGateway:
         if self.on_access is not None:
             self.on_access(self._record(exchange, client))
 
-    def _record(self, exchange: Exchange, client: Client) -> AccessRecord:
+    def _record(self, exchange: Exchange, client: ClientSide) -> AccessRecord:
         request = exchange.request.head
         return AccessRecord(
             app=app_of_cohort(exchange.route.app)[0] if exchange.route is not None else None,

@@ -7,6 +7,8 @@ before their time, and no byte of one message can be taken for another's.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tabane.gateway.bodies import (
     EMPTY_LINE,
     Body,
@@ -29,6 +31,8 @@ from tabane.gateway.heads import (
     parse_response_head,
 )
 
+PREFACE = b"PRI * HTTP/2.0\r\n\r\n"
+"""Nearly all of what an HTTP/2 connection begins with; the rest is `h2`'s affair."""
 REPLAY_BYTES = 64 << 10
 """So much of a request's body is remembered, so that it can be sent again to another instance."""
 
@@ -36,11 +40,13 @@ REPLAY_BYTES = 64 << 10
 class Request:
     """One request as it arrives: its head is whole, its body may still be coming."""
 
-    __slots__ = ("_kept", "body", "buffered", "complete", "head")
+    __slots__ = ("_kept", "body", "buffered", "complete", "head", "trailers")
 
     def __init__(self, head: RequestHead) -> None:
         self.head = head
         self.complete = not head.has_body
+        self.trailers: Sequence[tuple[bytes, bytes]] = ()
+        """Of HTTP/2; those of HTTP/1.1 are discarded."""
         self.body: list[bytes] = []
         """Pieces that nobody took yet."""
         self.buffered = 0
@@ -70,7 +76,7 @@ class Request:
 class RequestReader:
     """The requests of one client connection: `request`, then `resume`."""
 
-    __slots__ = ("_body", "_head", "error", "request", "rest")
+    __slots__ = ("_body", "_head", "error", "is_http2", "request", "rest")
 
     def __init__(self) -> None:
         self.request: Request | None = None
@@ -79,6 +85,8 @@ class RequestReader:
         """What came is no request, or `request` cannot be completed."""
         self.rest = b""
         """What follows the current request."""
+        self.is_http2 = False
+        """What came is the beginning of an HTTP/2 connection, `PREFACE` and `rest`."""
         self._head = b""
         self._body: Body | None = None
 
@@ -123,6 +131,10 @@ class RequestReader:
             self._head = head
             return
         self._head = b""
+        if head == PREFACE:
+            self.is_http2 = True
+            self.rest = data[end:]
+            return
         self.request = request = Request(parse_request_head(head))
         if request.complete:
             self.rest = data[end:]
@@ -144,26 +156,37 @@ def _body_of(head: RequestHead) -> Body:
     return ChunkedBody() if head.chunked else LengthBody(head.length or 0)
 
 
-class ResponseReader:
-    """The response to one request, on an upstream connection."""
+class Response:
+    """The response to one request, as far as it came."""
 
     head: ResponseHead | None = None
     """Of the final response, once it is whole."""
     complete = False
     rest = b""
     """What followed its end: after a 101 the new protocol, else nothing good."""
+    trailers: Sequence[tuple[bytes, bytes]] = ()
+    """Of HTTP/2; those of HTTP/1.1 are discarded."""
     has_begun = False
     """A byte came."""
     error: BadMessage | None = None
+
+    def __init__(self) -> None:
+        self.body: list[bytes] = []
+        """Pieces that nobody took yet."""
+        self.interims: list[ResponseHead] = []
+        """Responses with a 1xx status, which came before, and nobody took yet."""
+
+
+class ResponseReader(Response):
+    """The response to one request, on an upstream connection."""
+
     _partial = b""
     _body: Body | None = None
 
     def __init__(self, method: bytes) -> None:
         self._is_head = method == b"HEAD"
-        self.body: list[bytes] = []
-        """Pieces that nobody took yet."""
-        self.interims: list[ResponseHead] = []
-        """Responses with a 1xx status, which came before, and nobody took yet."""
+        self.body = []
+        self.interims = []
 
     @property
     def has_no_body(self) -> bool:

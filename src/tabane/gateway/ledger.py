@@ -248,6 +248,7 @@ class AppLedger:
             epoch=account.epoch,
             answered=account.answered,
             trace=holding.trace,
+            protocol=app.protocol,
         )
 
     def refuse(

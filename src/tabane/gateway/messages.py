@@ -98,6 +98,8 @@ class Grant(Value, frozen=True, tag="grant"):
     epoch: int
     answered: int
     trace: StartTrace | None = None
+    protocol: str = "http"
+    """What the instance speaks: see `tabane.model.App`."""
 
     @property
     def instance(self) -> InstanceId:

@@ -15,9 +15,10 @@ from typing import Protocol
 
 from tabane.clock import Clock
 from tabane.errors import NotFound, Stale, TimedOut, Unauthenticated, Unavailable
-from tabane.gateway.api import Route, Slot
+from tabane.gateway.api import HTTP, Place, Route, Slot
 from tabane.gateway.grants import Grants, Lease
 from tabane.gateway.messages import Grant, Refuse, Report, Revoke, StartTrace, ToGateway, ToHome
+from tabane.gateway.slots import AwaitedSlot, ForwardedSlot, LeasedSlot
 from tabane.model import (
     PHASES,
     App,
@@ -42,7 +43,6 @@ EPOCH_BITS = 48
 """Of the random number from which this process counts its reports."""
 
 Target = tuple[str, int]
-Headers = tuple[tuple[bytes, bytes], ...]
 
 
 class Surroundings(Protocol):
@@ -183,7 +183,9 @@ class GatewayRouter:
 
     def acquire_nowait(self, route: Route) -> Slot | None:
         lease = self._grants.take(route.app, self._clock.now())
-        return self._slot(lease, None) if lease is not None else None
+        if lease is None:
+            return None
+        return LeasedSlot(self, lease, lease.place or self._place(lease))
 
     async def acquire(self, route: Route) -> Slot:
         app = self._apps.get(route.app)
@@ -211,7 +213,7 @@ class GatewayRouter:
             self._leave_queue(route.app, waiter)
             self.unwoken(route.app, app.revision, began, "its client left")
             raise
-        return self._slot(lease, began)
+        return AwaitedSlot(self, lease, self._place(lease), began)
 
     def _late(self, route: Route, app: App, began: float, why: str) -> TimedOut:
         """A session found no slot in time."""
@@ -229,7 +231,7 @@ class GatewayRouter:
             app = self._apps.get(local.app) if local is not None else None
             if local is None or app is None or app.port is None:
                 raise Stale(f"instance {generation} is not on {self._around.node} any more")
-            return ForwardedSlot(local.address, app.port, generation)
+            return ForwardedSlot(Place(local.address, app.port, generation, app.protocol))
         key = AppName(headers.get(b"tabane-app", b"").decode(errors="replace"))
         if (wanted := self._apps.get(key)) is None:
             raise NotFound(f"there is no app {key} in {self._around.datacenter}")
@@ -241,16 +243,23 @@ class GatewayRouter:
 
     # Slots
 
-    def _slot(self, lease: Lease, began: float | None) -> LeasedSlot:
-        generation = str(lease.generation)
-        if lease.node == self._around.node:
-            return LeasedSlot(self, lease, (lease.address, lease.port), generation, (), began)
-        headers = (
-            (b"tabane-token", self._around.token.encode()),
-            (b"tabane-generation", generation.encode()),
-        )
-        target = self._around.gateway_of(lease.node)
-        return LeasedSlot(self, lease, target, f"node {lease.node}", headers, began)
+    def _place(self, lease: Lease) -> Place:
+        """Where sessions with a slot of it connect: found once, for all of them."""
+        if lease.place is None:
+            generation = str(lease.generation)
+            if lease.node == self._around.node:
+                place = Place(lease.address, lease.port, generation, lease.protocol)
+            else:
+                place = self._beyond(lease.node, b"tabane-generation", generation, lease.protocol)
+            lease.place = place
+        return lease.place
+
+    def _beyond(self, node: NodeName, header: bytes, meant: str, protocol: str) -> Place:
+        """Another node's gateway, told what is meant there."""
+        host, port = self._around.gateway_of(node)
+        headers = ((b"tabane-token", self._around.token.encode()), (header, meant.encode()))
+        pool = f"node {node}" if protocol == HTTP else f"node {node} {protocol}"
+        return Place(host, port, pool, protocol, headers)
 
     def _elsewhere(self, route: Route, why: str) -> ForwardedSlot:
         """A data center that may run the app serves the session."""
@@ -258,12 +267,8 @@ class GatewayRouter:
         for node in self._around.live_nodes() if not route.hops else ():
             datacenter = node.partition("/")[0]
             if datacenter != self._around.datacenter and app.allows(datacenter):
-                host, port = self._around.gateway_of(node)
-                headers = (
-                    (b"tabane-token", self._around.token.encode()),
-                    (b"tabane-app", app.cohort.encode()),
-                )
-                return ForwardedSlot(host, port, f"node {node}", headers)
+                place = self._beyond(node, b"tabane-app", app.cohort, app.protocol)
+                return ForwardedSlot(place)
         raise Unavailable(self._why_nowhere(app, why), retry_after_s=2.0)
 
     def _why_nowhere(self, app: App, why: str) -> str:
@@ -283,10 +288,12 @@ class GatewayRouter:
     def give_back(self, lease: Lease) -> None:
         """A session with a slot ended."""
         served, messages = self._grants.release(lease, self._clock.now())
-        self._serve(served)
+        if served:
+            self._serve(served)
         for message in messages:
             self._around.tell_home(lease.app, message)
-        self._forget_pool(lease.app, lease.instance)
+        if not lease.slots:
+            self._forget_pool(lease.app, lease.instance)
 
     def broken(self, lease: Lease, reason: str, *, reached: bool) -> None:
         """The instance of a slot could not be reached, or broke off."""
@@ -373,73 +380,6 @@ class GatewayRouter:
             self._around.kick()
 
 
-class LeasedSlot:
-    """A slot that this gateway was granted."""
-
-    __slots__ = (
-        *("_began", "_granted", "_lease", "_problem", "_router"),
-        *("headers", "host", "pool", "port"),
-    )
-
-    def __init__(
-        self,
-        router: GatewayRouter,
-        lease: Lease,
-        target: Target,
-        pool: str,
-        headers: Headers,
-        began: float | None,
-    ) -> None:
-        self.host, self.port = target
-        self.pool = pool
-        self.headers = headers
-        self._router: GatewayRouter | None = router
-        self._lease = lease
-        self._began = began
-        self._granted = router.now() if began is not None else 0.0
-        self._problem = "it ended before the first byte of an answer"
-
-    def first_byte(self) -> None:
-        if self._began is not None and self._router is not None:
-            self._router.woke(self._lease, self._began, self._granted)
-            self._began = None
-
-    def failed(self, reason: str, *, reached: bool = False) -> None:
-        self._problem = reason
-        if self._router is not None:
-            self._router.broken(self._lease, reason, reached=reached)
-
-    def release(self) -> None:
-        router, self._router = self._router, None
-        if router is None:
-            return
-        if self._began is not None:
-            lease = self._lease
-            router.unwoken(lease.app, lease.revision, self._began, self._problem, lease)
-        router.give_back(self._lease)
-
-
-class ForwardedSlot:
-    """A place that another gateway accounts for."""
-
-    __slots__ = ("headers", "host", "pool", "port")
-
-    def __init__(self, host: str, port: int, pool: str, headers: Headers = ()) -> None:
-        self.host = host
-        self.port = port
-        self.pool = pool
-        self.headers = headers
-
-    def first_byte(self) -> None:
-        """The gateway that woke the app writes the wake record."""
-
-    def failed(self, reason: str, *, reached: bool = False) -> None:
-        """The gateway that was granted the slot learns it from the answer."""
-
-    def release(self) -> None:
-        """Nothing is held here."""
-
-
 class _Refused(Exception):
     def __init__(self, refuse: Refuse) -> None:
         super().__init__(refuse.reason)
@@ -462,7 +402,7 @@ def explain(
     phases = dict.fromkeys(PHASES, 0)
     option = "wait"
     if trace is not None and waited_us >= trace.total_us:
-        option = "cold"
+        option = trace.option
         phases |= trace.phases_us
         measured_us = sum(trace.phases_us.values())
         phases["ready"] = trace.total_us - measured_us

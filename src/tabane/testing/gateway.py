@@ -8,7 +8,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from tabane.errors import NotFound, TabaneError
-from tabane.gateway.api import Route, Slot
+from tabane.gateway.api import HTTP, Route, Slot
 from tabane.model import AppName
 
 
@@ -21,6 +21,7 @@ class FakeSlot:
     port: int
     pool: str
     headers: tuple[tuple[bytes, bytes], ...] = ()
+    protocol: str = HTTP
     first_bytes: int = 0
     releases: int = 0
     failures: list[str] = field(default_factory=list)
@@ -58,12 +59,14 @@ class FakeApp:
         start_timeout_s: float = 10.0,
         response_timeout_s: float = 60.0,
         headers: tuple[tuple[bytes, bytes], ...] = (),
+        protocol: str = HTTP,
     ) -> None:
         self.route = Route(AppName(name), 1, start_timeout_s, response_timeout_s)
         self.targets: list[tuple[str, int]] = []
         self.lead_to(*targets)
         self.concurrency = concurrency
         self.headers = headers
+        self.protocol = protocol
         self.error: TabaneError | None = None
         self.slots: list[FakeSlot] = []
         self.held = 0
@@ -93,7 +96,8 @@ class FakeApp:
             return None
         number = next(self._next)
         host, port = self.targets[number]
-        slot = FakeSlot(self, host, port, f"{self.route.app}#{number}", self.headers)
+        pool = f"{self.route.app}#{number}"
+        slot = FakeSlot(self, host, port, pool, self.headers, self.protocol)
         self.slots.append(slot)
         self.held += 1
         return slot

@@ -190,7 +190,7 @@ class Rig:
 
     async def connect(self, *, receive_buffer: int = 0) -> Wire:
         """A client; `receive_buffer` bytes are what its kernel takes while it does not read."""
-        sock = socket.socket()
+        sock = socket.socket(proto=socket.IPPROTO_TCP)  # asyncio sends such without delay
         if receive_buffer:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         sock.setblocking(False)
