@@ -56,6 +56,12 @@ DRIVER |= {"detail": EVIL, "defaults": [{"default": EVIL, "enforced": True, "how
 IMAGE = {"node": "tokyo/tokyo-1", "digest": "sha256:" + "a" * 64, "kind": EVIL, "source": EVIL}
 IMAGE |= {"sources": [EVIL]}
 IMAGE |= {"bytes": 5, "unpacked_bytes": 5, "used_at": 0.0, "apps": [EVIL], "instances": []}
+CHECKPOINT = {"node": "tokyo/tokyo-1", "digest": "sha256:" + "b" * 64, "revision": 3}
+CHECKPOINT |= {"isolation": "container", "driver": EVIL, "bytes": 5, "disk_bytes": 5, "users": 0}
+CHECKPOINT |= {"app": "default/hello", "instance": "abc123", "is_warm": True, "is_wanted": False}
+CHECKPOINT |= {"made_at": 0.0, "used_at": 0.0}
+VAULT = {"node": "tokyo/tokyo-1", "used_bytes": 5, "limit_bytes": 10, "problem": EVIL}
+VAULT |= {"memory_used_bytes": 5, "memory_limit_bytes": 10}
 STORE = {"node": "tokyo/tokyo-1", "used_bytes": 5, "limit_bytes": 10}
 MEMBER = {"node": EVIL, "gateway": EVIL, "asked": False, "linked": True, "control": True}
 MEMBER |= {"drivers": [EVIL], "instances": 3}
@@ -80,6 +86,7 @@ ANSWERS: dict[str, Any] = {
     "GET /api/v1/wakes": {"records": [WAKE], "silent": []},
     "GET /api/v1/members": {"members": [MEMBER], "silent": []},
     "GET /api/v1/images": {"images": [IMAGE], "stores": [STORE], "silent": []},
+    "GET /api/v1/checkpoints": {"checkpoints": [CHECKPOINT], "stores": [VAULT], "silent": []},
     "GET /api/v1/doctor": {"node": EVIL, "drivers": [DRIVER]},
     "POST /api/v1/instances/abc123/exec": ENDED,
     "GET /api/v1/instances/abc123/log": b"2026-01-31T23:59:59.1Z stdout F \x1b[2J\xff\n",

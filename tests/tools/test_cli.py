@@ -34,6 +34,7 @@ MINIMAL |= {
     "renice": ["5", "x"],
     "nice": ["x", "ls"],
     "image": ["ls"],
+    "checkpoint": ["ls"],
     "volume": ["ls"],
 }
 """The shortest right command line, where it is not `x` for each argument that must be there."""

@@ -48,6 +48,7 @@ TABLE: dict[str, tuple[str, set[str]]] = {
     "df": ("mounts", PLACE),
     "w": ("logins", PLACE),
     "image ls": ("images", PLACE),
+    "checkpoint ls": ("checkpoints", OWNED),
     "volume ls": ("volumes", {*PLACE, "app"}),
 }
 """Lines, the name of the rows (none: one object), and of the five what each row has."""

@@ -18,6 +18,7 @@ from pydantic import Field
 from starlette.exceptions import HTTPException
 
 from tabane.api import actions
+from tabane.api.checkpoints import add_checkpoints
 from tabane.api.guard import Guard
 from tabane.api.images import add_images
 from tabane.api.instances import add_instances
@@ -118,6 +119,7 @@ def build_control(agent: Agent) -> APIRouter:
     add_instances(router, agent)
     _add_records(router, agent)
     add_images(router, agent)
+    add_checkpoints(router, agent)
     add_volumes(router, agent)
     _add_node(router, agent)
     return router

@@ -14,25 +14,20 @@ from fastapi.responses import FileResponse, StreamingResponse
 from tabane.api.checks import check_digest, check_text
 from tabane.api.presence import BodyReader
 from tabane.api.problems import to_body
+from tabane.api.removing import have_done, note, sum_up
 from tabane.api.shapes import Body, Json, who_asks
 from tabane.errors import Conflict, Corrupt, NotFound, SystemFault, TabaneError, UsageError
 from tabane.images.registry import Progress, Tell
-from tabane.model import NodeName
 from tabane.node import messages as say
-from tabane.node.answering import Answers
-from tabane.node.calling import call
 from tabane.node.images import OwnImages, Wanted, images_of
 from tabane.references import parse_reference
-from tabane.security.audit import Line
-from tabane.security.identity import Principal
 from tabane.supervise import Supervisor
 
 if TYPE_CHECKING:
     from tabane.node.agent import Agent
 
 ASK_S = 5.0
-REMOVE_S = 60.0
-"""Large trees take their time."""
+HINT = "look with `tabane image ls`"
 LONGEST_AUTH = 64 << 10
 AGAIN_S = 10.0
 """So often at the least it is said how far a pull is: much sooner than `peers.SILENCE_S`."""
@@ -116,7 +111,7 @@ def _add_registries(router: APIRouter, agent: Agent) -> None:
         the image, or an `error`."""
         wanted = _check_wanted(body)
         if not body.here:
-            _audit(agent, who_asks(request), "image-pull", wanted.source or wanted.digest)
+            note(agent, who_asks(request), "image-pull", wanted.source or wanted.digest)
 
         async def work(tell: Tell) -> dict[str, Any]:
             return _describe(agent, await agent.images.pull(wanted, tell))
@@ -129,7 +124,7 @@ def _add_registries(router: APIRouter, agent: Agent) -> None:
         digest, target = check_digest(body.digest), parse_reference(body.target)
         auth = _check_auth(body.auth)
         agent.images.store.blobs(digest)
-        _audit(agent, who_asks(request), "image-push", f"{digest} to {target}")
+        note(agent, who_asks(request), "image-push", f"{digest} to {target}")
 
         async def work(tell: Tell) -> dict[str, Any]:
             await agent.images.push(digest, target, auth, tell)
@@ -220,51 +215,19 @@ def _add_all(router: APIRouter, agent: Agent) -> None:
         if users := [app.key for app in agent.all_apps() if digest in images_of(app)]:
             problem = f"image {digest[:19]} is used by {', '.join(users)}"
             raise Conflict(f"{problem}: remove the app, or deploy it with another image")
-        _audit(agent, who_asks(request), "image-rm", digest)
-        return Json(_sum_up(await _have_done(agent, say.RemoveImage(digest), node)))
+        note(agent, who_asks(request), "image-rm", digest)
+        return Json(sum_up(await have_done(agent, say.RemoveImage(digest), node, HINT)))
 
     @router.post("/images/gc")
     async def collect(body: CollectBody, request: Request) -> Response:
         """Remove what no app names and no instance runs from."""
         if not body.dry_run:
-            _audit(agent, who_asks(request), "image-gc", body.node or "all nodes")
+            note(agent, who_asks(request), "image-gc", body.node or "all nodes")
         order = say.CollectImages(body.dry_run)
-        return Json(_sum_up(await _have_done(agent, order, body.node)))
+        return Json(sum_up(await have_done(agent, order, body.node, HINT)))
 
 
 def _flat(row: Any) -> dict[str, Any]:
     """An image's row without another one inside."""
     fields: dict[str, Any] = msgspec.structs.asdict(row)
     return {"node": row.node, **msgspec.structs.asdict(fields.pop("image")), **fields}
-
-
-async def _have_done(
-    agent: Agent, order: say.RemoveImage | say.CollectImages, node: str
-) -> Answers:
-    """On one node, or on all. Raises as `call` for one that cannot be reached."""
-    if not node:
-        return await agent.ask_all(order, REMOVE_S)
-    key = agent.config.cluster.node(node).key
-    if key == agent.config.key:
-        data = await agent.answers.answer("", order) or b""
-    else:
-        hint = "look with `tabane image ls`"
-        data = say.encode(await call(agent, key, order, timeout_s=REMOVE_S, hint=hint))
-    return Answers({NodeName(key): data}, ())
-
-
-def _sum_up(answers: Answers) -> dict[str, Any]:
-    removed = []
-    for node, data in answers.by_node.items():
-        answer, row = say.parse(data), {"node": node, "digests": (), "bytes": 0, "problem": ""}
-        if isinstance(answer, say.Failure):
-            row["problem"] = answer.message
-        else:
-            row |= {"digests": answer.digests, "bytes": answer.bytes}
-        removed.append(row)
-    return {"removed": removed, "silent": answers.silent}
-
-
-def _audit(agent: Agent, who: Principal, action: str, target: str) -> None:
-    line = Line(agent.clock.wall(), who.kind, who.uid, who.pid, action, target, via=who.via)
-    agent.audit.add(line)

@@ -35,6 +35,7 @@ from tabane.node import messages as say
 from tabane.node.answering import Answering, Answers
 from tabane.node.calling import call
 from tabane.node.catalog import Catalog
+from tabane.node.checkpoints import NodeCheckpoints
 from tabane.node.config import NodeConfig, agent_of, event_socket
 from tabane.node.control import Apps
 from tabane.node.engines import Engines, boot_id
@@ -80,13 +81,13 @@ class Agent:
 
     def __init__(self, config: NodeConfig, clock: Clock, tasks: Supervisor) -> None:
         self.config = config
-        self.clock = clock
-        self.tasks = tasks
+        self.clock, self.tasks = clock, tasks
         self.token = config.token()
         paths = config.paths
         self.spawner = HolderSpawner(paths.holder, lambda end: self.happenings.on_part_end(end))
         self.engines = Engines(config, self.spawner)
         self.images = NodeImages(self)
+        self.checkpoints = NodeCheckpoints(self)
         self.events: Journal[Transition] = Journal(paths.events, Transition)
         self.wakes: Journal[WakeRecord] = Journal(paths.wakes, WakeRecord)
         self.audit = AuditLog(paths.audit)
@@ -167,6 +168,7 @@ class Agent:
         await asyncio.gather(
             self.engines.probe(machines=False),
             self.catalog.prepare_image("host"),
+            self.checkpoints.load(),
             prepare_node([self.config.cluster.network.network]),
         )
         await self.executor.recover(self.events.recent())

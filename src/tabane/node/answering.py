@@ -64,6 +64,9 @@ class Answering:
             say.AskImages: self._images,
             say.RemoveImage: self._remove_image,
             say.CollectImages: self._collect_images,
+            say.AskCheckpoints: self._checkpoints,
+            say.RemoveCheckpoint: self._remove_checkpoint,
+            say.CollectCheckpoints: self._collect_checkpoints,
             say.AskVolumes: self._volumes,
             say.DropVolume: self._drop_volume,
             say.ForgetVolumes: self._forget_volumes,
@@ -172,6 +175,15 @@ class Answering:
 
     async def _collect_images(self, sender: str, body: say.CollectImages) -> bytes:
         return say.encode(await self._agent.images.collect_own(dry=body.dry))
+
+    async def _checkpoints(self, sender: str, body: say.AskCheckpoints) -> bytes:
+        return encode_json(self._agent.checkpoints.list_own())
+
+    async def _remove_checkpoint(self, sender: str, body: say.RemoveCheckpoint) -> bytes:
+        return say.encode(await self._agent.checkpoints.remove_own(body.digest))
+
+    async def _collect_checkpoints(self, sender: str, body: say.CollectCheckpoints) -> bytes:
+        return say.encode(await self._agent.checkpoints.collect_own(dry=body.dry))
 
     async def _volumes(self, sender: str, body: say.AskVolumes) -> bytes:
         return encode_json(await volumes.list_own(self._agent))

@@ -11,6 +11,8 @@ ROOT/nodes/DATACENTER/NODE/
     store.db                          the store (control node only)
     replica.db                        what this node needs of it
     images/                           blobs and unpacked trees
+    checkpoints/ checkpoint.key       sealed dumps of instances, and what with
+    run/checkpoints/                  those that are open, in memory
     run/ID/                           record and bundle of each instance, in memory
     logs/ID/                          output of each instance
     events.log wakes.log audit.log    journals
@@ -95,6 +97,10 @@ class NodeConfig(Value, frozen=True):
     """Every app may run on an engine that emulates a processor, for want of /dev/kvm."""
     image_quota_bytes: int = 0
     """What images may take, packed and unpacked; 0: a share of the disk they are on."""
+    checkpoint_quota_bytes: int = 0
+    """What checkpoints may take; 0: a share of the disk they are on."""
+    checkpoint_memory_bytes: int = 0
+    """What opened ones may take of the memory; 0: a share of it."""
 
     @property
     def paths(self) -> NodePaths:
@@ -126,6 +132,8 @@ class NodePaths:
         self.store = directory / "store.db"
         self.replica = directory / "replica.db"
         self.images = directory / "images"
+        self.checkpoints = directory / "checkpoints"
+        self.checkpoint_key = directory / "checkpoint.key"
         self.volumes = directory / "volumes"
         self.run = directory / "run"
         self.instance_logs = directory / "logs"

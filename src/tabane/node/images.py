@@ -35,7 +35,7 @@ from tabane.images.store import HOST, StoredImage, choose_to_remove
 from tabane.model import App, AppName, Value
 from tabane.node.config import Peer
 from tabane.node.flights import Flights
-from tabane.node.messages import ImagesRemoved
+from tabane.node.messages import Removed
 from tabane.node.peers import ask_peer
 from tabane.references import SCHEME, Reference, parse_reference
 from tabane.runtimes.api import Image
@@ -279,7 +279,7 @@ class NodeImages:
         running = self._agent.executor.images()
         return tuple(apps), tuple(one for one, images in running.items() if digest in images)
 
-    async def remove_own(self, digest: str) -> ImagesRemoved:
+    async def remove_own(self, digest: str) -> Removed:
         """Remove an image from this node; nothing, when it is not here. Raises `Conflict` with who
         uses it."""
         apps, instances = self._users(digest)
@@ -290,7 +290,7 @@ class NodeImages:
             raise Conflict(f"image {digest[:19]} is on its way to {self._agent.config.key}")
         return await self._remove([digest] if self.store.has(digest) else [])
 
-    async def collect_own(self, *, dry: bool = False) -> ImagesRemoved:
+    async def collect_own(self, *, dry: bool = False) -> Removed:
         """Remove what nothing uses; `dry`: only say what that is."""
         images = await asyncio.to_thread(self.store.list_images)
         unused = choose_to_remove(images, in_use := self._in_use())
@@ -299,14 +299,14 @@ class NodeImages:
             return await self._remove([*unused, *orphans])
         sizes = {image.digest: image.bytes + image.unpacked_bytes for image in images}
         size = sum(sizes[digest] for digest in unused)
-        return ImagesRemoved(tuple(unused), size)
+        return Removed(tuple(unused), size)
 
-    async def _remove(self, digests: list[str]) -> ImagesRemoved:
+    async def _remove(self, digests: list[str]) -> Removed:
         before = self.store.room.stored_bytes
         for digest in digests:
             await self.store.remove(digest)
         freed = max(0, before - self.store.room.stored_bytes)
-        return ImagesRemoved(tuple(digests), freed)
+        return Removed(tuple(digests), freed)
 
     def _in_use(self) -> set[str]:
         named = {digest for app in self._agent.all_apps() for digest in images_of(app)}

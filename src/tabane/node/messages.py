@@ -235,7 +235,7 @@ class AskImages(Value, frozen=True, tag="ask_images"):
 
 
 class RemoveImage(Value, frozen=True, tag="remove_image"):
-    """To agents: remove this image, unless something uses it. Answered with `ImagesRemoved`; a
+    """To agents: remove this image, unless something uses it. Answered with `Removed`; a
     repeat removes nothing."""
 
     digest: str
@@ -243,13 +243,31 @@ class RemoveImage(Value, frozen=True, tag="remove_image"):
 
 class CollectImages(Value, frozen=True, tag="collect_images"):
     """To agents: remove the images that nothing uses, or (`dry`) say which. Answered with
-    `ImagesRemoved`."""
+    `Removed`."""
 
     dry: bool = False
 
 
-class ImagesRemoved(Value, frozen=True, tag="images_removed"):
-    """What was removed from a node, or would be."""
+class AskCheckpoints(Value, frozen=True, tag="ask_checkpoints"):
+    """To all agents: the checkpoints you have. Answered with `OwnCheckpoints`, as JSON."""
+
+
+class RemoveCheckpoint(Value, frozen=True, tag="remove_checkpoint"):
+    """To agents: remove this checkpoint, unless it is open. Answered with `Removed`; a repeat
+    removes nothing."""
+
+    digest: str
+
+
+class CollectCheckpoints(Value, frozen=True, tag="collect_checkpoints"):
+    """To agents: remove the checkpoints that no app would use, or (`dry`) say which. Answered with
+    `Removed`."""
+
+    dry: bool = False
+
+
+class Removed(Value, frozen=True, tag="removed"):
+    """Images or checkpoints that were removed from a node, or would be."""
 
     digests: tuple[str, ...] = ()
     bytes: int = 0
@@ -379,7 +397,10 @@ Message = (
     | AskImages
     | RemoveImage
     | CollectImages
-    | ImagesRemoved
+    | AskCheckpoints
+    | RemoveCheckpoint
+    | CollectCheckpoints
+    | Removed
     | AskVolumes
     | DropVolume
     | VolumesLeft

@@ -1,4 +1,5 @@
-"""Nodes that have nothing but images: stores, what fills them, and the API about them, for real.
+"""Nodes that have nothing but images and checkpoints: stores, what fills them, and the API about
+them, for real.
 
     async with ImageNodes(directory, ("tokyo/tokyo-1", "tokyo/tokyo-2", "osaka/osaka-1")) as nodes:
         await nodes["tokyo/tokyo-1"].images.pull(Wanted(source="docker://..."), print)
@@ -19,26 +20,29 @@ from typing import Any, Self
 from fastapi import APIRouter, FastAPI
 
 from tabane.api.app import handle_errors
+from tabane.api.checkpoints import add_checkpoints
 from tabane.api.guard import Guard
 from tabane.api.images import add_images
 from tabane.api.server import ApiServer
 from tabane.clock import SYSTEM, Clock
 from tabane.errors import Unreachable
-from tabane.model import App, NodeName
+from tabane.model import App, AppName, Class, NodeName
 from tabane.network.uplink import ClusterNetwork
 from tabane.node import messages as say
 from tabane.node.answering import Answering, Answers
+from tabane.node.checkpoints import NodeCheckpoints
 from tabane.node.config import API_PORT, ClusterConfig, NodeConfig, Peer, node_of
 from tabane.node.images import NodeImages
 from tabane.node.membership import Membership
+from tabane.runtimes.api import Capabilities, Probe
 from tabane.supervise import Supervisor
 
 TOKEN = "pretended"
 
 
 class ImageNode:
-    """An agent of which only the part about images is there. `apps` are those that it knows,
-    `running` what its instances run from."""
+    """An agent of which only the part about images and checkpoints is there. `apps` are those that
+    it knows, `running` what its instances run from; checkpoints are to be loaded first."""
 
     def __init__(self, nodes: ImageNodes, config: NodeConfig, hubs: dict[str, bool]) -> None:
         self.config = config
@@ -57,7 +61,14 @@ class ImageNode:
         self.audited: list[str] = []
         self.answers = Answering(self)  # type: ignore[arg-type]
         self.images = NodeImages(self)  # type: ignore[arg-type]
+        engine = SimpleNamespace(capabilities=Capabilities(restore=True), isolation=Class.CONTAINER)
+        probe = Probe(True, "", versions={"runc": "1.1.5", "criu": "4.2.1"})
+        self.engines = SimpleNamespace(drivers={"runc": engine}, probes={"runc": probe})
+        self.checkpoints = NodeCheckpoints(self, _make_directory)  # type: ignore[arg-type]
         self._all = nodes
+
+    def app(self, key: AppName) -> App | None:
+        return next((app for app in self.apps if app.key == key), None)
 
     def all_apps(self) -> list[App]:
         return self.apps
@@ -66,6 +77,7 @@ class ImageNode:
         """Its API, behind its guard."""
         router, app = APIRouter(), FastAPI()
         add_images(router, self)  # type: ignore[arg-type]
+        add_checkpoints(router, self)  # type: ignore[arg-type]
         app.include_router(router, prefix="/api/v1")
         handle_errors(app)
         guarded = Guard(app, TOKEN, frozenset({self.config.node.address}))
@@ -93,6 +105,11 @@ class ImageNode:
 
     def _note(self, line: Any) -> None:
         self.audited.append(f"{line.action} {line.target}")
+
+
+def _make_directory(directory: Path, size_bytes: int) -> None:
+    """In place of a file system in memory."""
+    directory.mkdir(parents=True, exist_ok=True)
 
 
 class ImageNodes(dict[str, ImageNode]):

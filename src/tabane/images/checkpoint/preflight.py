@@ -20,7 +20,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from tabane.images.checkpoint.manifest import About, Manifest
+from tabane.images.checkpoint.manifest import About, Manifest, Stored
 from tabane.model import Value
 from tabane.units import show_size
 
@@ -63,15 +63,15 @@ class Here(Value, frozen=True, omit_defaults=True):
     accept_newer_kernel: bool = False
 
 
-def preflight(manifest: Manifest, here: Here) -> tuple[str, ...]:
+def preflight(checkpoint: Stored | Manifest, here: Here) -> tuple[str, ...]:
     """Why it cannot be restored here, a sentence each; empty when it can."""
-    about = manifest.about
+    about = checkpoint.about
     return (
         *_check_app(about, here),
         *_check_engine(about, here),
         *_check_kernel(about, here),
         *_check_processor(about, here),
-        *_check_room(manifest, here),
+        *_check_room(checkpoint.memory_bytes, here),
     )
 
 
@@ -127,14 +127,28 @@ def _check_processor(about: About, here: Here) -> Iterator[str]:
         yield f"its program may use what this processor lacks: {names}"
 
 
-def _check_room(manifest: Manifest, here: Here) -> Iterator[str]:
-    if manifest.memory_bytes > here.memory_bytes:
+def _check_room(size_bytes: int, here: Here) -> Iterator[str]:
+    if size_bytes > here.memory_bytes:
         yield (
-            f"opened it takes {show_size(manifest.memory_bytes)} of memory, and checkpoints may "
-            f"take {show_size(here.memory_bytes)} here"
+            f"opened it takes {show_size(size_bytes)} of memory, and checkpoints may take "
+            f"{show_size(here.memory_bytes)} here"
         )
-    if here.room_bytes is not None and manifest.memory_bytes > here.room_bytes:
+    if here.room_bytes is not None and size_bytes > here.room_bytes:
         yield (
-            f"it may take {show_size(manifest.memory_bytes)} of the disk, and "
+            f"it may take {show_size(size_bytes)} of the disk, and "
             f"{show_size(max(0, here.room_bytes))} of what checkpoints may take are left here"
         )
+
+
+def parse_processor(cpuinfo: str) -> tuple[str, str]:
+    """The vendor and the flags that /proc/cpuinfo tells; empty where it names none (other machines
+    than x86). What not every processor of the machine has, nobody can rely on."""
+    vendor, common = "", None
+    for line in cpuinfo.splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == "vendor_id":
+            vendor = value.strip()
+        elif name.strip() == "flags":
+            flags = dict.fromkeys(value.split())
+            common = flags if common is None else {f: None for f in common if f in flags}
+    return vendor, " ".join(common or ())

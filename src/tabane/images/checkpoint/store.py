@@ -138,9 +138,13 @@ class CheckpointStore:
         try:
             self._vault, found = await asyncio.to_thread(self._load)
         except (TabaneError, OSError) as error:
-            self._problem = str(error)
+            self.give_up(str(error))
             raise
         self._stored = {stored.digest: stored for stored in found}
+
+    def give_up(self, problem: str) -> None:
+        """There are no checkpoints here, and why."""
+        self._vault, self._problem, self._stored = None, problem, {}
 
     def _load(self) -> tuple[Vault, list[Stored]]:
         self.memory.clear()

@@ -53,6 +53,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "exec": ("exec", "run a command inside an instance, or a shell (-it)"),
     "cp": ("cp", "copy files into an instance or out of it"),
     "image": ("images", "list, pull, push, import and remove images"),
+    "checkpoint": ("checkpoints", "list, inspect and remove checkpoints of apps"),
     "volume": ("volumes", "list and remove durable storage of apps"),
     "members": ("nodes", "nodes and their hubs"),
     "completion": ("completion", "a script for bash, zsh or fish that completes what is typed"),

@@ -21,7 +21,10 @@ from tabane.tools.cli.common import Parser
 from tabane.tools.cli.programs import Option, fish_option, in_fish, options_in
 
 SHELLS = ("bash", "zsh", "fish")
-KINDS = ("images", "volumes", "apps", "instances", "targets", "nodes", "datacenters", "columns")
+KINDS = (
+    *("images", "checkpoints", "volumes", "apps", "instances", "targets", "nodes", "datacenters"),
+    "columns",
+)
 DEADLINE_S = 1.0
 """Who waits for names in the middle of typing does not wait longer."""
 VALUES = {"--dc": "datacenters", "--node": "nodes", "--app": "apps"}
@@ -35,15 +38,20 @@ RUNS = ("exec", "nice")
 """Here only the first is a target: then comes what is to be run there."""
 ACTIONS = {
     "image": ("ls", "pull", "push", "import", "inspect", "rm", "gc"),
+    "checkpoint": ("ls", "inspect", "rm", "gc"),
     "volume": ("ls", "rm"),
 }
 """Commands whose first word is what to do."""
 ACTED_ON = {
     **dict.fromkeys(("image push", "image inspect", "image rm"), "images"),
+    **dict.fromkeys(("checkpoint inspect", "checkpoint rm"), "checkpoints"),
     "volume rm": "volumes",
 }
 """What the words after that are; of others: files."""
-ON_NOTHING = ("image ls", "image pull", "image gc", "volume ls")
+ON_NOTHING = (
+    *("image ls", "image pull", "image gc"),
+    *("checkpoint ls", "checkpoint gc", "volume ls"),
+)
 """After these comes no file either."""
 COLUMN_OPTIONS = ("-o", "-O", "--format", "--sort")
 """Of ps."""
@@ -105,9 +113,9 @@ def _ask(kind: str, root: object) -> set[str]:
     if kind == "datacenters":
         return {node.partition("/")[0] for node in cluster.nodes}
     found: set[str] = set()
-    if kind == "images":
-        images = cluster.get("/api/v1/images")["images"]
-        found |= {image["digest"].removeprefix("sha256:")[:12] for image in images}
+    if kind in ("images", "checkpoints"):
+        kept = cluster.get(f"/api/v1/{kind}")[kind]
+        found |= {one["digest"].removeprefix("sha256:")[:12] for one in kept}
     if kind == "volumes":
         volumes = cluster.get("/api/v1/volumes")["volumes"]
         found |= {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tabane.clock import SYSTEM
 from tabane.errors import NotFound, ProtocolError, TabaneError, Unreachable, UsageError
@@ -18,6 +18,14 @@ from tabane.tools.cli.common import (
     print_table,
     say,
     say_silent,
+)
+from tabane.tools.cli.keeping import (
+    LEAST_DIGITS,
+    REMOVE_TIMEOUT_S,
+    ask,
+    collect,
+    digits,
+    say_removed,
 )
 from tabane.tools.cli.places import placed, short
 from tabane.tools.cli.progress import Tell, shown
@@ -39,12 +47,9 @@ ACTIONS: dict[str, tuple[str, frozenset[str]]] = {
     "gc": ("", frozenset({"node", "dry_run"})),
 }
 """What each takes: its words, and which options."""
+PATH = "/api/v1/images"
 KINDS = ("images", "stores")
-SHOWN_DIGITS = 12
-LEAST_DIGITS = 4
-"""Of a digest, to mean an image by."""
 SHOWN_NODES = 2
-REMOVE_TIMEOUT_S = 90.0
 
 
 def image(argv: list[str]) -> int:
@@ -88,7 +93,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _ls(cluster: Cluster, args: argparse.Namespace) -> int:
-    answer = _ask(cluster, args.node)
+    answer = ask(cluster, PATH, KINDS, args.node)
     if args.json:
         told = {kind: [*map(placed, answer[kind])] for kind in KINDS}
         print_json({**told, "silent": answer["silent"]})
@@ -105,20 +110,6 @@ def _ls(cluster: Cluster, args: argparse.Namespace) -> int:
     return say_silent(answer["silent"])
 
 
-def _ask(cluster: Cluster, node: str | None) -> dict[str, Any]:
-    """What the nodes have, or one of them."""
-    answer: dict[str, Any] = cluster.get("/api/v1/images")
-    if node is None:
-        return answer
-    keys = [key for key in cluster.nodes if node in (key, key.partition("/")[2])]
-    if not keys:
-        raise NotFound(f"there is no node {node!r}, only {', '.join(cluster.nodes)}")
-    if keys[0] in answer["silent"]:
-        raise Unreachable(f"{keys[0]} does not answer")
-    kept = {kind: [row for row in answer[kind] if row["node"] in keys] for kind in KINDS}
-    return kept | {"silent": []}
-
-
 def _by_digest(rows: Iterable[Row]) -> dict[str, list[Row]]:
     found: dict[str, list[Row]] = {}
     for row in rows:
@@ -133,7 +124,7 @@ def _summary(rows: list[Row]) -> tuple[object, ...]:
     sources = _sources(rows)
     others = f" (+{len(sources) - 1})" if len(sources) > 1 else ""
     return (
-        _digits(rows[0]["digest"]),
+        digits(rows[0]["digest"]),
         rows[0]["kind"],
         scaled(rows[0]["bytes"]),
         scaled(max(row["unpacked_bytes"] for row in rows)),
@@ -149,21 +140,17 @@ def _sources(rows: list[Row]) -> list[str]:
     return list(dict.fromkeys(source for row in rows for source in row["sources"]))
 
 
-def _digits(digest: str) -> str:
-    return digest.removeprefix("sha256:")[:SHOWN_DIGITS]
-
-
 def find(rows: Iterable[Row], name: str) -> list[Row]:
     """The rows of one image: by its digest or the beginning of it, or by where it came from. Raises
     `NotFound`, and `UsageError` for what several are meant by."""
     groups = _by_digest(rows)
-    digits = name.removeprefix("sha256:")
-    by_digest = len(digits) >= LEAST_DIGITS
-    are_digits = digits and set(digits) <= set("0123456789abcdef")
+    start = name.removeprefix("sha256:")
+    by_digest = len(start) >= LEAST_DIGITS
+    are_digits = start and set(start) <= set("0123456789abcdef")
     found = {
         digest: group
         for digest, group in groups.items()
-        if (by_digest and digest.removeprefix("sha256:").startswith(digits))
+        if (by_digest and digest.removeprefix("sha256:").startswith(start))
         or not {name, f"docker://{name}"}.isdisjoint(_sources(group))
     }
     if not found and are_digits and not by_digest:
@@ -171,13 +158,13 @@ def find(rows: Iterable[Row], name: str) -> list[Row]:
     if not found:
         raise NotFound(f"no node has an image {name!r}: look with `tabane image ls`")
     if len(found) > 1:
-        several = ", ".join(map(_digits, found))
+        several = ", ".join(map(digits, found))
         raise UsageError(f"{name!r} means several images: write more of one of {several}")
     return found.popitem()[1]
 
 
 def _inspect(cluster: Cluster, args: argparse.Namespace) -> int:
-    row = find(_ask(cluster, args.node)["images"], args.words[0])[0]
+    row = find(ask(cluster, PATH, KINDS, args.node)["images"], args.words[0])[0]
     path = f"/api/v1/images/{row['digest']}/description"
     print_json(placed(cluster.get(path, node=row["node"])))
     return 0
@@ -215,7 +202,7 @@ def _say_brought(brought: list[Row], args: argparse.Namespace) -> None:
 
 def _push(cluster: Cluster, args: argparse.Namespace) -> int:
     name, target = args.words
-    row = find(_ask(cluster, None)["images"], name)[0]
+    row = find(ask(cluster, PATH, KINDS, None)["images"], name)[0]
     body = {"digest": row["digest"], "target": target, "auth": read_auth(args.authfile)}
     with shown(quiet=args.json) as tell:
         pushed = follow(cluster, "push", body, tell, node=row["node"])
@@ -292,7 +279,7 @@ def read_auth(file: str | None) -> str:
 
 
 def _rm(cluster: Cluster, args: argparse.Namespace) -> int:
-    rows = _ask(cluster, args.node)["images"]
+    rows = ask(cluster, PATH, KINDS, args.node)["images"]
     digests = [find(rows, name)[0]["digest"] for name in args.words]
     node = f"?node={rows[0]['node']}" if args.node else ""
     removed: list[Row] = []
@@ -303,29 +290,10 @@ def _rm(cluster: Cluster, args: argparse.Namespace) -> int:
         answer = json.loads(data)
         removed += answer["removed"]
         silent |= {*answer["silent"]}
-    return _say_removed(removed, sorted(silent), "removed", as_json=args.json)
+    return say_removed("image", removed, sorted(silent), "removed", as_json=args.json)
 
 
 def _gc(cluster: Cluster, args: argparse.Namespace) -> int:
-    keys = [key for key in cluster.nodes if args.node in (key, key.partition("/")[2])]
-    if args.node and not keys:
-        raise NotFound(f"there is no node {args.node!r}, only {', '.join(cluster.nodes)}")
-    body = {"dry_run": args.dry_run, "node": keys[0] if args.node else ""}
-    answer = cluster.post("/api/v1/images/gc", body, timeout_s=REMOVE_TIMEOUT_S)
+    answer = collect(cluster, "/api/v1/images/gc", args.node, dry_run=args.dry_run)
     done = "would be removed" if args.dry_run else "removed"
-    return _say_removed(answer["removed"], answer["silent"], done, as_json=args.json)
-
-
-def _say_removed(rows: list[Row], silent: list[str], done: str, *, as_json: bool) -> int:
-    if as_json:
-        print_json({"removed": [*map(placed, rows)], "silent": silent})
-    for row in rows:
-        if row["digests"] and not as_json:
-            digests = ", ".join(map(_digits, row["digests"]))
-            say(f"{row['node']}: {digests} {done} ({scaled(row['bytes'])}B)")
-        if row["problem"]:
-            complain(f"image: {row['problem']}")
-    if not as_json and not any(row["digests"] or row["problem"] for row in rows):
-        say(f"nothing {done}")
-    code = say_silent(silent)
-    return 1 if code or any(row["problem"] for row in rows) else 0
+    return say_removed("image", answer["removed"], answer["silent"], done, as_json=args.json)

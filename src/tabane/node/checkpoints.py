@@ -1,0 +1,239 @@
+"""Checkpoints on this node: its own store, and what a restore here would need.
+
+A checkpoint stays on the node that made it. Of use is the latest of an app's revision that is
+deployed; what is of no use goes when it is collected, or when there is no room for another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from tabane.errors import NotFound, TabaneError
+from tabane.images.checkpoint import About, CheckpointStore, Here, Manifest, Stored, preflight
+from tabane.images.checkpoint.preflight import parse_processor
+from tabane.images.store import HOST
+from tabane.model import App, InstanceId, NodeName, Value
+from tabane.node.messages import Removed
+from tabane.runtimes import mounts
+
+if TYPE_CHECKING:
+    from tabane.node.agent import Agent
+
+log = logging.getLogger(__name__)
+
+
+class CheckpointRow(Value, frozen=True):
+    """A checkpoint on a node. `users`: for how many starts it is open now; `is_warm`: its files are
+    in memory; `is_wanted`: an app as it is deployed would use it."""
+
+    node: NodeName
+    checkpoint: Stored
+    users: int
+    is_warm: bool
+    is_wanted: bool
+
+
+class VaultRow(Value, frozen=True):
+    """What a node's checkpoints take, on disk and in memory, and may take. `problem`: why there can
+    be none."""
+
+    node: NodeName
+    used_bytes: int
+    limit_bytes: int
+    memory_used_bytes: int
+    memory_limit_bytes: int
+    problem: str
+
+
+class OwnCheckpoints(Value, frozen=True):
+    store: VaultRow
+    checkpoints: tuple[CheckpointRow, ...]
+
+
+class Described(Value, frozen=True):
+    """A checkpoint as it is shown: its manifest without the digests of its chunks, as these tell of
+    what is in it. `refusals`: why this node would not restore it."""
+
+    node: NodeName
+    digest: str
+    manifest: Manifest
+    chunks: int
+    holes: int
+    disk_bytes: int
+    used_at: float
+    users: int
+    is_warm: bool
+    is_wanted: bool
+    refusals: tuple[str, ...]
+
+
+class NodeCheckpoints:
+    """See the module's text. `load` it before anything else."""
+
+    def __init__(self, agent: Agent, mount: Callable[[Path, int], None] | None = None) -> None:
+        self._agent = agent
+        self._mount = mount or mount_memory
+        config, paths = agent.config, agent.config.paths
+        self.store = CheckpointStore(
+            paths.checkpoints,
+            paths.run / "checkpoints",
+            paths.checkpoint_key,
+            quota_bytes=config.checkpoint_quota_bytes,
+            memory_bytes=config.checkpoint_memory_bytes,
+            wants=self._wants,
+            clock=agent.clock,
+        )
+        self._vendor, self._flags = "", ""
+
+    async def load(self) -> None:
+        """Whatever is wrong with checkpoints, a node runs without."""
+        memory = self.store.memory
+        try:
+            text = await asyncio.to_thread(Path("/proc/cpuinfo").read_text)
+            self._vendor, self._flags = parse_processor(text)
+            await asyncio.to_thread(self._mount, memory.directory, memory.limit_bytes)
+            await self.store.load()
+        except (TabaneError, OSError) as error:
+            self.store.give_up(str(error))
+            log.error("this node makes no checkpoints and restores none: %s", error)
+
+    # For instances
+
+    def about(
+        self,
+        app: App,
+        driver: str,
+        instance: InstanceId,
+        *,
+        has_kernel_state: bool,
+        has_processor_state: bool,
+    ) -> About:
+        """What is to be remembered of an instance of `app` that is dumped here, by a driver whose
+        dumps have state of the node's kernel, or of its processor."""
+        return About(
+            app=app.key,
+            revision=app.revision,
+            driver=driver,
+            isolation=self._agent.engines.drivers[driver].isolation,
+            images=tuple(dict.fromkeys(image for image, _ in app.images())),
+            id_base=app.id_base,
+            machine=os.uname().machine,
+            cpu_vendor=self._vendor if has_processor_state else "",
+            cpu_flags=self._flags if has_processor_state else "",
+            kernel=os.uname().release if has_kernel_state else "",
+            versions=self._agent.engines.probes[driver].versions,
+            instance=instance,
+        )
+
+    def refusals(self, checkpoint: Stored | Manifest, app: App | None) -> tuple[str, ...]:
+        """Why it cannot be restored here for `app` as it is deployed, a sentence each."""
+        if app is None:
+            return (f"{checkpoint.about.app} is not deployed",)
+        return preflight(checkpoint, self._here(app, checkpoint.about.driver))
+
+    def _here(self, app: App, driver: str) -> Here:
+        engines, images = self._agent.engines, self._agent.images.store
+        can = (name for name, one in engines.drivers.items() if one.capabilities.restore)
+        system = os.uname()
+        probe = engines.probes.get(driver)
+        return Here(
+            machine=system.machine,
+            kernel=system.release,
+            cpu_vendor=self._vendor,
+            cpu_flags=frozenset(self._flags.split()),
+            drivers=frozenset(name for name in can if engines.probes[name].works),
+            versions=probe.versions if probe is not None else {},
+            images=frozenset(one for one, _ in app.images() if one == HOST or images.has(one)),
+            revision=app.revision,
+            id_base=app.id_base,
+            memory_bytes=self.store.memory.limit_bytes,
+        )
+
+    def _wants(self, about: About) -> bool:
+        app = self._agent.app(about.app)
+        return app is not None and app.revision == about.revision
+
+    # For those who look after them
+
+    def list_own(self) -> OwnCheckpoints:
+        """What is here, the one unused for longest first."""
+        store, room, memory = self.store, self.store.room, self.store.memory
+        unwanted = set(store.unwanted())
+        rows = (
+            CheckpointRow(
+                self._agent.config.key,
+                _without_flags(stored),
+                memory.users(stored.digest),
+                memory.is_warm(stored.digest),
+                stored.digest not in unwanted,
+            )
+            for stored in store.all()
+        )
+        sizes = room.used_bytes, room.limit_bytes, memory.used_bytes, memory.limit_bytes
+        return OwnCheckpoints(VaultRow(self._agent.config.key, *sizes, store.problem), tuple(rows))
+
+    async def describe(self, digest: str) -> Described:
+        """Raises `NotFound`, `Corrupt`."""
+        store, memory = self.store, self.store.memory
+        stored = store.describe(digest)
+        manifest = await store.manifest(digest)
+        holes = sum(not chunk for chunk in manifest.chunks)
+        return Described(
+            self._agent.config.key,
+            digest,
+            msgspec.structs.replace(manifest, chunks=()),
+            len(manifest.chunks) - holes,
+            holes,
+            stored.disk_bytes,
+            stored.used_at,
+            memory.users(digest),
+            memory.is_warm(digest),
+            digest not in store.unwanted(),
+            self.refusals(manifest, self._agent.app(manifest.about.app)),
+        )
+
+    async def remove_own(self, digest: str) -> Removed:
+        """Remove a checkpoint from this node; nothing, when it is not here. Raises `Conflict` for
+        one that is open. An app whose checkpoint is gone starts without."""
+        try:
+            self.store.describe(digest)
+        except NotFound:
+            return Removed()
+        return Removed((digest,), await self.store.remove(digest))
+
+    async def collect_own(self, *, dry: bool = False) -> Removed:
+        """Remove what no app would use; `dry`: only say what that is, and what it takes with what
+        it shares."""
+        unwanted = self.store.unwanted()
+        if dry:
+            size = sum(self.store.describe(digest).disk_bytes for digest in unwanted)
+            return Removed(tuple(unwanted), size)
+        freed = [(digest, await self.store.remove(digest)) for digest in unwanted]
+        return Removed(tuple(unwanted), sum(size for _, size in freed))
+
+
+def _without_flags(stored: Stored) -> Stored:
+    """A list need not have them for each."""
+    about = msgspec.structs.replace(stored.about, cpu_flags="")
+    return msgspec.structs.replace(stored, about=about)
+
+
+def mount_memory(directory: Path, size_bytes: int) -> None:
+    """A file system in memory, empty, of that size: never on a disk where the kernel can promise
+    that (`noswap`, Linux 6.4). What an earlier agent had there stays for those who have it open."""
+    directory.mkdir(exist_ok=True)
+    while mounts.unmount(directory):
+        pass
+    options = f"mode=0711,size={size_bytes}"
+    flags = mounts.MS_NOSUID | mounts.MS_NODEV
+    try:
+        mounts.mount("tmpfs", directory, f"{options},noswap", flags)
+    except OSError:
+        mounts.mount("tmpfs", directory, options, flags)
