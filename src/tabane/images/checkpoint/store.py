@@ -43,8 +43,9 @@ from tabane.images.checkpoint.memory import Memory
 from tabane.images.checkpoint.seal import Damaged, Sealer, load_key
 from tabane.images.checkpoint.vault import Vault, restore_files
 from tabane.images.checkpoint.writing import Writing
-from tabane.images.room import FULL, NoRoom, Room, full_disk
+from tabane.images.room import FULL, NoRoom, Room
 from tabane.model import AppName
+from tabane.units import show_size
 
 log = logging.getLogger(__name__)
 
@@ -287,7 +288,7 @@ class CheckpointStore:
                 if isinstance(error, Corrupt):
                     raise await self._discard(stored, error) from error
                 if isinstance(error, OSError) and error.errno in FULL:
-                    raise full_disk(directory) from error
+                    raise self._no_memory() from error
                 raise
         self.memory.add(stored.digest, directory, size)
 
@@ -295,6 +296,13 @@ class CheckpointStore:
         manifest = self.vault.manifest(stored.digest)
         restore_files(self.vault, manifest, directory, stop)
         return trees.give_to(directory, manifest.about.id_base)
+
+    def _no_memory(self) -> NoRoom:
+        limit = show_size(self.memory.limit_bytes)
+        return NoRoom(
+            f"{self.memory.directory} has no room left, though opened checkpoints may take {limit} "
+            "there: set a smaller checkpoint memory, or free some of the machine's"
+        )
 
     async def _discard(self, stored: Stored, error: Corrupt) -> Corrupt:
         """It is never used again. Returns what is to be said of it."""
