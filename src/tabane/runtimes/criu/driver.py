@@ -71,7 +71,7 @@ class CriuDriver(OciDriver):
                 from tabane.runtimes.criu.trial import try_checkpoints
 
                 if self._criu is not None:
-                    self._no_criu = await try_checkpoints(self, self._directory)
+                    self._no_criu = await try_checkpoints(self, self._criu, self._directory)
                 probe = self._tell(probe)
             self._probe = probe
         return self._probe

@@ -68,7 +68,7 @@ class Dump:
         for problem in problems:
             if isinstance(problem, BaseException):
                 raise problem
-        images.keep_namespaces(target)
+        images.stay(target)
         saved.save_state(self._state, target)
         saved.write_record(replace(record, sizes=saved.sizes_of(target)), target)
 

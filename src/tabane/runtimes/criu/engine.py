@@ -108,6 +108,7 @@ _NOISE = (
     "suspending seccomp failed",
     "failed to suspend seccomp",
     "cg: cgroupd:",
+    "exited, status=",
     "Dumping FAILED",
     "Restoring FAILED",
 )

@@ -4,7 +4,8 @@ An image file is two magic numbers (the inventory: one), then entries: a length 
 little-endian) and so many bytes of a protocol buffer (images/*.proto of CRIU). Of each process,
 `ids-N.img` says which namespaces it has, by numbers that count within the dump, and `inventory.img`
 which ones the dumper had. Those with the dumper's number are not made by a restore, but are the
-restorer's own.
+restorer's own. `core-N.img`, of a thread, has a number for its cgroups, too, which a restore that
+is to leave them alone moves threads into all the same, unless it is not there.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ ROOT_IDS = 3
 UTS, USER, CGROUP, TIME = 8, 10, 11, 12
 """Fields of the ids: namespaces, those that `stage.c` makes or enters."""
 MADE_BEFORE = (UTS, USER, CGROUP, TIME)
+THREAD_CORE, CG_SET = 5, 16
+"""Fields of the core, and of what it has of the thread."""
 _LENGTH = struct.Struct("<I")
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
@@ -28,9 +31,9 @@ Field = tuple[int, int, int | bytes]
 """Number, wire type, value."""
 
 
-def keep_namespaces(directory: Path) -> None:
-    """Have a restore from `directory` stay in the namespaces of who restores, as far as
-    `MADE_BEFORE`. Raises `Corrupt` when the images are not whole."""
+def stay(directory: Path) -> None:
+    """Have a restore from `directory` stay in the cgroups of who restores, and in the namespaces
+    that are `MADE_BEFORE`. Raises `Corrupt` when the images are not whole."""
     inventory = next(_entries(directory / "inventory.img", INVENTORY_HEADER_BYTES), b"")
     roots = [value for number, _, value in _fields(inventory) if number == ROOT_IDS]
     if not roots or not isinstance(roots[0], bytes):
@@ -46,6 +49,17 @@ def keep_namespaces(directory: Path) -> None:
 
     for path in directory.glob("ids-*.img"):
         _rewrite(path, adopt)
+    for path in directory.glob("core-*.img"):
+        _rewrite(path, _without_cgroups)
+
+
+def _without_cgroups(core: bytes) -> bytes:
+    def change(number: int, kind: int, value: int | bytes) -> bytes:
+        if number == THREAD_CORE and isinstance(value, bytes):
+            value = b"".join(_encode(*field) for field in _fields(value) if field[0] != CG_SET)
+        return _encode(number, kind, value)
+
+    return b"".join(change(*field) for field in _fields(core))
 
 
 def _rewrite(path: Path, change: Callable[[bytes], bytes]) -> None:

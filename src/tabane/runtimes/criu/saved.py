@@ -153,6 +153,9 @@ def _rename(value: Any, names: dict[str, str]) -> Any:
 
 def _without_process(content: dict[str, Any]) -> dict[str, Any]:
     content.update({name: 0 for name in (*CRUN_PROCESS, *RUNC_PROCESS) if name in content})
+    if "cgroup_paths" in content:  # runc joins all of them, and only some were made
+        paths = content["cgroup_paths"].items()
+        content["cgroup_paths"] = {name: path for name, path in paths if Path(path).is_dir()}
     return content
 
 

@@ -8,19 +8,26 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from tabane.errors import TabaneError
+from tabane.errors import TabaneError, Unsupported
 from tabane.runtimes import mounts
 from tabane.runtimes.api import Driver, InstanceSpec, Link
+from tabane.runtimes.criu.engine import Criu, learn_features
+from tabane.runtimes.threads import to_thread
 from tabane.runtimes.trial import ID_BASE, make_spec, parked
 
 TIMEOUT_S = 20.0
 COMMAND = ("/usr/bin/sleep", "infinity")
 
 
-async def try_checkpoints(driver: Driver, directory: Path) -> str:
+async def try_checkpoints(driver: Driver, criu: Criu, directory: Path) -> str:
     """Why `driver` can make none here; empty when it can."""
+    try:
+        await to_thread(learn_features, criu, directory)
+    except Unsupported as problem:
+        return problem.message
     place = directory / "trial-checkpoint"
-    mounts.remove_tree(place) if place.exists() else None
+    if place.exists():
+        mounts.remove_tree(place)
     place.mkdir(mode=0o711)
     try:
         async with asyncio.timeout(TIMEOUT_S), parked(ID_BASE) as one, parked(ID_BASE) as two:

@@ -1,0 +1,532 @@
+"""Checkpoints of containers: a clone is an instance of its own, and confined as any other; what
+cannot be copied is refused, and what fails harms nobody."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from tabane.clock import SYSTEM
+from tabane.errors import Conflict, Corrupt, EngineError, Unsupported
+from tabane.images import ImageStore
+from tabane.model import App, Resources
+from tabane.runtimes import load
+from tabane.runtimes.api import Command, Handle, Image, InstanceSpec
+from tabane.runtimes.cgroups import Cgroup
+from tabane.runtimes.criu import dump, engine
+from tabane.runtimes.criu.driver import CriuDriver
+from tabane.testing.checkpoints import counted, counting, place, restored, wait_counted
+from tabane.testing.container_bench import ContainerBench, make_app
+from tabane.testing.containers import make_instance, open_directory, without_unified
+from tabane.testing.drivers import Behaviour, prepared, refused, until
+from tabane.testing.reach import reachable
+from tabane.testing.spawner import PlainSpawner
+from tabane.testing.talks import run_inside
+
+pytestmark = pytest.mark.real
+
+RESOURCES = Resources(cpu=1.0, memory_bytes=128 << 20, pids=32, disk_bytes=4 << 20)
+PROGRAM = """
+import json, mmap, os, random, socket, sys, threading, time
+listener = socket.create_server(("0.0.0.0", 8000))
+local = socket.socket(socket.AF_UNIX)
+local.bind("/tmp/local.sock")
+local.listen()
+open("/tmp/kept", "w").write("kept")
+os.mkdir("/etc/empty")
+gone = open("/tmp/gone", "w+")
+gone.write("gone")
+gone.flush()
+os.unlink("/tmp/gone")
+os.unlink("/etc/services")
+shared = open("/dev/shm/shared", "w+b")
+shared.write(b"shared" + bytes(4090))
+shared.flush()
+memory = mmap.mmap(shared.fileno(), 4096)
+threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
+count = 0
+while True:
+    count += 1
+    try:
+        epoch = open("/run/tabane/epoch").read().strip()
+    except FileNotFoundError:
+        epoch = ""
+    gone.seek(0)
+    print(json.dumps({
+        "count": count, "epoch": epoch, "host": socket.gethostname(), "wall": time.time(),
+        "monotonic": time.monotonic(), "boot": time.clock_gettime(time.CLOCK_BOOTTIME),
+        "gone": gone.read(), "shared": memory[:6].decode(), "threads": threading.active_count(),
+        "services": os.path.exists("/etc/services"),
+    }), flush=True)
+    time.sleep(0.02)
+"""
+STATUS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp")
+IDS = ("Seccomp_filters", "Uid", "Gid", "Groups", "SigIgn", "SigCgt", "Threads")
+
+
+class PipedSpawner(PlainSpawner):
+    """With logs written to pipes, as those that a node's holder keeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._copies: list[threading.Thread] = []
+
+    async def spawn(self, command: Command) -> int:
+        if command.log is None:
+            return await super().spawn(command)
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        copy = threading.Thread(target=self._copy, args=(reader, command.log))
+        copy.start()
+        self._copies.append(copy)
+        try:
+            return await super().spawn(replace(command, log=Path(f"/proc/self/fd/{writer}")))
+        finally:
+            os.close(writer)
+
+    def _copy(self, reader: int, log: Path) -> None:
+        with os.fdopen(reader, "rb", 0) as source, log.open("ab", 0) as target:
+            while data := source.read(4096):
+                target.write(data)
+
+    async def aclose(self) -> None:
+        await super().aclose()
+        for copy in self._copies:
+            copy.join()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_hybrid() -> Iterator[None]:
+    with without_unified():
+        yield
+
+
+@pytest.fixture(scope="module")
+def ground() -> Iterator[Path]:
+    with open_directory() as directory:
+        yield directory
+
+
+@pytest.fixture(scope="module")
+def host(ground: Path) -> Image:
+    return asyncio.run(ImageStore(ground / "store").prepare("host"))
+
+
+@pytest.fixture(params=["crun", "runc"])
+async def bench(
+    request: pytest.FixtureRequest, ground: Path, host: Image
+) -> AsyncIterator[ContainerBench]:
+    spawner = PipedSpawner()
+    driver = load(request.param, spawner, ground / request.param)
+    yield ContainerBench(driver, spawner, ground, host)
+    assert isinstance(driver, CriuDriver)
+    driver.close()
+    await spawner.aclose()
+
+
+def program(name: str = "subject", script: str = PROGRAM, **fields: Any) -> App:
+    command = ("/usr/bin/python3", "-c", script)
+    return make_app(command, name=name, resources=RESOURCES, **fields)
+
+
+def said(spec: InstanceSpec) -> list[dict[str, Any]]:
+    text = spec.log.read_text() if spec.log.exists() else ""
+    return [json.loads(line) for line in text.rpartition("\n")[0].splitlines()]
+
+
+async def wait_said(spec: InstanceSpec, least: int = 1) -> list[dict[str, Any]]:
+    async def enough() -> bool:
+        return len(said(spec)) >= least
+
+    await until(enough)
+    return said(spec)
+
+
+@asynccontextmanager
+async def clone(
+    bench: ContainerBench, app: App, images: Path
+) -> AsyncIterator[tuple[InstanceSpec, Handle]]:
+    async with make_instance(bench.ground, bench.image, app) as spec:
+        handle = await bench.driver.prepare(spec)
+        try:
+            yield spec, await bench.driver.restore(spec, handle, images)
+        finally:
+            await bench.driver.destroy(handle)
+        assert bench.left_of(spec) == []
+
+
+async def test_each_clone_is_an_instance_of_its_own(bench: ContainerBench) -> None:
+    """Its name, address, namespaces, epoch and files are its own; its memory goes on, and so do
+    the clocks."""
+    app = program()
+    with place() as images:
+        async with bench.running(app) as origin:
+            before = (await wait_said(origin.spec, 3))[-1]
+            assert before["epoch"] == "" and not before["services"]
+            await bench.driver.checkpoint(origin.handle, images, leave_running=False)
+            last = said(origin.spec)[-1]
+        async with clone(bench, app, images) as one, clone(bench, app, images) as two:
+            for spec, handle in (one, two):
+                first = (await wait_said(spec, 3))[0]
+                assert first["count"] == last["count"] + 1
+                assert first["host"] == spec.id
+                assert 0 <= first["monotonic"] - last["monotonic"] < 1
+                assert 0 <= first["boot"] - last["boot"] < 1
+                assert abs(first["wall"] - SYSTEM.wall()) < 60
+                for name in ("gone", "shared", "services", "threads"):
+                    assert first[name] == last[name], name
+                await check_surroundings(bench, spec, handle)
+            epochs = [said(spec)[-1]["epoch"] for spec, _ in (one, two)]
+            assert len({uuid.UUID(epoch) for epoch in epochs}) == 2
+            script = "echo changed >/tmp/kept; cat /tmp/kept"
+            await run_inside(bench.driver, one[1], ("sh", "-c", script))
+            there = await run_inside(bench.driver, two[1], ("cat", "/tmp/kept"))
+            assert there.stdout == b"kept"
+
+
+async def check_surroundings(bench: ContainerBench, spec: InstanceSpec, handle: Handle) -> None:
+    assert spec.link is not None
+    for name, path in (("user", spec.link.user_namespace), ("net", spec.link.network_namespace)):
+        own = Path(f"/proc/{handle.data['pid']}/ns/{name}").stat()
+        assert os.path.samestat(own, Path(path).stat()), name
+    assert ":1F40 " in Path(f"/proc/{spec.link.parked_pid}/net/tcp").read_text()
+    script = "hostname; cat /etc/hostname; grep -c $(hostname) /etc/hosts; ls /etc/empty"
+    shown = await run_inside(bench.driver, handle, ("sh", "-c", script))
+    assert shown == (0, f"{spec.id}\n{spec.id}\n1\n".encode(), b"")
+    filled = await run_inside(
+        bench.driver, handle, ("dd", "if=/dev/zero", "of=/big", "bs=1M", "count=6")
+    )
+    assert b"No space left" in filled.stderr
+    assert (await run_inside(bench.driver, handle, ("rm", "/big"))).code == 0
+    pids = await bench.driver.processes(handle)
+    assert handle.data["pid"] in pids and len(pids) == 2
+    assert (await bench.driver.stats(handle)).pids == 3
+
+
+async def test_a_clone_is_confined_as_what_it_was_made_of(bench: ContainerBench) -> None:
+    app = program()
+    with place() as images:
+        async with bench.running(app) as origin:
+            await wait_said(origin.spec)
+            before = describe(await bench.driver.processes(origin.handle), origin.spec)
+            await bench.driver.checkpoint(origin.handle, images, leave_running=False)
+        async with clone(bench, app, images) as (spec, handle):
+            await wait_said(spec)
+            assert describe(await bench.driver.processes(handle), spec) == before
+            end = await run_inside(bench.driver, handle, ("cat", "/proc/self/status"))
+            inside = end.stdout.decode()
+            assert "NoNewPrivs:\t1" in inside and "Seccomp:\t2" in inside
+            assert "CapBnd:\t00000000800005fb" in inside
+
+
+def describe(pids: list[int], spec: InstanceSpec) -> dict[str, Any]:
+    """What confines the processes of an instance, in words that are the same for each."""
+    found: dict[str, Any] = {"limits": Cgroup(spec.cgroup).limits()}
+    for number, pid in enumerate(sorted(pids)):
+        process = Path(f"/proc/{pid}")
+        lines = (process / "status").read_text().splitlines()
+        status = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+        own = [line.split(":")[2] for line in (process / "cgroup").read_text().splitlines()]
+        found[f"process {number}"] = {
+            **{name: status[name] for name in STATUS + IDS},
+            "calls": reachable(pid),
+            "limits": (process / "limits").read_text(),
+            "oom": (process / "oom_score_adj").read_text(),
+            "files": sorted(path.name for path in (process / "fd").iterdir()),
+            "command": (process / "cmdline").read_bytes(),
+            "cgroup": own.count(spec.cgroup) >= len(Cgroup(spec.cgroup).own_directories()),
+        }
+        for kind in ("user", "net", "pid", "mnt", "ipc", "uts", "cgroup"):
+            theirs = (process / "ns" / kind).stat()
+            assert not os.path.samestat(theirs, Path("/proc/self/ns", kind).stat()), kind
+    found["mounts"] = mounts_of(sorted(pids)[0])
+    return found
+
+
+def mounts_of(pid: int) -> dict[str, tuple[str, ...]]:
+    """Mount point -> options, without those that tell nothing of an empty file or directory."""
+    found = {}
+    for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines():
+        point, options = line.split(" ")[4:6]
+        masked = point.startswith(("/proc/", "/sys/")) and " - proc " not in line
+        found[point] = () if masked else tuple(sorted(options.split(",")))
+    return found
+
+
+OWN_ADDRESS = """
+import socket, time
+listener = socket.create_server(("10.9.8.7", 8000))
+print("{}", flush=True)
+time.sleep(1000)
+"""
+
+
+async def test_a_program_that_listens_at_its_own_address_is_refused(bench: ContainerBench) -> None:
+    app = program("own", OWN_ADDRESS)
+    with place() as images:
+        async with make_instance(bench.ground, bench.image, app) as spec:
+            assert spec.link is not None
+            enter = ("nsenter", f"--net={spec.link.network_namespace}")
+            for words in ("link set lo up", "addr add 10.9.8.7/32 dev lo"):
+                await asyncio.to_thread(subprocess.run, (*enter, "ip", *words.split()), check=True)
+            handle = await bench.driver.prepare(spec)
+            try:
+                handle = await bench.driver.start(spec, handle)
+                await wait_said(spec)
+                with pytest.raises(Unsupported, match=r"socket at 10\.9\.8\.7:8000"):
+                    await bench.driver.checkpoint(handle, images, leave_running=False)
+                assert not Cgroup(spec.cgroup).is_frozen()
+            finally:
+                await bench.driver.destroy(handle)
+    assert isinstance(bench.driver, CriuDriver)
+
+
+async def test_nothing_is_saved_while_a_command_runs_inside(bench: ContainerBench) -> None:
+    from tabane.runtimes.api import Execution
+
+    with place() as images:
+        async with counting(replace_image(bench)) as (_, handle):
+            talk = await bench.driver.exec(handle, Execution(("cat",), stdin=True))
+            with pytest.raises(Conflict, match="while commands run inside"):
+                await bench.driver.checkpoint(handle, images, leave_running=True)
+            await talk.aclose()
+            await bench.driver.checkpoint(handle, images, leave_running=True)
+
+
+def replace_image(bench: ContainerBench) -> ContainerBench:
+    return bench
+
+
+OUTSIDE = """
+import socket, time
+client = socket.socket(socket.AF_UNIX)
+client.connect("/run/tabane/hub.sock")
+print("{}", flush=True)
+count = 0
+while True:
+    count += 1
+    print("{}", flush=True)
+    time.sleep(0.02)
+"""
+
+
+async def test_what_criu_cannot_save_goes_on_and_says_why(bench: ContainerBench) -> None:
+    """A connection to a service of the node, which has its other end outside."""
+    services = bench.ground / f"services-{bench.driver.name}"
+    services.mkdir(mode=0o755)
+    import socket
+
+    with place() as images, socket.socket(socket.AF_UNIX) as hub:
+        hub.bind(str(services / "hub.sock"))
+        (services / "hub.sock").chmod(0o666)
+        hub.listen()
+        async with make_instance(bench.ground, bench.image, program("outside", OUTSIDE)) as spec:
+            spec = replace(spec, services=services)
+            handle = await bench.driver.prepare(spec)
+            try:
+                handle = await bench.driver.start(spec, handle)
+                await wait_said(spec)
+                with pytest.raises(EngineError, match="could not be checkpointed: ") as failure:
+                    await bench.driver.checkpoint(handle, images, leave_running=True)
+                assert "unix" in failure.value.output.lower()
+                await wait_said(spec, len(said(spec)) + 3)
+                assert [path.name for path in spec.directory.glob("dump*")] == []
+            finally:
+                await bench.driver.destroy(handle)
+    shutil.rmtree(services)
+
+
+async def test_services_are_those_of_the_clone(bench: ContainerBench) -> None:
+    app = program("served")
+    with place() as images:
+        ends = [bench.ground / f"{bench.driver.name}-{name}" for name in ("one", "two")]
+        for services in ends:
+            services.mkdir(mode=0o755)
+            (services / "who").write_text(services.name)
+        async with make_instance(bench.ground, bench.image, app) as spec:
+            spec = replace(spec, services=ends[0])
+            handle = await bench.driver.prepare(spec)
+            try:
+                handle = await bench.driver.start(spec, handle)
+                await wait_said(spec)
+                await bench.driver.checkpoint(handle, images, leave_running=False)
+            finally:
+                await bench.driver.destroy(handle)
+        async with make_instance(bench.ground, bench.image, app) as spec:
+            spec = replace(spec, services=ends[1])
+            handle = await bench.driver.prepare(spec)
+            try:
+                handle = await bench.driver.restore(spec, handle, images)
+                shown = await run_inside(bench.driver, handle, ("cat", "/run/tabane/who"))
+                assert shown.stdout.decode() == ends[1].name
+                assert (await wait_said(spec))[-1]["epoch"] == (ends[1] / "epoch").read_text()[:-1]
+            finally:
+                await bench.driver.destroy(handle)
+        async with make_instance(bench.ground, bench.image, app) as spec:
+            handle = await bench.driver.prepare(spec)
+            try:
+                with pytest.raises(EngineError, match="has no /run/tabane to restore"):
+                    await bench.driver.restore(spec, handle, images)
+            finally:
+                await bench.driver.destroy(handle)
+            assert bench.left_of(spec) == []
+        for services in ends:
+            shutil.rmtree(services)
+
+
+# Faults
+
+
+@pytest.mark.parametrize("fault", [1, 3, 5])
+async def test_a_dump_that_breaks_off_harms_nobody(
+    bench: ContainerBench, monkeypatch: pytest.MonkeyPatch, fault: int
+) -> None:
+    """CRIU's own injected faults: at once, among the memory, before it speaks with the program."""
+    monkeypatch.setenv("CRIU_FAULT", str(fault))
+    with place() as images:
+        async with counting(bench) as (spec, handle):
+            with pytest.raises(EngineError, match="could not be checkpointed"):
+                await bench.driver.checkpoint(handle, images, leave_running=True)
+            await wait_counted(spec, counted(spec)[-1] + 3)
+            monkeypatch.delenv("CRIU_FAULT")
+            shutil.rmtree(images)
+            images.mkdir(mode=0o700)
+            await bench.driver.checkpoint(handle, images, leave_running=True)
+        async with restored(bench, images) as (spec, _):
+            await wait_counted(spec, 1)
+
+
+async def test_criu_is_killed_in_the_middle_of_a_dump(bench: ContainerBench) -> None:
+    """The instance goes on, or ends with a reason: CRIU had its own code run in it."""
+    with place() as images:
+        async with counting(bench) as (spec, handle):
+            dumping = asyncio.ensure_future(
+                bench.driver.checkpoint(handle, images, leave_running=True)
+            )
+
+            async def has_begun() -> bool:
+                return dumping.done() or any(images.glob("pages-*.img"))
+
+            await until(has_begun)
+            assert await bench.spawner.signal(dump.key_of(handle.id), signal.SIGKILL)
+            with pytest.raises(EngineError, match=r"killed|signal"):
+                await dumping
+            assert not Cgroup(spec.cgroup).is_frozen()
+            ended = asyncio.ensure_future(bench.driver.wait(handle))
+            goes_on = asyncio.ensure_future(wait_counted(spec, counted(spec)[-1] + 3))
+            await asyncio.wait([ended, goes_on], return_when=asyncio.FIRST_COMPLETED)
+            assert goes_on.done() or ended.result().describe()
+            for each in (ended, goes_on):
+                each.cancel()
+            await asyncio.wait([ended, goes_on])
+
+
+async def test_criu_is_killed_in_the_middle_of_a_restore(bench: ContainerBench) -> None:
+    with place() as images:
+        async with counting(bench) as (_, handle):
+            await bench.driver.checkpoint(handle, images, leave_running=False)
+        async with prepared(bench, Behaviour.COUNTS) as (spec, handle):
+            restoring = asyncio.ensure_future(bench.driver.restore(spec, handle, images))
+
+            async def has_begun() -> bool:
+                return restoring.done() or len(Cgroup(spec.cgroup).pids()) > 2
+
+            await until(has_begun)
+            for pid in Cgroup(spec.cgroup).pids():
+                os.kill(pid, signal.SIGKILL)
+            with pytest.raises(EngineError, match="could not be restored"):
+                await restoring
+
+
+async def test_what_is_not_of_this_format_is_refused(bench: ContainerBench) -> None:
+    with place() as images:
+        async with counting(bench) as (_, handle):
+            await bench.driver.checkpoint(handle, images, leave_running=False)
+        record = images / "restore.json"
+        whole = json.loads(record.read_text())
+        for text, problem in (
+            (json.dumps(whole | {"format": 7}), "format 7"),
+            ("{", "no whole checkpoint"),
+        ):
+            record.write_text(text)
+            async with prepared(bench, Behaviour.COUNTS) as (spec, handle):
+                with pytest.raises(Corrupt, match=problem):
+                    await bench.driver.restore(spec, handle, images)
+
+
+async def test_changed_images_are_not_restored(bench: ContainerBench) -> None:
+    """Of the same size, but other words: CRIU says what it does not understand."""
+    with place() as images:
+        async with counting(bench) as (_, handle):
+            await bench.driver.checkpoint(handle, images, leave_running=False)
+        for name in ("pstree.img", "mm-1.img", "core-1.img", "mountpoints-*.img"):
+            path = next(images.glob(name))
+            kept = path.read_bytes()
+            path.chmod(0o600)
+            path.write_bytes(kept[:12] + b"\xff" * (len(kept) - 12))
+            async with prepared(bench, Behaviour.COUNTS) as (spec, handle):
+                with pytest.raises(EngineError, match="could not be restored"):
+                    await bench.driver.restore(spec, handle, images)
+            path.chmod(0o600)
+            path.write_bytes(kept)
+        async with restored(bench, images) as (spec, _):
+            await wait_counted(spec, 1)
+
+
+async def test_without_criu_there_are_no_checkpoints(
+    ground: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "OWN", tmp_path / "nothing")
+    spawner = PlainSpawner()
+    driver = load("crun", spawner, ground / "without")
+    assert isinstance(driver, CriuDriver)
+    probe = await driver.probe()
+    assert probe.works and probe.versions == {}
+    assert probe.detail.startswith("no checkpoints: CRIU is not installed")
+    assert not driver.capabilities.checkpoint and not driver.capabilities.restore
+    handle = Handle("crun", 1, "aaaaaaaaaaaa", {"pid": 0, "pid_start": 0})
+    await refused(driver.checkpoint(handle, tmp_path, leave_running=True))
+    driver.close()
+    await spawner.aclose()
+
+
+@pytest.mark.parametrize(
+    ("script", "problem"),
+    [
+        ('echo "Version: 3.17.1"', "CRIU 3.17.1 is too old"),
+        (
+            '[ "$1" = --version ] && echo "Version: 99.1" && exit; '
+            'echo "Error (criu/kerndat.c:5): no such kernel"; exit 1',
+            "CRIU 99.1 cannot work with this kernel: no such kernel",
+        ),
+    ],
+)
+async def test_a_criu_that_does_not_work_says_why(
+    ground: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, problem: str
+) -> None:
+    monkeypatch.setattr(engine, "OWN", tmp_path / "nothing")
+    program = tmp_path / "criu"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    spawner = PlainSpawner()
+    driver = load("runc", spawner, ground / f"broken-{uuid.uuid4().hex[:6]}")
+    assert isinstance(driver, CriuDriver)
+    probe = await driver.probe()
+    assert probe.works
+    assert problem in probe.detail
+    assert not driver.capabilities.checkpoint
+    driver.close()
+    await spawner.aclose()
