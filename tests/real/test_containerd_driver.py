@@ -222,4 +222,4 @@ async def test_a_containerd_that_cannot_start_says_where_to_look(
     probe = await bench.driver.probe()
     assert not probe.works
     assert probe.reason.startswith("containerd exited with code 4 at its start: see ")
-    assert "no way" in (bench.ground / "containerd/daemon/containerd.log").read_text()
+    assert "no way" in (bench.ground / "containerd/containerd.log").read_text()

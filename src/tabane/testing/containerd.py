@@ -53,9 +53,8 @@ class ContainerdBench(ContainerBench):
         os.close(descriptor)
 
     def left_of(self, spec: InstanceSpec) -> list[str]:
-        shared = self.ground / self.driver.name
-        places = [place for name in ("daemon", "runc") for place in (shared / name).rglob("*")]
-        return find_left(spec) + [str(path) for path in places if path.name.endswith(spec.id)]
+        kept = (self.ground / self.driver.name / "daemon").rglob(f"*{spec.id}")
+        return find_left(spec) + [str(path) for path in kept]
 
 
 def make_bench(

@@ -2,9 +2,12 @@
 
 Its own has root, state and sockets in the driver's directory, no plugin that pulls, unpacks or
 serves Kubernetes, and lives in the node's namespaces, since shims mount and look up processes where
-containerd does. The spawner starts it, so it outlives the agent; it ends with the spawner (the
-kernel sends it TERM then). Whoever finds it gone starts it again: the shims, which keep the
-instances, have gone on meanwhile, and it finds them by its state.
+containerd does. All these are in memory: none of it outlives the processes that it tells of, and a
+start writes a dozen files, each through to its disk, which took a fifth of it.
+
+The spawner starts it, so it outlives the agent; it ends with the spawner (the kernel sends it TERM
+then). Whoever finds it gone starts it again: the shims, which keep the instances, have gone on
+meanwhile, and it finds them by its state.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import struct
 from pathlib import Path
 
 from tabane.errors import EngineError, Unsupported
+from tabane.runtimes import mounts
 from tabane.runtimes.api import Command, Spawner
 from tabane.unix import LONGEST, connect_unix
 
@@ -25,6 +29,8 @@ ADDRESS_VARIABLE = "CONTAINERD_ADDRESS"
 """As `ctr` has it: the socket of a containerd to use."""
 START_TIMEOUT_S = 10.0
 POLL_S = 0.002
+MOST_BYTES = 1 << 30
+"""Of all that is kept: an instance has under 100 KiB."""
 UNNEEDED = (
     "io.containerd.grpc.v1.cri",
     "io.containerd.internal.v1.opt",
@@ -79,11 +85,14 @@ class Daemon:
 
     async def _start(self) -> None:
         self._directory.mkdir(mode=0o711, parents=True, exist_ok=True)
+        if not self._directory.is_mount():
+            flags = mounts.MS_NOSUID | mounts.MS_NODEV
+            mounts.mount("tmpfs", self._directory, f"mode=0711,size={MOST_BYTES}", flags)
         config = self._directory / "config.toml"
         config.write_text(make_config(self._directory, self.socket))
         argv = ("setpriv", "--pdeathsig", "TERM", "containerd", "--config", str(config))
         await self._spawner.forget(self._key)  # one that was killed
-        await self._spawner.spawn(Command(self._key, argv, log=self._directory / "containerd.log"))
+        await self._spawner.spawn(Command(self._key, argv, log=self._log))
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
                 await self._wait_answers(argv)
@@ -93,7 +102,7 @@ class Daemon:
 
     @property
     def _log(self) -> Path:
-        return self._directory / "containerd.log"
+        return self._directory.with_name("containerd.log")
 
     async def _wait_answers(self, argv: tuple[str, ...]) -> None:
         while not _answers(self.socket):
@@ -103,6 +112,11 @@ class Daemon:
                 raise EngineError(problem, argv=argv, status=status.code)
             await asyncio.sleep(POLL_S)
 
+    @property
+    def engine_state(self) -> Path:
+        """Where the shims' engine keeps what it knows of containers."""
+        return self._directory / "runc"
+
     async def stop(self) -> None:
         """End the node's own; instances go on. Idempotent."""
         if not self.is_own:
@@ -110,6 +124,10 @@ class Daemon:
         if await self._spawner.signal(self._key, signal.SIGTERM):
             await self._spawner.exited(self._key)
         await self._spawner.forget(self._key)
+
+    def remove(self) -> None:
+        """Remove what it kept, after `stop` and the instances' end. Idempotent."""
+        mounts.unmount(self._directory)
 
 
 def make_config(directory: Path, address: Path) -> str:

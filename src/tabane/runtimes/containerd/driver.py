@@ -27,6 +27,7 @@ import shutil
 import signal
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -50,6 +51,7 @@ from tabane.runtimes.api import (
 from tabane.runtimes.bundles import Bundles
 from tabane.runtimes.containerd.client import Client
 from tabane.runtimes.containerd.daemon import Daemon
+from tabane.runtimes.containerd.ends import end_file, read_end, write_end
 from tabane.runtimes.containerd.enforced import ENFORCEMENTS
 from tabane.runtimes.containerd.messages import RUNC_OPTIONS_URL, SPEC_URL, make
 from tabane.runtimes.containerd.shims import RUNC, Shim, kill_shims, socket_of
@@ -209,21 +211,28 @@ class ContainerdDriver(OfCgroup):
 
     async def _start_task(self, spec: InstanceSpec, handle: Handle) -> Handle:
         await self._daemon.ensure()
-        keeper = await self._spawner.spawn(Command(handle.id, KEEP_OPEN, log=spec.log))
+        let_go = partial(self._spawner.signal, handle.id, signal.SIGKILL)
         try:
-            await self._client.call("create_container", container=self._describe(handle))
-            created = await self._client.call(
-                "create",
-                container_id=handle.id,
-                stdout=f"/proc/{keeper}/fd/1",
-                stderr=f"/proc/{keeper}/fd/2",
-                **self._task_fields(handle),
-            )
-        finally:
-            await self._spawner.signal(handle.id, signal.SIGKILL)
-        handle = self._with_pid(handle, created.pid)
-        await self._client.call("start", container_id=handle.id)
+            handle = await self._create(spec, handle)
+        except BaseException:
+            await let_go()
+            raise
+        await _together(let_go(), self._client.call("start", container_id=handle.id))
         return handle
+
+    async def _create(self, spec: InstanceSpec, handle: Handle) -> Handle:
+        keeper, _ = await _together(
+            self._spawner.spawn(Command(handle.id, KEEP_OPEN, log=spec.log)),
+            self._client.call("create_container", container=self._describe(handle)),
+        )
+        created = await self._client.call(
+            "create",
+            container_id=handle.id,
+            stdout=f"/proc/{keeper}/fd/1",
+            stderr=f"/proc/{keeper}/fd/2",
+            **self._task_fields(handle),
+        )
+        return self._with_pid(handle, created.pid)
 
     def _with_pid(self, handle: Handle, told: int) -> Handle:
         """The handle with the pid that containerd told."""
@@ -243,7 +252,7 @@ class ContainerdDriver(OfCgroup):
         the driver's; its pipes are the app's."""
         options = make(
             "RuncOptions",
-            root=str(self._directory / "runc"),
+            root=str(self._daemon.engine_state),
             io_uid=handle.data["io_uid"],
             io_gid=handle.data["io_gid"],
         )
@@ -271,14 +280,14 @@ class ContainerdDriver(OfCgroup):
         return status
 
     async def _wait_end(self, handle: Handle) -> ExitStatus:
-        if (known := _read_end(handle)) is not None:
+        if (known := read_end(handle)) is not None:
             return known
         status = await self._repeat(lambda: self._ask_end(handle))
         if status.signal == signal.SIGKILL and self._oom_kills(handle):
             status = ExitStatus(signal=status.signal, oom=True)
         await self._repeat(lambda: self._delete(handle))
         await self._spawner.forget(handle.id)
-        _write_end(handle, status)
+        write_end(handle, status)
         return status
 
     async def _ask_end(self, handle: Handle) -> ExitStatus:
@@ -357,7 +366,7 @@ class ContainerdDriver(OfCgroup):
         raise Unsupported(NO_CHECKPOINTS)
 
     async def recover(self, spec: InstanceSpec, handle: Handle) -> Handle | None:
-        if _read_end(handle) is not None:
+        if read_end(handle) is not None:
             return None
         await self._daemon.ensure()
         found = await self._find(handle.id)
@@ -377,7 +386,7 @@ class ContainerdDriver(OfCgroup):
     async def destroy(self, handle: Handle) -> None:
         if (starting := self._starting.pop(handle.id, None)) is not None:
             await asyncio.wait([starting])
-        if directory_of(handle).exists() and _read_end(handle) is None:
+        if directory_of(handle).exists() and read_end(handle) is None:
             await self._end_task(handle)
         await cgroup_of(handle).remove()
         await asyncio.to_thread(self._remove, handle)
@@ -409,8 +418,8 @@ class ContainerdDriver(OfCgroup):
         if directory.exists():
             bundles.tear_down(directory)
             inside.clear(directory)
-            _end_file(handle).unlink(missing_ok=True)
-        shutil.rmtree(self._directory / "runc" / NAMESPACE / handle.id, ignore_errors=True)
+            end_file(handle).unlink(missing_ok=True)
+        shutil.rmtree(self._daemon.engine_state / NAMESPACE / handle.id, ignore_errors=True)
         if handle.id == shim_of(handle):  # of several the last
             socket_of(self._daemon.socket, NAMESPACE, handle.id).unlink(missing_ok=True)
 
@@ -425,6 +434,7 @@ class ContainerdDriver(OfCgroup):
         await self.aclose()
         self._bundles.close()
         await self._daemon.stop()
+        self._daemon.remove()
 
     # Inside
 
@@ -461,24 +471,15 @@ def containerd(spawner: Spawner, directory: Path) -> ContainerdDriver:
     return ContainerdDriver(RUNC, spawner, directory)
 
 
+async def _together(*work: Awaitable[Any]) -> list[Any]:
+    """What they return that go on at the same time, once all have ended."""
+    ended = await asyncio.gather(*work, return_exceptions=True)
+    for one in ended:
+        if isinstance(one, BaseException):
+            raise one
+    return ended
+
+
 def shim_of(handle: Handle) -> str:
     """By whose name the shim was started."""
     return str(handle.data["shim"])
-
-
-def _end_file(handle: Handle) -> Path:
-    return directory_of(handle) / "exit.json"
-
-
-def _read_end(handle: Handle) -> ExitStatus | None:
-    """How it ended, once that is known."""
-    try:
-        return msgspec.json.decode(_end_file(handle).read_bytes(), type=ExitStatus)
-    except FileNotFoundError:
-        return None
-
-
-def _write_end(handle: Handle, status: ExitStatus) -> None:
-    fresh = _end_file(handle).with_suffix(".new")
-    fresh.write_bytes(msgspec.json.encode(status))
-    fresh.rename(_end_file(handle))
