@@ -124,7 +124,7 @@ class Guest:
         self.is_open = True
         self.end: str = ""
         """What it said of the end of the first of its programs to end, while others are ended."""
-        self._tasks = Supervisor("guest", on_failure=lambda *_: None)
+        self._tasks = Supervisor("guest")
         self._hearing = self._tasks.start("hear", self._hear())
 
     async def greet(self) -> None:
@@ -179,6 +179,9 @@ class Guest:
             self._lose(Closed("the guest's machine has ended"))
         except (OSError, ProtocolError) as error:
             self._lose(error if isinstance(error, ProtocolError) else Closed(str(error)))
+        finally:
+            if self.is_open:
+                self.abort()
 
     def _take(self, data: bytes) -> None:
         for frame in self._parse(data):

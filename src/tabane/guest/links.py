@@ -62,10 +62,14 @@ class Links:
         if name not in self._services:
             raise ProtocolError(f"the guest asks for {name[:40]!r}, which its app has not")
         link = self._links[number] = Link(self._say, number)
-        if len(self._tasks) < MOST_CARRIED:
+        if len(self) < MOST_CARRIED:
             self._tasks.start(f"link {number}", link.carry(self._services[name]))
         else:
             self._say(Kind.CLOSE, number)
+
+    def __len__(self) -> int:
+        """How many the node's side has not done with."""
+        return len(self._tasks)
 
     def on_lost(self) -> None:
         """The guest is gone, or the connection to it."""
@@ -139,13 +143,15 @@ class Link:
                 writing = tasks.start("outward", self._carry_outward(writer))
                 if self._is_over:
                     self._read_no_more(self._reading)
-                await asyncio.wait({self._reading, writing}, return_when=asyncio.FIRST_EXCEPTION)
-                both = (self._reading, writing)
+                both = {self._reading, writing}
+                await asyncio.wait(both, return_when=asyncio.FIRST_EXCEPTION)
                 return all(
                     one.done() and (one.cancelled() or one.exception() is None) for one in both
                 )
         except TimeoutError:
             return True  # the node's side takes nothing, and the guest's has gone
+        finally:
+            self._reading = None
 
     async def _carry_inward(self, reader: asyncio.StreamReader) -> None:
         while data := await reader.read(MAX_PAYLOAD):

@@ -80,7 +80,8 @@ static void forget(struct talk *talk)
 
 static void end_talk(struct talk *talk)
 {
-    say_number(ENDED, talk->id, talk->code);
+    if (!(talk->id & ORPHAN))
+        say_number(ENDED, talk->id, talk->code);
     forget(talk);
 }
 
@@ -103,13 +104,16 @@ void leave(struct talk *talk)
     talk->kill_at = now_ms() + HANGUP_MS;
 }
 
-/* Whoever began them has gone. */
+/* Whoever began them has gone: the next host hears nothing of them, and has numbers of its own. */
 void leave_all(void)
 {
     is_welcomed = false;
-    for (int n = 0; n < MAX_TALKS; n++)
-        if (talks[n].id)
-            leave(&talks[n]);
+    for (struct talk *talk = talks; talk < talks + MAX_TALKS; talk++) {
+        if (talk->id)
+            leave(talk);
+        if (talk->id)
+            talk->id |= ORPHAN;
+    }
     drop_links();
 }
 

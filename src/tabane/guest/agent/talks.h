@@ -10,6 +10,7 @@ enum {
     MAX_LINKS = 96,
     LINK_WINDOW = 32768,
     MAX_SERVICES = 2,
+    ORPHAN = 1 << 30,               /* in the number of a talk that nobody wants: no host comes so far */
 };
 
 struct talk {
