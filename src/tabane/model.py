@@ -77,7 +77,13 @@ class Reactive(Value, frozen=True, omit_defaults=True):
     concurrency: int = 10
     min: int = 0
     max: int = 10
+    freeze_after_s: float | None = None
+    """Without a session for so long an instance is frozen, where its engine can; None: never. Of
+    these three the earlier ones are shorter, and all count from the last session."""
+    checkpoint_after_s: float | None = None
     stop_after_s: float = 30.0
+    reclaim: bool = False
+    """What the kernel can have back of a frozen instance's memory, it gets at once."""
     max_age_s: float | None = None
     ready: str = "listen"
     """`listen`, `started`, or `http:/path`."""
@@ -334,6 +340,10 @@ class Instance(Value, frozen=True, omit_defaults=True):
     """Why it is in its state, when that needs saying; the exit reason at the end."""
     trust: Trust | None = None
     """Of the callers that it is for, where that chose its class."""
+    freezable: bool = False
+    """Its engine can freeze it."""
+    freezes: int = 0
+    """The number of its home's latest order to freeze it."""
     paused: bool = False
     """It stands still by somebody's order, whatever its state: told to those who ask what runs."""
 
@@ -410,7 +420,8 @@ class WakeRecord(Value, frozen=True, omit_defaults=True):
     node: NodeName
     gateway: str
     option: str
-    """`cold`, or `wait` when a slot of a running instance came free first, or `failed`."""
+    """`cold`, or `thaw` of one that was frozen, or `wait` when a slot of a running instance came
+    free first, or `failed`."""
     at: float
     phases_us: dict[str, int]
     total_us: int

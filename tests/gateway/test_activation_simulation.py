@@ -14,15 +14,16 @@ STEPS = 60
 ROUND_TRIPS_S = 1.0
 """Enough for the questions and answers before an idle stop, at the slowest links here."""
 EVENTS = {
-    "calm": ("scale", "deploy", "stop"),
+    "calm": ("scale", "deploy", "stop", "use"),
     "apps": ("scale", "deploy", "deploy", "remove", "crash", "flaky", "mortal", "stop"),
     "gateways": ("disconnect", "die", "crash", "scale"),
-    "nodes": ("home", "node"),
+    "nodes": ("home", "node", "use"),
     "all": (
-        *("scale", "deploy", "remove", "crash", "flaky", "mortal", "stop"),
+        *("scale", "deploy", "remove", "crash", "flaky", "mortal", "stop", "use"),
         *("disconnect", "die", "home", "node"),
     ),
 }
+STANDING = (State.READY, State.FROZEN)
 SESSIONS_BETWEEN = 8
 """One event in so many steps is none of sessions, about."""
 
@@ -82,6 +83,7 @@ class Chaos:
             max=self.dice.choice([1, 2, 5]),
             stop_after_s=self.dice.choice([0.0, 0.3, 1.0, 5.0]),
             max_age_s=self.dice.choice([None, None, 3.0]),
+            freeze_after_s=self.dice.choice([None, 0.0, 0.1, 0.9]),
         )
         revision = self.revisions[name]
         app = App(
@@ -115,9 +117,14 @@ class Chaos:
             self.dice.choice(up).restart_agent(self.dice.uniform(0.01, 2.0))
 
     def do_crash(self) -> None:
-        if ready := [one for one in self.dc.instances() if one.state is State.READY]:
+        if ready := [one for one in self.dc.instances() if one.state in STANDING]:
             instance = self.dice.choice(ready)
             self.dc.nodes[instance.node].end(instance, "killed by SIGSEGV", failed=True)
+
+    def do_use(self) -> None:
+        if running := [one for one in self.dc.instances() if one.state in STANDING]:
+            used = self.dice.choice(running)
+            self.dc.nodes[used.node].use(used, self.dice.choice([0.0, 0.5]))
 
     def do_flaky(self) -> None:
         self.flaky = self.dice.choice([0.0, 0.3, 1.0])
@@ -184,7 +191,9 @@ def check_what_is_left(dc: VirtualDatacenter) -> None:
             for running in dc.instances()
             if running.app.key == key
         ]
-        assert left == [(State.READY, app.revision)] * dc.floors[key]
+        rests = app.reactive.freeze_after_s is not None
+        state = State.FROZEN if rests else State.READY
+        assert left == [(state, app.revision)] * dc.floors[key]
     there = {running.instance for running in dc.instances()}
     for gateway in dc.gateways.values():
         assert all(lease.used == 0 for lease in gateway.grants.leases())

@@ -27,12 +27,14 @@ from collections.abc import Callable, Iterable
 from tabane.gateway.decisions import (
     DRAIN_TIMEOUT_S,
     Decisions,
+    Freeze,
     Instruction,
     Place,
     Release,
     Start,
     Stop,
     Tell,
+    Thaw,
 )
 from tabane.gateway.ledger import AppLedger, Holding
 from tabane.gateway.messages import (
@@ -53,8 +55,10 @@ __all__ = [
     "AppChanged",
     "Event",
     "FloorChanged",
+    "Freeze",
     "GatewayGone",
     "GatewayJoined",
+    "InstanceAwake",
     "InstanceEnded",
     "InstanceReady",
     "Instruction",
@@ -66,6 +70,7 @@ __all__ = [
     "Stop",
     "StopAsked",
     "Tell",
+    "Thaw",
     "Tick",
 ]
 
@@ -104,6 +109,15 @@ class InstanceEnded(Value, frozen=True):
     reason: str
     failed: bool
     retry: bool = True
+
+
+class InstanceAwake(Value, frozen=True):
+    """It is not frozen, or no more, whatever the order of that `number` said: a person uses it, or
+    its engine could not."""
+
+    app: AppName
+    instance: InstanceId
+    number: int
 
 
 class StillStarting(Value, frozen=True):
@@ -151,6 +165,7 @@ Event = (
     | FloorChanged
     | InstanceReady
     | InstanceEnded
+    | InstanceAwake
     | StillStarting
     | NodeReport
     | GatewayJoined
@@ -186,6 +201,8 @@ class Activation:
                 self._settle(event.instance.cohort, now)
             case InstanceEnded():
                 self._on_ended(event, now)
+            case InstanceAwake():
+                self._on_awake(event, now)
             case StillStarting():
                 self._ledger(event.app).note_doing(event.instance, event.doing)
             case NodeReport():
@@ -270,13 +287,23 @@ class Activation:
         ledger = self._ledger(instance.cohort)
         holding = ledger.holding(instance.id, instance.node, now)
         ledger.set_instance(holding, instance)
-        if holding.state is not State.READY:
+        if holding.state is State.FROZEN:
+            holding.state = State.READY
+        elif holding.state is not State.READY:
             holding.doubtful = holding.state is not State.STARTING
             holding.state, holding.trace = State.READY, trace
             holding.born = holding.last_used = now
             holding.drain_until = now + DRAIN_TIMEOUT_S
             if not holding.is_leaving:
                 ledger.setbacks.on_ready(holding.setbacks_before)
+
+    def _on_awake(self, event: InstanceAwake, now: float) -> None:
+        holding = self._ledger(event.app).instances.get(event.instance)
+        if holding is not None and holding.freezes == event.number:
+            holding.last_used = max(holding.last_used, now)
+            if holding.state is State.FROZEN:
+                holding.state = State.READY
+        self._settle(event.app, now)
 
     def _on_ended(self, event: InstanceEnded, now: float) -> None:
         ledger = self._ledger(event.app)
@@ -313,17 +340,22 @@ class Activation:
                 if there and holding.id not in named:
                     self._enter_end(ledger, holding)
         for instance in report.instances:
-            self._enter_found(instance, now)
+            self._enter_found(instance, now, report.asked_at)
         for key in list(self._apps):
             self._settle(key, now)
 
-    def _enter_found(self, instance: Instance, now: float) -> None:
-        """A node has it; it may be new here."""
-        if instance.state is State.READY:
-            self._enter_ready(instance, None, now)
-            return
+    def _enter_found(self, instance: Instance, now: float, asked_at: float) -> None:
+        """A node has it; it may be new here. What it was told since it was asked, to freeze or to
+        thaw, it had not heard of."""
         ledger = self._ledger(instance.cohort)
         holding = ledger.holding(instance.id, instance.node, now)
+        if instance.state in (State.READY, State.FREEZING, State.FROZEN):
+            if holding.turned_at < asked_at:
+                self._enter_ready(instance, None, now)
+                holding.freezes = max(holding.freezes, instance.freezes)
+                if instance.state is not State.READY:
+                    holding.state = State.FROZEN
+            return
         ledger.set_instance(holding, instance)
         if instance.state not in (State.PREPARING, State.STARTING, State.STOPPING):
             self._enter_end(ledger, holding)

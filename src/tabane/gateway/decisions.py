@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from tabane.gateway.ledger import AppLedger, Holding
-from tabane.gateway.messages import Revoke, ToGateway
+from tabane.gateway.messages import THAW, Revoke, ToGateway
 from tabane.gateway.setbacks import HEALTHY_S
 from tabane.gateway.waiting import why_waiting
 from tabane.model import App, AppName, InstanceId, NodeName, State, Value
@@ -46,6 +46,22 @@ class Stop(Value, frozen=True):
     reason: str
 
 
+class Freeze(Value, frozen=True):
+    """Nobody holds slots of it, nor will get any before `Thaw`. `number`: of this order, by which
+    an answer to it (`InstanceAwake`) is told from one to an earlier one."""
+
+    instance: InstanceId
+    node: NodeName
+    number: int
+
+
+class Thaw(Value, frozen=True):
+    """Sessions come to it, maybe before it has heard this."""
+
+    instance: InstanceId
+    node: NodeName
+
+
 class Release(Value, frozen=True):
     """No gateway can reach the ended instance any more: its address may be used again."""
 
@@ -59,7 +75,7 @@ class Tell(Value, frozen=True):
     message: ToGateway
 
 
-Instruction = Start | Stop | Release | Tell
+Instruction = Start | Freeze | Thaw | Stop | Release | Tell
 Place = Callable[[App], Choice]
 """Picks the node for one more instance."""
 REASONS_SAID = 3
@@ -102,8 +118,9 @@ class Decisions:
             self._recall()
             self._start()
             self._refuse_overdue()
-            self._stop_idle()
+            self._rest_idle()
         self._stop_drained()
+        self._thaw_used()
 
     def drain(self, holding: Holding, reason: str) -> None:
         """Let its sessions end, then stop it."""
@@ -156,7 +173,7 @@ class Decisions:
             self._tell(gateway, ledger.refuse(gateway, "late", reason, LATE_RETRY_S, waited_s))
 
     def _serves(self) -> bool:
-        return any(holding.app is not None for holding in self._ledger.serving())
+        return any(holding.app is not None for holding in self._ledger.standing())
 
     def moments(self) -> Iterable[float]:
         """When something is to be decided without anything happening; some may be past."""
@@ -171,14 +188,16 @@ class Decisions:
             yield ledger.accounts[gateway].since + reactive.start_timeout_s + VERDICT_S
         if ledger.short_since is not None:
             yield ledger.short_since + RECALL_S
-        for holding in ledger.serving():
+        for holding in ledger.standing():
             yield holding.suspect_until
             if ledger.setbacks.count:
                 yield holding.born + HEALTHY_S
             if reactive.max_age_s is not None:
                 yield holding.born + reactive.max_age_s
-        for holding in (*ledger.serving(), *ledger.unconfirmed()):
-            yield max(holding.last_used + reactive.stop_after_s, holding.asked_at + ASK_AGAIN_S)
+        for holding in (*ledger.standing(), *ledger.unconfirmed()):
+            for after_s in (reactive.stop_after_s, self._freeze_after_s(holding)):
+                if after_s is not None:
+                    yield max(holding.last_used + after_s, holding.asked_at + ASK_AGAIN_S)
 
     def _tell(self, gateway: str, message: ToGateway) -> None:
         self.out.append(Tell(gateway, message))
@@ -207,7 +226,7 @@ class Decisions:
             holding.revision == ledger.revision
             and holding.born > ledger.setbacks.at
             and self._now >= holding.born + HEALTHY_S
-            for holding in ledger.serving()
+            for holding in ledger.standing()
         ):
             ledger.setbacks.forgive()
 
@@ -216,7 +235,7 @@ class Decisions:
         when that needs the volumes of the old one."""
         ledger = self._ledger
         if ledger.serves_current() or ledger.current.volumes:
-            for holding in (*ledger.serving(), *ledger.starting()):
+            for holding in (*ledger.standing(), *ledger.starting()):
                 if holding.revision != ledger.revision:
                     self.drain(holding, f"replaced by revision {ledger.revision}")
 
@@ -224,7 +243,7 @@ class Decisions:
         """Drain what is too old, or where the app may not run any more."""
         app = self._ledger.current
         age_s = app.reactive.max_age_s
-        for holding in self._ledger.serving():
+        for holding in self._ledger.standing():
             datacenter = holding.node.partition("/")[0]
             if not app.allows(datacenter):
                 self.drain(holding, f"it may not run in {datacenter} any more")
@@ -237,24 +256,27 @@ class Decisions:
             return
         ledger = self._ledger
         limit = ledger.current.reactive.max
-        serving, starting = ledger.serving(), ledger.starting()
-        serving.sort(key=lambda h: (h.revision == ledger.revision, h.used))
-        surplus = serving[: max(0, len(serving) - limit)]
-        room = max(0, limit + ledger.rolls() - (len(serving) - len(surplus)))
+        standing, starting = ledger.standing(), ledger.starting()
+        standing.sort(key=lambda h: (h.revision == ledger.revision, h.state is State.READY, h.used))
+        surplus = standing[: max(0, len(standing) - limit)]
+        room = max(0, limit + ledger.rolls() - (len(standing) - len(surplus)))
         starting.sort(key=lambda h: h.revision != ledger.revision)
         for holding in (*surplus, *starting[room:]):
             self.drain(holding, f"more than its max of {limit}")
 
     def _grant(self) -> None:
-        """Give free slots to who waits longest, of instances that broke off an answer last."""
+        """Give free slots to who waits longest: at last those of instances that broke off an
+        answer, and of frozen ones, which are thawed for it."""
         ledger, now = self._ledger, self._now
         serving = sorted(ledger.serving(), key=lambda holding: now < holding.suspect_until)
+        serving += ledger.frozen()
         if ledger.current.port is None:
             self.refuse("gone", f"the app {ledger.key} has no port, it takes no sessions", 0.0)
         for gateway in ledger.waiting_gateways():
             for holding in serving:
                 slots = min(ledger.waiting(gateway), holding.free(now))
                 if slots > 0:
+                    self._thaw(holding)
                     self._tell(gateway, ledger.grant(gateway, holding, slots, now))
         for holding in serving:
             holding.trace = None
@@ -313,14 +335,14 @@ class Decisions:
         reactive = ledger.current.reactive
         if ledger.current.volumes and ledger.has_any():
             return 0
-        starting, serving = ledger.starting(), ledger.serving()
+        starting, standing = ledger.starting(), ledger.standing()
         trial = not ledger.serves_current()
-        if trial and (starting or serving):
+        if trial and (starting or standing):
             if not ledger.starts_current():
-                return 1 if len(starting) + len(serving) <= reactive.max else 0
-            if serving or ledger.setbacks.count:
+                return 1 if len(starting) + len(standing) <= reactive.max else 0
+            if standing or ledger.setbacks.count:
                 return 0
-        existing = len(starting) + len(serving) + len(ledger.unconfirmed())
+        existing = len(starting) + len(standing) + len(ledger.unconfirmed())
         short = ledger.total_waiting() - len(starting) * reactive.concurrency
         for_sessions = -(-short // reactive.concurrency)
         missing = min(max(for_sessions, ledger.floor - existing), reactive.max - existing)
@@ -331,35 +353,64 @@ class Decisions:
         if self._now >= since + RECALL_S:
             return False
         ledger = self._ledger
-        known = all(not h.asked and not h.doubtful for h in ledger.serving())
+        known = all(not h.asked and not h.doubtful for h in ledger.standing())
         return not known or bool(ledger.unconfirmed())
 
     def _refuse_elsewhere(self, reasons: tuple[str, ...]) -> None:
         """Nothing can be started here: only who may get a slot of what is here waits on."""
         ledger = self._ledger
-        if not ledger.serving() and not ledger.starting():
+        if not ledger.standing() and not ledger.starting():
             why = "; ".join((*reasons[:REASONS_SAID], *("...",)[: len(reasons) > REASONS_SAID]))
             reason = f"no node of this data center can run {ledger.key} now ({why})"
             self.refuse("elsewhere", reason, ELSEWHERE_RETRY_S)
 
-    def _stop_idle(self) -> None:
-        """Stop what no session used for `stop_after`; where slots are held, ask first."""
+    def _freeze_after_s(self, holding: Holding) -> float | None:
+        """None: it is not to be frozen."""
+        return self._ledger.current.reactive.freeze_after_s if holding.can_freeze else None
+
+    def _rest_idle(self) -> None:
+        """Stop what no session used for `stop_after`, but for what is to be kept, and freeze what
+        none used for `freeze_after`; where slots are held, ask first."""
         if self._partial:
             return
-        ledger = self._ledger
-        after_s = ledger.current.reactive.stop_after_s
-        serving = sorted(ledger.serving(), key=lambda holding: holding.last_used)
-        spare = serving[: max(0, len(serving) - ledger.floor)]
-        for holding in (*spare, *ledger.unconfirmed()):
-            if self._now < holding.last_used + after_s:
-                continue
-            if not holding.granted:
-                self._stop(holding, f"idle for {after_s:g} s")
-            elif self._now >= holding.asked_at + ASK_AGAIN_S:
-                holding.asked_at = self._now
-                for gateway in holding.granted:
-                    if gateway not in holding.asked:
-                        self._ask(gateway, holding, after_s)
+        ledger, stop_after_s = self._ledger, self._ledger.current.reactive.stop_after_s
+        standing = sorted(ledger.standing(), key=lambda holding: holding.last_used)
+        kept = standing[max(0, len(standing) - ledger.floor) :]
+        for holding in (*standing, *ledger.unconfirmed()):
+            freeze_after_s = self._freeze_after_s(holding)
+            if holding not in kept and self._is_idle(holding, stop_after_s):
+                self._stop(holding, f"idle for {stop_after_s:g} s")
+            elif freeze_after_s is not None and self._is_idle(holding, freeze_after_s):
+                self._freeze(holding)
+
+    def _is_idle(self, holding: Holding, after_s: float) -> bool:
+        """No session used it for so long, and none can: those who hold slots are asked first."""
+        if self._now < holding.last_used + after_s:
+            return False
+        if holding.granted and self._now >= holding.asked_at + ASK_AGAIN_S:
+            holding.asked_at = self._now
+            for gateway in holding.granted:
+                if gateway not in holding.asked:
+                    self._ask(gateway, holding, after_s)
+        return not holding.granted
+
+    def _freeze(self, holding: Holding) -> None:
+        holding.state, holding.turned_at = State.FROZEN, self._now
+        holding.freezes += 1
+        self.out.append(Freeze(holding.id, holding.node, holding.freezes))
+
+    def _thaw(self, holding: Holding) -> None:
+        """If it is frozen."""
+        if holding.state is State.FROZEN:
+            holding.state, holding.turned_at, holding.trace = State.READY, self._now, THAW
+            self.out.append(Thaw(holding.id, holding.node))
+
+    def _thaw_used(self) -> None:
+        """What gateways hold slots of is not frozen: a home before this one gave them, or its word
+        to thaw it was lost."""
+        for holding in self._ledger.instances.values():
+            if holding.granted:
+                self._thaw(holding)
 
     def _stop_drained(self) -> None:
         if self._partial:

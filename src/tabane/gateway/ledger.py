@@ -13,8 +13,9 @@ from tabane.model import App, AppName, Instance, InstanceId, NodeName, State
 class Holding:
     """One instance and the slots of it that gateways hold.
 
-    Its `state` is `starting`, `ready`, `stopping`, `absent` (it ended, its address is still kept)
-    or `unknown` (a gateway holds slots of it, no node has told of it yet).
+    Its `state` is `starting`, `ready`, `frozen` (it was told to freeze), `stopping`, `absent` (it
+    ended, its address is still kept) or `unknown` (a gateway holds slots of it, no node has told of
+    it yet).
     """
 
     id: InstanceId
@@ -41,6 +42,10 @@ class Holding:
     born: float = 0.0
     """When it became ready."""
     last_used: float = NEVER
+    freezes: int = 0
+    """The number of the latest order to freeze it."""
+    turned_at: float = NEVER
+    """When it was last told to freeze or to thaw."""
     asked_at: float = NEVER
     """When gateways were last asked whether it is idle."""
     draining: str = ""
@@ -55,6 +60,11 @@ class Holding:
     @property
     def used(self) -> int:
         return sum(self.granted.values())
+
+    @property
+    def can_freeze(self) -> bool:
+        instance = self.instance
+        return self.state is State.READY and instance is not None and instance.freezable
 
     @property
     def is_leaving(self) -> bool:
@@ -173,20 +183,29 @@ class AppLedger:
         """Ready and not draining, of any revision."""
         return [h for h in self.instances.values() if h.state is State.READY and not h.draining]
 
+    def frozen(self) -> list[Holding]:
+        """Frozen and not draining, those used last first."""
+        found = [h for h in self.instances.values() if h.state is State.FROZEN and not h.draining]
+        return sorted(found, key=lambda holding: -holding.last_used)
+
+    def standing(self) -> list[Holding]:
+        """Ready or frozen, and not draining."""
+        return [*self.serving(), *self.frozen()]
+
     def has_any(self) -> bool:
         """Is an instance there, in whatever state before its end?"""
         return any(holding.state is not State.ABSENT for holding in self.instances.values())
 
     def serves_current(self) -> bool:
-        """Is an instance of the current revision ready?"""
-        return any(holding.revision == self.revision for holding in self.serving())
+        """Is an instance of the current revision ready, or was it before it was frozen?"""
+        return any(holding.revision == self.revision for holding in self.standing())
 
     def starts_current(self) -> bool:
         return any(holding.revision == self.revision for holding in self.starting())
 
     def rolls(self) -> bool:
         """Is the first of a new revision on its way, beside what it will replace?"""
-        there = (*self.serving(), *self.starting())
+        there = (*self.standing(), *self.starting())
         old = any(holding.revision != self.revision for holding in there)
         return old and self.starts_current() and not self.serves_current()
 
@@ -201,7 +220,8 @@ class AppLedger:
         return [h for h in self.instances.values() if h.state is State.STOPPING]
 
     def draining(self) -> list[Holding]:
-        return [h for h in self.instances.values() if h.state is State.READY and h.draining]
+        found = (h for h in self.instances.values() if h.state in (State.READY, State.FROZEN))
+        return [holding for holding in found if holding.draining]
 
     def unconfirmed(self) -> list[Holding]:
         """Gateways say that there are these; no node has."""

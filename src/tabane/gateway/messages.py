@@ -79,10 +79,16 @@ class Report(Value, frozen=True, tag="report"):
 
 
 class StartTrace(Value, frozen=True):
-    """What a start cost, phase by phase, in microseconds (see `tabane.model.PHASES`)."""
+    """What a start cost, phase by phase, in microseconds (see `tabane.model.PHASES`). A thaw costs
+    nothing before the grant, which does not wait for it."""
 
     phases_us: dict[str, int]
     total_us: int
+    option: str = "cold"
+    """As of `tabane.model.WakeRecord`."""
+
+
+THAW = StartTrace({}, 0, "thaw")
 
 
 class Grant(Value, frozen=True, tag="grant"):

@@ -12,7 +12,16 @@ from typing import TypeVar
 from msgspec.structs import replace
 
 from tabane.gateway import activation
-from tabane.gateway.activation import Activation, Instruction, Release, Start, Stop, Tell
+from tabane.gateway.activation import (
+    Activation,
+    Freeze,
+    Instruction,
+    Release,
+    Start,
+    Stop,
+    Tell,
+    Thaw,
+)
 from tabane.gateway.ledger import AppLedger
 from tabane.gateway.messages import (
     AppReport,
@@ -45,6 +54,14 @@ class Decided(list[Instruction]):
     def stops(self) -> dict[InstanceId, str]:
         """Reasons by instance."""
         return {one.instance: one.reason for one in self if isinstance(one, Stop)}
+
+    @property
+    def freezes(self) -> list[InstanceId]:
+        return [one.instance for one in self if isinstance(one, Freeze)]
+
+    @property
+    def thaws(self) -> list[InstanceId]:
+        return [one.instance for one in self if isinstance(one, Thaw)]
 
     @property
     def releases(self) -> list[InstanceId]:
@@ -165,7 +182,11 @@ class HandledHome:
         return self.hear(gateway, Report((AppReport(self.words_of(gateway, waiting), slots),)))
 
     def instance(
-        self, instance: str, state: State = State.READY, revision: int | None = None
+        self,
+        instance: str,
+        state: State = State.READY,
+        revision: int | None = None,
+        freezes: int = 0,
     ) -> Instance:
         number = InstanceId(instance)
         return Instance(
@@ -176,6 +197,8 @@ class HandledHome:
             generation=Generation("incarnation", number, 1),
             state=state,
             address="10.0.0.1",
+            freezable=True,
+            freezes=freezes,
         )
 
     def ready(

@@ -23,6 +23,7 @@ from tabane.scheduler.placement import Choice
 from tabane.testing.world import Channel, Running, VirtualNode, World
 
 GATEWAY_GRACE_S = 5.0
+THAW_POLL_S = 0.01
 
 
 @dataclass(eq=False)
@@ -123,6 +124,10 @@ class VirtualGateway:
         self._dc.in_use.pop(session, None)
         if grants is not self.grants:
             return
+        if works and self._dc.is_frozen(lease):  # it goes on when that is thawed
+            self._dc.in_use[session] = (self, lease)
+            self._dc.world.after(THAW_POLL_S, lambda: self._end(session, lease, grants, works))
+            return
         session.outcome = "served" if works else "instance crashed"
         if not works:
             self._tell(*self.grants.broken(lease, "connection refused"))
@@ -172,6 +177,7 @@ class VirtualHome:
         self._leaving: dict[str, object] = {}
         self.started: list[activation.Start] = []
         self.stopped: list[activation.Stop] = []
+        self.frozen: list[activation.Freeze] = []
 
     def restart(self, down_s: float) -> None:
         """All it knew is lost."""
@@ -216,7 +222,7 @@ class VirtualHome:
                 return
             case activation.InstanceReady(instance=instance):
                 self._know(instance.app)
-            case activation.InstanceEnded(app=key):
+            case activation.InstanceEnded(app=key) | activation.InstanceAwake(app=key):
                 self._know(key)
             case activation.NodeReport(instances=instances):
                 for instance in instances:
@@ -278,6 +284,12 @@ class VirtualHome:
                 case activation.Stop(node=node):
                     self._dc.check_stop(instruction)
                     self.stopped.append(instruction)
+                    self._dc.nodes[node].inbox.send(instruction)
+                case activation.Freeze(node=node):
+                    self._dc.check_rest(instruction)
+                    self.frozen.append(instruction)
+                    self._dc.nodes[node].inbox.send(instruction)
+                case activation.Thaw(node=node):
                     self._dc.nodes[node].inbox.send(instruction)
                 case activation.Release(node=node):
                     self._dc.check_release(instruction)
@@ -365,6 +377,10 @@ class VirtualDatacenter:
         if (running := self.find(lease.instance)) is not None:
             running.last_used = self.world.now
 
+    def is_frozen(self, lease: Lease) -> bool:
+        running = self.find(lease.instance)
+        return running is not None and running.state is State.FROZEN
+
     def holders(self, instance: InstanceId) -> list[Lease]:
         return [
             lease
@@ -394,7 +410,7 @@ class VirtualDatacenter:
         if used > running.app.reactive.concurrency:
             self.problem(f"{used} sessions in {lease.instance} at once")
         self.used(lease)
-        return running.state is State.READY
+        return running.state in (State.READY, State.FROZEN)
 
     def check_refusal(self, session: Session, refuse: Refuse) -> None:
         """It met a start that failed, or could not wait until the next."""
@@ -417,7 +433,7 @@ class VirtualDatacenter:
         ledger = self.home.activation.ledger(start.app.key)
         assert ledger is not None and ledger.app is not None
         surge = 0 if ledger.serves_current() else 1
-        count = len(ledger.starting()) + len(ledger.serving())
+        count = len(ledger.starting()) + len(ledger.standing())
         if count > ledger.app.reactive.max + surge:
             self.problem(f"{count} instances of {ledger.key}, max is {ledger.app.reactive.max}")
 
@@ -428,6 +444,20 @@ class VirtualDatacenter:
         timed_out = holding is not None and 0.0 < holding.drain_until <= self.world.now
         if not timed_out and self.holders(stop.instance):
             self.problem(f"{stop.instance} is stopped ({stop.reason}) while slots of it are held")
+
+    def check_rest(self, freeze: activation.Freeze) -> None:
+        """Gateways hold nothing of what is told to freeze."""
+        if self.holders(freeze.instance):
+            self.problem(f"{freeze.instance} is told to freeze while slots of it are held")
+
+    def check_freeze(self, running: Running) -> None:
+        """Of what freezes, no session is answered: those that come now have it thawed."""
+        lease_of = (lease for _, lease in self.in_use.values())
+        old = [lease for lease in lease_of if lease.instance == running.instance]
+        thawed = self.home.activation.ledger(running.app.key)
+        holding = thawed.instances.get(running.instance) if thawed is not None else None
+        if old and (holding is None or holding.state is State.FROZEN) and self.home.up:
+            self.problem(f"{running.instance} freezes with {len(old)} sessions in it")
 
     def check_release(self, release: activation.Release) -> None:
         if self.holders(release.instance):

@@ -77,6 +77,9 @@ class Running:
     told_to_stop: str = ""
     last_used: float = 0.0
     ready_at: float = 0.0
+    freezes: int = 0
+    held_until: float = 0.0
+    """Until then a person uses it, and it refuses to be frozen."""
 
     def view(self) -> Instance:
         return Instance(
@@ -87,6 +90,8 @@ class Running:
             generation=Generation("incarnation", self.instance, 1),
             state=self.state,
             address=f"address-of-{self.instance}",
+            freezable=True,
+            freezes=self.freezes,
         )
 
 
@@ -124,16 +129,40 @@ class VirtualNode:
                 self._dc.world.after(self._dc.start_takes(app), lambda: self._started(running))
             case activation.Stop(instance=instance, reason=reason):
                 found = self.running.get(instance)
-                if found and found.state in (State.STARTING, State.READY):
+                if found and found.state in (State.STARTING, State.READY, State.FROZEN):
                     found.told_to_stop = reason
                     found.state = State.STOPPING
                     self._dc.world.after(self._dc.stop_takes_s, lambda: self.end(found, reason))
+            case activation.Freeze(instance=instance, number=number):
+                self._freeze(instance, number)
+            case activation.Thaw(instance=instance):
+                if (frozen := self.running.get(instance)) and frozen.state is State.FROZEN:
+                    frozen.state = State.READY
             case activation.Release(instance=instance):
                 if (ended := self.running.get(instance)) and ended.state is State.ABSENT:
                     del self.running[instance]
             case float(asked_at):
                 views = tuple(running.view() for running in self.running.values())
                 self.to_home.send(activation.NodeReport(self.name, views, asked_at))
+
+    def _freeze(self, instance: InstanceId, number: int) -> None:
+        running = self.running.get(instance)
+        if running is None or running.state not in (State.READY, State.FROZEN):
+            return
+        running.freezes = number
+        self._dc.check_freeze(running)
+        if self._dc.world.now < running.held_until:
+            self._tell(activation.InstanceAwake(running.app.key, instance, number))
+        else:
+            running.state = State.FROZEN
+
+    def use(self, running: Running, for_s: float) -> None:
+        """A person does something inside."""
+        running.held_until = self._dc.world.now + for_s
+        if running.state is State.FROZEN:
+            running.state = State.READY
+            key = running.app.key
+            self._tell(activation.InstanceAwake(key, running.instance, running.freezes))
 
     def _started(self, running: Running) -> None:
         if self.running.get(running.instance) is not running:
