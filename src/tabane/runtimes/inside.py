@@ -65,6 +65,9 @@ class Place(Value, frozen=True):
     engine: tuple[str, ...]
     tells_inside: bool = False
     """The engine can write down a command's pid inside, where the node has none for it."""
+    init: tuple[str, ...] = (INIT, "-s", "--")
+    """Stands above a program without a terminal; empty: what that leaves behind goes to the
+    container's first process."""
 
 
 class Said:
@@ -272,7 +275,7 @@ async def converse(
     process = describe_process((place.directory / "config.json").read_bytes(), execution)
     if (problem := look_up(Path(f"/proc/{place.pid}/root"), process)) is not None:
         return problem
-    process["args"] = (INIT, "-s", "--", *execution.argv)
+    process["args"] = (*place.init, *execution.argv)
     theirs, streams = open_pipes(stdin=execution.stdin)
 
     async def run(files: Files, key: str) -> None:

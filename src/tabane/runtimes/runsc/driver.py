@@ -302,7 +302,8 @@ class RunscDriver(OciDriver):
         if not is_same(pid, began):
             raise NotFound(f"the file server of instance {handle.id} has ended")
         entering = cgroup_of(handle).entering(engine.joining(pid, self._command(handle)))
-        return inside.Place(handle.id, pid, directory_of(handle), entering, tells_inside=True)
+        directory = directory_of(handle)
+        return inside.Place(handle.id, pid, directory, entering, tells_inside=True, init=())
 
     async def copy(self, handle: Handle, transfer: Transfer) -> Conversation:
         place = self._place(handle)

@@ -4,6 +4,10 @@ As in a container (see `tabane.runtimes.inside`), the engine hands it its stream
 the node's that it makes, and leaves a process behind that ends as the command does; the spawner
 tells how. But the node's kernel has no process for the command: it is signalled by its number
 inside, and what there is below it is found in the table of the sandbox's kernel.
+
+No init stands above it. gVisor looks for a new parent among those above who ends; where the last of
+these is a subreaper that ends at the same moment, as below an engine's command it can be, it finds
+none, takes this for the end of the container's first process, and kills all of the container.
 """
 
 from __future__ import annotations
