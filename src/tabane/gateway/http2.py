@@ -37,7 +37,7 @@ from h2.events import (
     WindowUpdated,
 )
 from h2.exceptions import ProtocolError
-from h2.settings import SettingCodes
+from h2.settings import SettingCodes, Settings
 from hyperframe.frame import Frame, GoAwayFrame
 
 from tabane.gateway.flow import Flow
@@ -63,9 +63,14 @@ COSTLY = (PingReceived, PriorityUpdated, RemoteSettingsChanged, StreamReset, Unk
 
 
 class GoingProtocol(H2Connection):
-    """`h2` with a GOAWAY that does not end what is under way, and little memory of what was."""
+    """`h2` with little memory of what was, and two things that do not end all that is under way: a
+    GOAWAY, and a stream too many, which `Http2Client` refuses."""
 
     MAX_CLOSED_STREAMS = 1024
+
+    @property
+    def open_inbound_streams(self) -> int:
+        return min(super().open_inbound_streams, MAX_STREAMS - 1)
 
     def _receive_goaway_frame(self, frame: GoAwayFrame) -> tuple[list[Frame], list[Event]]:
         told = ConnectionTerminated()
@@ -82,14 +87,14 @@ def new_protocol(*, is_client: bool) -> H2Connection:
         validate_outbound_headers=False,
     )
     h2 = GoingProtocol(config)
-    settings: dict[SettingCodes | int, int] = {
+    values: dict[SettingCodes, int] = {
         SettingCodes.MAX_CONCURRENT_STREAMS: MAX_STREAMS,
         SettingCodes.MAX_HEADER_LIST_SIZE: LIST_BYTES,
         SettingCodes.INITIAL_WINDOW_SIZE: WINDOW_BYTES,
     }
     if is_client:
-        settings[SettingCodes.ENABLE_PUSH] = 0
-    h2.local_settings.update(settings)
+        values[SettingCodes.ENABLE_PUSH] = 0
+    h2.local_settings = Settings(is_client, initial_values=values)
     h2.initiate_connection()
     h2.increment_flow_control_window(CONNECTION_WINDOW_BYTES - WINDOW_BYTES)
     return h2
@@ -116,10 +121,17 @@ class Stream:
         self._unread_bytes = 0
         self._unacknowledged_bytes = 0
 
+    @property
+    def is_open(self) -> bool:
+        """As far as `h2` knows, which has read on: what it has seen may still be to come."""
+        stream = self.connection.h2.streams.get(self.number)
+        return stream is not None and not stream.closed
+
     # What is sent.
 
-    def send_head(self, fields: Fields, *, is_end: bool) -> None:
-        self.connection.h2.send_headers(self.number, fields, end_stream=is_end)
+    def send_head(self, fields: Fields, *, is_end: bool, opens: bool = False) -> None:
+        if opens or self.is_open:
+            self.connection.h2.send_headers(self.number, fields, end_stream=is_end)
         self._has_sent_end = is_end
         self.connection.pump_soon()
 
@@ -149,6 +161,8 @@ class Stream:
         """Encode one frame, of at most so many bytes of body, and say how many they are. None: a
         window is closed."""
         h2, budget = self.connection.h2, self.connection.budget
+        if not self.is_open:
+            return None
         if not self._queue:
             self._send_end()
             return 0
@@ -238,7 +252,7 @@ class Stream:
         if self._unacknowledged_bytes < WINDOW_BYTES // 2 or self.was_ended:
             return
         more, self._unacknowledged_bytes = self._unacknowledged_bytes, 0
-        if self.number in self.connection.streams:
+        if self.is_open:
             self.connection.h2.increment_flow_control_window(more, self.number)
             self.connection.pump_soon()
 
@@ -286,20 +300,25 @@ class Http2Connection(Flow):
             self._break(int(error.error_code), f"the other side broke HTTP/2: {error}")
             return
         for event in events:
-            if not self._hear(event):
-                self._break(ErrorCodes.ENHANCE_YOUR_CALM, "the other side sends frames for nothing")
+            self._hear(event)
+            if self.transport.is_closing():
                 return
         self.pump_soon()
 
-    def _hear(self, event: Event) -> bool:
-        """Act on an event. False: it was one too many."""
+    def spend(self) -> None:
+        """The other side sent something for nothing; it may do so for a while."""
+        if not self.budget.spend(self.now):
+            self._break(ErrorCodes.ENHANCE_YOUR_CALM, "the other side sends frames for nothing")
+
+    def _hear(self, event: Event) -> None:
+        """Act on an event."""
         if isinstance(event, DataReceived):
             return self._on_data(event)
         if isinstance(event, WindowUpdated):
             self._on_window(event.stream_id or 0)
-            return self.budget.spend(self.now)
-        if isinstance(event, COSTLY) and not self.budget.spend(self.now):
-            return False
+            return self.spend()
+        if isinstance(event, COSTLY):
+            self.spend()
         stream = self.streams.get(getattr(event, "stream_id", None) or 0)
         if isinstance(event, RemoteSettingsChanged):
             self._on_window(0)
@@ -317,19 +336,18 @@ class Http2Connection(Flow):
             stream.on_reset(int(event.error_code or 0))
         else:
             self.on_event(event)
-        return True
 
-    def _on_data(self, event: DataReceived) -> bool:
+    def _on_data(self, event: DataReceived) -> None:
         stream = self.streams.get(event.stream_id or 0)
         if stream is None:
             self.acknowledge(event.flow_controlled_length or 0)
-            return self.budget.spend(self.now)
+            self.spend()
+            return
         stream.take_in(event)
-        if not event.data:
-            return event.stream_ended is not None or self.budget.spend(self.now)
         if len(event.data) >= USEFUL_BYTES:
             self.budget.earn()
-        return True
+        elif not event.data and event.stream_ended is None:
+            self.spend()
 
     def _on_end(self, stream: Stream) -> None:
         stream.was_ended = True

@@ -6,7 +6,6 @@ instance. What goes wrong with one stays its own, unless the connection ends.
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
 from h2.errors import ErrorCodes
@@ -61,7 +60,8 @@ class AppStream(Stream):
         self.peer = peer
         self.connection.add(self)
         encoded = encode_request(head, provenance, extra, expects_continue)
-        self.send_head(encode_request_fields(head, encoded), is_end=not head.has_body)
+        fields = encode_request_fields(head, encoded)
+        self.send_head(fields, is_end=not head.has_body, opens=True)
 
     def send(self, pieces: list[bytes], is_end: bool, trailers: Trailers = ()) -> None:
         if pieces or is_end:
@@ -158,10 +158,6 @@ class Http2App(Http2Connection):
         """It may carry another stream."""
         most = self.h2.remote_settings.max_concurrent_streams
         return not self.is_going and not self.transport.is_closing() and len(self.streams) < most
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        self.pump_soon()
 
     def open(self) -> AppStream:
         """A further stream, which is to be begun at once."""

@@ -205,6 +205,7 @@ class Http2Client(Http2Connection):
     def _on_request(self, number: int, fields: Fields, *, ended: bool) -> None:
         if self._told_last or len(self.streams) >= MAX_STREAMS:
             self.h2.reset_stream(number, ErrorCodes.REFUSED_STREAM)
+            self.spend()
             return
         stream = self.streams[number] = ClientStream(self, number, is_grpc(fields))
         self.deadline = 0.0  # of each stream, from now on

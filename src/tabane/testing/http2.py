@@ -19,6 +19,7 @@ from h2.events import (
     StreamReset,
     TrailersReceived,
 )
+from h2.settings import SettingCodes
 from hyperframe.frame import Frame
 
 from tabane.gateway.http2 import GoingProtocol
@@ -67,6 +68,8 @@ class Http2Wire:
         """Of each: the last stream, the error code."""
         self.events: list[Event] = []
         self.is_closed = False
+        self.obeys = True
+        """It opens no more streams at once than it may."""
 
     async def flush(self) -> None:
         await self.wire.send(self.h2.data_to_send())
@@ -82,6 +85,9 @@ class Http2Wire:
     ) -> int:
         """Begin a request for a.test (or what the fields say otherwise): the stream's number."""
         number = self.h2.get_next_available_stream_id()
+        if not self.obeys:
+            self.h2.remote_settings[SettingCodes.MAX_CONCURRENT_STREAMS] = 1 << 30
+            self.h2.remote_settings.acknowledge()
         pseudo = {b":method": b"GET", b":scheme": b"http", b":authority": b"a.test", b":path": b"/"}
         pseudo |= {name: value for name, value in fields if name[:1] == b":"}
         regular = [one for one in fields if one[0][:1] != b":"]
