@@ -54,6 +54,8 @@ def bring_up(
     driver: str = "",
     allow_emulation: bool = False,
     image_quota_bytes: int = 0,
+    checkpoint_quota_bytes: int = 0,
+    checkpoint_memory_bytes: int = 0,
 ) -> ClusterConfig:
     """Start a cluster below `root` with `nodes` nodes in each data center.
 
@@ -78,8 +80,8 @@ def bring_up(
     try:
         start_collector(root)
         for number, peer in enumerate(peers, 1):
-            shape = gateways, driver, allow_emulation, image_quota_bytes
-            start(root, cluster, number, peer, *shape)
+            quotas = image_quota_bytes, checkpoint_quota_bytes, checkpoint_memory_bytes
+            start(root, cluster, number, peer, gateways, driver, allow_emulation, *quotas)
     except BaseException:
         bring_down(root, timeout_s=START_BROKEN_OFF_S)
         raise
@@ -98,8 +100,8 @@ def restart_dead(root: Path) -> list[Peer]:
     for peer, process in dead:
         stop_node(cluster.network, process, timeout_s=0)
         before = places.load_node(NodePaths(places.node_directory(root, peer.key)).config)
-        shape = before.gateways, before.driver, before.allow_emulation, before.image_quota_bytes
-        start(root, cluster, process.number, peer, *shape)
+        shape = before.gateways, before.driver, before.allow_emulation
+        start(root, cluster, process.number, peer, *shape, *before.quotas)
     return [peer for peer, _ in dead]
 
 
@@ -138,6 +140,8 @@ class Shape(NamedTuple):
     driver: str
     allow_emulation: bool = False
     image_quota_bytes: int = 0
+    checkpoint_quota_bytes: int = 0
+    checkpoint_memory_bytes: int = 0
 
 
 def former_shape(root: Path) -> Shape | None:
@@ -157,7 +161,7 @@ def former_shape(root: Path) -> Shape | None:
         control.gateways,
         control.driver,
         control.allow_emulation,
-        control.image_quota_bytes,
+        *control.quotas,
     )
 
 
@@ -212,6 +216,8 @@ def start(
     driver: str,
     allow_emulation: bool,
     image_quota_bytes: int,
+    checkpoint_quota_bytes: int,
+    checkpoint_memory_bytes: int,
 ) -> None:
     """Write a node's files and start its holder."""
     paths = NodePaths(places.node_directory(root, peer.key))
@@ -229,6 +235,8 @@ def start(
         driver=driver,
         allow_emulation=allow_emulation,
         image_quota_bytes=image_quota_bytes,
+        checkpoint_quota_bytes=checkpoint_quota_bytes,
+        checkpoint_memory_bytes=checkpoint_memory_bytes,
     )
     places.save(paths.config, node, mode=0o600)
     paths.holder_config.write_bytes(msgspec.json.encode(holder_config(node)))

@@ -111,6 +111,11 @@ class NodeConfig(Value, frozen=True):
         return self.node.key
 
     @property
+    def quotas(self) -> tuple[int, int, int]:
+        """Of images, of checkpoints, of opened checkpoints."""
+        return self.image_quota_bytes, self.checkpoint_quota_bytes, self.checkpoint_memory_bytes
+
+    @property
     def is_control(self) -> bool:
         return self.node.key == self.cluster.control
 

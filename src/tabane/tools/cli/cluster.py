@@ -43,6 +43,18 @@ def up(argv: list[str]) -> int:
         metavar="SIZE",
         help="what images may take on each node, as 20GiB (default: half of its disk)",
     )
+    parser.add_argument(
+        "--checkpoint-quota",
+        type=_quota,
+        metavar="SIZE",
+        help="what checkpoints may take on each node (default: a fifth of its disk)",
+    )
+    parser.add_argument(
+        "--checkpoint-memory",
+        type=_quota,
+        metavar="SIZE",
+        help="what opened ones may take of its memory (default: a tenth)",
+    )
     parser.epilog = "A cluster that was stopped starts as it was, where nothing else is said."
     args = parser.parse_args(argv)
     from tabane.node.cluster import check_owner, former_shape
@@ -77,6 +89,8 @@ def _shape_of(args: argparse.Namespace, before: Shape | None) -> Shape:
         "driver": args.driver,
         "allow_emulation": args.allow_emulation,
         "image_quota_bytes": args.image_quota,
+        "checkpoint_quota_bytes": args.checkpoint_quota,
+        "checkpoint_memory_bytes": args.checkpoint_memory,
     }
     return before._replace(**{name: value for name, value in said.items() if value is not None})
 
@@ -89,7 +103,7 @@ def _quota(text: str) -> int:
     except UsageError as error:
         raise argparse.ArgumentTypeError(error.message) from None
     if 0 < size < SMALLEST_QUOTA:
-        raise argparse.ArgumentTypeError(f"{text!r} is less than 16MiB (0B: half of the disk)")
+        raise argparse.ArgumentTypeError(f"{text!r} is less than 16MiB (0B: the default)")
     return size
 
 
@@ -139,14 +153,16 @@ def running_cluster(
     driver: str = "",
     allow_emulation: bool = False,
     image_quota_bytes: int = 0,
+    checkpoint_quota_bytes: int = 0,
+    checkpoint_memory_bytes: int = 0,
 ) -> Iterator[None]:
     """A cluster that ends with the block, however that ends."""
     from tabane.node.cluster import check_free
 
     check_free(root.resolve())
     try:
-        shape = gateways, driver, allow_emulation, image_quota_bytes
-        start_cluster(root, datacenters, nodes, *shape)
+        quotas = image_quota_bytes, checkpoint_quota_bytes, checkpoint_memory_bytes
+        start_cluster(root, datacenters, nodes, gateways, driver, allow_emulation, *quotas)
         yield
     finally:
         if (root / "cluster.json").exists():
@@ -161,6 +177,8 @@ def start_cluster(
     driver: str,
     allow_emulation: bool = False,
     image_quota_bytes: int = 0,
+    checkpoint_quota_bytes: int = 0,
+    checkpoint_memory_bytes: int = 0,
 ) -> None:
     """Start it, wait until every node answers, and say where the gateways are."""
     from tabane.node import cluster as local
@@ -180,6 +198,8 @@ def start_cluster(
         driver=driver,
         allow_emulation=allow_emulation,
         image_quota_bytes=image_quota_bytes,
+        checkpoint_quota_bytes=checkpoint_quota_bytes,
+        checkpoint_memory_bytes=checkpoint_memory_bytes,
     )
     try:
         wait_until_up(Cluster(root))
