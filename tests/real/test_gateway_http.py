@@ -4,49 +4,18 @@ Python's http.server (HTTP/1.0, one request a connection)."""
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from tests.real.gateways import Place, free_port, gateway_before, running
 
 pytestmark = pytest.mark.real
 
-PATIENCE_S = 15.0
-GATEWAY = """
-import asyncio, json, signal, socket, sys
-import uvloop
-from tabane.gateway.http import HttpGateway
-from tabane.supervise import Supervisor
-from tabane.testing.gateway import FakeApp, FakeRouter
-
-async def main(listener, apps):
-    router = FakeRouter()
-    for host, port in apps.items():
-        router.add(host, FakeApp("default/" + host, [("127.0.0.1", port)]))
-    asked = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, asked.set)
-    async with Supervisor("gateway") as tasks:
-        gateway = HttpGateway(router, tasks)
-        await gateway.serve(socket.socket(fileno=listener))
-        await asked.wait()
-        await gateway.drain(5.0)
-    print(json.dumps({
-        "held": router.held,
-        "released_once": all(slot.releases == 1 for slot in router.slots),
-        "aborted": gateway.counters.aborted,
-        "responses": gateway.counters.responses,
-    }))
-
-uvloop.run(main(int(sys.argv[1]), json.loads(sys.argv[2])))
-"""
 NGINX = """
 daemon off; master_process off; pid {dir}/nginx.pid; error_log {dir}/error.log;
 events {{ worker_connections 1024; }}
@@ -63,61 +32,6 @@ http {{
 """
 
 
-class Place:
-    """Where a test's programs are: the gateway's address, process, and last words."""
-
-    def __init__(self, directory: Path, port: int, gateway: subprocess.Popen[str]) -> None:
-        self.directory = directory
-        self.port = port
-        self.gateway = gateway
-
-    def curl(self, host: str, path: str, *options: str, check: bool = True) -> str:
-        argv = ["curl", "-sS", "-H", f"Host: {host}", "--max-time", "60", *options]
-        done = subprocess.run(
-            [*argv, f"http://127.0.0.1:{self.port}{path}"], capture_output=True, text=True
-        )
-        assert not check or done.returncode == 0, done.stderr
-        return done.stdout
-
-    def peak_bytes(self) -> int:
-        """The most memory that the gateway had resident so far."""
-        status = Path(f"/proc/{self.gateway.pid}/status").read_text()
-        line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-
-    def finish(self) -> dict[str, object]:
-        self.gateway.send_signal(signal.SIGTERM)
-        output, _ = self.gateway.communicate(timeout=PATIENCE_S)
-        found: dict[str, object] = json.loads(output)
-        return found
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
-
-
-def wait_for(port: int) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port)).close()
-            return
-        except ConnectionRefusedError:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-
-
-@contextmanager
-def running(*argv: str, **options: object) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(argv, text=True, **options)  # type: ignore[call-overload]
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[Place]:
     tmp_path.chmod(0o755)
@@ -130,20 +44,15 @@ def place(tmp_path: Path) -> Iterator[Place]:
         start = stack.enter_context
         start(running("nginx", "-c", f"{tmp_path}/nginx.conf", stderr=subprocess.DEVNULL))
         start(running(*serve, str(ports["python.test"]), stderr=subprocess.DEVNULL))
-        for port in ports.values():
-            wait_for(port)
-        listener = start(socket.create_server(("127.0.0.1", 0), backlog=1024))
-        fileno = listener.fileno()
-        argv = (sys.executable, "-c", GATEWAY, str(fileno), json.dumps(ports))
-        gateway = start(running(*argv, pass_fds=[fileno], stdout=subprocess.PIPE))
-        yield Place(tmp_path, listener.getsockname()[1], gateway)
+        apps = {host: (port, "http") for host, port in ports.items()}
+        yield start(gateway_before(tmp_path, apps))
 
 
 def test_curl_reaches_both_servers_in_every_way(place: Place) -> None:
     (place.directory / "www" / "page").write_bytes(b"x" * 100_000)
     assert place.curl("nginx.test", "/hello") == "hello\n"
     for host in ("nginx.test", "python.test"):
-        for option in ("--http1.0", "--http1.1", "--http2"):
+        for option in ("--http1.0", "--http1.1", "--http2", "--http2-prior-knowledge"):
             assert place.curl(host, "/page", option) == "x" * 100_000
         assert "Content-Length: 100000" in place.curl(host, "/page", "-I")
     assert place.curl("nginx.test", "/page", "-r", "5-9") == "xxxxx"
@@ -163,8 +72,13 @@ def test_large_bodies_pass_both_ways_in_little_memory(place: Place) -> None:
     before = place.peak_bytes()
     place.curl("nginx.test", "/up", "-T", str(source))
     place.curl("nginx.test", "/up2", "-T", str(source), "-H", "Transfer-Encoding: chunked")
-    for name in ("up", "up2"):
-        place.curl("nginx.test", f"/{name}", "-o", str(place.directory / "back"))
+    place.curl("nginx.test", "/up3", "-T", str(source), "--http2-prior-knowledge")
+    for name, option in (
+        ("up", "--http1.1"),
+        ("up2", "--http1.1"),
+        ("up3", "--http2-prior-knowledge"),
+    ):
+        place.curl("nginx.test", f"/{name}", option, "-o", str(place.directory / "back"))
         assert digest(place.directory / "back") == digest(source)
     place.curl("python.test", "/up", "-o", str(place.directory / "back"))
     assert digest(place.directory / "back") == digest(source)
