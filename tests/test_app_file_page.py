@@ -9,7 +9,8 @@ import pytest
 
 from tabane.model import App
 from tabane.spec import parse_app, render_app
-from tabane.spec_fields import FIELDS, Section, Tables
+from tabane.spec_fields import FIELDS
+from tabane.spec_readers import Section, Tables
 
 PAGE = (Path(__file__).parent.parent / "docs" / "app-file.md").read_text()
 SMALL = ("network", "placement", "security", "services")

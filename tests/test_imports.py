@@ -32,6 +32,7 @@ LAYERS = (
     "units",
     "references",
     "commandline",
+    "spec_readers",
     "spec_fields",
     "spec",
     "lifecycle",

@@ -17,15 +17,8 @@ import msgspec
 
 from tabane.errors import SpecError, UsageError
 from tabane.model import App, Class
-from tabane.spec_fields import (
-    FIELDS,
-    REQUIRED,
-    AnyField,
-    Mistake,
-    Section,
-    Tables,
-    did_you_mean,
-)
+from tabane.spec_fields import FIELDS, REQUIRED, AnyField
+from tabane.spec_readers import Mistake, Section, Tables, did_you_mean
 from tabane.units import shorten
 
 LONGEST_FILE = 1 << 20

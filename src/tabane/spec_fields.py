@@ -6,8 +6,7 @@ A reader returns the model's value, or raises `UsageError` saying what is wrong 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
@@ -25,14 +24,27 @@ from tabane.model import (
     Volume,
 )
 from tabane.references import SCHEME, parse_reference
-from tabane.units import format_duration, format_size, parse_duration, parse_size, shorten
+from tabane.spec_readers import (
+    LABEL,
+    Field,
+    Mistake,
+    Section,
+    Tables,
+    as_command,
+    as_duration,
+    as_flag,
+    as_interval,
+    as_label,
+    as_path,
+    as_positive_duration,
+    as_size,
+    as_text,
+    did_you_mean,
+    set_of,
+    whole,
+)
+from tabane.units import format_duration, format_size, shorten
 
-Reader = Callable[[Any], Any]
-
-LARGEST = 1_000_000
-"""What `min`, `max`, `concurrency` and `queue` may be at the most."""
-
-_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _READY_PATH = re.compile(r"http:/[!-~]{0,2000}")
 _IMAGE_PATH = re.compile(r"(rootfs|oci|archive|wasm|solo5):(.+)", re.DOTALL)
 _CAPABILITY_NAMES = """
@@ -48,67 +60,10 @@ CAPABILITIES = frozenset("CAP_" + name for name in _CAPABILITY_NAMES.split())
 """capabilities(7), Linux 5.9 and later."""
 
 
-class Mistake(UsageError):
-    """What is wrong with the field at a path, as `resources.memory`."""
-
-    def __init__(self, field: str, problem: str) -> None:
-        super().__init__(problem)
-        self.field = field
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
-@dataclass(frozen=True)
-class Field:
-    """`attribute` of the model is what `read` makes of the value; `show` is the way back."""
-
-    attribute: str
-    read: Reader
-    show: Callable[[Any], Any] = _plain
-
-
-@dataclass(frozen=True)
-class Section:
-    """`attribute` of the model is a `model` of these fields."""
-
-    attribute: str
-    model: Callable[..., Any]
-    fields: Mapping[str, Field]
-
-
-@dataclass(frozen=True)
-class Tables:
-    """`attribute` of the model is a tuple, with a `model` of these fields for each table of an
-    array. `check` raises `Mistake` with the name of a field."""
-
-    attribute: str
-    model: Callable[..., Any]
-    fields: Mapping[str, Field]
-    required: tuple[str, ...]
-    check: Callable[[Any], None]
-    most: int
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or "\0" in value:
-        raise UsageError(f"{shorten(value)} is not text: write it in quotes, without NUL")
-    return value
-
-
-def _label(value: Any) -> str:
-    if not _LABEL.fullmatch(_text(value)):
-        raise UsageError(
-            f"{shorten(value)} is no name: 1 to 63 of a-z, 0-9 and -, with no - at either end"
-        )
-    return str(value)
-
-
 def _host(value: Any) -> str:
-    host = _text(value).lower()
+    host = as_text(value).lower()
     labels = host.split(".")
-    if len(host) > 253 or labels[-1].isdigit() or not all(map(_LABEL.fullmatch, labels)):
+    if len(host) > 253 or labels[-1].isdigit() or not all(map(LABEL.fullmatch, labels)):
         raise UsageError(
             f'{shorten(value)} is no DNS name, as "www.example.com" (other scripts as xn--...)'
         )
@@ -116,7 +71,7 @@ def _host(value: Any) -> str:
 
 
 def _image(value: Any) -> str:
-    image = _text(value)
+    image = as_text(value)
     if image.startswith(SCHEME):
         parse_reference(image)
     elif image != "host" and not _IMAGE_PATH.fullmatch(image):
@@ -134,63 +89,21 @@ def _class(value: Any) -> Class:
         raise UsageError(f"{shorten(value)} is none of {', '.join(Class)}") from None
 
 
-def _whole(low: int, high: int = LARGEST) -> Reader:
-    def read(value: Any) -> int:
-        if type(value) is not int or not low <= value <= high:
-            raise UsageError(f"{shorten(value)} is not a whole number from {low} to {high}")
-        return value
-
-    return read
-
-
 def _cpu(value: Any) -> float:
     if type(value) not in (int, float) or not 0.01 <= value <= 4096:
         raise UsageError(f"{shorten(value)} is not a number of CPUs from 0.01 to 4096")
     return float(value)
 
 
-def _flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise UsageError(f"{shorten(value)} is neither true nor false")
-    return value
-
-
-def _size(value: Any) -> int:
-    smallest, largest = 1 << 20, 1 << 50
-    size = value if type(value) is int else parse_size(_text(value))
-    if not smallest <= size <= largest:
-        raise UsageError(f"{shorten(value)} is not from 1MiB to 1024TiB")
-    return size
-
-
-def _duration(value: Any) -> float:
-    if not isinstance(value, str):
-        raise UsageError(f'{shorten(value)} has no unit: write a duration as "30s" or "1h30m"')
-    return parse_duration(value)
-
-
-def _positive_duration(value: Any) -> float:
-    seconds = _duration(value)
-    if not seconds:
-        raise UsageError(f"{shorten(value)} is not longer than nothing")
-    return seconds
-
-
 def _ready(value: Any) -> str:
-    if _text(value) not in ("listen", "started") and not _READY_PATH.fullmatch(value):
+    if as_text(value) not in ("listen", "started") and not _READY_PATH.fullmatch(value):
         raise UsageError(f'{shorten(value)} is none of "listen", "started", "http:/path"')
     return str(value)
 
 
 def _protocol(value: Any) -> str:
-    if _text(value) not in ("http", "h2c"):
+    if as_text(value) not in ("http", "h2c"):
         raise UsageError(f'{shorten(value)} is none of "http", "h2c"')
-    return str(value)
-
-
-def _workdir(value: Any) -> str:
-    if not _text(value).startswith("/"):
-        raise UsageError(f"{shorten(value)} is not an absolute path in the image")
     return str(value)
 
 
@@ -199,7 +112,7 @@ _OWN_PATHS = ("proc", "sys", "dev", "run/tabane", ".tabane")
 
 
 def _volume_path(value: Any) -> str:
-    path = _workdir(value)
+    path = as_path(value)
     parts = path.split("/")[1:]
     if not all(part not in ("", ".", "..") for part in parts):
         raise UsageError(f'{shorten(value)} is not written plainly, as "/var/lib/data"')
@@ -210,11 +123,11 @@ def _volume_path(value: Any) -> str:
 
 
 def _datacenter(value: Any) -> str:
-    return "*" if value == "*" else _label(value)
+    return "*" if value == "*" else as_label(value)
 
 
 def _capability(value: Any) -> str:
-    if _text(value) not in CAPABILITIES:
+    if as_text(value) not in CAPABILITIES:
         raise UsageError(
             f"{shorten(value)} is no capability of Linux, as CAP_NET_RAW"
             + did_you_mean(value.upper(), CAPABILITIES)
@@ -223,7 +136,7 @@ def _capability(value: Any) -> str:
 
 
 def _room(value: Any) -> str:
-    name, star, rest = _text(value).partition("*")
+    name, star, rest = as_text(value).partition("*")
     if rest or not (value and value.isprintable()) or len(value.encode()) > 255:
         raise UsageError(
             f"{shorten(value)} is no room: 1 to 255 bytes that can be printed, "
@@ -237,36 +150,6 @@ def _room(value: Any) -> str:
     return str(value)
 
 
-def _list(read: Reader, *, empty: bool = True) -> Reader:
-    def read_list(value: Any) -> tuple[Any, ...]:
-        if not isinstance(value, list) or not (value or empty):
-            least = "" if empty else " of at least one"
-            raise UsageError(f'{shorten(value)} is not a list{least}: write it as ["...", "..."]')
-        return tuple(map(read, value))
-
-    return read_list
-
-
-def _set(read: Reader, *, empty: bool = True) -> Reader:
-    read_list = _list(read, empty=empty)
-
-    def read_set(value: Any) -> tuple[Any, ...]:
-        items: tuple[Any, ...] = read_list(value)
-        for item in items:
-            if items.count(item) > 1:
-                raise UsageError(f"{shorten(item)} is there twice: leave one of them out")
-        return items
-
-    return read_set
-
-
-def _command(value: Any) -> tuple[str, ...]:
-    command: tuple[str, ...] = _list(_text, empty=False)(value)
-    if not command[0]:
-        raise UsageError("its first word, the program, is empty")
-    return command
-
-
 def _env(value: Any) -> dict[str, str]:
     if not isinstance(value, Mapping):
         raise UsageError(f'{shorten(value)} is not a table: write [env] and NAME = "value" below')
@@ -278,24 +161,9 @@ def _env(value: Any) -> dict[str, str]:
     return dict(value)
 
 
-def did_you_mean(given: str, allowed: Iterable[str]) -> str:
-    """`: did you mean ...?`, or nothing when nothing is close."""
-    import difflib
-
-    close = difflib.get_close_matches(given, allowed, n=1)
-    return f": did you mean {close[0]}?" if close else ""
-
-
-def _interval(value: Any) -> float:
-    seconds = _duration(value)
-    if not 1 <= seconds <= 86400:
-        raise UsageError(f"{shorten(value)} is not from 1s to 1d")
-    return seconds
-
-
 def _url(value: Any) -> str:
     try:
-        url = urlsplit(_text(value))
+        url = urlsplit(as_text(value))
         known = _is_url(url)
     except ValueError:
         known = False
@@ -335,7 +203,7 @@ _INSIDE_HOSTS = ("127.0.0.1", "localhost")
 
 
 def _own_kind(value: Any) -> str:
-    if _text(value) not in COLLECTED_BY:
+    if as_text(value) not in COLLECTED_BY:
         hint = did_you_mean(value, COLLECTED_BY)
         raise UsageError(f"{shorten(value)} is none of {', '.join(COLLECTED_BY)}{hint}")
     return str(value)
@@ -370,37 +238,37 @@ def _check_inside(collect: Collect) -> None:
 
 _COLLECT = {
     "kind": Field("kind", _own_kind),
-    "name": Field("name", _label),
+    "name": Field("name", as_label),
     "url": Field("url", _url),
-    "command": Field("command", _command),
-    "interval": Field("interval_s", _interval, format_duration),
-    "deadline": Field("deadline_s", _positive_duration, format_duration),
+    "command": Field("command", as_command),
+    "interval": Field("interval_s", as_interval, format_duration),
+    "deadline": Field("deadline_s", as_positive_duration, format_duration),
 }
 NODE_COLLECT = _COLLECT | {
-    "kind": Field("kind", _label),
-    "username": Field("username", _text),
-    "password_file": Field("password_file", _workdir),
+    "kind": Field("kind", as_label),
+    "username": Field("username", as_text),
+    "password_file": Field("password_file", as_path),
     "settings": Field("settings", _settings),
 }
 """Of a node's own collectors, which may be of other kinds and ask any server."""
 
 _RESOURCES = {
     "cpu": Field("cpu", _cpu),
-    "memory": Field("memory_bytes", _size, format_size),
-    "pids": Field("pids", _whole(1, 4_194_304)),
-    "disk": Field("disk_bytes", _size, format_size),
+    "memory": Field("memory_bytes", as_size, format_size),
+    "pids": Field("pids", whole(1, 4_194_304)),
+    "disk": Field("disk_bytes", as_size, format_size),
 }
 _VOLUMES = {
-    "name": Field("name", _label),
+    "name": Field("name", as_label),
     "path": Field("path", _volume_path),
-    "size": Field("size_bytes", _size, format_size),
+    "size": Field("size_bytes", as_size, format_size),
 }
 MAIN = "main"
 """What the main program's container is called, where containers are named."""
 
 
 def _container_name(value: Any) -> str:
-    if _label(value) == MAIN:
+    if as_label(value) == MAIN:
         raise UsageError(f"{shorten(value)} is what the app's own program is called: another one")
     return str(value)
 
@@ -408,57 +276,57 @@ def _container_name(value: Any) -> str:
 _CONTAINERS = {
     "name": Field("name", _container_name),
     "image": Field("source", _image),
-    "command": Field("command", _command),
+    "command": Field("command", as_command),
     "env": Field("env", _env),
-    "workdir": Field("workdir", _workdir),
-    "volumes": Field("volumes", _set(_label)),
+    "workdir": Field("workdir", as_path),
+    "volumes": Field("volumes", set_of(as_label)),
 }
 _REACTIVE = {
-    "concurrency": Field("concurrency", _whole(1)),
-    "min": Field("min", _whole(0)),
-    "max": Field("max", _whole(1)),
-    "stop_after": Field("stop_after_s", _duration, format_duration),
-    "max_age": Field("max_age_s", _positive_duration, format_duration),
+    "concurrency": Field("concurrency", whole(1)),
+    "min": Field("min", whole(0)),
+    "max": Field("max", whole(1)),
+    "stop_after": Field("stop_after_s", as_duration, format_duration),
+    "max_age": Field("max_age_s", as_positive_duration, format_duration),
     "ready": Field("ready", _ready),
-    "start_timeout": Field("start_timeout_s", _positive_duration, format_duration),
-    "response_timeout": Field("response_timeout_s", _positive_duration, format_duration),
-    "stop_timeout": Field("stop_timeout_s", _duration, format_duration),
-    "queue": Field("queue", _whole(0)),
-    "wake_budget": Field("wake_budget_s", _positive_duration, format_duration),
+    "start_timeout": Field("start_timeout_s", as_positive_duration, format_duration),
+    "response_timeout": Field("response_timeout_s", as_positive_duration, format_duration),
+    "stop_timeout": Field("stop_timeout_s", as_duration, format_duration),
+    "queue": Field("queue", whole(0)),
+    "wake_budget": Field("wake_budget_s", as_positive_duration, format_duration),
 }
 
 AnyField = Field | Section | Tables
 
 FIELDS: dict[str, AnyField] = {
-    "name": Field("name", _label),
-    "namespace": Field("namespace", _label),
+    "name": Field("name", as_label),
+    "namespace": Field("namespace", as_label),
     "image": Field("image", _image),
-    "command": Field("command", _command),
+    "command": Field("command", as_command),
     "class": Field("isolation", _class, str),
-    "driver": Field("driver", _label),
-    "allow_emulation": Field("allow_emulation", _flag),
-    "port": Field("port", _whole(1, 65535)),
-    "hosts": Field("hosts", _set(_host)),
+    "driver": Field("driver", as_label),
+    "allow_emulation": Field("allow_emulation", as_flag),
+    "port": Field("port", whole(1, 65535)),
+    "hosts": Field("hosts", set_of(_host)),
     "protocol": Field("protocol", _protocol),
     "env": Field("env", _env),
-    "workdir": Field("workdir", _workdir),
+    "workdir": Field("workdir", as_path),
     "resources": Section("resources", Resources, _RESOURCES),
     "reactive": Section("reactive", Reactive, _REACTIVE),
-    "network": Section("network", NetworkPolicy, {"egress": Field("egress", _flag)}),
+    "network": Section("network", NetworkPolicy, {"egress": Field("egress", as_flag)}),
     "placement": Section(
         "placement",
         Placement,
-        {"datacenters": Field("datacenters", _set(_datacenter, empty=False))},
+        {"datacenters": Field("datacenters", set_of(_datacenter, empty=False))},
     ),
     "security": Section(
-        "security", SecurityPolicy, {"capabilities": Field("capabilities", _set(_capability))}
+        "security", SecurityPolicy, {"capabilities": Field("capabilities", set_of(_capability))}
     ),
     "services": Section(
         "services",
         Services,
         {
-            "middlecon": Field("middlecon", _set(_room, empty=False)),
-            "k2i": Field("k2i", _flag),
+            "middlecon": Field("middlecon", set_of(_room, empty=False)),
+            "k2i": Field("k2i", as_flag),
         },
     ),
     "volumes": Tables("volumes", Volume, _VOLUMES, ("name", "path"), lambda volume: None, most=8),

@@ -9,7 +9,7 @@ from tests.tools.conftest import Pretended, reply
 
 from tabane import errors
 from tabane.clock import SYSTEM
-from tabane.spec_fields import Mistake
+from tabane.spec_readers import Mistake
 from tabane.tools import client
 from tabane.tools.client import Cluster
 

@@ -44,7 +44,8 @@ from tabane.scheduler.engines import EngineView, misfit
 from tabane.scheduler.placement import NodeView
 from tabane.security.audit import Line
 from tabane.security.identity import Principal
-from tabane.spec_fields import MAIN, Mistake
+from tabane.spec_fields import MAIN
+from tabane.spec_readers import Mistake
 from tabane.units import shorten
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ from tabane.k2i.bodies import JsonRoute
 from tabane.k2i.control_api import build_control_router
 from tabane.k2i.description import add_schemas
 from tabane.k2i.v2 import build_v2
-from tabane.spec_fields import LARGEST
+from tabane.spec_readers import LARGEST
 from tabane.units import shorten
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from tabane.errors import Conflict, NotFound, UsageError
 from tabane.model import App, AppName, Class, NodeName
 from tabane.node.messages import DeployApp, Deployed, RemoveApp, ScaleApp
 from tabane.scheduler.placement import Choice, floors
-from tabane.spec_fields import LARGEST
+from tabane.spec_readers import LARGEST
 from tabane.store.api import Delete, Entry, Expect, Put, Store, Write
 
 APPS = "apps/"

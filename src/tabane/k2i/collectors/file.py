@@ -14,7 +14,8 @@ from tabane.k2i.collectors.dial import NodeDial
 from tabane.k2i.collectors.runner import Job
 from tabane.model import Collect
 from tabane.spec import error_of, read_fields, read_text
-from tabane.spec_fields import NODE_COLLECT, Mistake, Tables, check_collect, make_collect
+from tabane.spec_fields import NODE_COLLECT, check_collect, make_collect
+from tabane.spec_readers import Mistake, Tables
 
 FIELDS = {
     "collect": Tables("collect", make_collect, NODE_COLLECT, ("kind",), check_collect, most=64)

@@ -97,7 +97,7 @@ def _packed(
     """An image that is made here; None for one that nodes have or get. Mistakes are the file's, in
     that field."""
     from tabane import spec
-    from tabane.spec_fields import Mistake
+    from tabane.spec_readers import Mistake
 
     if not _is_made_here(source):
         yield None
