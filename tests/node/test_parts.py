@@ -244,3 +244,21 @@ def test_a_part_that_does_not_serve_yet_ends_at_once() -> None:
         assert process.stdout.readline() == "begun\n"
         process.terminate()
         assert process.wait() == -signal.SIGTERM
+
+
+def test_each_part_may_have_a_socket_of_its_own_at_the_same_address(
+    holder: Any, wait_until: Any
+) -> None:
+    port = free_port()
+    web = {"name": "web", "kind": "tcp", "address": f"127.0.0.1:{port}", "each": True}
+    names = [f"gateway-{number}" for number in range(3)]
+    holder.start(sockets=[web], parts=[part(name, ANSWER, sockets=("web",)) for name in names])
+    pids: set[int] = set()
+    wait_until(lambda: pids.add(ask_pid(port)) or len(pids) == 3)
+    killed = pids.pop()
+    os.kill(killed, signal.SIGKILL)
+    answers = {ask_pid(port) for _ in range(60)}  # some of which wait until it is back
+    assert killed not in answers
+    assert pids < answers
+    assert len(answers) == 3
+    assert holder.terminate() == 0

@@ -82,10 +82,14 @@ class LocalCluster:
     """A running cluster: its commands, API, gateways and processes."""
 
     def __init__(
-        self, root: Path, datacenters: Sequence[str] = DATACENTERS, nodes: int = 1
+        self,
+        root: Path,
+        datacenters: Sequence[str] = DATACENTERS,
+        nodes: int = 1,
+        gateways: int = 1,
     ) -> None:
         self.root = root
-        start_cluster(root, list(datacenters), nodes, 1, "")
+        start_cluster(root, list(datacenters), nodes, gateways, "")
         self.api = Cluster(root)
         self.addresses: dict[str, str] = {
             f"{node['datacenter']}/{node['name']}": node["address"]
@@ -119,6 +123,7 @@ class LocalCluster:
         image: str = "host",
         driver: str = "",
         isolation: str = "",
+        protocol: str = "",
         **sections: dict[str, Any],
     ) -> dict[str, Any]:
         """Store an app; `sections` are those of its file, as `reactive={"max": 3}`."""
@@ -129,6 +134,8 @@ class LocalCluster:
             top["driver"] = driver
         if isolation:
             top["class"] = isolation
+        if protocol:
+            top["protocol"] = protocol
         if port is not None:
             top |= {"port": port, "hosts": [f"{name}.test"]}
         text = to_toml(top, sections | {"reactive": reactive})
@@ -269,10 +276,11 @@ def make_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Factory]:
     """Makes clusters that end with the module."""
     made: list[LocalCluster] = []
 
-    def make(datacenters: Sequence[str] = DATACENTERS, nodes: int = 1) -> LocalCluster:
-        made.append(
-            LocalCluster(open_to_all(tmp_path_factory.mktemp("cluster")), datacenters, nodes)
-        )
+    def make(
+        datacenters: Sequence[str] = DATACENTERS, nodes: int = 1, gateways: int = 1
+    ) -> LocalCluster:
+        root = open_to_all(tmp_path_factory.mktemp("cluster"))
+        made.append(LocalCluster(root, datacenters, nodes, gateways))
         return made[-1]
 
     yield make

@@ -261,17 +261,18 @@ def holder_config(node: NodeConfig) -> dict[str, Any]:
     paths = NodePaths(places.node_directory(Path(node.root), node.key))
     address, inside = node.node.address, places.INSIDE_ADDRESS
 
-    def tcp(name: str, host: str, port: int) -> dict[str, Any]:
-        return {"name": name, "kind": "tcp", "address": f"{host}:{port}", "freebind": True}
+    def tcp(name: str, host: str, port: int, *, each: bool = False) -> dict[str, Any]:
+        address = f"{host}:{port}"
+        return {"name": name, "kind": "tcp", "address": address, "freebind": True, "each": each}
 
     sockets = [
         {"name": "api", "kind": "unix", "address": str(paths.api), "mode": 0o666},
         {"name": "hub", "kind": "unix", "address": str(paths.hub)},
         tcp("api-tcp", address, places.API_PORT),
         tcp("hub-tcp", address, places.HUB_PORT),
-        tcp("http", address, places.HTTP_PORT),
-        tcp("forward", address, places.FORWARD_PORT),
-        tcp("inside", inside, places.HTTP_PORT),
+        tcp("http", address, places.HTTP_PORT, each=True),
+        tcp("forward", address, places.FORWARD_PORT, each=True),
+        tcp("inside", inside, places.HTTP_PORT, each=True),
         {"name": "dns", "kind": "udp", "address": f"{inside}:53", "freebind": True},
         tcp("dns-tcp", inside, 53),
     ]

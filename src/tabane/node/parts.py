@@ -50,8 +50,16 @@ class Parts:
         parts: list[dict[str, Any]],
         on_pause: Callable[[str, object, float], None] = lambda name, why, pause_s: None,
     ) -> None:
-        self._sockets = {entry["name"]: bind_socket(entry) for entry in sockets}
         self._parts = [Part(p["name"], p["argv"], p["sockets"]) for p in parts]
+        each = {entry["name"]: entry for entry in sockets if entry.get("each")}
+        shared = {s["name"]: bind_socket(s) for s in sockets if s["name"] not in each}
+        self._sockets = {
+            part.name: {
+                name: bind_socket(each[name]) if name in each else shared[name]
+                for name in part.sockets
+            }
+            for part in self._parts
+        }
         self._on_pause = on_pause
 
     @property
@@ -72,7 +80,8 @@ class Parts:
     def _start(self, part: Part, now: float) -> None:
         numbered = list(enumerate(part.sockets, FIRST_SOCKET_FD))
         names = ",".join(f"{name}={number}" for number, name in numbered)
-        actions = [(os.POSIX_SPAWN_DUP2, self._sockets[name].fileno(), n) for n, name in numbered]
+        sockets = self._sockets[part.name]
+        actions = [(os.POSIX_SPAWN_DUP2, sockets[name].fileno(), n) for n, name in numbered]
         environment = os.environ | {"TABANE_SOCKETS": names, "TABANE_PART": part.name}
         part.started = now
         try:
@@ -138,7 +147,12 @@ def listen_unix(path: str) -> socket.socket:
 
 
 def bind_socket(entry: dict[str, Any]) -> socket.socket:
-    """Bind what the configuration names: `{"name", "kind": "unix"|"tcp"|"udp", "address"}`."""
+    """Bind what the configuration names: `{"name", "kind": "unix"|"tcp"|"udp", "address"}`.
+
+    With `"each": True` every part that is to have it has one of its own at the same address, and
+    the kernel spreads connections over them (SO_REUSEPORT); in one that all share, most of what
+    comes at once is taken by whoever wakes first.
+    """
     if entry["kind"] == "unix":
         sock = listen_unix(entry["address"])
         if "mode" in entry:
@@ -148,6 +162,8 @@ def bind_socket(entry: dict[str, Any]) -> socket.socket:
     kind = socket.SOCK_DGRAM if entry["kind"] == "udp" else socket.SOCK_STREAM
     sock = socket.socket(socket.AF_INET, kind)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if entry.get("each"):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     if entry.get("freebind"):
         sock.setsockopt(socket.SOL_IP, IP_FREEBIND, 1)
     sock.bind((host, int(port)))
