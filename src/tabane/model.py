@@ -77,13 +77,7 @@ class Reactive(Value, frozen=True, omit_defaults=True):
     concurrency: int = 10
     min: int = 0
     max: int = 10
-    freeze_after_s: float | None = None
-    """Without a session for so long an instance is frozen, where its engine can; None: never. Of
-    these three the earlier ones are shorter, and all count from the last session."""
-    checkpoint_after_s: float | None = None
     stop_after_s: float = 30.0
-    reclaim: bool = False
-    """What the kernel can have back of a frozen instance's memory, it gets at once."""
     max_age_s: float | None = None
     ready: str = "listen"
     """`listen`, `started`, or `http:/path`."""
@@ -93,6 +87,12 @@ class Reactive(Value, frozen=True, omit_defaults=True):
     queue: int = 1000
     wake_budget_s: float | None = None
     """What a cold start may take where the class is chosen (`auto`); None: whatever it takes."""
+    freeze_after_s: float | None = None
+    """Without a session for so long an instance is frozen, where its engine can; None: never. This,
+    `checkpoint_after_s` and `stop_after_s` grow in this order, and count from the last session."""
+    checkpoint_after_s: float | None = None
+    reclaim: bool = False
+    """What the kernel can have back of a frozen instance's memory, it gets at once."""
 
 
 class NetworkPolicy(Value, frozen=True, omit_defaults=True):
@@ -123,6 +123,18 @@ class Services(Value, frozen=True, omit_defaults=True):
     def needs_directory(self) -> bool:
         """Whether its instances are shown a directory with sockets."""
         return bool(self.middlecon) or self.k2i
+
+
+class TcpPort(Value, frozen=True, omit_defaults=True):
+    """A public TCP port, the same at every gateway; a connection to it is a session of the app."""
+
+    port: int
+    target: int
+    """Where the program listens for it."""
+    session_idle_s: float | None = None
+    """A session is closed after so long without a byte either way; None: never."""
+    proxy_protocol: str = ""
+    """`v1` or `v2`: how the program is told who connects, before all else; empty: it is not."""
 
 
 class Volume(Value, frozen=True, omit_defaults=True):
@@ -190,6 +202,8 @@ class App(Value, frozen=True, omit_defaults=True):
     hosts: tuple[str, ...] = ()
     protocol: str = "http"
     """What it speaks at its port: `http` (HTTP/1.1), or `h2c` (HTTP/2 from the first byte)."""
+    tcp: tuple[TcpPort, ...] = ()
+    """Beside its `port`, or without one."""
     resources: Resources = Resources()
     reactive: Reactive = Reactive()
     network: NetworkPolicy = NetworkPolicy()
@@ -224,6 +238,16 @@ class App(Value, frozen=True, omit_defaults=True):
         """What sessions share instances: the app, or one cohort of it."""
         return name_cohort(self.key, self.trust)
 
+    @property
+    def takes_sessions(self) -> bool:
+        return bool(self.listens)
+
+    @property
+    def listens(self) -> tuple[int, ...]:
+        """The ports at which its program takes sessions, each once."""
+        ports = (*((self.port,) if self.port is not None else ()), *(t.target for t in self.tcp))
+        return tuple(dict.fromkeys(ports))
+
     def allows(self, datacenter: str) -> bool:
         """Whether it may run there."""
         has_volumes = not self.pinned_to or self.pinned_to.startswith(f"{datacenter}/")
@@ -257,6 +281,7 @@ class App(Value, frozen=True, omit_defaults=True):
             volumes=tuple(each for each in self.volumes if each.name in container.volumes),
             containers=(),
             port=None,
+            tcp=(),
             hosts=(),
         )
 

@@ -1,4 +1,4 @@
-"""The HTTP gateway's tests run on both event loops: uvloop serves, asyncio is the reference."""
+"""The tests of HTTP and TCP run on both event loops: uvloop serves, asyncio is the reference."""
 
 from __future__ import annotations
 
@@ -18,6 +18,6 @@ def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> Mapping[str, LoopFactory]:
     loops: dict[str, LoopFactory] = {"asyncio": asyncio.new_event_loop}
-    if item.path.name.startswith("test_http"):
+    if item.path.name.startswith(("test_http", "test_tcp")):
         loops["uvloop"] = uvloop.new_event_loop
     return loops

@@ -1,4 +1,4 @@
-"""The seam between a gateway's protocols (HTTP, later TCP) and its slots.
+"""The seam between a gateway's protocols (HTTP, TCP) and its slots.
 
 A protocol asks the `Router` where a session belongs and for a slot there, forwards, and releases
 the slot. It knows nothing of grants, homes or nodes; the router knows nothing of HTTP.
@@ -31,6 +31,14 @@ class Route(Value, frozen=True):
     """Who calls decides which instances: ask `Router.route_caller`."""
 
 
+class TcpRoute(Value, frozen=True):
+    """Where a public TCP port leads; the rest as of `tabane.model.TcpPort`."""
+
+    route: Route
+    session_idle_s: float | None = None
+    proxy_protocol: str = ""
+
+
 class Place(NamedTuple):
     """Where sessions connect: see `Slot`."""
 
@@ -54,6 +62,11 @@ class Slot(Protocol):
     """To be added to the forwarded request (for another gateway); empty for an instance."""
     protocol: str
     """What is spoken there: `HTTP` (HTTP/1.1) or `H2C` (HTTP/2 from the connection's beginning)."""
+
+    def target(self, port: int) -> int | None:
+        """For a session at the app's public TCP port: the port to connect to at the instance, or,
+        where another gateway has to be told (`headers`), what it is told. None: the instance is of
+        a revision without it."""
 
     def first_byte(self) -> None:
         """The response's first byte is here: ends the wake record, if this session woke the app."""
@@ -95,3 +108,18 @@ class Router(Protocol):
 
     def pools_gone(self) -> frozenset[str]:
         """Pools whose kept connections must be closed now (asked once a second and on `kick`)."""
+
+
+class TcpRouter(Protocol):
+    """What of a router sessions of TCP need, as of `Router`."""
+
+    def tcp_route(self, port: int) -> TcpRoute | None:
+        """None: no app has this public port."""
+
+    def route_caller(self, route: Route, peer: str, token: bytes) -> Route: ...
+
+    def acquire_nowait(self, route: Route) -> Slot | None: ...
+
+    async def acquire(self, route: Route) -> Slot: ...
+
+    def accept_forward(self, headers: dict[bytes, bytes]) -> Slot | Route: ...

@@ -12,8 +12,6 @@ section 9.6).
 from __future__ import annotations
 
 import asyncio
-import socket
-import struct
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -263,10 +261,8 @@ class Client(Flow):
 
     def cut(self) -> None:
         """Close with a reset: what was sent is not the whole answer, and must not seem so."""
-        if not self.transport.is_closing():
-            sock = self.transport.get_extra_info("socket")
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.abort()
+        self._leaves = True
+        super().cut()
 
     def eof_received(self) -> bool:
         if self.exchange is not None:

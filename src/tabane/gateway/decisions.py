@@ -270,7 +270,7 @@ class Decisions:
         ledger, now = self._ledger, self._now
         serving = sorted(ledger.serving(), key=lambda holding: now < holding.suspect_until)
         serving += ledger.frozen()
-        if ledger.current.port is None:
+        if not ledger.current.takes_sessions:
             self.refuse("gone", f"the app {ledger.key} has no port, it takes no sessions", 0.0)
         for gateway in ledger.waiting_gateways():
             for holding in serving:

@@ -8,11 +8,14 @@ import fcntl
 import os
 import select
 import socket
+import struct
 import sys
 import termios
 from typing import cast
 
 _NEWS = select.POLLIN | select.POLLRDHUP
+_BROKEN = select.POLLERR | select.POLLHUP
+_RESET_AT_CLOSE = struct.pack("ii", 1, 0)
 
 
 class Flow(asyncio.Protocol):
@@ -55,6 +58,14 @@ class Flow(asyncio.Protocol):
                 if error.errno != errno.ENOTCONN:  # then it is reset already
                     raise
 
+    def cut(self) -> None:
+        """Close at once with a reset: the other side must not take it for an end in good order.
+        Idempotent."""
+        if not self.transport.is_closing():
+            sock = self.transport.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)
+        self.transport.abort()
+
     def pause_writing(self) -> None:
         self.is_full = True
         self._waiting_bytes = self._count_waiting()
@@ -86,10 +97,20 @@ class Flow(asyncio.Protocol):
         """The other side has closed, as the kernel knows even while nobody reads."""
         return self._poll(select.POLLRDHUP)
 
+    def has_broken(self) -> bool:
+        """The connection was reset, as the kernel knows even while nobody reads."""
+        return self._poll(_BROKEN)
+
+    def count_unread(self) -> int:
+        """Bytes that came and that nobody has read."""
+        return int.from_bytes(
+            fcntl.ioctl(self._fileno(), termios.FIONREAD, bytes(4)), sys.byteorder
+        )
+
     def _poll(self, events: int) -> bool:
         poll = select.poll()
         poll.register(self._fileno(), events)
-        return bool(poll.poll(0))
+        return any(happened & (events | _BROKEN) for _, happened in poll.poll(0))
 
     def _fileno(self) -> int:
         return cast(int, self.transport.get_extra_info("socket").fileno())

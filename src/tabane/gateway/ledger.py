@@ -73,7 +73,7 @@ class Holding:
     def takes_sessions(self, now: float) -> bool:
         return (
             self.app is not None
-            and self.app.port is not None
+            and self.app.takes_sessions
             and not self.doubtful
             and (self.reached or now >= self.suspect_until)
         )
@@ -254,7 +254,7 @@ class AppLedger:
     def grant(self, gateway: str, holding: Holding, slots: int, now: float) -> Grant:
         """Enter a grant in the books and word it."""
         instance, app, account = holding.instance, holding.app, self.accounts[gateway]
-        assert instance is not None and app is not None and app.port is not None
+        assert instance is not None and app is not None and app.takes_sessions
         holding.give(gateway, slots, now)
         account.answered += slots
         return Grant(
@@ -263,12 +263,13 @@ class AppLedger:
             generation=instance.generation,
             node=instance.node,
             address=instance.address,
-            port=app.port,
+            port=app.port or 0,
             slots=slots,
             epoch=account.epoch,
             answered=account.answered,
             trace=holding.trace,
             protocol=app.protocol,
+            tcp=tuple((each.port, each.target) for each in app.tcp),
         )
 
     def refuse(

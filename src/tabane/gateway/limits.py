@@ -1,4 +1,4 @@
-"""What an HTTP gateway allows its clients and apps, and what it counts."""
+"""What a gateway allows its clients and apps, and what it counts."""
 
 from __future__ import annotations
 
@@ -40,6 +40,32 @@ class HttpLimits(Value, frozen=True):
         """By when more of a body must have come, that was due at `due` (0: it only begins)."""
         latest = now + self.upload_grace_s
         return min(due + came_bytes / self.upload_bytes_per_s, latest) if due else latest
+
+
+class TcpLimits(Value, frozen=True):
+    """What a TCP gateway allows; times are kept to within a sweep, as those of HTTP."""
+
+    connect_timeout_s: float = 3.0
+    hop_timeout_s: float = 10.0
+    """In which another gateway must say where its session is to go."""
+    max_connections: int = 10_000
+    max_tries: int = 3
+    """To reach an instance, for one session."""
+    backlog: int = 4_096
+
+
+@dataclass(slots=True)
+class TcpCounters:
+    """Since the gateway began; `active` is of now."""
+
+    sessions: int = 0
+    active: int = 0
+    """Connected to an instance."""
+    refused: int = 0
+    """That got no instance."""
+    received_bytes: int = 0
+    sent_bytes: int = 0
+    """Both of sessions that have ended."""
 
 
 @dataclass(slots=True)

@@ -106,6 +106,8 @@ class Grant(Value, frozen=True, tag="grant"):
     trace: StartTrace | None = None
     protocol: str = "http"
     """What the instance speaks: see `tabane.model.App`."""
+    tcp: tuple[tuple[int, int], ...] = ()
+    """Of each public TCP port: itself, and where the instance listens for it."""
 
     @property
     def instance(self) -> InstanceId:

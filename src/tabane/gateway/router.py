@@ -15,7 +15,7 @@ from typing import Protocol
 
 from tabane.clock import Clock
 from tabane.errors import NotFound, Stale, TimedOut, Unauthenticated, Unavailable
-from tabane.gateway.api import HTTP, Place, Route, Slot
+from tabane.gateway.api import HTTP, Place, Route, Slot, TcpRoute
 from tabane.gateway.grants import Grants, Lease
 from tabane.gateway.messages import Grant, Refuse, Report, Revoke, StartTrace, ToGateway, ToHome
 from tabane.gateway.slots import AwaitedSlot, ForwardedSlot, LeasedSlot
@@ -87,6 +87,9 @@ class GatewayRouter:
         self._grants: Grants[asyncio.Future[Lease]] = Grants(secrets.randbits(EPOCH_BITS))
         self._apps: dict[AppName, App] = {}
         self._hosts: dict[str, Route] = {}
+        self._ports: dict[int, TcpRoute] = {}
+        self._names: set[str] = set()
+        """By which instances call apps, whatever they speak."""
         self._locals: dict[str, Local] = {}
         self._callers: dict[str, Local] = {}
         """This node's instances, by address."""
@@ -104,8 +107,12 @@ class GatewayRouter:
             self._drop_app(app.key)
             self._apps[app.key] = app
             self._apps |= {cohort.cohort: cohort for cohort in app.cohorts()}
-            for host in (*app.hosts, *internal_names(app)):
+            for host in (*app.hosts, *internal_names(app)) if app.port is not None else ():
                 self._hosts[host] = _route_to(app)
+            for tcp in app.tcp:
+                route = TcpRoute(_route_to(app), tcp.session_idle_s, tcp.proxy_protocol)
+                self._ports[tcp.port] = route
+            self._names.update(internal_names(app))
         for key in gone:
             self._drop_app(key)
 
@@ -115,6 +122,10 @@ class GatewayRouter:
         for host in (*old.hosts, *internal_names(old)):
             if (route := self._hosts.get(host)) is not None and route.app == key:
                 del self._hosts[host]
+        for tcp in old.tcp:
+            if (there := self._ports.get(tcp.port)) is not None and there.route.app == key:
+                del self._ports[tcp.port]
+        self._names.difference_update(internal_names(old))
         for cohort in old.cohorts():
             self._apps.pop(cohort.cohort, None)
             self._failed_at.pop(cohort.cohort, None)
@@ -124,7 +135,7 @@ class GatewayRouter:
 
     def is_app(self, host: str) -> bool:
         """For the resolver."""
-        return host in self._hosts
+        return host in self._hosts or host in self._names
 
     def set_locals(self, instances: dict[str, Local], *, complete: bool) -> None:
         """The ready instances of this node, by generation: all of them, or more."""
@@ -171,6 +182,9 @@ class GatewayRouter:
 
     def route(self, host: str, path: str) -> Route | None:
         return self._hosts.get(host)
+
+    def tcp_route(self, port: int) -> TcpRoute | None:
+        return self._ports.get(port)
 
     def route_caller(self, route: Route, peer: str, token: bytes) -> Route:
         trusted = hmac.compare_digest(token, self._around.token.encode())
@@ -229,9 +243,9 @@ class GatewayRouter:
         if generation:
             local = self._locals.get(generation)
             app = self._apps.get(local.app) if local is not None else None
-            if local is None or app is None or app.port is None:
+            if local is None or app is None or not app.takes_sessions:
                 raise Stale(f"instance {generation} is not on {self._around.node} any more")
-            return ForwardedSlot(Place(local.address, app.port, generation, app.protocol))
+            return ForwardedSlot(Place(local.address, app.port or 0, generation, app.protocol))
         key = AppName(headers.get(b"tabane-app", b"").decode(errors="replace"))
         if (wanted := self._apps.get(key)) is None:
             raise NotFound(f"there is no app {key} in {self._around.datacenter}")
@@ -391,7 +405,7 @@ def internal_names(app: App) -> tuple[str, ...]:
     names = [f"{app.name}.{app.namespace}.tabane"]
     if app.namespace == "default":
         names.append(f"{app.name}.tabane")
-    return tuple(names) if app.port is not None else ()
+    return tuple(names) if app.takes_sessions else ()
 
 
 def explain(

@@ -21,6 +21,10 @@ class LeasedSlot:
         self._router: GatewayRouter | None = router
         self._lease = lease
 
+    def target(self, port: int) -> int | None:
+        grant = self._lease.grant
+        return dict(grant.tcp).get(port) if grant is not None else None
+
     def first_byte(self) -> None:
         """Nobody waited, so there is no record."""
 
@@ -68,6 +72,9 @@ class ForwardedSlot:
 
     def __init__(self, place: Place) -> None:
         self.host, self.port, self.pool, self.protocol, self.headers = place
+
+    def target(self, port: int) -> int | None:
+        return port
 
     def first_byte(self) -> None:
         """The gateway that woke the app writes the wake record."""

@@ -1,11 +1,25 @@
-"""After a 101: bytes both ways between client and app, each direction closed on its own."""
+"""Bytes both ways between client and app: after a 101, and all of a TCP session.
+
+What one side does (an end, a reset, taking no more for now), the other one sees. Each direction is
+closed on its own."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from tabane.gateway.flow import Flow
-from tabane.gateway.upstream import Upstream
+
+if TYPE_CHECKING:
+    from tabane.gateway.tcp_ends import Dialed
+    from tabane.gateway.upstream import Upstream
+
+LINGER_S = 2.0
+"""What was idle for too long has so long to take what is on its way to it."""
+HALF_CLOSED_S = 3600.0
+"""One side has ended and the other one is silent: it may compute, but not for ever, as a client
+that closed its connection looks the same as one that only has nothing more to say."""
 
 
 class _End(Flow):
@@ -27,6 +41,8 @@ class _End(Flow):
         """The other side of this connection sends no more."""
 
     def data_received(self, data: bytes) -> None:
+        if data and not self.bytes:
+            self.tunnel.on_first(self)
         self.bytes += len(data)
         self.tunnel.on_bytes()
         if data and not self.other.transport.is_closing():
@@ -40,33 +56,53 @@ class _End(Flow):
         if self.other.was_closed:
             self.tunnel.close()
             return False
+        self.tunnel.on_bytes()
         if not self.other.transport.is_closing():
             self.other.transport.write_eof()
         return True
 
     def connection_lost(self, error: Exception | None) -> None:
-        self.tunnel.on_lost(self)
+        self.tunnel.on_lost(self, error)
 
     def on_flow(self) -> None:
-        self.other.read(not self.is_full)
+        if not self.other.was_closed:
+            self.other.read(not self.is_full)
 
 
 class Tunnel:
-    """Made from two connections. `abort` ends it at once; each side may end it in good order."""
+    """Made from two connections. `abort` ends it at once; each side may end it in good order.
+
+    `idle_s`: after so long without a byte either way it is closed; None: never. `on_first` is
+    called with the app's first byte.
+    """
 
     def __init__(
-        self, client: Flow, upstream: Upstream, idle_s: float, now: Callable[[], float]
+        self,
+        client: Flow,
+        upstream: Upstream | Dialed,
+        idle_s: float | None,
+        now: Callable[[], float],
+        on_first: Callable[[], None] = lambda: None,
     ) -> None:
         self.pool = upstream.pool
-        self._idle_s = idle_s
+        self._idle_s = math.inf if idle_s is None else idle_s
         self._now = now
+        self._on_first = on_first
         self._ends = (_End(self, client), _End(self, upstream))
         self._open = 2
-        self.deadline = now() + idle_s
+        self._is_closing = False
+        self.deadline = now() + self._idle_s
 
-    def begin(self, from_client: bytes, from_upstream: bytes, on_end: Callable[[], None]) -> None:
-        """Take over, first passing on what each side sent already; call `on_end` when both are
-        closed."""
+    def begin(
+        self,
+        from_client: bytes,
+        from_upstream: bytes,
+        on_end: Callable[[], None],
+        *,
+        client_ended: bool = False,
+    ) -> None:
+        """Take over, first passing on what each side sent already, and the client's end; call
+        `on_end` when both are closed."""
         self._on_end = on_end
         client, upstream = self._ends
         client.other, upstream.other = upstream, client
@@ -74,17 +110,30 @@ class Tunnel:
             end.transport.set_protocol(end)
         client.data_received(from_client)
         upstream.data_received(from_upstream)
+        if client_ended:
+            client.eof_received()
         for end in self._ends:
-            end.read(not end.other.is_full)
+            if not end.was_closed:
+                end.read(not end.other.is_full)
+
+    def on_first(self, end: _End) -> None:
+        if end is self._ends[1]:
+            self._on_first()
 
     def on_bytes(self) -> None:
-        self.deadline = self._now() + self._idle_s
+        half_closed = self._ends[0].was_closed or self._ends[1].was_closed
+        self.deadline = self._now() + (
+            min(self._idle_s, HALF_CLOSED_S) if half_closed else self._idle_s
+        )
 
-    def on_lost(self, end: _End) -> None:
-        """One connection is gone: the other follows when it has taken what is on its way."""
+    def on_lost(self, end: _End, error: Exception | None) -> None:
+        """One connection is gone: the other follows when it has taken what is on its way, or at
+        once if it broke off."""
         self._open -= 1
         if self._open == 0:
             self._on_end()
+        elif error is not None:
+            end.other.cut()
         else:
             end.other.transport.close()
 
@@ -105,11 +154,16 @@ class Tunnel:
         return self._ends[1].bytes
 
     def on_deadline(self) -> None:
-        self.abort()
+        if self._is_closing:
+            self.abort()
+        else:
+            self._is_closing = True
+            self.deadline = self._now() + LINGER_S
+            self.close()
 
     def leave_if_idle(self) -> None:
         """A tunnel is never idle: it is a session until it closes."""
 
     def abort(self) -> None:
         for end in self._ends:
-            end.transport.abort()
+            end.cut()

@@ -8,7 +8,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from tabane.errors import NotFound, TabaneError
-from tabane.gateway.api import HTTP, Route, Slot
+from tabane.gateway.api import HTTP, Route, Slot, TcpRoute
 from tabane.model import AppName
 
 
@@ -27,6 +27,9 @@ class FakeSlot:
     failures: list[str] = field(default_factory=list)
     broke_off: list[str] = field(default_factory=list)
     """Those of the failures after which the app could be reached."""
+
+    def target(self, port: int) -> int | None:
+        return None if port in self.app.lacks else self.port
 
     def first_byte(self) -> None:
         assert self.releases == 0, "first_byte of a released slot"
@@ -68,6 +71,8 @@ class FakeApp:
         self.headers = headers
         self.protocol = protocol
         self.error: TabaneError | None = None
+        self.lacks: set[int] = set()
+        """Public TCP ports that its instances are too old for."""
         self.slots: list[FakeSlot] = []
         self.held = 0
         self._cold = False
@@ -132,10 +137,12 @@ class FakeApp:
 
 
 class FakeRouter:
-    """Routes by host name; `named` are the slots another gateway may name, by generation."""
+    """Routes by host name, and `ports` by public TCP port; `named` are the slots another gateway
+    may name, by generation."""
 
     def __init__(self) -> None:
         self.apps: dict[str, FakeApp] = {}
+        self.ports: dict[int, TcpRoute] = {}
         self.named: dict[bytes, FakeApp | TabaneError] = {}
         self.gone: frozenset[str] = frozenset()
         self.asked: list[tuple[str, str]] = []
@@ -154,6 +161,9 @@ class FakeRouter:
 
     def _app(self, route: Route) -> FakeApp:
         return next(app for app in self.apps.values() if app.route is route)
+
+    def tcp_route(self, port: int) -> TcpRoute | None:
+        return self.ports.get(port)
 
     def route_caller(self, route: Route, peer: str, token: bytes) -> Route:
         return route
