@@ -1,5 +1,5 @@
 """Checkpoints of containers: a clone is an instance of its own, and confined as any other; what
-cannot be copied is refused, and what fails harms nobody."""
+cannot be copied is refused."""
 
 from __future__ import annotations
 
@@ -7,35 +7,32 @@ import asyncio
 import json
 import os
 import shutil
-import signal
+import socket
 import subprocess
-import threading
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
+from tests.real.cloning import bench, ground, host, no_hybrid
 
 from tabane.clock import SYSTEM
-from tabane.errors import Conflict, Corrupt, EngineError, Unsupported
-from tabane.images import ImageStore
+from tabane.errors import Conflict, EngineError, Unsupported
 from tabane.model import App, Resources
-from tabane.runtimes import load
-from tabane.runtimes.api import Command, Handle, Image, InstanceSpec
+from tabane.runtimes.api import Execution, Handle, InstanceSpec
 from tabane.runtimes.cgroups import Cgroup
-from tabane.runtimes.criu import dump, engine
 from tabane.runtimes.criu.driver import CriuDriver
-from tabane.testing.checkpoints import counted, counting, place, restored, wait_counted
+from tabane.testing.checkpoints import counting, place
 from tabane.testing.container_bench import ContainerBench, make_app
-from tabane.testing.containers import make_instance, open_directory, without_unified
-from tabane.testing.drivers import Behaviour, prepared, refused, until
+from tabane.testing.containers import make_instance
+from tabane.testing.drivers import until
 from tabane.testing.reach import reachable
-from tabane.testing.spawner import PlainSpawner
 from tabane.testing.talks import run_inside
 
+__all__ = ["bench", "ground", "host", "no_hybrid"]
 pytestmark = pytest.mark.real
 
 RESOURCES = Resources(cpu=1.0, memory_bytes=128 << 20, pids=32, disk_bytes=4 << 20)
@@ -75,65 +72,6 @@ while True:
 """
 STATUS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp")
 IDS = ("Seccomp_filters", "Uid", "Gid", "Groups", "SigIgn", "SigCgt", "Threads")
-
-
-class PipedSpawner(PlainSpawner):
-    """With logs written to pipes, as those that a node's holder keeps."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._copies: list[threading.Thread] = []
-
-    async def spawn(self, command: Command) -> int:
-        if command.log is None:
-            return await super().spawn(command)
-        reader, writer = os.pipe2(os.O_CLOEXEC)
-        copy = threading.Thread(target=self._copy, args=(reader, command.log))
-        copy.start()
-        self._copies.append(copy)
-        try:
-            return await super().spawn(replace(command, log=Path(f"/proc/self/fd/{writer}")))
-        finally:
-            os.close(writer)
-
-    def _copy(self, reader: int, log: Path) -> None:
-        with os.fdopen(reader, "rb", 0) as source, log.open("ab", 0) as target:
-            while data := source.read(4096):
-                target.write(data)
-
-    async def aclose(self) -> None:
-        await super().aclose()
-        for copy in self._copies:
-            copy.join()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_hybrid() -> Iterator[None]:
-    with without_unified():
-        yield
-
-
-@pytest.fixture(scope="module")
-def ground() -> Iterator[Path]:
-    with open_directory() as directory:
-        yield directory
-
-
-@pytest.fixture(scope="module")
-def host(ground: Path) -> Image:
-    return asyncio.run(ImageStore(ground / "store").prepare("host"))
-
-
-@pytest.fixture(params=["crun", "runc"])
-async def bench(
-    request: pytest.FixtureRequest, ground: Path, host: Image
-) -> AsyncIterator[ContainerBench]:
-    spawner = PipedSpawner()
-    driver = load(request.param, spawner, ground / request.param)
-    yield ContainerBench(driver, spawner, ground, host)
-    assert isinstance(driver, CriuDriver)
-    driver.close()
-    await spawner.aclose()
 
 
 def program(name: str = "subject", script: str = PROGRAM, **fields: Any) -> App:
@@ -294,19 +232,13 @@ async def test_a_program_that_listens_at_its_own_address_is_refused(bench: Conta
 
 
 async def test_nothing_is_saved_while_a_command_runs_inside(bench: ContainerBench) -> None:
-    from tabane.runtimes.api import Execution
-
     with place() as images:
-        async with counting(replace_image(bench)) as (_, handle):
+        async with counting(bench) as (_, handle):
             talk = await bench.driver.exec(handle, Execution(("cat",), stdin=True))
             with pytest.raises(Conflict, match="while commands run inside"):
                 await bench.driver.checkpoint(handle, images, leave_running=True)
             await talk.aclose()
             await bench.driver.checkpoint(handle, images, leave_running=True)
-
-
-def replace_image(bench: ContainerBench) -> ContainerBench:
-    return bench
 
 
 OUTSIDE = """
@@ -326,8 +258,6 @@ async def test_what_criu_cannot_save_goes_on_and_says_why(bench: ContainerBench)
     """A connection to a service of the node, which has its other end outside."""
     services = bench.ground / f"services-{bench.driver.name}"
     services.mkdir(mode=0o755)
-    import socket
-
     with place() as images, socket.socket(socket.AF_UNIX) as hub:
         hub.bind(str(services / "hub.sock"))
         (services / "hub.sock").chmod(0o666)
@@ -384,149 +314,3 @@ async def test_services_are_those_of_the_clone(bench: ContainerBench) -> None:
             assert bench.left_of(spec) == []
         for services in ends:
             shutil.rmtree(services)
-
-
-# Faults
-
-
-@pytest.mark.parametrize("fault", [1, 3, 5])
-async def test_a_dump_that_breaks_off_harms_nobody(
-    bench: ContainerBench, monkeypatch: pytest.MonkeyPatch, fault: int
-) -> None:
-    """CRIU's own injected faults: at once, among the memory, before it speaks with the program."""
-    monkeypatch.setenv("CRIU_FAULT", str(fault))
-    with place() as images:
-        async with counting(bench) as (spec, handle):
-            with pytest.raises(EngineError, match="could not be checkpointed"):
-                await bench.driver.checkpoint(handle, images, leave_running=True)
-            await wait_counted(spec, counted(spec)[-1] + 3)
-            monkeypatch.delenv("CRIU_FAULT")
-            shutil.rmtree(images)
-            images.mkdir(mode=0o700)
-            await bench.driver.checkpoint(handle, images, leave_running=True)
-        async with restored(bench, images) as (spec, _):
-            await wait_counted(spec, 1)
-
-
-async def test_criu_is_killed_in_the_middle_of_a_dump(bench: ContainerBench) -> None:
-    """The instance goes on, or ends with a reason: CRIU had its own code run in it."""
-    with place() as images:
-        async with counting(bench) as (spec, handle):
-            dumping = asyncio.ensure_future(
-                bench.driver.checkpoint(handle, images, leave_running=True)
-            )
-
-            async def has_begun() -> bool:
-                return dumping.done() or any(images.glob("pages-*.img"))
-
-            await until(has_begun)
-            assert await bench.spawner.signal(dump.key_of(handle.id), signal.SIGKILL)
-            with pytest.raises(EngineError, match=r"killed|signal"):
-                await dumping
-            assert not Cgroup(spec.cgroup).is_frozen()
-            ended = asyncio.ensure_future(bench.driver.wait(handle))
-            goes_on = asyncio.ensure_future(wait_counted(spec, counted(spec)[-1] + 3))
-            await asyncio.wait([ended, goes_on], return_when=asyncio.FIRST_COMPLETED)
-            assert goes_on.done() or ended.result().describe()
-            for each in (ended, goes_on):
-                each.cancel()
-            await asyncio.wait([ended, goes_on])
-
-
-async def test_criu_is_killed_in_the_middle_of_a_restore(bench: ContainerBench) -> None:
-    with place() as images:
-        async with counting(bench) as (_, handle):
-            await bench.driver.checkpoint(handle, images, leave_running=False)
-        async with prepared(bench, Behaviour.COUNTS) as (spec, handle):
-            restoring = asyncio.ensure_future(bench.driver.restore(spec, handle, images))
-
-            async def has_begun() -> bool:
-                return restoring.done() or len(Cgroup(spec.cgroup).pids()) > 2
-
-            await until(has_begun)
-            for pid in Cgroup(spec.cgroup).pids():
-                os.kill(pid, signal.SIGKILL)
-            with pytest.raises(EngineError, match="could not be restored"):
-                await restoring
-
-
-async def test_what_is_not_of_this_format_is_refused(bench: ContainerBench) -> None:
-    with place() as images:
-        async with counting(bench) as (_, handle):
-            await bench.driver.checkpoint(handle, images, leave_running=False)
-        record = images / "restore.json"
-        whole = json.loads(record.read_text())
-        for text, problem in (
-            (json.dumps(whole | {"format": 7}), "format 7"),
-            ("{", "no whole checkpoint"),
-        ):
-            record.write_text(text)
-            async with prepared(bench, Behaviour.COUNTS) as (spec, handle):
-                with pytest.raises(Corrupt, match=problem):
-                    await bench.driver.restore(spec, handle, images)
-
-
-async def test_changed_images_are_not_restored(bench: ContainerBench) -> None:
-    """Of the same size, but other words: CRIU says what it does not understand."""
-    with place() as images:
-        async with counting(bench) as (_, handle):
-            await bench.driver.checkpoint(handle, images, leave_running=False)
-        for name in ("pstree.img", "mm-1.img", "core-1.img", "mountpoints-*.img"):
-            path = next(images.glob(name))
-            kept = path.read_bytes()
-            path.chmod(0o600)
-            path.write_bytes(kept[:12] + b"\xff" * (len(kept) - 12))
-            async with prepared(bench, Behaviour.COUNTS) as (spec, handle):
-                with pytest.raises(EngineError, match="could not be restored"):
-                    await bench.driver.restore(spec, handle, images)
-            path.chmod(0o600)
-            path.write_bytes(kept)
-        async with restored(bench, images) as (spec, _):
-            await wait_counted(spec, 1)
-
-
-async def test_without_criu_there_are_no_checkpoints(
-    ground: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(engine, "OWN", tmp_path / "nothing")
-    spawner = PlainSpawner()
-    driver = load("crun", spawner, ground / "without")
-    assert isinstance(driver, CriuDriver)
-    probe = await driver.probe()
-    assert probe.works and probe.versions == {}
-    assert probe.detail.startswith("no checkpoints: CRIU is not installed")
-    assert not driver.capabilities.checkpoint and not driver.capabilities.restore
-    handle = Handle("crun", 1, "aaaaaaaaaaaa", {"pid": 0, "pid_start": 0})
-    await refused(driver.checkpoint(handle, tmp_path, leave_running=True))
-    driver.close()
-    await spawner.aclose()
-
-
-@pytest.mark.parametrize(
-    ("script", "problem"),
-    [
-        ('echo "Version: 3.17.1"', "CRIU 3.17.1 is too old"),
-        (
-            '[ "$1" = --version ] && echo "Version: 99.1" && exit; '
-            'echo "Error (criu/kerndat.c:5): no such kernel"; exit 1',
-            "CRIU 99.1 cannot work with this kernel: no such kernel",
-        ),
-    ],
-)
-async def test_a_criu_that_does_not_work_says_why(
-    ground: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, problem: str
-) -> None:
-    monkeypatch.setattr(engine, "OWN", tmp_path / "nothing")
-    program = tmp_path / "criu"
-    program.write_text(f"#!/bin/sh\n{script}\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    spawner = PlainSpawner()
-    driver = load("runc", spawner, ground / f"broken-{uuid.uuid4().hex[:6]}")
-    assert isinstance(driver, CriuDriver)
-    probe = await driver.probe()
-    assert probe.works
-    assert problem in probe.detail
-    assert not driver.capabilities.checkpoint
-    driver.close()
-    await spawner.aclose()

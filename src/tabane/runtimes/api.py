@@ -84,6 +84,8 @@ class Probe(Value, frozen=True):
     """What else was found out, for those who ask."""
     versions: dict[str, str] = msgspec.field(default_factory=dict)
     """Of the engines that make its checkpoints, by name: none is restored where one is older."""
+    pending: bool = False
+    """More is to be tried, which can wait: ask again when there is time."""
 
 
 DEFAULTS = {
@@ -419,9 +421,9 @@ class Driver(Protocol):
         """Save what runs, or is frozen, into an empty directory that only root can read. Then it
         goes on as it was, or has ended.
 
-        Raises `Conflict` for what is in the way now, `Unsupported` for what an instance like this
-        never can, `EngineError` when it fails; then it goes on as it was, too, and the directory
-        is of no use. Connections are not saved.
+        Raises `Conflict` or `Busy` for what is in the way now, `Unsupported` for what an instance
+        like this never can, `EngineError` when it fails; then it goes on as it was, too, and the
+        directory is of no use. Connections are not saved. Who is cancelled waits for its end.
         """
 
     async def restore(self, spec: InstanceSpec, handle: Handle, directory: Path) -> Handle:

@@ -73,7 +73,9 @@ class Pods:
         """Of pods, how the first of their containers to end has."""
 
     async def probe(self) -> Probe:
-        return await self.engine.probe()
+        probe = await self.engine.probe()
+        self.capabilities = self.engine.capabilities
+        return probe
 
     def enforcements(self) -> tuple[Enforcement, ...]:
         return self.engine.enforcements()

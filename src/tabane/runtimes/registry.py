@@ -51,7 +51,13 @@ def load(name: str, spawner: Spawner, directory: Path) -> Driver:
 
 async def probe_all(spawner: Spawner, directory: Path) -> dict[str, Probe]:
     """Every driver's own word on whether it works here; each has `directory/NAME`."""
-    return {name: await load(name, spawner, directory / name).probe() for name in DRIVERS}
+    return {name: await probe_whole(load(name, spawner, directory / name)) for name in DRIVERS}
+
+
+async def probe_whole(driver: Driver) -> Probe:
+    """With what it would leave for later."""
+    probe = await driver.probe()
+    return await driver.probe() if probe.pending else probe
 
 
 def names() -> list[str]:

@@ -55,7 +55,7 @@ async def _probe(directory: Path) -> list[dict[str, Any]]:
     spawner = PlainSpawner()
     for name in registry.names():
         driver = registry.load(name, spawner, directory / name)
-        rows.append(registry.describe(driver, await driver.probe()))
+        rows.append(registry.describe(driver, await registry.probe_whole(driver)))
     await spawner.aclose()
     return rows
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from tabane.errors import EngineError, NotFound, Unsupported
+from tabane.errors import Busy, EngineError, NotFound, Unsupported
 from tabane.model import ExitStatus
 from tabane.runtimes.api import Capabilities, Finished, Handle, InstanceSpec, Probe, Spawner
 from tabane.runtimes.cgroups import Cgroup, find_hierarchies
@@ -35,6 +35,8 @@ from tabane.runtimes.oci import (
 from tabane.runtimes.threads import to_thread
 from tabane.supervise import Supervisor
 
+DUMP_ATTEMPTS = 3
+"""One in a hundred fails of programs that start others all the time."""
 RESTORE_TIMEOUT_S = 30.0
 """Under 0.2 s as a rule; CRIU waits for ever for memory that its images lack."""
 
@@ -64,16 +66,20 @@ class CriuDriver(OciDriver):
     # What it can do here
 
     async def probe(self) -> Probe:
-        """As `OciDriver.probe`, with a checkpoint of what was tried, and two clones of it."""
+        """As `OciDriver.probe`; asked again, with a checkpoint that is made and restored."""
         if self._probe is None:
-            probe = await super().probe()
-            if probe.works:
-                from tabane.runtimes.criu.trial import try_checkpoints
+            self._probe = await super().probe()
+            if self._probe.works and self._criu is not None:
+                told = f"checkpoints by CRIU {self._criu.version}, which is still being tried"
+                self._probe = replace(self._probe, detail=told, pending=True)
+            elif self._probe.works:
+                self._probe = self._tell(self._probe)
+        elif self._probe.pending and self._criu is not None:
+            from tabane.runtimes.criu.trial import try_checkpoints
 
-                if self._criu is not None:
-                    self._no_criu = await try_checkpoints(self, self._criu, self._directory)
-                probe = self._tell(probe)
-            self._probe = probe
+            probe = replace(self._probe, pending=False)
+            self._no_criu = await try_checkpoints(self, self._criu, self._directory)
+            self._probe = self._tell(probe)
         return self._probe
 
     def _tell(self, probe: Probe) -> Probe:
@@ -117,11 +123,10 @@ class CriuDriver(OciDriver):
             raise Unsupported(f"{handle.id} has several containers: these cannot be checkpointed")
         cgroup = cgroup_of(handle)
         frozen_before = cgroup.is_frozen()
+        await self._wait_for_init(handle)
         try:
-            await cgroup.freeze()
-            work = dump.Dump(criu, self._spawner, handle, self._state_of(handle))
             async with Supervisor("dump", on_failure=lambda *_: None) as tasks:
-                dumping = tasks.start(handle.id, work.into(directory, freezer_of(cgroup)))
+                dumping = tasks.start(handle.id, self._dump(criu, handle, directory))
                 await _to_its_end(dumping)
         except BaseException:
             if not frozen_before:
@@ -131,6 +136,18 @@ class CriuDriver(OciDriver):
             await self._end(handle)
         elif not frozen_before:
             cgroup.thaw()
+
+    async def _dump(self, criu: Criu, handle: Handle, directory: Path) -> None:
+        cgroup = cgroup_of(handle)
+        work = dump.Dump(criu, self._spawner, handle, self._state_of(handle))
+        for attempts_left in reversed(range(DUMP_ATTEMPTS)):
+            await cgroup.freeze()
+            try:
+                await work.into(directory, freezer_of(cgroup))
+                return
+            except Busy:
+                if not attempts_left:
+                    raise
 
     async def _end(self, handle: Handle) -> None:
         await self._signal(handle, signal.SIGKILL)

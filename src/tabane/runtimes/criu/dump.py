@@ -15,7 +15,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from tabane.clock import read_kernel_clocks_ns
-from tabane.errors import Conflict, EngineError, Unsupported
+from tabane.errors import Busy, Conflict, EngineError, Unsupported
 from tabane.runtimes import inside
 from tabane.runtimes.api import Command, Finished, Handle, Spawner
 from tabane.runtimes.criu import engine, images, saved, tree
@@ -57,8 +57,9 @@ class Dump:
         self._pid = int(str(handle.data["pid"]))
 
     async def into(self, target: Path, freezer: Path) -> None:
-        """Raises `Unsupported` or `Conflict` for what cannot be copied, now or ever, and
-        `EngineError` when it fails; `target` then has what nobody can use."""
+        """Raises `Unsupported` or `Conflict` for what cannot be copied, ever or now, `Busy` when
+        the next try may succeed, and `EngineError` when it fails; `target` then has what nobody
+        can use."""
         self._check()
         mounts = tree.parse_mounts(self._read("mountinfo"))
         record = self._describe(mounts)
@@ -144,5 +145,7 @@ class Dump:
             words = engine.find_problem(text) or finished.output.strip()
             words = words or f"CRIU {finished.status.describe()}"
             problem = f"{self._handle.id} could not be checkpointed: {words}"
+            if words.startswith(engine.NOT_STOPPED):
+                raise Busy(f"{problem} (its processes come and go)")
             code = -finished.status.signal or finished.status.code
             raise EngineError(problem, argv=argv, status=code, output=words)

@@ -133,11 +133,16 @@ def dump_argv(
         *(*criu.argv, "dump", "-v1", "--tree", str(pid), "--images-dir", str(images)),
         *("--work-dir", str(work), "--log-file", DUMP_LOG, "--freeze-cgroup", str(freezer)),
         *("--manage-cgroups=ignore", "--leave-running", "--network-lock", "skip"),
-        *("--tcp-close", "--skip-in-flight", "--file-locks", "--ghost-limit", GHOST_LIMIT),
+        *("--timeout", STOP_TIMEOUT_S, "--tcp-close", "--skip-in-flight", "--file-locks"),
+        *("--ghost-limit", GHOST_LIMIT),
         *(word for each in external for word in ("--external", each)),
     )
 
 
+STOP_TIMEOUT_S = "2"
+"""For all processes to stop: a child that ends at that very moment is waited for in vain."""
+NOT_STOPPED = "Timeout reached"
+"""How CRIU begins to say so."""
 GHOST_LIMIT = "64M"
 """Largest file without a name that a program has open."""
 

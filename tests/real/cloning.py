@@ -1,0 +1,79 @@
+"""Engines of containers for tests of checkpoints, with logs as a node has them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from tabane.images import ImageStore
+from tabane.runtimes import load
+from tabane.runtimes.api import Command, Image
+from tabane.runtimes.criu.driver import CriuDriver
+from tabane.testing.container_bench import ContainerBench
+from tabane.testing.containers import open_directory, without_unified
+from tabane.testing.spawner import PlainSpawner
+
+
+class PipedSpawner(PlainSpawner):
+    """With logs written to pipes, as those that a node's holder keeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._copies: list[threading.Thread] = []
+
+    async def spawn(self, command: Command) -> int:
+        if command.log is None:
+            return await super().spawn(command)
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        copy = threading.Thread(target=self._copy, args=(reader, command.log))
+        copy.start()
+        self._copies.append(copy)
+        try:
+            return await super().spawn(replace(command, log=Path(f"/proc/self/fd/{writer}")))
+        finally:
+            os.close(writer)
+
+    def _copy(self, reader: int, log: Path) -> None:
+        with os.fdopen(reader, "rb", 0) as source, log.open("ab", 0) as target:
+            while data := source.read(4096):
+                target.write(data)
+
+    async def aclose(self) -> None:
+        await super().aclose()
+        for copy in self._copies:
+            copy.join()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_hybrid() -> Iterator[None]:
+    with without_unified():
+        yield
+
+
+@pytest.fixture(scope="module")
+def ground() -> Iterator[Path]:
+    with open_directory() as directory:
+        yield directory
+
+
+@pytest.fixture(scope="module")
+def host(ground: Path) -> Image:
+    return asyncio.run(ImageStore(ground / "store").prepare("host"))
+
+
+@pytest.fixture(params=["crun", "runc"])
+async def bench(
+    request: pytest.FixtureRequest, ground: Path, host: Image
+) -> AsyncIterator[ContainerBench]:
+    spawner = PipedSpawner()
+    driver = load(request.param, spawner, ground / request.param)
+    yield ContainerBench(driver, spawner, ground, host)
+    assert isinstance(driver, CriuDriver)
+    driver.close()
+    await spawner.aclose()
