@@ -181,6 +181,12 @@ async def test_without_a_tender(ground: Path, monkeypatch: pytest.MonkeyPatch) -
         )
 
 
+async def test_the_probe_says_what_it_did_not_try(bench: Solo5Bench) -> None:
+    probe = await bench.driver.probe()
+    assert probe.works
+    assert probe.reason == ("solo5-spt tender, version v0.9.0; no unikernel was started to try it")
+
+
 async def test_hvt_needs_a_kvm_that_can_be_opened(
     ground: Path, tenders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from pathlib import Path
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from tabane.errors import Unsupported
 from tabane.runtimes.machines.kernel import GuestKernel
@@ -28,7 +30,10 @@ class Machine:
         monkeypatch.setattr(accelerator, "_why_not", self._why_not)
         monkeypatch.setattr(accelerator, "_ticks_khz", self._ticks_khz)
 
-    async def _why_not(self, tried: Accelerator, _: Confinement, timeout_s: float) -> str | None:
+    async def _why_not(
+        self, tried: Accelerator, _: Confinement, place: Path, timeout_s: float
+    ) -> str | None:
+        assert place.is_dir()
         self.trials.append((tried.name, tried.ticks_khz, timeout_s))
         await asyncio.sleep(0)
         return self._problems.get(tried.name)
@@ -38,7 +43,11 @@ class Machine:
 
 
 async def find(kept: Path, kernel: GuestKernel = KERNEL) -> Accelerator:
-    return await find_accelerator(kernel, Path("/i"), PLACE, kept)
+    root = kept / f"root-{next(_numbers)}"
+    return await find_accelerator(kernel, Path("/i"), replace(PLACE, root=root), kept)
+
+
+_numbers = itertools.count()
 
 
 async def test_a_kvm_that_boots_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,15 @@
-"""Trying a driver for real: one tiny container, with every default on, before anyone needs it."""
+"""Trying a driver for real: one tiny instance, with every default on, before anyone needs it.
+
+Each trial has a directory of its own in one for trials, and a cgroup that is named by it: so the
+next agent finds what one left that was killed in the middle, and ends it.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -13,6 +17,7 @@ from tabane.errors import EngineError, TabaneError
 from tabane.model import App, ExitStatus, InstanceId, Resources, new_instance_id
 from tabane.runtimes import mounts
 from tabane.runtimes.api import Driver, Image, InstanceSpec, Link, Probe
+from tabane.runtimes.cgroups import Cgroup
 from tabane.runtimes.process import start_ticks
 
 ID_BASE = 0x7FFF0000
@@ -22,6 +27,9 @@ PROGRAM = Path("/usr/bin/tini-static")
 """Any static program would do; this one is needed anyway."""
 TREE = "tree"
 """One name for all trials, as drivers keep a mount for each image."""
+Make = Callable[[Link, Path], InstanceSpec]
+End = Callable[[Path], Awaitable[None]]
+
 PARK = """
 echo unshared; read _
 echo 0 > /proc/sys/net/ipv4/ip_unprivileged_port_start
@@ -61,31 +69,65 @@ async def try_driver(driver: Driver, engine: str, directory: Path) -> Probe:
     path = shutil.which(engine)
     if path is None:
         return Probe(False, f"{engine} is not installed")
-    place = directory / "trial"
-    place.mkdir(mode=0o711, parents=True, exist_ok=True)
     try:
-        async with asyncio.timeout(TIMEOUT_S), parked(ID_BASE) as link:
-            await _clear(driver, link, place)
-            await _run(driver, link, place)
+        async with asyncio.timeout(TIMEOUT_S):
+            await run_trial(driver, directory)
     except (TabaneError, OSError) as error:
         return Probe(False, f"{await _version(path)}: {error}")
     except TimeoutError:
         return Probe(False, f"{await _version(path)}: a trial did not end in {TIMEOUT_S:.0f} s")
-    finally:
-        mounts.remove_tree(place)
     return Probe(True, await _version(path))
 
 
-async def _clear(driver: Driver, link: Link, place: Path) -> None:
-    """Remove what is left of a trial in whose middle a node's agent was killed."""
-    for former in place.iterdir():
-        if former.name != TREE:
+async def run_trial(driver: Driver, directory: Path, make: Make | None = None) -> None:
+    """Run what `make` describes (see `make_spec`) in an instance. Raises when it does not end
+    with 0."""
+    async with parked(ID_BASE) as link:
+
+        async def discard(former: Path) -> None:
             await driver.discard(_describe(former.name, link, former))
-        mounts.remove_tree(former)
+
+        async with place_for_trials(directory, discard) as place:
+            await _run(driver, (make or make_spec)(link, place))
 
 
-async def _run(driver: Driver, link: Link, place: Path) -> None:
-    spec = make_spec(link, place)
+async def end_trial(directory: Path) -> None:
+    """Kill what runs of the trial with this directory, by its cgroup."""
+    await Cgroup(cgroup_for(directory)).remove()
+
+
+def cgroup_for(directory: Path) -> str:
+    return f"/tabane-trial-{directory.name}"
+
+
+@asynccontextmanager
+async def cgroup_of_trial(directory: Path) -> AsyncIterator[Cgroup]:
+    """For a trial that starts its engine itself."""
+    cgroup = Cgroup(cgroup_for(directory))
+    cgroup.make({})
+    try:
+        yield cgroup
+    finally:
+        await cgroup.remove()
+
+
+@asynccontextmanager
+async def place_for_trials(directory: Path, end: End = end_trial) -> AsyncIterator[Path]:
+    """Where each trial makes a directory of its own. What was left there by an agent that was
+    killed goes before, `end` having been called with each."""
+    place = directory / "trial"
+    place.mkdir(mode=0o711, parents=True, exist_ok=True)
+    try:
+        for former in place.iterdir():
+            if former.name != TREE:
+                await end(former)
+            mounts.remove_tree(former)
+        yield place
+    finally:
+        mounts.remove_tree(place)
+
+
+async def _run(driver: Driver, spec: InstanceSpec) -> None:
     handle = await driver.prepare(spec)
     try:
         handle = await driver.start(spec, handle)
@@ -93,7 +135,7 @@ async def _run(driver: Driver, link: Link, place: Path) -> None:
     finally:
         await driver.destroy(handle)
     if status != ExitStatus():
-        raise EngineError(f"a trial container {status.describe()}: {spec.log.read_text()}")
+        raise EngineError(f"a trial program {status.describe()}: {spec.log.read_text()}")
 
 
 def make_spec(link: Link, place: Path) -> InstanceSpec:
@@ -117,7 +159,7 @@ def _describe(identity: str, link: Link, directory: Path) -> InstanceSpec:
         id_base=ID_BASE,
     )
     image, log = Image(f"trial-{identity}", directory.parent / TREE), directory / "log"
-    cgroup = f"/tabane-trial-{identity}"
+    cgroup = cgroup_for(directory)
     return InstanceSpec(InstanceId(identity), app, image, link, directory, log, cgroup)
 
 

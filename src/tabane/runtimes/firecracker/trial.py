@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 
 from tabane.errors import EngineError, Unsupported
+from tabane.model import new_instance_id
 from tabane.runtimes import mounts
 from tabane.runtimes.firecracker.client import Api, wait_for_api
 from tabane.runtimes.firecracker.machine import (
@@ -30,7 +29,7 @@ from tabane.runtimes.firecracker.parts import find_programs
 from tabane.runtimes.machines.kernel import GuestKernel
 from tabane.runtimes.machines.sizes import KERNEL_BYTES, memory_for
 from tabane.runtimes.qemu.accelerator import GOOD_WORD, TRIAL
-from tabane.runtimes.trial import ID_BASE, parked
+from tabane.runtimes.trial import ID_BASE, cgroup_of_trial, parked, place_for_trials
 
 TIMEOUT_S = 5.0
 """A kernel that boots takes a tenth of that."""
@@ -40,26 +39,22 @@ MOST_WORDS = 16 << 10
 
 async def try_machine(kernel: GuestKernel, initramfs: Path, directory: Path) -> None:
     """Raises `Unsupported` with the reason when none boots, `EngineError` with Firecracker's."""
-    place = Path(tempfile.mkdtemp(prefix="trial-", dir=directory))
-    jail = jail_of(place, INSTANCE)
-    try:
+    async with place_for_trials(directory) as trials, parked(ID_BASE) as link:
+        place = trials / new_instance_id()
+        jail = jail_of(place, INSTANCE)
         jail.mkdir(parents=True)
         for name, source in ((VMLINUX, kernel.vmlinux), (INITRAMFS, initramfs)):
             (jail / name).touch()
             mounts.bind_read_only(source, jail / name)
         os.chown(jail, ID_BASE, ID_BASE)
-        async with parked(ID_BASE) as link:
-            network = link.network_namespace
-            await _boot(
-                jailer_argv(
-                    find_programs(), INSTANCE, place, user=ID_BASE, network=network, options=()
-                ),
-                jail,
-            )
-    finally:
-        for name in (VMLINUX, INITRAMFS):
-            mounts.unmount(jail / name)
-        shutil.rmtree(place)
+        argv = jailer_argv(
+            *(find_programs(), INSTANCE, place),
+            user=ID_BASE,
+            network=link.network_namespace,
+            options=(),
+        )
+        async with cgroup_of_trial(place) as cgroup:
+            await _boot(cgroup.entering(argv), jail)
 
 
 async def _boot(argv: tuple[str, ...], jail: Path) -> None:

@@ -12,7 +12,6 @@ import asyncio
 import fcntl
 import os
 import signal
-import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -20,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from tabane.errors import TabaneError, Unsupported
-from tabane.model import Value
+from tabane.model import Value, new_instance_id
 from tabane.runtimes.machines.kernel import AGENT, GuestKernel
 from tabane.runtimes.machines.sizes import KERNEL_BYTES, memory_for
 from tabane.runtimes.qemu.machine import (
@@ -31,7 +30,7 @@ from tabane.runtimes.qemu.machine import (
     bare_argv,
     kernel_options,
 )
-from tabane.runtimes.trial import ID_BASE, parked
+from tabane.runtimes.trial import ID_BASE, cgroup_of_trial, parked, place_for_trials
 
 KVM = Path("/dev/kvm")
 KVM_S = 3.0
@@ -57,15 +56,15 @@ async def find_accelerator(
     kernel: GuestKernel, initramfs: Path, confinement: Confinement, kept: Path = KEPT
 ) -> Accelerator:
     """The kept verdict, or a new one, which takes seconds. Raises `Unsupported` when nothing runs.
-    `confinement` is what QEMU gets; namespaces are made for it."""
+    `confinement` is what QEMU gets; namespaces are made for it, and roots below its own."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     file = kept / "accelerator.json"
-    async with _locked(kept):
+    async with place_for_trials(confinement.root) as place, _locked(kept):
         with suppress(FileNotFoundError, msgspec.DecodeError):
             verdict = msgspec.json.decode(file.read_bytes(), type=Verdict)
             if (verdict.boot, verdict.release) == (boot, kernel.release):
                 return verdict.accelerator
-        found = await _find(confinement)
+        found = await _find(confinement, place)
         fresh = file.with_suffix(".new")
         fresh.write_bytes(msgspec.json.encode(Verdict(boot, kernel.release, found)))
         fresh.replace(file)
@@ -93,12 +92,12 @@ def _try_lock(file: int) -> bool:
     return True
 
 
-async def _find(confinement: Confinement) -> Accelerator:
-    problem = await _why_not(Accelerator("kvm", ""), confinement, KVM_S)
+async def _find(confinement: Confinement, place: Path) -> Accelerator:
+    problem = await _why_not(Accelerator("kvm", ""), confinement, place, KVM_S)
     if problem is None:
         return Accelerator("kvm", "with KVM")
     emulated = Accelerator("tcg", f"emulated, as {problem}", await _ticks_khz())
-    if (failure := await _why_not(emulated, confinement, TCG_S)) is not None:
+    if (failure := await _why_not(emulated, confinement, place, TCG_S)) is not None:
         raise Unsupported(f"QEMU boots no guest: {failure} (and with KVM: {problem})")
     return emulated
 
@@ -110,7 +109,7 @@ async def _ticks_khz() -> int:
 
 
 async def _why_not(
-    accelerator: Accelerator, confinement: Confinement, timeout_s: float
+    accelerator: Accelerator, confinement: Confinement, place: Path, timeout_s: float
 ) -> str | None:
     """Boot a machine; why it did not get to the agent, None when it did."""
     if not accelerator.emulates and not os.access(KVM, os.R_OK | os.W_OK):
@@ -118,21 +117,20 @@ async def _why_not(
     plan = Plan(memory_for(KERNEL_BYTES), 1)
     argv = bare_argv(MICROVM, plan, accelerator, kernel_options(accelerator, TRIAL))
     devices = () if accelerator.emulates else (str(KVM),)
-    root = Path(tempfile.mkdtemp(prefix="tabane-trial-"))
+    root = place / new_instance_id()
+    root.mkdir()
     try:
-        async with parked(ID_BASE) as link:
-            place = msgspec.structs.replace(
+        async with parked(ID_BASE) as link, cgroup_of_trial(root) as cgroup:
+            confined = msgspec.structs.replace(
                 confinement,
                 root=root,
                 user_namespace=link.user_namespace,
                 network_namespace=link.network_namespace,
                 devices=devices,
             )
-            return await _boot(place.around(argv), timeout_s)
+            return await _boot(cgroup.entering(confined.around(argv)), timeout_s)
     except (TabaneError, OSError) as error:
         return str(error)
-    finally:
-        root.rmdir()
 
 
 async def _boot(argv: tuple[str, ...], timeout_s: float) -> str | None:

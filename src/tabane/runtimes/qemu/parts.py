@@ -89,8 +89,8 @@ class QemuParts(MachineParts):
         kernel, initramfs = self.set_up()
         shows = {path: Path(path) for path in LOADED_FROM if Path(path).exists()}
         shows |= {f"{INSIDE}/vmlinux": kernel.vmlinux, f"{INSIDE}/initramfs": initramfs}
-        nowhere = Path("/nonexistent")
-        return Confinement(CONFINE, nowhere, "", "", INNER_ID, shows, filter=self._filter)
+        here = self._directory
+        return Confinement(CONFINE, here, "", "", INNER_ID, shows, filter=self._filter)
 
     def furnish(self, spec: InstanceSpec) -> None:
         (spec.directory / "root").mkdir(mode=0o711)

@@ -47,6 +47,7 @@ START_TIMEOUT_S = 10.0
 POLL_S = 0.001
 TUN, KVM = Path("/dev/net/tun"), Path("/dev/kvm")
 PROGRAM, DISKS = "/unikernel", "/disks"
+UNTRIED = "no unikernel was started to try it"
 KERNEL_SIDE = "anon_inode:kvm-vcpu"
 
 
@@ -83,7 +84,8 @@ class Solo5Driver(HostedDriver):
     # What it can do here
 
     async def probe(self) -> Probe:
-        """Find the tender and ask its version; the answer is kept."""
+        """Find the tender and ask its version, no more: there is no unikernel at hand that every
+        tender would run. The answer is kept."""
         if self._probe is None:
             try:
                 check_root()
@@ -102,7 +104,7 @@ class Solo5Driver(HostedDriver):
         words = output.decode(errors="replace").partition("\n")[0]
         if tender.returncode:
             return Probe(False, f"{self._tender} --version fails: {words}")
-        return Probe(True, words)
+        return Probe(True, f"{words}; {UNTRIED}")
 
     def enforcements(self) -> tuple[Enforcement, ...]:
         return enforcements_of(self._target)

@@ -12,9 +12,7 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
-import shutil
 import signal
-import tempfile
 from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import version
@@ -22,9 +20,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
-from tabane.errors import EngineError, TabaneError, Unsupported, UsageError
-from tabane.model import App, ExitStatus, GuestProcess, Resources, Value, new_instance_id
+from tabane.errors import TabaneError, Unsupported, UsageError
+from tabane.model import App, GuestProcess, Resources, Value
 from tabane.runtimes.api import (
     Capabilities,
     Enforcement,
@@ -38,7 +37,7 @@ from tabane.runtimes.api import (
 from tabane.runtimes.cgroups import Cgroup, missing_controllers
 from tabane.runtimes.lookup import resolve
 from tabane.runtimes.oci import cgroup_of, check_running
-from tabane.runtimes.trial import ID_BASE, parked
+from tabane.runtimes.trial import ID_BASE, make_spec, run_trial
 from tabane.runtimes.unikernel import calls
 from tabane.runtimes.unikernel.binary import Binary, check_entry, check_imports, parse_binary
 from tabane.runtimes.unikernel.host import (
@@ -113,7 +112,7 @@ class WasmtimeDriver(HostedDriver):
             check_root()
             engine = self._set_up()
             async with asyncio.timeout(TRIAL_TIMEOUT_S):
-                await try_program(self, self._directory)
+                await run_trial(self, self._directory, make_trial)
         except (TabaneError, OSError) as error:
             return Probe(False, str(error))
         except TimeoutError:
@@ -380,28 +379,13 @@ def _replace(path: Path, content: bytes) -> None:
     fresh.rename(path)
 
 
-async def try_program(driver: WasmtimeDriver, directory: Path) -> None:
-    """Run the smallest program in an instance. Raises when it does not end with 0."""
-    place = Path(tempfile.mkdtemp(prefix="trial-", dir=directory))
-    tree, identity = place / "tree", new_instance_id()
-    tree.mkdir()
-    (tree / "trial.wasm").write_bytes(TRIAL)
-    resources = Resources(memory_bytes=64 << 20, pids=16)
-    app = App(name="trial", namespace="tabane", image="trial", resources=resources, id_base=ID_BASE)
-    image = Image("trial", tree, kind="wasm", entrypoint=("/trial.wasm",))
-    log, cgroup = place / "log", f"/tabane-trial-{identity}"
-    try:
-        async with parked(ID_BASE) as link:
-            spec = InstanceSpec(identity, app, image, link, place, log, cgroup)
-            handle = await driver.prepare(spec)
-            try:
-                status = await driver.wait(await driver.start(spec, handle))
-            finally:
-                await driver.destroy(handle)
-        if status != ExitStatus():
-            raise EngineError(f"a trial program {status.describe()}: {log.read_text()}")
-    finally:
-        shutil.rmtree(place)
+def make_trial(link: Link, place: Path) -> InstanceSpec:
+    """An instance of the smallest program (see `trial.make_spec`)."""
+    spec = make_spec(link, place)
+    (spec.image.tree / "trial.wasm").write_bytes(TRIAL)
+    image = Image("trial", spec.image.tree, kind="wasm", entrypoint=("/trial.wasm",))
+    app = replace(spec.app, command=())
+    return replace(spec, app=app, image=image)
 
 
 ENFORCEMENTS = tuple(

@@ -1,0 +1,105 @@
+"""What a trial leaves in whose middle the agent is killed is ended by the next one's."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tabane.runtimes import load
+from tabane.runtimes.cgroups import Cgroup
+from tabane.runtimes.trial import cgroup_for, place_for_trials
+from tabane.testing.containers import open_directory, without_unified
+from tabane.testing.spawner import PlainSpawner
+
+pytestmark = pytest.mark.real
+
+AGENT = """
+import asyncio, sys
+from pathlib import Path
+from tabane.runtimes.trial import cgroup_of_trial, place_for_trials
+
+async def main():
+    async with place_for_trials(Path(sys.argv[1])) as place:
+        own = place / "one"
+        own.mkdir()
+        async with cgroup_of_trial(own) as cgroup:
+            argv = cgroup.entering(("sh", "-c", "echo $$; exec sleep 1000"))
+            await asyncio.create_subprocess_exec(*argv, start_new_session=True)
+            await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+WASM_AGENT = """
+import asyncio, sys
+from pathlib import Path
+from tabane.runtimes import load
+from tabane.testing.spawner import PlainSpawner
+
+async def main():
+    driver = load("wasmtime", PlainSpawner(), Path(sys.argv[1]))
+
+    async def never(handle):
+        print(handle.data["pid"], flush=True)
+        await asyncio.Event().wait()
+
+    driver.wait = never
+    await driver.probe()
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_hybrid() -> Iterator[None]:
+    with without_unified():
+        yield
+
+
+@pytest.fixture
+def ground() -> Iterator[Path]:
+    with open_directory() as directory:
+        yield directory
+
+
+def begin_and_kill(agent: str, directory: Path) -> int:
+    """Kill an agent in the middle of its trial; the pid of what it had started."""
+    argv = (sys.executable, "-c", agent, str(directory))
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        pid = int(process.stdout.readline())
+        process.kill()
+    return pid
+
+
+def left_of(directory: Path) -> list[Path]:
+    """Directories and cgroups of trials."""
+    trials = list((directory / "trial").glob("*"))
+    cgroups = (place for trial in trials for place in Cgroup(cgroup_for(trial)).directories())
+    return [*trials, *(place for place in cgroups if place.exists())]
+
+
+async def test_an_engine_that_a_trial_started_itself(ground: Path) -> None:
+    pid = begin_and_kill(AGENT, ground)
+    left = left_of(ground)
+    assert len(left) > 1 and Path(f"/proc/{pid}").exists()
+    async with place_for_trials(ground) as place:
+        assert list(place.iterdir()) == []
+    assert not any(path.exists() for path in left)
+    assert not Path(f"/proc/{pid}/exe").exists(), "it has ended"
+
+
+async def test_a_host_of_wasmtime(ground: Path) -> None:
+    directory = ground / "wasmtime"
+    pid = begin_and_kill(WASM_AGENT, directory)
+    left = left_of(directory)
+    assert len(left) > 1 and Path(f"/proc/{pid}").exists()
+    spawner = PlainSpawner()
+    probe = await load("wasmtime", spawner, directory).probe()
+    await spawner.aclose()
+    assert probe.works, probe.reason
+    assert not any(path.exists() for path in left)
+    assert not Path(f"/proc/{pid}/exe").exists(), "it has ended"
