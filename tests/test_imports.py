@@ -28,6 +28,7 @@ SRC = ROOT / "src"
 
 LAYERS = (
     "errors",
+    "reactions",
     "model",
     "units",
     "references",
@@ -71,7 +72,7 @@ SANS_IO = (
     *(f"tabane.images.checkpoint.{name}" for name in ("manifest", "preflight")),
     "tabane.gateway.activation",
     "tabane.gateway.grants",
-    "tabane.scheduler.placement",
+    *(f"tabane.scheduler.{name}" for name in ("health", "placement")),
     *(f"tabane.tools.procfs.{name}" for name in ("calls", "numbers", "rewrite", "totals", "wire")),
 )
 IO_MODULES = (

@@ -22,6 +22,7 @@ from tabane.model import (
 )
 from tabane.node.messages import NODES
 from tabane.spec import load_app, parse_app, read_app, render_app
+from tabane.reactions import Health
 from tabane.spec_fields import CAPABILITIES, FIELDS, OWN_ROOM
 
 FULL = """\
@@ -118,6 +119,33 @@ def test_every_field() -> None:
             ),
         ),
     )
+
+
+def test_health() -> None:
+    said = 'http = "/ok?a=b"\ninterval = "20s"\ntimeout = "1s"\nfailures = 5\nstartup = "1m"\n'
+    app = parse_app(f'{LEAST}port = 1\nreactive.ready = "health"\n[health]\n{said}')
+    assert app.health == Health("/ok?a=b", False, (), 20.0, 1.0, 5, 60.0)
+    assert app.reactive.ready == "health"
+    assert parse_app(f"{LEAST}health.command = ['true']").health.asks == "`true`"
+    assert read_app(render_app(app)) == app
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "words"),
+    [
+        ("port = 1\nhealth.http = 'ok'", "health.http", "no path of a URL"),
+        ("port = 1\nhealth.http = '/'\nhealth.tcp = true", "health.tcp", "beside http"),
+        ("port = 1\nhealth.failures = 2", "health", "says no check"),
+        ("health.tcp = true", "health.tcp", "needs a port"),
+        ("port = 1\nprotocol = 'h2c'\nhealth.http = '/'", "health.http", "use tcp"),
+        ("port = 1\nhealth.tcp = true\nhealth.timeout = '11s'", "health.timeout", "shorten it"),
+        ("port = 1\nreactive.ready = 'health'", "reactive.ready", "no check is in [health]"),
+    ],
+)
+def test_health_is_one_check_that_can_be_made(text: str, field: str, words: str) -> None:
+    error = refusal(LEAST + text)
+    assert error.field == field
+    assert words in error.message
 
 
 def test_defaults() -> None:

@@ -12,6 +12,8 @@ from typing import Any, NewType
 
 import msgspec
 
+from tabane.reactions import Health
+
 AppName = NewType("AppName", str)
 """`namespace/name`."""
 InstanceId = NewType("InstanceId", str)
@@ -80,7 +82,7 @@ class Reactive(Value, frozen=True, omit_defaults=True):
     stop_after_s: float = 30.0
     max_age_s: float | None = None
     ready: str = "listen"
-    """`listen`, `started`, or `http:/path`."""
+    """`listen`, `started`, `health`, or `http:/path`."""
     start_timeout_s: float = 10.0
     response_timeout_s: float = 60.0
     stop_timeout_s: float = 10.0
@@ -210,6 +212,7 @@ class App(Value, frozen=True, omit_defaults=True):
     placement: Placement = Placement()
     security: SecurityPolicy = SecurityPolicy()
     services: Services = Services()
+    health: Health = Health()
     collect: tuple[Collect, ...] = ()
     volumes: tuple[Volume, ...] = ()
     containers: tuple[Container, ...] = ()
@@ -259,6 +262,7 @@ class App(Value, frozen=True, omit_defaults=True):
             "volumes": self.volumes,
             "services": self.services.needs_directory,
             "pods": self.containers,
+            "exec": self.health.command,
         }
         return tuple(name for name, wanted in needed.items() if wanted)
 
@@ -280,6 +284,7 @@ class App(Value, frozen=True, omit_defaults=True):
             workdir=container.workdir,
             volumes=tuple(each for each in self.volumes if each.name in container.volumes),
             containers=(),
+            health=Health(),
             port=None,
             tcp=(),
             hosts=(),

@@ -17,6 +17,7 @@ import msgspec
 
 from tabane.errors import SpecError, UsageError
 from tabane.model import App, Class
+from tabane.reactions import Health
 from tabane.spec_fields import FIELDS, REQUIRED, AnyField
 from tabane.spec_readers import Mistake, Section, Tables, did_you_mean
 from tabane.units import shorten
@@ -178,14 +179,35 @@ def _check_together(app: App) -> None:
         raise Mistake("reactive.wake_budget", 'has a meaning with class = "auto" only')
     _check_volumes(app)
     _check_containers(app)
+    _check_health(app)
     if least > most:
         raise Mistake("reactive.min", f"{least} is more than max, {most}: lower it or raise max")
     if app.port is None and app.hosts:
         raise Mistake("port", "is missing: hosts lead to one")
-    if app.port is None and ready != "started":
+    if app.port is None and ready not in ("started", "health"):
         raise Mistake("port", f'is missing: ready = "{ready}" needs one, only "started" does not')
+    if ready == "health" and not app.health.is_set:
+        raise Mistake("reactive.ready", 'is "health", but no check is in [health]')
     if app.protocol == "h2c" and ready.startswith("http:"):
         raise Mistake("reactive.ready", f'"{ready}" asks in HTTP/1.1, and protocol is "h2c"')
+
+
+def _check_health(app: App) -> None:
+    health = app.health
+    asked = {"http": health.http, "tcp": health.tcp, "command": health.command}
+    named = [name for name, given in asked.items() if given]
+    if len(named) > 1:
+        raise Mistake(f"health.{named[1]}", f"is one check too many beside {named[0]}: leave one")
+    if not named:
+        if health != Health():
+            raise Mistake("health", "says no check: write one of http, tcp, command")
+        return
+    if health.timeout_s > health.interval_s:
+        raise Mistake("health.timeout", "is longer than the interval: shorten it")
+    if not health.command and not app.listens:
+        raise Mistake(f"health.{named[0]}", "needs a port to ask at: use command, or name a port")
+    if health.http and (app.port is None or app.protocol == "h2c"):
+        raise Mistake("health.http", "asks at port in HTTP/1.1, which it does not speak: use tcp")
 
 
 def _check_volumes(app: App) -> None:

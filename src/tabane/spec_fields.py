@@ -23,6 +23,7 @@ from tabane.model import (
     Services,
     Volume,
 )
+from tabane.reactions import Health
 from tabane.references import SCHEME, parse_reference
 from tabane.spec_readers import (
     LABEL,
@@ -46,6 +47,7 @@ from tabane.spec_readers import (
 from tabane.units import format_duration, format_size, shorten
 
 _READY_PATH = re.compile(r"http:/[!-~]{0,2000}")
+_PATH = re.compile(r"/[!-~]{0,2000}")
 _IMAGE_PATH = re.compile(r"(rootfs|oci|archive|wasm|solo5):(.+)", re.DOTALL)
 _CAPABILITY_NAMES = """
 AUDIT_CONTROL AUDIT_READ AUDIT_WRITE BLOCK_SUSPEND BPF CHECKPOINT_RESTORE CHOWN DAC_OVERRIDE
@@ -96,8 +98,14 @@ def _cpu(value: Any) -> float:
 
 
 def _ready(value: Any) -> str:
-    if as_text(value) not in ("listen", "started") and not _READY_PATH.fullmatch(value):
-        raise UsageError(f'{shorten(value)} is none of "listen", "started", "http:/path"')
+    if as_text(value) not in ("listen", "started", "health") and not _READY_PATH.fullmatch(value):
+        raise UsageError(f'{shorten(value)} is none of "listen", "started", "health", "http:/path"')
+    return str(value)
+
+
+def _url_path(value: Any) -> str:
+    if not _PATH.fullmatch(as_text(value)):
+        raise UsageError(f'{shorten(value)} is no path of a URL, as "/healthz"')
     return str(value)
 
 
@@ -258,6 +266,15 @@ _RESOURCES = {
     "pids": Field("pids", whole(1, 4_194_304)),
     "disk": Field("disk_bytes", as_size, format_size),
 }
+_HEALTH = {
+    "http": Field("http", _url_path),
+    "tcp": Field("tcp", as_flag),
+    "command": Field("command", as_command),
+    "interval": Field("interval_s", as_interval, format_duration),
+    "timeout": Field("timeout_s", as_positive_duration, format_duration),
+    "failures": Field("failures", whole(1, 1000)),
+    "startup": Field("startup_s", as_duration, format_duration),
+}
 _VOLUMES = {
     "name": Field("name", as_label),
     "path": Field("path", _volume_path),
@@ -312,6 +329,7 @@ FIELDS: dict[str, AnyField] = {
     "workdir": Field("workdir", as_path),
     "resources": Section("resources", Resources, _RESOURCES),
     "reactive": Section("reactive", Reactive, _REACTIVE),
+    "health": Section("health", Health, _HEALTH),
     "network": Section("network", NetworkPolicy, {"egress": Field("egress", as_flag)}),
     "placement": Section(
         "placement",

@@ -36,7 +36,7 @@ from tabane.gateway.decisions import (
     Tell,
     Thaw,
 )
-from tabane.gateway.ledger import AppLedger, Holding
+from tabane.gateway.ledger import AppLedger, Holding, proven_at
 from tabane.gateway.messages import (
     Broken,
     Demand,
@@ -47,7 +47,6 @@ from tabane.gateway.messages import (
     StillUsed,
     ToHome,
 )
-from tabane.gateway.setbacks import HEALTHY_S
 from tabane.model import App, AppName, Instance, InstanceId, NodeName, State, Value
 
 __all__ = [
@@ -150,10 +149,13 @@ class GatewayGone(Value, frozen=True):
 
 
 class StopAsked(Value, frozen=True):
-    """A person wants this instance stopped (its sessions are drained first)."""
+    """This instance is to be stopped: a person wants it, and its sessions are drained first; or it
+    is `hung`, and its node stops it already."""
 
     app: AppName
     instance: InstanceId
+    reason: str = "stopped by request"
+    hung: bool = False
 
 
 class Tick(Value, frozen=True):
@@ -278,7 +280,10 @@ class Activation:
         ledger = self._ledger(event.app)
         decisions = self._decisions(ledger, now)
         if (holding := ledger.instances.get(event.instance)) is not None:
-            decisions.drain(holding, "stopped by request")
+            if event.hung:
+                end = InstanceEnded(event.app, holding.id, holding.node, event.reason, failed=True)
+                self._learn(ledger, holding, end, now)
+            decisions.drain(holding, event.reason)
         self._perform(ledger, decisions, now)
 
     # What nodes say
@@ -320,7 +325,7 @@ class Activation:
     def _learn(self, ledger: AppLedger, holding: Holding, event: InstanceEnded, now: float) -> None:
         """What an end tells of the app: a setback, that starts work, or nothing."""
         setbacks, was_ready = ledger.setbacks, holding.state is State.READY
-        if not event.failed or (was_ready and now >= holding.born + HEALTHY_S):
+        if not event.failed or (was_ready and now >= proven_at(holding)):
             if holding.born > setbacks.at:
                 setbacks.forgive()
             return

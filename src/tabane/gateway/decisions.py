@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from tabane.gateway.ledger import AppLedger, Holding
+from tabane.gateway.ledger import AppLedger, Holding, proven_at
 from tabane.gateway.messages import THAW, Revoke, ToGateway
-from tabane.gateway.setbacks import HEALTHY_S
 from tabane.gateway.waiting import why_waiting
 from tabane.model import App, AppName, InstanceId, NodeName, State, Value
 from tabane.scheduler.placement import Choice
@@ -191,7 +190,7 @@ class Decisions:
         for holding in ledger.standing():
             yield holding.suspect_until
             if ledger.setbacks.count:
-                yield holding.born + HEALTHY_S
+                yield proven_at(holding)
             if reactive.max_age_s is not None:
                 yield holding.born + reactive.max_age_s
         for holding in (*ledger.standing(), *ledger.unconfirmed()):
@@ -225,7 +224,7 @@ class Decisions:
         if ledger.setbacks.count and any(
             holding.revision == ledger.revision
             and holding.born > ledger.setbacks.at
-            and self._now >= holding.born + HEALTHY_S
+            and self._now >= proven_at(holding)
             for holding in ledger.standing()
         ):
             ledger.setbacks.forgive()

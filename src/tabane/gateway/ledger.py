@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tabane.gateway.messages import Demand, Grant, Refuse, StartTrace
-from tabane.gateway.setbacks import NEVER, Setbacks
+from tabane.gateway.setbacks import HEALTHY_S, NEVER, Setbacks
 from tabane.model import App, AppName, Instance, InstanceId, NodeName, State
 
 
@@ -100,6 +100,12 @@ class Holding:
         self.granted.pop(gateway, None)
         self.asked.discard(gateway)
         self.owing.discard(gateway)
+
+
+def proven_at(holding: Holding) -> float:
+    """When it has been ready for so long that starts of its app work, by its checks, too."""
+    checks_s = holding.app.health.verdict_s if holding.app is not None else 0.0
+    return holding.born + HEALTHY_S + checks_s
 
 
 @dataclass(slots=True)

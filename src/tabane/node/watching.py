@@ -1,5 +1,5 @@
-"""What k2i learns of the instances of this node beside their processes: what their apps' collectors
-tell, and what runs within those that have a kernel of their own.
+"""What is learnt of the instances of this node beside their processes: what their apps' collectors
+tell, what runs within those that have a kernel of their own, and whether they are well (`health`).
 
 It begins when an instance is ready and ends when it is frozen or stopped: a frozen one could not
 answer. An app's collector looks from inside: its connections are made in the instance's network
@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 from tabane.errors import NotFound, SpecError, TabaneError
 from tabane.k2i.collectors import registry
 from tabane.k2i.collectors.api import MAX_ANSWER_BYTES, Collector, Setting, Streams
-from tabane.k2i.collectors.command import judge, last_words, take
 from tabane.k2i.collectors.dial import target_of
 from tabane.k2i.collectors.file import load_jobs
 from tabane.k2i.collectors.runner import Collection, Job
@@ -26,8 +25,9 @@ from tabane.k2i.inside import Ask, Insides
 from tabane.k2i.procfs import start_ticks
 from tabane.model import Collect, GuestProcess, Instance, InstanceId, State
 from tabane.network.netlink import run_in_network_of
+from tabane.node.entering import handle_of, run_inside
+from tabane.node.health import Health
 from tabane.node.running import Running
-from tabane.runtimes.api import Execution, Handle
 
 if TYPE_CHECKING:
     from tabane.node.agent import Agent
@@ -81,6 +81,7 @@ class Watching:
             tasks=agent.tasks,
             memory_kib=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 10,
         )
+        self.health = Health(agent)
         self._commands = asyncio.Semaphore(PARALLEL_COMMANDS)
         self._asked: dict[InstanceId, tuple[Instance, Ask]] = {}
 
@@ -93,6 +94,7 @@ class Watching:
     def follow(self, instance: InstanceId, state: State) -> None:
         """An instance is in that state now."""
         running = self._find(instance) if state is State.READY else None
+        self.health.follow(instance, state, running)
         jobs = [self._job(running, c) for c in running.record.app.collect] if running else []
         self.collection.want(instance, jobs)
         if running is not None and running.driver.capabilities.guest_processes:
@@ -138,27 +140,4 @@ def failing_job(name: str, error: TabaneError) -> Job:
 
 
 def ask_driver(running: Running) -> Awaitable[Sequence[GuestProcess]]:
-    return running.driver.guest_processes(_handle(running))
-
-
-async def run_inside(running: Running, argv: tuple[str, ...]) -> bytes:
-    """A command's stdout. Raises `EngineError`, `ProtocolError` when it writes too much. The caller
-    sets the deadline; it is ended when this is cancelled."""
-    talk = await running.driver.exec(_handle(running), Execution(argv))
-    try:
-        words = last_words(talk.stderr.read) if talk.stderr is not None else _nothing()
-        output, said = await asyncio.gather(take(talk.stdout.read), words)
-        return judge(argv, await talk.wait(), output, said)
-    finally:
-        await talk.aclose()
-
-
-async def _nothing() -> str:
-    return ""
-
-
-def _handle(running: Running) -> Handle:
-    handle = running.record.handle
-    if handle is None or not handle.data.get("pid"):
-        raise NotFound(f"{running.instance.id} is only being started")
-    return handle
+    return running.driver.guest_processes(handle_of(running))

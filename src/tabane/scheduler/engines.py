@@ -19,7 +19,12 @@ POLICY = {
     Trust.ANONYMOUS: (Class.UNIKERNEL, Class.SANDBOX, Class.MICROVM, Class.VM),
 }
 """What may run for whom, the cheapest first. Who is not known shares no kernel unguarded."""
-TABLES = {"volumes": "[[volumes]]", "services": "[services]", "pods": "[[containers]]"}
+TABLES = {
+    "volumes": "[[volumes]]",
+    "services": "[services]",
+    "pods": "[[containers]]",
+    "exec": "[health] command",
+}
 """How an app file calls what an app needs (`App.needs`)."""
 
 
