@@ -206,7 +206,12 @@ class Client(Flow):
 
     def on_done(self) -> None:
         """The request in flight is answered."""
-        self._go_on(keep_alive=self._answer.keep_alive)
+        gateway, reader = self.gateway, self.reader
+        if reader.rest or gateway.draining or not self._answer.keep_alive or not self.reads:
+            self._go_on(keep_alive=self._answer.keep_alive)
+            return
+        self.exchange = reader.request = None
+        self.deadline = gateway.now + gateway.limits.idle_timeout_s
 
     def _go_on(self, *, keep_alive: bool) -> None:
         """Go on with the next request, or leave."""

@@ -283,7 +283,7 @@ class Exchange:
             self._fail(reader.error.message)
 
     def _pass_interims(self, reader: Response) -> None:
-        interims, reader.interims = reader.interims, []
+        interims, reader.interims = reader.interims, ()
         for interim in interims:
             if self.request.head.is_http_1_0 or (interim.status == 100 and not self._owes_continue):
                 continue
@@ -467,4 +467,9 @@ class Exchange:
         slot, self._slot = self._slot, None
         if slot is not None:
             slot.release()
-        self._gateway.on_exchange_end(self, self._client)
+        gateway = self._gateway
+        gateway.counters.active -= 1
+        if self.status:
+            gateway.counters.responses[self.status // 100] += 1
+        if gateway.on_access is not None:
+            gateway.tell_access(self, self._client)

@@ -176,17 +176,11 @@ class HttpGateway:
         if not self.connections:
             self._emptied.set()
 
-    def on_exchange_end(self, exchange: Exchange, client: ClientSide) -> None:
-        counters = self.counters
-        counters.active -= 1
-        if exchange.status:
-            counters.responses[exchange.status // 100] += 1
-        if self.on_access is not None:
-            self.on_access(self._record(exchange, client))
-
-    def _record(self, exchange: Exchange, client: ClientSide) -> AccessRecord:
+    def tell_access(self, exchange: Exchange, client: ClientSide) -> None:
+        """An exchange has ended."""
+        assert self.on_access is not None
         request = exchange.request.head
-        return AccessRecord(
+        record = AccessRecord(
             app=app_of_cohort(exchange.route.app)[0] if exchange.route is not None else None,
             method=request.method.decode("latin-1"),
             host=request.host,
@@ -195,3 +189,4 @@ class HttpGateway:
             duration_s=self.clock.now() - exchange.begun,
             peer=client.provenance.peer,
         )
+        self.on_access(record)

@@ -170,23 +170,25 @@ class Response:
     """A byte came."""
     error: BadMessage | None = None
 
+    interims: Sequence[ResponseHead] = ()
+    """Responses with a 1xx status, which came before, and nobody took yet."""
+
     def __init__(self) -> None:
         self.body: list[bytes] = []
         """Pieces that nobody took yet."""
-        self.interims: list[ResponseHead] = []
-        """Responses with a 1xx status, which came before, and nobody took yet."""
 
 
 class ResponseReader(Response):
     """The response to one request, on an upstream connection."""
 
+    is_reusable = False
+    """The connection may carry another request."""
     _partial = b""
     _body: Body | None = None
 
     def __init__(self, method: bytes) -> None:
         self._is_head = method == b"HEAD"
         self.body = []
-        self.interims = []
 
     @property
     def has_no_body(self) -> bool:
@@ -194,46 +196,34 @@ class ResponseReader(Response):
         assert self.head is not None
         return self._is_head or self.head.has_no_body
 
-    @property
-    def is_reusable(self) -> bool:
-        """The connection may carry another request."""
-        head = self.head
-        return (
-            self.complete
-            and not self.rest
-            and head is not None
-            and head.keep_alive
-            and type(self._body) is not EndlessBody
-        )
-
     def feed(self, data: bytes) -> None:
         if not self.has_begun:
             self.has_begun = True
-            if not self._is_head and self._is_whole(data):
+            end = data.find(EMPTY_LINE) + 4
+            head = RESPONSES.get(data[:end])
+            if (
+                head is not None
+                and head.body_length == len(data) - end
+                and head.status >= 200
+                and not self._is_head
+            ):  # a head seen before and its whole body, as in most cases; the rest is the rule
+                self.head = head
+                self.complete = True
+                self.is_reusable = head.keep_alive
+                self.body.append(data[end:])
                 return
         if self.error is not None:
             return
         try:
             if self.complete:
                 self.rest += data
+                self.is_reusable = False
             elif self._body is not None:
                 self._feed_body(data, 0)
             else:
                 self._feed_head(data)
         except BadMessage as error:
             self.error = BadMessage(502, error.message)
-
-    def _is_whole(self, data: bytes) -> bool:
-        """A head seen before and its whole body, as it is in most cases; the rest is the rule."""
-        end = data.find(EMPTY_LINE) + 4
-        head = RESPONSES.get(data[:end])
-        if head is None or head.status < 200 or head.body_length != len(data) - end:
-            return False
-        self.head = head
-        self.complete = True
-        if head.body_length:
-            self.body.append(data[end:])
-        return True
 
     def _feed_head(self, data: bytes) -> None:
         start = 0
@@ -248,7 +238,7 @@ class ResponseReader(Response):
             self._partial = b""
             parsed = parse_response_head(head)
             if parsed.is_interim:
-                self.interims.append(parsed)
+                self.interims = [*self.interims, parsed]
             else:
                 self.head = parsed
                 self._begin_body(parsed)
@@ -273,6 +263,7 @@ class ResponseReader(Response):
         if body.is_done:
             self.complete = True
             self.rest = data[start:]
+            self.is_reusable = not self.rest and self.head is not None and self.head.keep_alive
 
     def end(self) -> None:
         """The connection was closed in good order, which ends some responses."""

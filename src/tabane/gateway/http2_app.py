@@ -86,7 +86,7 @@ class AppStream(Stream):
             reader.error = error
         else:
             if head.is_interim:
-                reader.interims.append(head)
+                reader.interims = [*reader.interims, head]
             else:
                 reader.head = head
         if not ended:

@@ -79,7 +79,8 @@ class Upstream(Flow):
         """Serve nobody: whatever still comes is not for the last peer."""
         self.peer = None
         self.is_used = True
-        if now is None or not self.reader.is_reusable or self.transport.is_closing():
+        reader = self.reader
+        if now is None or not reader.is_reusable or self.transport.is_closing():
             self.transport.abort()
             return
         if not self.reads:
