@@ -17,20 +17,29 @@ from msgspec.structs import replace
 
 from tabane.errors import EngineError
 from tabane.guest.frames import Kind, encode_frame
-from tabane.model import App, ExitStatus
+from tabane.model import App, Container, ExitStatus
 from tabane.runtimes import load
 from tabane.runtimes.api import Handle, Image, InstanceSpec
 from tabane.runtimes.firecracker import client, parts
 from tabane.runtimes.firecracker.client import Api
 from tabane.runtimes.firecracker.driver import FirecrackerDriver
-from tabane.runtimes.firecracker.machine import API_SOCKET, jail_of, snapshot_request
+from tabane.runtimes.firecracker.machine import (
+    API_SOCKET,
+    Plan,
+    jail_of,
+    make_requests,
+    snapshot_request,
+)
 from tabane.runtimes.machines import parts as common
+from tabane.runtimes.machines.disks import disk_of
 from tabane.runtimes.machines.kernel import GuestKernel
-from tabane.testing import drivers
+from tabane.testing import drivers, pods
 from tabane.testing.containers import ID_BASE, SMALL, find_left, make_tree, open_directory
 from tabane.testing.drivers import SAID, Behaviour, Check, wait_until_said
 from tabane.testing.firecracker import install
+from tabane.testing.machine_bench import workdir_for
 from tabane.testing.machines import make_machine
+from tabane.testing.pods import FIRST, SECOND, with_sidecars
 from tabane.testing.spawner import PlainSpawner
 
 pytestmark = pytest.mark.real
@@ -54,6 +63,8 @@ OF_THE_AGENT = (
 )
 """What the agent inside does, which is the one that QEMU's machines have; it needs a real guest."""
 CASES = [check for check in drivers.DRIVER_CHECKS if check not in OF_THE_AGENT]
+POD_CASES = (pods.check_first_end, pods.check_stop, pods.check_logs, pods.check_broken_sidecar)
+"""The others are the agent's affair, too."""
 
 
 @dataclass
@@ -74,10 +85,19 @@ class FirecrackerBench:
 
     @asynccontextmanager
     async def instance(self, behaviour: Behaviour) -> AsyncIterator[InstanceSpec]:
-        workdir = "/bin/busybox" if behaviour is Behaviour.BREAKS else ""
-        app = make_app(COMMANDS[behaviour], name=behaviour, workdir=workdir)
+        app = make_app(COMMANDS[behaviour], name=behaviour, workdir=workdir_for(behaviour))
         async with make_machine(self.ground, self.image, app) as spec:
             yield spec
+
+    @asynccontextmanager
+    async def pod(self, main: Behaviour, *sidecars: Behaviour) -> AsyncIterator[InstanceSpec]:
+        async with self.instance(main) as spec:
+            containers = [
+                Container(name, command=COMMANDS[each], workdir=workdir_for(each))
+                for name, each in zip((FIRST, SECOND), sidecars, strict=False)
+            ]
+            spec = replace(spec, app=replace(spec.app, name="-".join((main, *sidecars))))
+            yield with_sidecars(spec, *containers)
 
     def left_of(self, spec: InstanceSpec) -> list[str]:
         return find_left(spec)
@@ -146,6 +166,33 @@ async def bench(ground: Path, image: Image, programs: Path) -> AsyncIterator[Fir
 @pytest.mark.parametrize("check", CASES, ids=lambda check: check.__name__)
 async def test_conformance(check: Check, bench: FirecrackerBench) -> None:
     await check(bench)
+
+
+@pytest.mark.parametrize("check", POD_CASES, ids=lambda check: check.__name__)
+async def test_pods(check: pods.Check, bench: FirecrackerBench) -> None:
+    await check(bench)
+
+
+async def test_each_image_is_a_disk(bench: FirecrackerBench, ground: Path) -> None:
+    """One that two containers have is there once; they follow those that every machine has."""
+    place = ground / "other"
+    place.mkdir()
+    other = replace(make_tree(place), digest="sha256:" + "1" * 64)
+    async with bench.pod(Behaviour.WAITS, Behaviour.WAITS, Behaviour.WAITS) as spec:
+        first, second = spec.sidecars
+        spec = replace(spec, sidecars=(replace(first, image=other), second))
+        handle = await bench.driver.prepare(spec)
+        try:
+            handle = await bench.driver.start(spec, handle)
+            jail = jail_of(spec.directory, spec.id)
+            sizes = {path.name: path.stat().st_size for path in jail.glob("image*")}
+            disks = [disk_of(image.tree).stat().st_size for image in (spec.image, other)]
+            assert sizes == {f"image{number}": size for number, size in enumerate(disks)}
+        finally:
+            await bench.driver.destroy(handle)
+        assert find_left(spec) == []
+    drives = [path for _, path, _ in make_requests(Plan(1 << 28, 1, images=2)) if "drive" in path]
+    assert [Path(drive).name for drive in drives] == ["image0", "layer", "start", "end", "image1"]
 
 
 async def fail_to_start(bench: FirecrackerBench) -> EngineError:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from tabane.model import Container, ExitStatus, Resources, Volume
+from tabane.model import Container, ExitStatus, Resources, SecurityPolicy, Volume
 from tabane.runtimes.api import Image
 from tabane.runtimes.pods import log_of
 from tabane.testing import pods
@@ -100,10 +100,18 @@ async def test_what_they_share(bench: MachineBench, other: Image) -> None:
         Container("talker", command=talker, env={"WORD": "always"}, volumes=("data",)),
         Container("keeper", command=("sleep", "1002")),
     )
-    app = make_app(WAITS, name="sharing", resources=RESOURCES, volumes=(DATA,), containers=beside)
+    app = make_app(
+        WAITS,
+        name="sharing",
+        resources=RESOURCES,
+        volumes=(DATA,),
+        containers=beside,
+        security=SecurityPolicy(capabilities=("CAP_SYS_ADMIN",)),
+    )
     async with bench.running(app, beside=other) as inside:
         await see_roots(inside)
         await see_processes(inside)
+        await see_devices(inside)
         await see_limits(inside)
         await see_logs(inside)
 
@@ -147,6 +155,18 @@ async def see_processes(inside: Running) -> None:
     told = await inside.driver.guest_processes(inside.handle)
     programs = {one.command: one.container for one in told if "sleep" in one.command}
     assert programs == {"sleep 1000": "main", "sleep 1001": "talker", "sleep 1002": "keeper"}
+
+
+async def see_devices(inside: Running) -> None:
+    """Who may mount gets at no disk, so at no file of another, and not above its own cgroup."""
+    await inside.run("mkdir /tmp/dev /tmp/group; mount -t devtmpfs dev /tmp/dev")
+    assert "vda" in await inside.run("ls /tmp/dev")
+    for attempt in ("dd if=/tmp/dev/vda of=/dev/null count=1", "mount -t ext4 /tmp/dev/vdb /srv"):
+        assert "permi" in await inside.run(attempt)
+    await inside.run("mount -t cgroup2 group /tmp/group")
+    groups = (await inside.run("cd /tmp/group; ls -d */")).split()
+    assert {"init/", "main/"} <= set(groups) and "c0/" not in groups
+    assert "No such file" in await inside.run("cat /tmp/group/../pids.max /tmp/group/pids.max")
 
 
 async def see_limits(inside: Running) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import struct
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,9 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("image")
     tree = make_tree(place).tree
     (tree / "srv/index.html").write_text(PAGE)
+    source = Path(__file__).with_name("unix_talk.c")
+    argv = ("gcc", "-static", "-Os", "-Wall", "-Werror", "-o", tree / "bin/talk", source)
+    subprocess.run(argv, check=True)
     return tree
 
 
@@ -172,6 +177,65 @@ def test_a_volume_is_the_same_in_every_class(cluster: LocalCluster, tree: Path) 
     assert run("busybox cmp /bin/busybox /srv/data/copy && echo same") == "same\n"
     assert [path.name for path in files.iterdir()] == ["data.ext4"]
     assert cluster.tabane("rm", "keeper").code == 0
+
+
+BESIDE = """
+[services]
+middlecon = ["deploys"]
+k2i = true
+[[containers]]
+name = "clerk"
+command = ["sh", "-c", "echo clerk; exec sleep 1000"]
+"""
+_WORDS = b"\x82\xa4name\xa6worker\xa8instance\xa1i"
+HELLO = b"\xffmc1" + struct.pack(">IBBHIII", 16 + len(_WORDS), 1, 0, 0, 0, 0, 0) + _WORDS
+GET = b"GET /v2/processes HTTP/1.1\r\nHost: k2i\r\nConnection: close\r\n\r\n"
+
+
+def test_several_containers_and_their_node_s_sockets(cluster: LocalCluster, tree: Path) -> None:
+    """In one machine: each is reached by name; as their instance, they reach hub and k2i, also when
+    the node has another agent; the end of one is the instance's."""
+    ended = deploy(cluster, tree, "pod", more=BESIDE, allow_emulation=True, **{"class": "microvm"})
+    assert ended.code == 0, ended.err
+    instance = cluster.wake("pod", path="/")
+    name = f"default/pod-{instance['id']}"
+    assert cluster.tabane("logs", "-c", "clerk", "pod").out == "clerk\n"
+    done = cluster.tabane("exec", "-c", "clerk", "pod", "cat", "/etc/hostname")
+    assert done.out == f"pod-{instance['id']}\n"
+
+    def rows() -> dict[str, str]:
+        found = json.loads(cluster.tabane("ps", "--json", "--app", "pod").out)["processes"]
+        return {row["command"]: row.get("container", "") for row in found if row.get("inside")}
+
+    wait_for(lambda: rows().get("sleep 1000") == "clerk", "the clerk's process")
+    assert rows()["busybox httpd -f -v -p 8000 -h /srv"] == "main"
+
+    for again in range(2):
+        for container in ("main", "clerk"):
+            answer = talk(cluster, container, "k2i", GET, "-")
+            assert answer.startswith("HTTP/1.1 200") and "sleep 1000" in answer, answer
+            assert name in talk(cluster, container, "hub", HELLO)
+        if not again:
+            cluster.kill("agent", NODE)
+            wait_for(lambda: cluster.answers(NODE), "the next agent")
+
+    cluster.tabane("exec", "-c", "clerk", "pod", "busybox", "killall", "sleep")
+
+    def gone() -> list[dict[str, Any]]:
+        return [event for event in cluster.records("events", "pod") if event["state"] == "absent"]
+
+    (end,) = wait_for(gone, "its end")
+    assert end["reason"] == "container clerk was killed by SIGTERM; its last line: clerk"
+    assert cluster.tabane("rm", "pod").code == 0
+
+
+def talk(cluster: LocalCluster, container: str, name: str, said: bytes, how: str = "") -> str:
+    """What of the answer of an instance's socket is text."""
+    words = "".join(f"\\{byte:03o}" for byte in said)
+    script = f"printf '{words}' | talk /run/tabane/{name}.sock {how} | busybox tr -cd ' -~\\n'"
+    done = cluster.tabane("exec", "-c", container, "pod", "sh", "-c", script)
+    assert done.code == 0, done.err
+    return done.out
 
 
 def test_a_program_that_fails_leaves_its_last_words(cluster: LocalCluster, tree: Path) -> None:

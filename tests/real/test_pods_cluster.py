@@ -171,7 +171,7 @@ def test_the_end_of_a_sidecar_is_the_instance_s(cluster: LocalCluster, app: str)
 
 def test_what_a_class_cannot_have_is_refused(cluster: LocalCluster) -> None:
     text = APP.replace("PROXY", "x").replace("SERVER", "x").replace("IMAGE", "/")
-    text = text.replace("NAME", "no-pod").replace("CLASS", "vm").replace("DRIVER", "qemu")
-    text = text.replace('image = "rootfs:/"\n', 'image = "host"\n')
+    text = text.replace("NAME", "no-pod").replace("CLASS", "unikernel")
+    text = text.replace("DRIVER", "wasmtime").replace('image = "rootfs:/"\n', 'image = "host"\n')
     done = cluster.tabane("deploy", "-", stdin=text)
-    assert done.code == 2 and "containers: driver qemu has only the main one" in done.err
+    assert done.code == 2 and "containers: driver wasmtime has only the main one" in done.err

@@ -1,5 +1,5 @@
 /* unix_talk PATH: what it is given goes to the unix socket there, and what comes from it to stdout. Each
- * side ends what it says for itself.
+ * side ends what it says for itself; with `-` after the path, this side leaves the end to the other.
  *
  * unix_talk PATH COUNT: connects so often, says "x" and nothing more on each, and what comes from all. */
 #include <poll.h>
@@ -48,14 +48,16 @@ static int talk_often(const char *path, int count)
 
 int main(int argc, char **argv)
 {
-    if (argc > 2)
+    int stays = argc > 2 && !strcmp(argv[2], "-");
+    if (argc > 2 && !stays)
         return talk_often(argv[1], atoi(argv[2]));
     int sock = dial(argc > 1 ? argv[1] : "");
     struct pollfd both[] = {{.fd = 0, .events = POLLIN}, {.fd = sock, .events = POLLIN}};
     while (both[1].fd >= 0) {
         poll(both, 2, -1);
         if (both[0].fd >= 0 && both[0].revents && pass(0, sock) <= 0) {
-            shutdown(sock, SHUT_WR);
+            if (!stays)
+                shutdown(sock, SHUT_WR);
             both[0].fd = -1;
         }
         if (both[1].revents && pass(sock, 1) <= 0)

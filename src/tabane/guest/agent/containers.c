@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
+#include <linux/bpf.h>
 #include <linux/openat2.h>
 #include <sched.h>
 #include <signal.h>
@@ -289,6 +290,36 @@ bool enter_spaces(const struct container *container)
     return setns(container->spaces, CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWCGROUP) == 0;
 }
 
+/* Whatever capabilities they have, what is in containers opens no disk and no port to the host: of
+ * devices, those of memory (1: null, zero, random), terminals (5, and 136 of /dev/pts) alone. */
+static void deny_devices(void)
+{
+    enum { R0, R1, R2, R3, MAJOR = offsetof(struct bpf_cgroup_dev_ctx, major),
+           TYPE = offsetof(struct bpf_cgroup_dev_ctx, access_type) };
+    struct bpf_insn list[] = {
+        {BPF_LDX | BPF_MEM | BPF_W, R2, R1, TYPE, 0},
+        {BPF_ALU | BPF_AND | BPF_K, R2, 0, 0, 0xffff},
+        {BPF_LDX | BPF_MEM | BPF_W, R3, R1, MAJOR, 0},
+        {BPF_ALU64 | BPF_MOV | BPF_K, R0, 0, 0, 1},
+        {BPF_JMP | BPF_JNE | BPF_K, R2, 0, 3, BPF_DEVCG_DEV_CHAR},
+        {BPF_JMP | BPF_JEQ | BPF_K, R3, 0, 3, 1},
+        {BPF_JMP | BPF_JEQ | BPF_K, R3, 0, 2, 5},
+        {BPF_JMP | BPF_JEQ | BPF_K, R3, 0, 1, 136},
+        {BPF_ALU64 | BPF_MOV | BPF_K, R0, 0, 0, 0},
+        {BPF_JMP | BPF_EXIT, 0, 0, 0, 0},
+    };
+    union bpf_attr load = {.prog_type = BPF_PROG_TYPE_CGROUP_DEVICE, .insns = (uintptr_t)list,
+                           .insn_cnt = sizeof list / sizeof *list, .license = (uintptr_t)"GPL"};
+    int program = syscall(SYS_bpf, BPF_PROG_LOAD, &load, sizeof load);
+    int group = open("/cgroup/app", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    union bpf_attr attach_it = {.target_fd = group, .attach_bpf_fd = program,
+                                .attach_type = BPF_CGROUP_DEVICE};
+    if (program < 0 || group < 0 || syscall(SYS_bpf, BPF_PROG_ATTACH, &attach_it, sizeof attach_it) < 0)
+        fail("cannot keep containers from devices: %s", strerror(errno));
+    close(program);
+    close(group);
+}
+
 static void make_groups(void)
 {
     attach("cgroup", "/cgroup", "cgroup2", MS_NOSUID | MS_NOEXEC | MS_NODEV, NULL);
@@ -298,6 +329,7 @@ static void make_groups(void)
     write_file("/proc/sys/vm/overcommit_memory", "1");  /* who takes too much is killed, not refused */
     if (!limit(&order))
         fail("cannot limit memory and processes: %s", strerror(errno));
+    deny_devices();
 }
 
 void make_containers(void)

@@ -29,7 +29,12 @@ ENFORCEMENTS = tuple(
         ("cpu", True, "CFS quota of Firecracker's cgroup over 100 ms"),
         ("egress", True, "by the node's firewall on the link; the tap is behind the link"),
         ("dns", True, "/etc/resolv.conf names the node's resolver only; others are outside"),
-        ("node_services", True, "by the node's firewall on the link; it is shown no socket"),
+        (
+            "node_services",
+            True,
+            "by the node's firewall on the link; of the node's sockets it reaches those made for "
+            "it alone that its app asks for, by way of the node's agent, which knows their names",
+        ),
         (
             "engine",
             True,

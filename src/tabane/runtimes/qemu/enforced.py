@@ -25,7 +25,8 @@ ENFORCEMENTS = tuple(
             "user_namespace",
             True,
             "QEMU is an ordinary user of the app's id range, in the link's user namespace, with "
-            "mount, pid, ipc and uts namespaces of its own. None inside: ids there are the guest's",
+            "mount, pid, ipc and uts namespaces of its own. None inside: ids there are the "
+            "guest's, where each container has pid, mount, ipc and cgroup namespaces",
         ),
         ("low_ports", True, "net.ipv4.ip_unprivileged_port_start=0 in the guest"),
         ("read_only_image", True, "its disk is opened read-only; overlay's lower layer inside"),
@@ -50,14 +51,15 @@ ENFORCEMENTS = tuple(
         (
             "node_services",
             True,
-            "by the node's firewall on the link; no socket and no directory of the node is inside",
+            "by the node's firewall on the link; of the node's sockets it reaches those made for "
+            "it alone that its app asks for, by way of the node's agent, which knows their names",
         ),
         (
             "engine",
             True,
             "QEMU, and what waits beside it for its end (which may make 4 system calls), see the "
             "machine's files, and of the node's its libraries; they can write the layer only, and "
-            "volumes",
+            "volumes. What copies a sidecar's output into its log may make 6, as the same user",
         ),
     )
 )
