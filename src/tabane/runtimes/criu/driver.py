@@ -35,8 +35,10 @@ from tabane.runtimes.oci import (
 from tabane.runtimes.threads import to_thread
 from tabane.supervise import Supervisor
 
-DUMP_ATTEMPTS = 3
-"""One in a hundred fails of programs that start others all the time."""
+DUMP_ATTEMPTS = 2
+FREEZE_ATTEMPTS = 20
+BETWEEN_ATTEMPTS_S = 0.005
+"""It runs meanwhile, so that it gets out of what is in the way."""
 RESTORE_TIMEOUT_S = 30.0
 """Under 0.2 s as a rule; CRIU waits for ever for memory that its images lack."""
 
@@ -141,13 +143,14 @@ class CriuDriver(OciDriver):
         cgroup = cgroup_of(handle)
         work = dump.Dump(criu, self._spawner, handle, self._state_of(handle))
         for attempts_left in reversed(range(DUMP_ATTEMPTS)):
-            await cgroup.freeze()
+            await _freeze_between(cgroup)
             try:
                 await work.into(directory, freezer_of(cgroup))
                 return
             except Busy:
                 if not attempts_left:
                     raise
+            cgroup.thaw()
 
     async def _end(self, handle: Handle) -> None:
         await self._signal(handle, signal.SIGKILL)
@@ -236,6 +239,18 @@ class CriuDriver(OciDriver):
             (directory / name).unlink(missing_ok=True)
         with suppress(FileNotFoundError):
             (directory / restore.STAGE).rmdir()
+
+
+async def _freeze_between(cgroup: Cgroup) -> None:
+    """Freeze it where none of its processes is about to start another. Raises `Busy` when it
+    always is."""
+    for _ in range(FREEZE_ATTEMPTS):
+        await cgroup.freeze()
+        if (pid := dump.find_vfork(cgroup.pids())) is None:
+            return
+        cgroup.thaw()
+        await asyncio.sleep(BETWEEN_ATTEMPTS_S)
+    raise Busy(f"process {pid} in {cgroup.path} starts others all the time: try again")
 
 
 async def _to_its_end(dumping: asyncio.Task[None]) -> None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import shutil
 import signal
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -25,6 +27,8 @@ from tabane.runtimes.volumes import MOUNTED
 
 TIMEOUT_S = 60.0
 """A dump writes all of an instance's memory, which stands still meanwhile."""
+VFORK = ("kernel_clone", "_do_fork")
+"""Where in the kernel (of now, before 5.10) such a process waits."""
 WORK = "dump"
 """For CRIU's log, in the instance's directory."""
 
@@ -43,6 +47,17 @@ async def wait_finished(spawner: Spawner, key: str) -> Finished:
     except TimeoutError:
         await spawner.signal(key, signal.SIGKILL)
         return await spawner.finished(key)
+
+
+def find_vfork(pids: Iterable[int]) -> int | None:
+    """The first process that stands still where it waits for its child to execute a program
+    (vfork(2)): it would not stop for CRIU before that, and the child has stopped."""
+    for pid in pids:
+        for place in Path(f"/proc/{pid}/task").glob("*/wchan"):
+            with suppress(OSError):
+                if place.read_text().strip("0") in VFORK:
+                    return pid
+    return None
 
 
 class Dump:
