@@ -15,12 +15,13 @@ from msgspec.structs import replace
 
 from tabane.errors import EngineError, Unsupported, UsageError
 from tabane.images import ImageStore
-from tabane.model import ExitStatus, NetworkPolicy, Resources, SecurityPolicy
+from tabane.model import ExitStatus, NetworkPolicy, Resources, SecurityPolicy, Volume
 from tabane.runtimes import load, rootfs, trial
 from tabane.runtimes.api import Image
 from tabane.runtimes.cgroups import Cgroup
 from tabane.runtimes.oci import OciDriver
 from tabane.runtimes.trial import parked
+from tabane.runtimes.volumes import VolumeFiles
 from tabane.testing.checkpoints import CHECKPOINT_CHECKS
 from tabane.testing.container_bench import SAY, ContainerBench, make_app
 from tabane.testing.containers import (
@@ -155,6 +156,28 @@ async def test_a_device_in_an_image_is_no_device(bench: ContainerBench, ground: 
             assert "Permission denied" in await inside.run("cat /srv/null")
     finally:
         node.unlink()
+
+
+@pytest.mark.parametrize("path", ["/srv/gone", "/srv/gone/data", "/up/data"])
+async def test_a_volume_goes_where_the_image_s_links_lead(
+    bench: ContainerBench, ground: Path, path: str
+) -> None:
+    """Also to what is not there, and never out."""
+    tree = bench.image.tree
+    (tree / "srv/gone").symlink_to("/nowhere/else")
+    (tree / "up").symlink_to("../../../tmp/nowhere")
+    app = make_app(name=f"linked{path.replace('/', '-')}", volumes=(Volume("d", path, 16 << 20),))
+    files = VolumeFiles(ground / "volumes")
+    try:
+        await asyncio.to_thread(files.ensure, app)
+        async with bench.running(app, volumes=files.of(app)) as inside:
+            assert await inside.run(f"echo kept > {path}/file") == ""
+        async with bench.running(app, volumes=files.of(app)) as inside:
+            assert await inside.run(f"cat {path}/file") == "kept\n"
+        assert not Path("/nowhere").exists() and not Path("/tmp/nowhere").exists()
+    finally:
+        (tree / "srv/gone").unlink()
+        (tree / "up").unlink()
 
 
 async def test_kept_mounts_are_bounded(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tabane.errors import UsageError
 from tabane.runtimes.api import User
-from tabane.runtimes.lookup import find_command, find_user, resolve
+from tabane.runtimes.lookup import find_command, find_user, lead, resolve
 
 
 @pytest.fixture(scope="module")
@@ -116,3 +116,37 @@ def test_find_user_refuses(tree: Path, user: str, problem: str) -> None:
 def test_an_image_without_users(tmp_path: Path) -> None:
     assert find_user(tmp_path, "") == User(0, 0)
     assert find_user(tmp_path, "5") == User(5, 0)
+
+
+@pytest.mark.parametrize(
+    ("path", "there"),
+    [
+        ("/srv/data", "/srv/data"),
+        ("/gone", "/nowhere/else"),
+        ("/gone/data", "/nowhere/else/data"),
+        ("/srv/beside/x", "/srv/missing/x"),
+        ("/srv/out/x", "/etc/x"),
+        ("/srv/../gone/..", "/nowhere"),
+    ],
+)
+def test_where_a_path_leads_also_to_what_is_not_there(
+    path: str, there: str, tmp_path: Path
+) -> None:
+    (tmp_path / "srv").mkdir()
+    (tmp_path / "gone").symlink_to("/nowhere/else")
+    (tmp_path / "srv/beside").symlink_to("missing")
+    (tmp_path / "srv/out").symlink_to("../../../etc")
+    assert lead(tmp_path, path) == there
+
+
+def test_nothing_is_above_what_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert resolve(tmp_path, "/missing/../file") is None
+    assert resolve(tmp_path, "/file/x") is None
+
+
+def test_links_that_go_round_lead_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "one").symlink_to("two")
+    (tmp_path / "two").symlink_to("one")
+    with pytest.raises(UsageError, match="make /one/data lead nowhere"):
+        lead(tmp_path, "/one/data")

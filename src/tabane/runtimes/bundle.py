@@ -29,7 +29,7 @@ from tabane.runtimes.api import (
     Link,
     User,
 )
-from tabane.runtimes.lookup import find_command, find_user
+from tabane.runtimes.lookup import find_command, find_user, lead
 from tabane.runtimes.volumes import MOUNTED
 
 INIT = "/.tabane/init"
@@ -254,8 +254,10 @@ def _id_map(app: App) -> dict[str, int]:
 def _mounts(spec: InstanceSpec, usr: Path | None) -> list[dict[str, Any]]:
     """`/dev` is made ahead in the instance's own tmpfs (see rootfs): one bind, not a dozen mounts.
 
-    /dev/shm is a directory of it, and POSIX queues work without /dev/mqueue.
+    /dev/shm is a directory of it, and POSIX queues work without /dev/mqueue. What else is bound
+    goes where the image's links lead: crun follows none to what is not there.
     """
+    tree = spec.image.tree
     terminals = ("newinstance", "ptmxmode=0666", "mode=0620", "gid=5")
     mounts = [
         _mount("/proc", "proc", "nosuid", "noexec", "nodev"),
@@ -267,10 +269,12 @@ def _mounts(spec: InstanceSpec, usr: Path | None) -> list[dict[str, Any]]:
         mounts.append(_bind("/usr", usr, "ro", "nosuid", "nodev"))
     volumes = (spec.directory if spec.pod is None else spec.pod.directory) / MOUNTED
     mounts += (
-        _bind(storage.path, volumes / storage.name, "nosuid", "nodev") for storage in spec.volumes
+        _bind(lead(tree, storage.path), volumes / storage.name, "nosuid", "nodev")
+        for storage in spec.volumes
     )
     if spec.services is not None:
-        mounts.append(_bind(SERVICES, spec.services, "ro", "nosuid", "nodev", "noexec"))
+        services = lead(tree, SERVICES)
+        mounts.append(_bind(services, spec.services, "ro", "nosuid", "nodev", "noexec"))
     return mounts
 
 

@@ -7,7 +7,6 @@ included, are followed within the tree and never out of it.
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -24,6 +23,22 @@ def resolve(tree: Path, path: str, mounts: dict[str, Path] | None = None) -> Pat
 
     `mounts` maps first components (`usr`) to what is mounted there.
     """
+    done = _follow(tree, path, mounts or {}, there=True)
+    return None if done is None else _locate(tree, done, mounts or {})
+
+
+def lead(tree: Path, path: str) -> str:
+    """Where `path` leads inside, through all links; what is not there is made as it is written.
+    Raises `UsageError` when it leads nowhere."""
+    done = _follow(tree, path, {}, there=False)
+    if done is None:
+        raise UsageError(f"the image's links make {path} lead nowhere: they go round")
+    return f"/{'/'.join(done)}"
+
+
+def _follow(tree: Path, path: str, mounts: dict[str, Path], *, there: bool) -> list[str] | None:
+    """The parts of the path without links; None when there are too many, or one is not `there` that
+    has to be."""
     parts = [*reversed(PurePosixPath(path).parts)]
     done: list[str] = []
     links = 0
@@ -32,19 +47,17 @@ def resolve(tree: Path, path: str, mounts: dict[str, Path] | None = None) -> Pat
         if part == ".." or part.startswith("/"):
             del done[-1 if part == ".." else 0 :]
             continue
-        target = _locate(tree, [*done, part], mounts or {})
-        try:
-            mode = target.lstat().st_mode
-        except (FileNotFoundError, NotADirectoryError):
+        target = _locate(tree, [*done, part], mounts)
+        if there and not os.path.lexists(target):
             return None
-        if not stat.S_ISLNK(mode):
+        if not target.is_symlink():
             done.append(part)
             continue
         links += 1
         if links > MAX_LINKS:
             return None
         parts += reversed(PurePosixPath(target.readlink()).parts)
-    return _locate(tree, done, mounts or {})
+    return done
 
 
 def _locate(tree: Path, parts: list[str], mounts: dict[str, Path]) -> Path:

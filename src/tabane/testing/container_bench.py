@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from tabane.model import App, Container, ExitStatus
 from tabane.runtimes import load
-from tabane.runtimes.api import Driver, Handle, Image, InstanceSpec
+from tabane.runtimes.api import Driver, Handle, Image, InstanceSpec, Storage
 from tabane.runtimes.pods import Pods, with_pods
 from tabane.testing.containers import ID_BASE, SMALL, find_left, make_instance
 from tabane.testing.drivers import SAID, Behaviour
@@ -97,11 +97,13 @@ class ContainerBench:
         return find_left(spec) + [str(path) for path in state.glob(f"*{spec.id}")]
 
     @asynccontextmanager
-    async def running(self, app: App, image: Image | None = None) -> AsyncIterator[Running]:
+    async def running(
+        self, app: App, image: Image | None = None, volumes: tuple[Storage, ...] = ()
+    ) -> AsyncIterator[Running]:
         """A container of `app` (of the test image, unless told), which must leave nothing, nor what
         is beside it."""
         async with make_instance(self.ground, image or self.image, app) as spec:
-            spec = with_sidecars(spec, *app.containers)
+            spec = with_sidecars(replace(spec, volumes=volumes), *app.containers)
             handle = await self.driver.prepare(spec)
             try:
                 handle = await self.driver.start(spec, handle)
