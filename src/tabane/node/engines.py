@@ -53,12 +53,12 @@ class Engines:
         """How long the latest cold starts took, s."""
 
     async def probe(self, *, machines: bool) -> None:
-        """Try the drivers, all at once: those that start machines, which takes seconds, or the
-        others. Meanwhile the node runs what others can."""
+        """Try the drivers, all at once: those that start machines, which takes seconds, and what
+        others left for later; or the others, first. Meanwhile the node runs what these can."""
         names = [
             name
             for name, driver in self.drivers.items()
-            if driver.capabilities.needs_kvm == machines
+            if (driver.capabilities.needs_kvm or self.probes[name].pending) == machines
         ]
         probes = await asyncio.gather(*(self.drivers[name].probe() for name in names))
         self.probes |= zip(names, probes, strict=True)
