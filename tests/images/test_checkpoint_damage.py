@@ -80,6 +80,18 @@ async def test_a_key_that_others_can_read_is_not_used(tmp_path: Path) -> None:
         await make_store(tmp_path).load()
 
 
+async def test_a_key_may_be_elsewhere(tmp_path: Path) -> None:
+    """On a device that is not always there: then none is made in its place."""
+    (tmp_path / "key").symlink_to(tmp_path / "device" / "key")
+    with pytest.raises(Corrupt, match="is a link to nothing: mount what has the key"):
+        await make_store(tmp_path).load()
+    (tmp_path / "device").mkdir()
+    (tmp_path / "device" / "key").write_bytes(os.urandom(32))
+    (tmp_path / "device" / "key").chmod(0o600)
+    await make_store(tmp_path).load()
+    assert (tmp_path / "key").is_symlink()
+
+
 # Damage
 
 

@@ -330,6 +330,17 @@ async def test_the_one_unused_for_longest_makes_room_in_memory(tmp_path: Path) -
     assert store.memory.used_bytes == 0
 
 
+async def test_a_dump_takes_of_the_memory_what_it_really_takes(tmp_path: Path) -> None:
+    """Not what was expected of it, and not both."""
+    store = make_store(tmp_path, memory_bytes=MIB)
+    await store.load()
+    async with store.dump(os.getgid(), MIB) as dump:
+        write_dump(dump.directory, "one")
+        stored = await dump.keep(about())
+        assert store.memory.is_warm(stored.digest)
+    assert 3 * WINDOW_BYTES < store.memory.used_bytes < 4 * WINDOW_BYTES
+
+
 async def test_what_is_larger_than_the_memory_is_kept_and_cannot_be_opened(tmp_path: Path) -> None:
     store = make_store(tmp_path, memory_bytes=MIB)
     await store.load()

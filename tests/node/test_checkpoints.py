@@ -85,6 +85,23 @@ async def test_what_this_node_refuses(node: ImageNode) -> None:
     assert f"its image {image[:19]} is not here" in refusals(needs, other)
 
 
+async def test_the_latest_that_is_not_refused_is_chosen(node: ImageNode) -> None:
+    choose = node.checkpoints.choose
+    assert choose(HELLO) == (None, ())
+    old, new = await make(node, "one"), await make(node, "two")
+    assert choose(HELLO) == (new, ()) and choose(revised(3)) == (None, ())
+    other = node.checkpoints.about(
+        HELLO, "runc", InstanceId("abc"), has_kernel_state=True, has_processor_state=True
+    )
+    async with node.checkpoints.store.dump(HELLO.id_base) as dump:
+        await dump.keep(msgspec.structs.replace(other, kernel="7.1"))
+    assert choose(HELLO) == (new, ())
+    for stored in (new, old):
+        await node.checkpoints.store.remove(stored.digest)
+    stored, refused = choose(HELLO)
+    assert stored is None and refused[0].startswith("it has state of kernel 7.1, and here is")
+
+
 async def test_what_no_app_as_deployed_would_use_is_collected(node: ImageNode) -> None:
     old = await make(node, "one")
     new = await make(node, "two")

@@ -132,6 +132,16 @@ class NodeCheckpoints:
             instance=instance,
         )
 
+    def choose(self, app: App) -> tuple[Stored | None, tuple[str, ...]]:
+        """What an instance of `app` can begin from: the latest checkpoint of its revision that
+        this node does not refuse. If all are refused, why the latest is; else nothing."""
+        first: tuple[str, ...] = ()
+        for stored in self.store.find(app.key, app.revision):
+            if not (refused := self.refusals(stored, app)):
+                return stored, ()
+            first = first or refused
+        return None, first
+
     def refusals(self, checkpoint: Stored | Manifest, app: App | None) -> tuple[str, ...]:
         """Why it cannot be restored here for `app` as it is deployed, a sentence each."""
         if app is None:

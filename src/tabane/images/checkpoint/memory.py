@@ -12,7 +12,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from tabane.errors import NotFound
+from tabane.errors import Conflict
 from tabane.images.room import NoRoom
 from tabane.units import show_size
 
@@ -97,9 +97,10 @@ class Memory:
         self._opened[digest].users -= 1
 
     def take_out(self, digest: str) -> Path | None:
-        """Forget one that nobody uses; returns what is to be removed."""
+        """Forget one, if it is open; returns what is to be removed. Raises `Conflict` when somebody
+        uses it."""
         if self.users(digest):
-            raise NotFound(f"checkpoint {digest[:19]} is in use")
+            raise Conflict(f"checkpoint {digest[:19]} is in use")
         opened = self._opened.pop(digest, None)
         return opened.directory if opened is not None else None
 

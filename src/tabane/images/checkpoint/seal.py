@@ -99,11 +99,12 @@ class Sealer:
 
 def load_key(path: Path) -> bytes:
     """The node's key, made if there is none yet. Raises `Denied` when others could have read it,
-    `Corrupt` for what is none."""
+    `Corrupt` for what is none, or a link to nothing."""
     if not path.exists():
+        if path.is_symlink():
+            raise Corrupt(f"{path} is a link to nothing: mount what has the key, or remove it")
         _make_key(path)
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
+    with path.open("rb") as file:
         found = os.fstat(file.fileno())
         if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
             raise Denied(

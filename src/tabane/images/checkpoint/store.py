@@ -57,8 +57,8 @@ MEMORY_SHARE = 0.1
 """Of the machine's memory, unless a budget is set."""
 USED_S = 60.0
 """That a checkpoint is used is written down so often at the most."""
-DUMPS = 1
-"""Written at once: they are in no hurry, and have the threads that an opening wants."""
+WRITERS, OPENERS = 1, 2
+"""At once, each with a few threads: writing is in no hurry, and an opening has work for all."""
 
 
 class Lease:
@@ -89,9 +89,13 @@ class Lease:
 class Dump:
     """A place in memory for what an engine dumps."""
 
-    def __init__(self, store: CheckpointStore, directory: Path, group: int) -> None:
+    def __init__(
+        self, store: CheckpointStore, directory: Path, group: int, promised_bytes: int
+    ) -> None:
         self.directory = directory
         self.group = group
+        self.promised_bytes = promised_bytes
+        """Of the memory's budget."""
         self.is_kept = False
         self._store = store
 
@@ -131,7 +135,8 @@ class CheckpointStore:
         self._turns: dict[str, asyncio.Lock] = {}
         self._waiting: Counter[str] = Counter()
         """Who waits for its turn, or has it, at opening a checkpoint."""
-        self._writers = asyncio.Semaphore(DUMPS)
+        self._writers = asyncio.Semaphore(WRITERS)
+        self._openers = asyncio.Semaphore(OPENERS)
 
     async def load(self) -> None:
         """Find what is here, without what is half-made or damaged. Raises `Corrupt` or `Denied` for
@@ -194,28 +199,43 @@ class CheckpointStore:
         """A place in memory for a dump of about that size; what is not kept when the block ends is
         gone. `group`: who may read it, the app's root. Raises `NoRoom`."""
         self.vault  # noqa: B018
-        async with self._promised(expected_bytes):
-            dump = Dump(self, self._make_place(), group)
-            try:
-                await asyncio.to_thread(trees.give_to, dump.directory, group)
-                yield dump
-            finally:
-                if not dump.is_kept:
-                    await self.remove_files([dump.directory])
+        gone = self.memory.promise(expected_bytes)
+        dump = Dump(self, self._make_place(), group, expected_bytes)
+        try:
+            await self.remove_files(gone)
+            await asyncio.to_thread(trees.give_to, dump.directory, group)
+            yield dump
+        finally:
+            self.memory.give_back(dump.promised_bytes)
+            if not dump.is_kept:
+                await self.remove_files([dump.directory])
 
     async def keep(self, dump: Dump, about: About) -> Stored:
         """As `Dump.keep`."""
         sizes, directories = await asyncio.to_thread(trees.survey, dump.directory)
         size = await asyncio.to_thread(trees.give_to, dump.directory, dump.group)
+        fits = await self._promise_instead(dump, size)
         async with self._writers:
             stored = await self._write(about, directories, lay_out(sizes), dump.directory)
-        with suppress(NoRoom):  # then it is opened anew when it is wanted
-            gone = self.memory.promise(size)
-            self.memory.give_back(size)
+        if fits:
+            self.memory.give_back(dump.promised_bytes)
+            dump.promised_bytes = 0
             self.memory.add(stored.digest, dump.directory, size)
             dump.is_kept = True
-            await self.remove_files(gone)
         return stored
+
+    async def _promise_instead(self, dump: Dump, size: int) -> bool:
+        """What it really takes, in place of what was expected. False: it cannot stay open, and is
+        opened anew when it is wanted."""
+        self.memory.give_back(dump.promised_bytes)
+        dump.promised_bytes = 0
+        try:
+            gone = self.memory.promise(size)
+        except NoRoom:
+            return False
+        dump.promised_bytes = size
+        await self.remove_files(gone)
+        return True
 
     async def _write(
         self, about: About, directories: tuple[str, ...], stream: Stream, source: Path
@@ -282,7 +302,8 @@ class CheckpointStore:
         async with self._promised(stored.memory_bytes):
             directory = self._make_place()
             try:
-                size = await run(lambda stop: self._restore_files(stored, directory, stop))
+                async with self._openers:
+                    size = await run(lambda stop: self._restore_files(stored, directory, stop))
             except BaseException as error:
                 await self.remove_files([directory])
                 if isinstance(error, Corrupt):

@@ -98,14 +98,15 @@ class Writing:
         for name in self._fresh:
             self._vault.put(self._place / name.hex(), self._vault.chunk_path(name))
         sync_directory(self._vault.directory / "chunks")
+        chunks = (self._vault.chunk_path(name).stat().st_size for name in self._names)
+        size = size_on_disk(len(blob)) + sum(map(size_on_disk, chunks))
         self._manifest = path
         self._vault.put(scratch, path)
         sync_directory(path.parent)
         self._names, names = set(), self._names
         self._manifest = None
         self._vault.adopt(digest, names)
-        chunks = (size_on_disk(self._vault.chunk_path(name).stat().st_size) for name in names)
-        return describe(digest, manifest, size_on_disk(len(blob)) + sum(chunks), now)
+        return describe(digest, manifest, size, now)
 
     def drop(self) -> None:
         """What of it is not published goes. Idempotent."""
