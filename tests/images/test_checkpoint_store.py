@@ -7,6 +7,8 @@ import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event
+from typing import Any
 
 import msgspec
 import pytest
@@ -169,10 +171,25 @@ async def test_the_latest_of_a_revision_is_found_first(tmp_path: Path) -> None:
 # Many at once
 
 
-async def until(condition: Callable[[], object]) -> None:
-    """What a thread does is seen on the disk only."""
-    while not condition():  # noqa: ASYNC110
-        await asyncio.sleep(0)
+class Gate:
+    """Holds up the threads that come to a function, until it is opened."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, owner: object, name: str) -> None:
+        self._reached = Event()
+        self._go_on = Event()
+        self._inner: Callable[..., Any] = getattr(owner, name)
+        patch.setattr(owner, name, self._pass)
+
+    def _pass(self, *arguments: Any) -> Any:
+        self._reached.set()
+        self._go_on.wait()
+        return self._inner(*arguments)
+
+    async def reached(self) -> None:
+        await asyncio.to_thread(self._reached.wait)
+
+    def open(self) -> None:
+        self._go_on.set()
 
 
 async def test_a_burst_of_clones_unseals_once(store: CheckpointStore, tmp_path: Path) -> None:
@@ -198,23 +215,35 @@ async def test_dumps_at_once_share_what_is_equal(store: CheckpointStore, tmp_pat
         assert await opened(store, one.digest) == dumped(tmp_path, seed)
 
 
-async def test_who_leaves_in_the_middle(store: CheckpointStore, tmp_path: Path) -> None:
-    """Of a dump nothing is left; an opening may be wanted by others."""
-    stored = await keep(store, "one")
+async def test_of_a_dump_that_nobody_waits_for_nothing_is_left(
+    store: CheckpointStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await keep(store, "one")
     before = files_on_disk(tmp_path)
-    async with store.dump(os.getgid()) as dump:
-        (dump.directory / "pages").write_bytes(pages("other", 40))
-        task = asyncio.ensure_future(dump.keep(about()))
-        await until(lambda: [*(tmp_path / "disk/incoming").glob("*/*")])
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
+    gate = Gate(monkeypatch, store.vault, "seal")
+    task = asyncio.ensure_future(keep(store, "two", windows=9))
+    await gate.reached()
+    task.cancel()
+    gate.open()
+    with pytest.raises(asyncio.CancelledError):
+        await task
     assert files_on_disk(tmp_path) == before and [*(tmp_path / "disk/incoming").iterdir()] == []
     assert store.room.used_bytes == sum(before.values())
+    assert len([*(tmp_path / "memory").iterdir()]) == 1
+
+
+async def test_who_leaves_while_it_is_opened_leaves_others_theirs(
+    store: CheckpointStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = await keep(store, "one")
     await cool(store, stored.digest)
+    gate = Gate(monkeypatch, store.vault, "chunk")
     first, second = (asyncio.ensure_future(store.open(stored.digest)) for _ in range(2))
-    await until(lambda: [*(tmp_path / "memory").iterdir()])
+    await gate.reached()
+    with pytest.raises(Conflict, match="is open, for somebody: try again in a moment"):
+        await store.remove(stored.digest)
     first.cancel()
+    gate.open()
     async with await second as directory:
         assert read_tree(directory) == dumped(tmp_path, "one")
     with pytest.raises(asyncio.CancelledError):
