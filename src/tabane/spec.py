@@ -138,9 +138,10 @@ def _read_tables(value: Any, tables: Tables, path: str) -> tuple[Any, ...]:
             tables.check(model)
         except Mistake as mistake:
             raise Mistake(f"{place}.{mistake.field}", mistake.message) from None
-        if found.setdefault(model.name or model.kind, model) is not model:
-            same = shorten(model.name or model.kind)
-            raise Mistake(f"{place}.name", f"another one is called {same}: give each a name")
+        own = getattr(model, tables.key) or model.kind
+        if found.setdefault(own, model) is not model:
+            problem = f"another one is called {shorten(own)}: give each a {tables.key}"
+            raise Mistake(f"{place}.{tables.key}", problem)
     return tuple(found.values())
 
 
@@ -151,7 +152,7 @@ def _build_app(document: Mapping[str, Any]) -> App:
             raise Mistake(name, "is missing: every app has one")
     app = App(**said)
     told = document.get("reactive", {})
-    if app.port is None and "ready" not in told:
+    if not app.takes_sessions and "ready" not in told:
         reactive = msgspec.structs.replace(app.reactive, ready="started")
         app = msgspec.structs.replace(app, reactive=reactive)
     if app.volumes and "max" not in told:
@@ -184,7 +185,8 @@ def _check_together(app: App) -> None:
         raise Mistake("reactive.min", f"{least} is more than max, {most}: lower it or raise max")
     if app.port is None and app.hosts:
         raise Mistake("port", "is missing: hosts lead to one")
-    if app.port is None and ready not in ("started", "health"):
+    lacks_port = app.port is None if ready.startswith("http:") else not app.takes_sessions
+    if lacks_port and ready not in ("started", "health"):
         raise Mistake("port", f'is missing: ready = "{ready}" needs one, only "started" does not')
     if ready == "health" and not app.health.is_set:
         raise Mistake("reactive.ready", 'is "health", but no check is in [health]')

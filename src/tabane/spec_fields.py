@@ -21,6 +21,7 @@ from tabane.model import (
     Resources,
     SecurityPolicy,
     Services,
+    TcpPort,
     Volume,
 )
 from tabane.reactions import Health
@@ -290,6 +291,42 @@ def _container_name(value: Any) -> str:
     return str(value)
 
 
+RESERVED_PORTS = {
+    53: "the resolver",
+    80: "HTTP",
+    443: "HTTPS",
+    7070: "the control API",
+    7071: "the hub",
+    7072: "the other gateways",
+    7073: "the other gateways",
+}
+"""What a node's own processes listen on, or will."""
+
+
+def _public_port(value: Any) -> int:
+    port: int = whole(1, 65535)(value)
+    if port in RESERVED_PORTS:
+        raise UsageError(f"{port} is for {RESERVED_PORTS[port]} on every node: take another one")
+    return port
+
+
+def _proxy_protocol(value: Any) -> str:
+    if as_text(value) not in ("v1", "v2"):
+        raise UsageError(f'{shorten(value)} is none of "v1", "v2"')
+    return str(value)
+
+
+def make_tcp(**told: Any) -> TcpPort:
+    """Where no target is told it is the port itself."""
+    return TcpPort(**({"target": told["port"]} | told))
+
+
+_TCP = {
+    "port": Field("port", _public_port),
+    "target": Field("target", whole(1, 65535)),
+    "session_idle": Field("session_idle_s", as_positive_duration, format_duration),
+    "proxy_protocol": Field("proxy_protocol", _proxy_protocol),
+}
 _CONTAINERS = {
     "name": Field("name", _container_name),
     "image": Field("source", _image),
@@ -347,6 +384,7 @@ FIELDS: dict[str, AnyField] = {
             "k2i": Field("k2i", as_flag),
         },
     ),
+    "tcp": Tables("tcp", make_tcp, _TCP, ("port",), lambda tcp: None, most=16, key="port"),
     "volumes": Tables("volumes", Volume, _VOLUMES, ("name", "path"), lambda volume: None, most=8),
     "containers": Tables(
         "containers", Container, _CONTAINERS, ("name",), lambda container: None, most=8

@@ -64,6 +64,8 @@ class Tables:
     required: tuple[str, ...]
     check: Callable[[Any], None]
     most: int
+    key: str = "name"
+    """The field that is another one in each of them."""
 
 
 def as_text(value: Any) -> str:

@@ -48,7 +48,7 @@ def _about_placement(app: App, datacenters: Sequence[str]) -> list[str]:
 
 
 def _about_starting(app: App) -> list[str]:
-    if app.port is not None or app.reactive.min:
+    if app.takes_sessions or app.reactive.min:
         return []
     return ["it has no port and its min is 0, so nothing ever starts it: set min"]
 

@@ -1,7 +1,8 @@
 """What instances may reach: the packet filter of a node, and of the machine under a local cluster.
 
-The rules of a node are static. They match the links by name (`inst*`) and the two halves of the
-instance network, so starting and stopping instances never changes them. Every table is replaced in
+The rules of a node are static, but for the set of apps' TCP ports. They match the links by name
+(`inst*`) and the two halves of the instance network, so starting and stopping instances never
+changes them. Every table is replaced in
 one transaction, so there is no moment without it.
 """
 
@@ -19,19 +20,22 @@ from tabane.network.addresses import EGRESS, GATEWAY, INSTANCES, LINK_PREFIX
 from tabane.network.netlink import Rtnetlink
 
 NODE_TABLE = "tabane_instances"
+TCP_PORTS = "tcp_ports"
 NEVER = (IPv4Network("127.0.0.0/8"), IPv4Network("169.254.0.0/16"), INSTANCES)
 """No instance reaches these through its node: loopback, link-local (where clouds tell their
 secrets), each other."""
 
 
-def node_rules(control: Iterable[IPv4Network]) -> str:
-    """The table of a node. `control`: networks in which nodes and their control ports are."""
+def node_rules(control: Iterable[IPv4Network], tcp: Iterable[int] = ()) -> str:
+    """The table of a node. `control`: networks in which nodes and their control ports are; `tcp`:
+    see `tcp_ports`."""
     links = f'"{LINK_PREFIX}*"'
     forbidden = ", ".join(map(str, collapse_addresses((*NEVER, *control))))
     return f"""\
 table inet {NODE_TABLE}
 delete table inet {NODE_TABLE}
 table inet {NODE_TABLE} {{
+    set {TCP_PORTS} {{ type inet_service; }}
     chain prerouting {{
         type filter hook prerouting priority raw; policy accept;
         iifname {links} meta nfproto ipv6 drop
@@ -43,6 +47,7 @@ table inet {NODE_TABLE} {{
         iifname {links} ct state established,related accept
         iifname {links} ip daddr {GATEWAY} udp dport 53 accept
         iifname {links} ip daddr {GATEWAY} tcp dport {{ 53, 80 }} accept
+        iifname {links} ip daddr {GATEWAY} tcp dport @{TCP_PORTS} accept
         iifname {links} ip daddr {GATEWAY} icmp type echo-request accept
         iifname {links} drop
     }}
@@ -59,7 +64,17 @@ table inet {NODE_TABLE} {{
         ip saddr {INSTANCES} oifname != "lo" oifname != {links} masquerade
     }}
 }}
-"""
+{tcp_ports(tcp)}"""
+
+
+def tcp_ports(ports: Iterable[int]) -> str:
+    """At these ports instances reach their node's gateways, too, and at no others: a change of the
+    node's table."""
+    elements = ", ".join(map(str, sorted(ports)))
+    change = f"flush set inet {NODE_TABLE} {TCP_PORTS}\n"
+    if elements:
+        change += f"add element inet {NODE_TABLE} {TCP_PORTS} {{ {elements} }}\n"
+    return change
 
 
 def host_rules(table: str, bridge: str, subnet: IPv4Network, bridges: str) -> str:
@@ -101,10 +116,10 @@ def apply_rules(text: str) -> None:
         raise EngineError(problem, argv=argv, status=done.returncode, output=done.stderr)
 
 
-async def prepare_node(control: Iterable[IPv4Network]) -> None:
+async def prepare_node(control: Iterable[IPv4Network], tcp: Iterable[int] = ()) -> None:
     """Make this network namespace ready for a `NetworkPool`: the rules, the gateway's address on
-    the loopback interface, forwarding. Idempotent."""
-    await asyncio.to_thread(_prepare_node, node_rules(control))
+    the loopback interface, forwarding. `tcp`: see `tcp_ports`. Idempotent."""
+    await asyncio.to_thread(_prepare_node, node_rules(control, tcp))
 
 
 def _prepare_node(rules: str) -> None:

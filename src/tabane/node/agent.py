@@ -58,6 +58,7 @@ from tabane.node.session import HubSession
 from tabane.node.settling import SETTLE_S, Settling
 from tabane.node.spawner import HolderSpawner
 from tabane.node.spreading import spread
+from tabane.node.tcp_ports import TcpPorts
 from tabane.node.watching import Watching
 from tabane.runtimes.volumes import VolumeFiles
 from tabane.scheduler.placement import NodeView, place
@@ -94,7 +95,7 @@ class Agent:
         self.pool = NetworkPool(self.spawner, config.key, paths.directory, size=config.pool)
         self.services = NodeServices()
         self.session = HubSession(clock)
-        self.gateways = Gateways(self)
+        self.gateways, self.tcp = Gateways(self), TcpPorts(self)
         self.executor = Executor(
             config.key,
             config.incarnation,
@@ -163,13 +164,14 @@ class Agent:
         self.replica.subscribe(self.catalog.on_changes)
         self.replica.subscribe(self.members.on_changes)
         self.replica.subscribe(self.happenings.on_changes)
+        self.replica.subscribe(self.tcp.on_changes)
         if self.config.is_control:
             await self._open_store(paths.store)
         await asyncio.gather(
             self.engines.probe(machines=False),
             self.catalog.prepare_image("host"),
             self.checkpoints.load(),
-            prepare_node([self.config.cluster.network.network]),
+            prepare_node([self.config.cluster.network.network], self.tcp.wanted()),
         )
         await self.executor.recover(self.events.recent())
         self.watching.begin()
@@ -191,6 +193,7 @@ class Agent:
         self.session.on_open()
         self.lag = Lag(self)
         await self._resync()
+        self.tasks.keep("tcp ports", self.tcp.follow)
         self.tasks.keep("lease", lambda: keep_lease(self.clock, self.members.keep))
         self.process_events.start(self.tasks)
         self.k2i.start(self.tasks, self.process_events)

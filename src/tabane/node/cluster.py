@@ -272,6 +272,7 @@ def holder_config(node: NodeConfig) -> dict[str, Any]:
         tcp("hub-tcp", address, places.HUB_PORT),
         tcp("http", address, places.HTTP_PORT, each=True),
         tcp("forward", address, places.FORWARD_PORT, each=True),
+        tcp("forward-tcp", address, places.FORWARD_TCP_PORT, each=True),
         tcp("inside", inside, places.HTTP_PORT, each=True),
         {"name": "dns", "kind": "udp", "address": f"{inside}:53", "freebind": True},
         tcp("dns-tcp", inside, 53),
@@ -281,11 +282,12 @@ def holder_config(node: NodeConfig) -> dict[str, Any]:
         argv = [sys.executable, "-m", f"tabane.node.{module}", str(paths.config)]
         return {"name": name, "argv": argv, "sockets": list(names)}
 
-    gateway = ("http", "inside", "forward", "dns", "dns-tcp")
+    gateway = ("http", "inside", "forward", "forward-tcp", "dns", "dns-tcp")
     parts = [part("hub", "hubd", "hub", "hub-tcp"), part("agent", "agentd", "api", "api-tcp")]
     parts += [part(f"gateway-{n}", "gatewayd", *gateway) for n in range(node.gateways)]
     return {
         "control": str(paths.holder),
+        "listeners": str(paths.listeners),
         "sockets": sockets,
         "parts": parts,
         "environment": {"PATH": os.environ.get("PATH", os.defpath)},

@@ -8,6 +8,7 @@ ROOT/nodes/DATACENTER/NODE/
     config.json                       this node, for its own processes
     collect.toml                      what k2i collects here, if there is one
     api.sock hub.sock holder.sock     control ports (unix)
+    listeners.sock                    where gateways get the sockets of apps' TCP ports
     store.db                          the store (control node only)
     replica.db                        what this node needs of it
     images/                           blobs and unpacked trees
@@ -33,6 +34,7 @@ HTTP_PORT = 80
 API_PORT = 7070
 HUB_PORT = 7071
 FORWARD_PORT = 7072
+FORWARD_TCP_PORT = 7073
 INSIDE_ADDRESS = "100.64.0.1"
 """The node's address in its instance network (RFC 6598 space; it never leaves the node)."""
 
@@ -134,6 +136,7 @@ class NodePaths:
         self.api = directory / "api.sock"
         self.hub = directory / "hub.sock"
         self.holder = directory / "holder.sock"
+        self.listeners = directory / "listeners.sock"
         self.store = directory / "store.db"
         self.replica = directory / "replica.db"
         self.images = directory / "images"

@@ -4,6 +4,7 @@ Keys in the store:
 
     apps/NAMESPACE/NAME     an `App`, the current revision
     hosts/HOST              the app that has this HTTP name
+    tcp/PORT                the app that has this TCP port, at every gateway
     ids/BASE                the app that has this range of ids
     floors/NAMESPACE/NAME   how many instances each data center keeps of an app with a `min`
     volumes/NAMESPACE/NAME  the node that has the app's volumes; stays when the app is removed
@@ -19,7 +20,7 @@ from typing import TypeVar
 import msgspec
 
 from tabane.clock import Clock
-from tabane.errors import Conflict, NotFound, UsageError
+from tabane.errors import Conflict, Denied, NotFound, UsageError
 from tabane.model import App, AppName, Class, NodeName
 from tabane.node.messages import DeployApp, Deployed, RemoveApp, ScaleApp
 from tabane.scheduler.placement import Choice, floors
@@ -28,6 +29,7 @@ from tabane.store.api import Delete, Entry, Expect, Put, Store, Write
 
 APPS = "apps/"
 HOSTS = "hosts/"
+TCP = "tcp/"
 IDS = "ids/"
 FLOORS = "floors/"
 VOLUMES = "volumes/"
@@ -38,6 +40,7 @@ ID_RANGE = 1 << 16
 ID_RANGES = (1 << 15) - (1 << 8)
 """Ranges of 65,536 ids between 2^24 and 2^31, where no distribution gives ids to people."""
 
+LOWEST_FREE_PORT = 1024
 SPREAD_WRITES = 1000
 """In one commit, which has to fit into one message to every node."""
 
@@ -88,7 +91,8 @@ class Apps:
 
     async def deploy(self, wanted: App, *, force: bool = False) -> Deployed:
         """Store `wanted` as the next revision of its app, unless that is the same already (and not
-        `force`). Raises `Conflict` when another app has one of its hosts.
+        `force`). Raises `Conflict` when another app has one of its hosts or TCP ports, `Denied`
+        for a port that takes root.
         """
         return await _repeat(lambda: self._deploy(wanted, force))
 
@@ -106,19 +110,26 @@ class Apps:
             trusted_id_base=bases[1] if len(bases) > 1 else 0,
             deployed_at=self._clock.wall(),
         )
-        for host in app.hosts:
-            taken = await self._store.get(HOSTS + host)
-            if taken is not None and taken.value.decode() != app.key:
-                other = taken.value.decode()
-                raise Conflict(f"hosts: {host} leads to {other} already: remove it there first")
-            writes.append(Put(HOSTS + host, app.key.encode()))
-            expect.append(Expect(HOSTS + host, taken.version if taken else 0))
-        dropped = set(old.hosts) - set(app.hosts) if old else set()
-        writes += [Delete(HOSTS + host) for host in dropped]
+        await self._claim(app, old, writes, expect)
         writes.append(Put(APPS + app.key, encode(app)))
         expect.append(Expect(APPS + app.key, entry.version if entry else 0))
         unscaled = old.reactive if old is not None and old.declared is not None else None
         return Deployed(app, await self._commit(writes, expect), unscaled=unscaled)
+
+    async def _claim(
+        self, app: App, old: App | None, writes: list[Write], expect: list[Expect]
+    ) -> None:
+        """Its host names and TCP ports, each of which belongs to one app."""
+        check_low_ports(app)
+        for key, what in claims_of(app).items():
+            taken = await self._store.get(key)
+            if taken is not None and taken.value.decode() != app.key:
+                other = taken.value.decode()
+                raise Conflict(f"{what} leads to {other} already: remove it there first")
+            writes.append(Put(key, app.key.encode()))
+            expect.append(Expect(key, taken.version if taken else 0))
+        dropped = claims_of(old).keys() - claims_of(app).keys() if old else set()
+        writes += [Delete(key) for key in sorted(dropped)]
 
     async def _pin(
         self, wanted: App, old: App | None, writes: list[Write], expect: list[Expect]
@@ -161,7 +172,7 @@ class Apps:
 
     async def _remove(self, key: AppName) -> tuple[App, int]:
         entry, app = await self._read_known(key)
-        writes: list[Write] = [Delete(HOSTS + host) for host in app.hosts]
+        writes: list[Write] = [Delete(claim) for claim in claims_of(app)]
         writes += [Delete(IDS + str(base)) for base in app.id_bases]
         writes += [Delete(APPS + key), Delete(FLOORS + key)]
         return app, await self._commit(writes, [Expect(APPS + key, entry.version)])
@@ -260,6 +271,21 @@ class Apps:
             return await self._store.commit(writes, expect)
         except Conflict as conflict:
             raise _Overtaken from conflict
+
+
+def claims_of(app: App) -> dict[str, str]:
+    """The keys of what only one app can have, and what each is in words."""
+    hosts = {HOSTS + host: f"hosts: {host}" for host in app.hosts}
+    return hosts | {f"{TCP}{each.port}": f"tcp: port {each.port}" for each in app.tcp}
+
+
+def check_low_ports(app: App) -> None:
+    """As elsewhere in UNIX, the ports of well-known services are root's to give away. Raises
+    `Denied`."""
+    low = [each.port for each in app.tcp if each.port < LOWEST_FREE_PORT]
+    if low and app.owner:
+        whose = f"below {LOWEST_FREE_PORT} only root may have ports"
+        raise Denied(f"tcp: port {low[0]}: {whose}: take another one, or deploy as root")
 
 
 def is_as_declared(stored: App, wanted: App) -> bool:

@@ -21,16 +21,21 @@ def explain_end(app: App, status: ExitStatus, *, was_ready: bool, ordered: bool 
         return status.reason
     ended = f"was {status.describe()}" if status.signal else status.describe()
     reason = f"{f'container {status.container}' if status.container else 'the program'} {ended}"
-    if not was_ready and app.port is not None:
+    if not was_ready and app.takes_sessions:
         who = "the program" if status.container else "it"
-        reason += f" before {who} listened on port {app.port}"
+        reason += f" before {who} listened on {_name_ports(app)}"
     return f"{reason}, after a signal by order" if ordered else reason
 
 
 def describe_ready(app: App) -> str:
     """What its instances are waited for to do."""
-    port = f" on port {app.port}" if app.port is not None else ""
-    return f"{app.reactive.ready}{port}"
+    ports = f" on {_name_ports(app)}" if app.takes_sessions else ""
+    return f"{app.reactive.ready}{ports}"
+
+
+def _name_ports(app: App) -> str:
+    *others, last = map(str, app.listens)
+    return f"ports {', '.join(others)} and {last}" if others else f"port {last}"
 
 
 def explain_timeout(app: App, seen: str) -> str:

@@ -19,10 +19,19 @@ from tabane.gateway.dns import Resolver, find_upstreams
 from tabane.gateway.http import HttpGateway
 from tabane.gateway.messages import ToGateway, ToHome
 from tabane.gateway.router import GatewayRouter, Local
+from tabane.gateway.tcp import TcpGateway
 from tabane.middlecon import Change, Client, Message, Room, connect
 from tabane.model import AppName, NodeName, WakeRecord
 from tabane.node import messages as say
-from tabane.node.config import FORWARD_PORT, NodeConfig, agent_of, node_of
+from tabane.node.config import (
+    FORWARD_PORT,
+    FORWARD_TCP_PORT,
+    INSIDE_ADDRESS,
+    NodeConfig,
+    agent_of,
+    node_of,
+)
+from tabane.node.listeners import take_listeners
 from tabane.node.membership import CUT_OFF_S, Membership
 from tabane.node.part import run_part
 from tabane.supervise import Later, Supervisor
@@ -45,6 +54,9 @@ class GatewayProcess:
         self.tasks = tasks
         self.router = GatewayRouter(self, SYSTEM)
         self.gateways: list[HttpGateway] = []
+        self.tcp = TcpGateway(self.router, tasks, forward_port=FORWARD_TCP_PORT)
+        self._ports: frozenset[int] = frozenset()
+        self._ports_told = asyncio.Event()
         self._greeting: set[AppName] | None = None
         """Apps told since the last `Hello`, until the answer is complete."""
         self._routed = asyncio.Event()
@@ -67,8 +79,8 @@ class GatewayProcess:
         await self._routed.wait()
 
     async def aclose(self) -> None:
-        for gateway in self.gateways:
-            await gateway.drain(DRAIN_S)
+        drains = [gateway.drain(DRAIN_S) for gateway in self.gateways]
+        await asyncio.gather(*drains, self.tcp.drain(DRAIN_S))
         self._later.close()
         await self.me.aclose()
 
@@ -105,6 +117,9 @@ class GatewayProcess:
                 dead = frozenset(str(generation) for generation in body.dead)
                 for gateway in self.gateways:
                     gateway.break_off(dead, complete=body.complete)
+                self.tcp.break_off(dead, complete=body.complete)
+            case say.TcpPorts(ports=ports):
+                self._on_ports(frozenset(ports))
             case _:
                 from_home: ToGateway = body
                 self.router.hear(from_home, message.sender)
@@ -118,6 +133,31 @@ class GatewayProcess:
             self.router.set_routes((), self.router.known_apps() - self._greeting)
             self._greeting = None
             self._routed.set()
+
+    def _on_ports(self, ports: frozenset[int]) -> None:
+        """Those that are gone are left now: they may be listened on anew."""
+        for port in self.tcp.ports() - ports:
+            self.tcp.leave(port)
+        self._ports = ports
+        self._ports_told.set()
+
+    async def follow_ports(self) -> None:
+        """Accept at all ports that the agent told of."""
+        while True:
+            await self._ports_told.wait()
+            await self._take_ports(self._ports - self.tcp.ports())
+            self._ports_told.clear()
+
+    async def _take_ports(self, missing: frozenset[int]) -> None:
+        hosts = self.config.node.address, INSIDE_ADDRESS
+        addresses = {f"{host}:{port}": port for port in sorted(missing) for host in hosts}
+        path = self.config.paths.listeners
+        taken = await asyncio.to_thread(take_listeners, path, addresses)
+        for address, sock in taken.items():
+            if addresses[address] in self._ports:
+                await self.tcp.serve(sock, addresses[address])
+            else:
+                sock.close()
 
     def _on_connected(self) -> None:
         """A new hub session: greet the agent if it is there, and report to the homes."""
@@ -184,7 +224,8 @@ class GatewayProcess:
 async def serve(
     config: NodeConfig, sockets: dict[str, socket.socket], tasks: Supervisor
 ) -> Callable[[], Awaitable[None]]:
-    """Take sessions from outside (`http`), from instances (`inside`), from gateways (`forward`)."""
+    """Take sessions from outside (`http`), from instances (`inside`), from gateways (`forward`),
+    and at the TCP ports of apps."""
     process = GatewayProcess(config, os.environ.get("TABANE_PART", "gateway-0"), tasks)
     await process.start()
     outside = HttpGateway(process.router, tasks)
@@ -193,6 +234,8 @@ async def serve(
     await outside.serve(sockets["http"])
     await outside.serve(sockets["inside"])
     await between.serve(sockets["forward"])
+    await process.tcp.serve_hops(sockets["forward-tcp"])
+    tasks.keep("tcp ports", process.follow_ports)
     resolver = Resolver(process.router.is_app, tasks, upstreams=find_upstreams())
     loop = asyncio.get_running_loop()
     await loop.create_datagram_endpoint(lambda: resolver, sock=sockets["dns"])

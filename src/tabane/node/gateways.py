@@ -35,11 +35,15 @@ class Gateways:
             last = start + ROUTES_PER_MESSAGE >= len(apps)
             revision = self._agent.replica.revision
             self._agent.tell(gateway, say.Routes(page, complete=last, revision=revision))
+        self._agent.tell(gateway, say.TcpPorts(self._agent.tcp.open))
         self._greeted.add(gateway)
 
     def tell_routes(self, changed: Iterable[App], gone: Iterable[AppName]) -> None:
         revision = self._agent.replica.revision
         self._tell(say.Routes(tuple(changed), tuple(gone), revision=revision))
+
+    def tell_ports(self, ports: tuple[int, ...]) -> None:
+        self._tell(say.TcpPorts(ports))
 
     def tell_ready(self, instance: Instance) -> None:
         """To be called before anybody can be granted a slot of it."""

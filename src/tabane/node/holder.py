@@ -33,6 +33,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tabane.node.listeners import Listeners
 from tabane.node.logfile import LogFile
 from tabane.node.parts import Parts, explain, listen_unix, say, spawn
 from tabane.unix import open_nothing
@@ -112,8 +113,12 @@ class Holder:
         self.strays: dict[int, Status] = {}
         self.clients: set[Client] = set()
         self.stopping_since = 0.0
+        self.listeners = Listeners()
         control = listen_unix(config["control"])
         self._on_readable(control, partial(self._on_connect, control))
+        if "listeners" in config:
+            taking = listen_unix(config["listeners"])
+            self._on_readable(taking, partial(self._on_gateway, taking))
         self._watch_signals()
 
     def _on_readable(self, file: socket.socket | int, callback: Callable[[], None]) -> None:
@@ -348,6 +353,26 @@ class Holder:
         except ProcessLookupError:
             return {"sent": False}
         return {"sent": True}
+
+    def do_listen(self, addresses: list[str]) -> dict[str, Any]:
+        """Have sockets for apps' TCP ports at these addresses, and no others."""
+        return {"problems": self.listeners.set(addresses)}
+
+    # The gateways' requests
+
+    def _on_gateway(self, taking: socket.socket) -> None:
+        sock, _ = taking.accept()
+        sock.setblocking(False)
+        self._on_readable(sock, partial(self._on_taking, sock))
+
+    def _on_taking(self, sock: socket.socket) -> None:
+        try:
+            goes_on = self.listeners.hand_over(sock)
+        except OSError:
+            goes_on = False
+        if not goes_on:
+            self.selector.unregister(sock)
+            sock.close()
 
     # Telling the agent
 

@@ -104,6 +104,12 @@ class LocalInstances(Value, frozen=True, tag="instances"):
     dead: tuple[Generation, ...] = ()
 
 
+class TcpPorts(Value, frozen=True, tag="tcp_ports"):
+    """Agent to gateway: the TCP ports of apps that the holder listens on, all of them."""
+
+    ports: tuple[int, ...]
+
+
 class Woke(Value, frozen=True, tag="woke"):
     record: WakeRecord
 
@@ -376,6 +382,7 @@ Message = (
     | Hello
     | Routes
     | LocalInstances
+    | TcpPorts
     | Woke
     | Happened
     | KeepNode

@@ -166,7 +166,11 @@ def bind_socket(entry: dict[str, Any]) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     if entry.get("freebind"):
         sock.setsockopt(socket.SOL_IP, IP_FREEBIND, 1)
-    sock.bind((host, int(port)))
-    if kind == socket.SOCK_STREAM:
-        sock.listen(4096)
+    try:
+        sock.bind((host, int(port)))
+        if kind == socket.SOCK_STREAM:
+            sock.listen(4096)
+    except OSError:
+        sock.close()
+        raise
     return sock

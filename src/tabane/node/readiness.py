@@ -73,30 +73,31 @@ async def wait_ready(
     """Wait as the app's `ready` says. The caller sets the deadline and watches for an exit. `look`
     waits until a port is listened to, where the link's socket table does not show that."""
     ready = app.reactive.ready
-    if ready == "started" or app.port is None:
+    if ready == "started":
         return
-    if ready.startswith("http:"):
+    if ready.startswith("http:") and app.port is not None:
         await wait_healthy(address, app.port, ready.removeprefix("http:"))
-    elif look is not None:
-        await look(app.port)
-    elif link is not None:
-        await wait_listening(link, app.port)
+    for port in app.listens if ready == "listen" else ():
+        if look is not None:
+            await look(port)
+        elif link is not None:
+            await wait_listening(link, port)
 
 
 async def describe_unready(app: App, address: str, link: Link | None) -> str:
     """What can be seen of a program that is not ready in time, for its author."""
-    if app.port is None or link is None:
+    if not app.takes_sessions or link is None:
         return ""
     try:
         with SocketTable(link.parked_pid) as sockets:
-            reached = sockets.listens(address, app.port)
+            reached = all(sockets.listens(address, port) for port in app.listens)
         listening = listening_sockets(link.parked_pid)
     except OSError:
         return ""
     if not reached:
         others = ", ".join(listening)
         return f"it listens on {others} only" if others else "it listens on no port"
-    if not app.reactive.ready.startswith("http:"):
+    if not app.reactive.ready.startswith("http:") or app.port is None:
         return ""
     path = app.reactive.ready.removeprefix("http:")
     answer = await _ask(address, app.port, path, LAST_TRY_S)

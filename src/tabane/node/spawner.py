@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import json
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +167,15 @@ class HolderSpawner(asyncio.Protocol):
         if "error" in answer:
             raise EngineError(f"cannot send signal {number} to {key}: {answer['error']}")
         return bool(answer["sent"])
+
+    async def listen(self, addresses: Sequence[str]) -> dict[str, str]:
+        """Have the holder listen at these TCP addresses, and no others: why it cannot, by address.
+        Raises `EngineError`, `Closed`."""
+        answer = await self._ask("listen", addresses=list(addresses))
+        if "error" in answer:
+            raise EngineError(f"the holder does not listen for apps: {answer['error']}")
+        problems: dict[str, str] = answer["problems"]
+        return problems
 
     def known(self) -> tuple[str, ...]:
         """Keys of all commands the holder has books of."""

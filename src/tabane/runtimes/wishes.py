@@ -13,7 +13,12 @@ from tabane.model import App
 def wishes(app: App) -> tuple[str, ...]:
     """The names under which `Capabilities.refuses` may have a reason."""
     capabilities = app.security.capabilities
-    asked = {"capabilities": capabilities, "workdir": app.workdir, "port": app.port is not None}
+    asked = {
+        "capabilities": capabilities,
+        "workdir": app.workdir,
+        "port": app.takes_sessions,
+        "tcp": app.tcp,
+    }
     return (*capabilities, *(name for name, wanted in asked.items() if wanted))
 
 

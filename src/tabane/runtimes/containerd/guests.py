@@ -209,7 +209,7 @@ class FirecrackerGuestDriver(GuestDriver):
     )
 
     async def _build(self, spec: InstanceSpec) -> dict[str, Any]:
-        if spec.app.port is not None:
+        if spec.app.takes_sessions:
             raise Unsupported(
                 f"{spec.app.key} listens on a port, and {self.name} gives its machines no network: "
                 "use the driver firecracker, or qemu-microvm"

@@ -229,7 +229,7 @@ def check_unikernel(unikernel: Unikernel, target: str, app: App) -> None:
     nets = [device.name for device in unikernel.devices if device.kind == "net"]
     if len(nets) > 1:
         raise UsageError(f"its manifest has networks {', '.join(nets)}: an instance has one")
-    if app.port is not None and not nets:
+    if app.takes_sessions and not nets:
         raise UsageError("its app has a port, but its manifest has no network")
     if guest_mebibytes(app) < 1:
         raise UsageError(

@@ -65,6 +65,7 @@ WASM_PAGE = 64 << 10
 COMPILE_CPU_S = 240
 COMPILE_MEMORY_BYTES = 3 << 30
 TRIAL_TIMEOUT_S = 20.0
+NO_TCP = "gives its programs no sockets but for HTTP, at port"
 
 
 class Engine(Value, frozen=True):
@@ -86,7 +87,7 @@ class WasmtimeDriver(HostedDriver):
         network=True,
         limit=True,
         images=("wasm",),
-        refuses=REFUSES,
+        refuses=REFUSES | {"tcp": NO_TCP},
         preparation="its module is being compiled",
         needs_root=True,
         works_emulated=True,
