@@ -25,6 +25,7 @@ from report import Report, percentile
 ROUNDS = int(os.environ.get("ROUNDS", "5"))
 SECONDS = 2
 CONNECTIONS = (32, 256)
+HTTP2_CONNECTIONS, HTTP2_STREAMS = 8, 16
 PROXIES = ("haproxy", "gateway")
 RATE_BAR, TAIL_BAR = 0.7, 1.5
 BODY_BYTES = 1 << 30
@@ -54,6 +55,7 @@ defaults
   http-reuse always
 frontend all
   bind 127.0.0.1:{haproxy} backlog 4096
+  bind 127.0.0.1:{haproxy_http2} proto h2
   default_backend app
 backend app
   server one 127.0.0.1:{app}
@@ -66,7 +68,7 @@ class Bench:
     def __init__(self, directory: Path, processes: Processes) -> None:
         self.directory = directory
         self.programs = compile_all(directory / "programs")
-        self.ports = {name: free_port() for name in ("app", *PROXIES)}
+        self.ports = {name: free_port() for name in ("app", *PROXIES, "haproxy_http2")}
         for name, text in (("nginx.conf", NGINX), ("haproxy.cfg", HAPROXY)):
             (directory / name).write_text(text.format(dir=directory, **self.ports))
         cores = sorted(os.sched_getaffinity(0))
@@ -98,6 +100,19 @@ class Bench:
         count, rate = (re.search(p, said) for p in (r"(\d+) requests in", r"sec: +([\d.]+)"))
         assert count and rate
         return {"requests_per_s": float(rate[1]), "cpu_us": used_s / int(count[1]) * 1e6}
+
+    def saturate_http2(self, server: str) -> dict[str, float]:
+        """Likewise, of streams of HTTP/2; the app behind speaks HTTP/1.1."""
+        before_s = self.cpu_s(server)
+        url = self.url("haproxy_http2" if server == "haproxy" else server)
+        argv = ["h2load", f"-c{HTTP2_CONNECTIONS}", f"-m{HTTP2_STREAMS}", f"-D{SECONDS}", url]
+        said = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+        used_s = self.cpu_s(server) - before_s
+        count = re.search(r"(\d+) succeeded, 0 failed, 0 errored, 0 timeout", said)
+        if not count or not int(count[1]):
+            raise Failed(f"h2load met errors at {server}:\n{said}")
+        done = int(count[1])
+        return {"requests_per_s": done / SECONDS, "cpu_us": used_s / done * 1e6}
 
     def load(self, server: str, connections: int, rate: float) -> dict[str, float]:
         """Milliseconds at a steady rate."""
@@ -185,6 +200,17 @@ def measure_speed(bench: Bench, report: Report, connections: int) -> None:
     report.bar(what, tail, TAIL_BAR, unit="times")
 
 
+def measure_http2(bench: Bench, report: Report) -> None:
+    rates = in_turns(bench.saturate_http2, PROXIES)
+    for name in PROXIES:
+        report.row(
+            server=f"{name}, HTTP/2",
+            connections=HTTP2_CONNECTIONS,
+            streams=HTTP2_CONNECTIONS * HTTP2_STREAMS,
+            **rates[name],
+        )
+
+
 def measure_bodies(bench: Bench, report: Report) -> None:
     block = os.urandom(1 << 20)
     with (bench.directory / "source").open("wb") as file:
@@ -205,6 +231,7 @@ def main() -> int:
         bench = Bench(Path(name), processes)
         for connections in CONNECTIONS:
             measure_speed(bench, report, connections)
+        measure_http2(bench, report)
         measure_bodies(bench, report)
     os.sched_setaffinity(0, cores)
     return report.finish(lambda axes: draw(report, axes))

@@ -29,6 +29,7 @@ from tabane.gateway.forwarding import (
 )
 from tabane.gateway.heads import ResponseHead
 from tabane.gateway.http1 import PREFACE, REPLAY_BYTES, RequestReader
+from tabane.gateway.http2_client import Http2Client
 from tabane.gateway.replies import Reply, encode_reply, reply_for
 from tabane.gateway.sides import Trailers
 from tabane.gateway.tunnel import Tunnel
@@ -133,8 +134,6 @@ class Client(Flow):
         if not self._is_fresh:
             self.reply(NOT_NOW, None)
             return
-        from tabane.gateway.http2_client import Http2Client  # most gateways never need it
-
         self._leaves = True
         successor = Http2Client(self)
         self.gateway.replace(self, successor)

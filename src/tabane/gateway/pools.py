@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from tabane.gateway.api import H2C, Slot
 from tabane.gateway.headers import BadMessage
+from tabane.gateway.http2_app import AppStream, Http2App
 from tabane.gateway.limits import HttpLimits
 from tabane.gateway.sides import AppSide
 from tabane.gateway.upstream import INSTANCE_ENDED, Upstream
-
-if TYPE_CHECKING:
-    from tabane.gateway.http2_app import AppStream, Http2App
 
 Opened = TypeVar("Opened", bound=asyncio.BaseProtocol)
 
@@ -110,8 +108,6 @@ class Pools:
     async def _connect_shared(self, slot: Slot) -> AppSide:
         """A stream of a connection that has room by then, or of a new one. Of all who ask at the
         same time, one opens it."""
-        from tabane.gateway.http2_app import Http2App  # many gateways never need it
-
         lock = self._opening.setdefault(slot.pool, asyncio.Lock())
         try:
             async with lock:
