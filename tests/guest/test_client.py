@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -52,6 +52,11 @@ class Agent:
 
     def write(self, data: bytes) -> None:
         self._writer.write(data)
+
+    async def pour(self, data: bytes) -> None:
+        """Write it as fast as it is taken."""
+        self._writer.write(data)
+        await self._writer.drain()
 
     async def welcome(self, version: int = VERSION) -> None:
         hello = await self.hear(Kind.HELLO)
@@ -347,6 +352,20 @@ async def test_a_guest_that_does_what_no_agent_does_is_left(
         (fault,) = faults
         assert words in fault.message
         await talk.aclose()
+
+
+@pytest.mark.parametrize("flood", [b"garbage!", SILENCE + MUCH], ids=["bytes", "frames"])
+async def test_a_flood_instead_of_a_welcome(tmp_path: Path, flood: bytes) -> None:
+    async def script(agent: Agent) -> None:
+        with suppress(ConnectionError):
+            while True:
+                await agent.pour(flood * (65536 // len(flood) + 1))
+
+    faults: list[ProtocolError] = []
+    async with pretend(tmp_path / "agent", script):
+        with pytest.raises(ProtocolError, match="talks on and on"):
+            await connect(tmp_path / "agent", on_fault=faults.append)
+    assert len(faults) == 1
 
 
 async def test_a_flood_on_a_conversation_that_was_left(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ and nothing else."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -13,10 +13,11 @@ from msgspec.structs import replace
 from tabane.model import Container, ExitStatus, Resources, SecurityPolicy, Volume
 from tabane.runtimes.api import Image
 from tabane.runtimes.pods import log_of
-from tabane.testing import pods
+from tabane.testing import drivers, pods
 from tabane.testing.container_bench import SAY
-from tabane.testing.containers import make_tree, open_directory
+from tabane.testing.containers import make_tree
 from tabane.testing.drivers import PATIENCE_S, Behaviour, wait_until_said
+from tabane.testing.drivers import Check as DriverCheck
 from tabane.testing.machine_bench import (
     COMMANDS,
     KeptBench,
@@ -32,18 +33,14 @@ pytestmark = pytest.mark.real
 
 ON_ONE = (pods.check_inside, pods.check_frozen)
 """They leave a machine as they find it, so that one is enough: a boot takes seconds here."""
+WITH_A_SIDECAR = (
+    drivers.check_interrupted_prepare,
+    drivers.check_never_started,
+    drivers.check_cancelled_start,
+    drivers.check_recover,
+)
+"""What is not made or not begun, and another agent; the rest is said to the same guest."""
 WAITS = COMMANDS[Behaviour.WAITS]
-
-
-@pytest.fixture(scope="module")
-def ground() -> Iterator[Path]:
-    with open_directory() as directory:
-        yield directory
-
-
-@pytest.fixture(scope="module")
-def image(ground: Path) -> Image:
-    return make_tree(ground)
 
 
 @pytest.fixture
@@ -60,6 +57,11 @@ async def bench(
 )
 async def test_pods(check: Check, bench: MachineBench) -> None:
     await check(bench)
+
+
+@pytest.mark.parametrize("check", WITH_A_SIDECAR, ids=lambda check: check.__name__)
+async def test_conformance_with_a_sidecar(check: DriverCheck, bench: MachineBench) -> None:
+    await check(pods.InPods(bench))
 
 
 @pytest.mark.parametrize("bench", ["qemu-microvm", "qemu"], indirect=True)

@@ -51,6 +51,8 @@ ANSWER_S = 5.0
 """How long a guest may take to answer. Under emulation it answers in some milliseconds."""
 MAX_UNSENT_BYTES = 8 << 20
 """Of what a guest does not take, kept for it: more than the windows of all it can have open."""
+MOST_BEFORE_BYTES = 4 << 20
+"""Before the welcome: more than what was on its way to another host."""
 MOST_TALKS = 64
 """Twice what an agent takes: half of them were given up, and it has not said that they ended."""
 MOST_LATE = 1024
@@ -120,6 +122,8 @@ class Guest:
         loop = asyncio.get_running_loop()
         self._welcome: asyncio.Future[int] = loop.create_future()
         self._over: asyncio.Future[None] = loop.create_future()
+        self._before = 0
+        """Bytes that came before the welcome."""
         self._on_fault = on_fault
         self.is_open = True
         self.end: str = ""
@@ -194,6 +198,10 @@ class Guest:
 
     def _parse(self, data: bytes) -> list[Frame]:
         """Before the welcome there may be what was said to another host, and broken off."""
+        if not self._welcome.done():
+            self._before += len(data)
+            if self._before > MOST_BEFORE_BYTES:
+                raise ProtocolError("the guest talks on and on, and does not answer")
         while True:
             try:
                 return self._frames.feed(data)

@@ -137,9 +137,8 @@ void take_end(struct container *container, int status)
 {
     container->pid = 0;
     container->status = status;
-    if (!first || first < container)    /* at the same time: the last that was started */
-        if (!kill_at)
-            first = container;
+    if (!kill_at && first < container)  /* of those at the same time, the last that was started */
+        first = container;
 }
 
 static void tell_first_end(void)
