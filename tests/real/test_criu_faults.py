@@ -78,6 +78,27 @@ async def test_criu_is_killed_in_the_middle_of_a_dump(bench: ContainerBench) -> 
             await asyncio.wait([ended, goes_on])
 
 
+async def test_the_agent_ends_in_the_middle_of_a_dump(bench: ContainerBench) -> None:
+    """The next one waits for what the last has begun; then the instance goes on."""
+    with place() as images:
+        async with counting(bench) as (spec, handle):
+            dumping = asyncio.ensure_future(
+                bench.driver.checkpoint(handle, images, leave_running=True)
+            )
+
+            async def has_begun() -> bool:
+                return dumping.done() or any(images.glob("*.img"))
+
+            await until(has_begun)
+            found = await bench.restarted().recover(spec, handle)
+            assert found is not None and found.data["pid"] == handle.data["pid"]
+            assert not Cgroup(spec.cgroup).is_frozen()
+            await wait_counted(spec, counted(spec)[-1] + 3)
+            dumping.cancel()
+            await asyncio.wait([dumping])
+            await wait_counted(spec, counted(spec)[-1] + 3)
+
+
 async def test_criu_is_killed_in_the_middle_of_a_restore(bench: ContainerBench) -> None:
     with place() as images:
         async with counting(bench) as (_, handle):
