@@ -195,8 +195,7 @@ async def test_quarantine_keeps_the_latest_only(store: CheckpointStore, tmp_path
         flip(store.vault.manifest_path(stored.digest))
         with pytest.raises(Corrupt):
             await store.open(stored.digest)
-    kept = [*(tmp_path / "disk/quarantine").iterdir()]
-    assert len(kept) == 16 and store.vault.manifest_path(stored.digest).name in {
-        path.name for path in kept
-    }
+    kept = {path.name for path in (tmp_path / "disk/quarantine").iterdir()}
+    assert len(kept) == store.quarantined() == 16
+    assert store.vault.manifest_path(stored.digest).name in kept
     assert store.room.used_bytes == store.vault.measure() == 16 * 4096

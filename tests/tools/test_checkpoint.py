@@ -83,6 +83,16 @@ def test_why_a_node_has_none_is_said(tabane: Run, node: Node) -> None:
     assert ended.err == "tabane: checkpoint: tokyo/tokyo-1 has none: the key is another one\n"
 
 
+def test_what_was_found_damaged_is_said(tabane: Run, node: Node) -> None:
+    node.stores = [STORES[0] | {"quarantined": 3}]
+    ended = tabane("checkpoint", "ls")
+    assert ended.code == 0
+    assert ended.err == (
+        "tabane: checkpoint: tokyo/tokyo-1 has found damaged ones (3 files): its log/node.log "
+        "tells which\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "digests"),
     [

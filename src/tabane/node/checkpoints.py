@@ -41,14 +41,15 @@ class CheckpointRow(Value, frozen=True):
 
 
 class VaultRow(Value, frozen=True):
-    """What a node's checkpoints take, on disk and in memory, and may take. `problem`: why there can
-    be none."""
+    """What a node's checkpoints take, on disk and in memory, and may take. `quarantined`: how many
+    files were found damaged; `problem`: why there can be none."""
 
     node: NodeName
     used_bytes: int
     limit_bytes: int
     memory_used_bytes: int
     memory_limit_bytes: int
+    quarantined: int
     problem: str
 
 
@@ -187,7 +188,8 @@ class NodeCheckpoints:
             for stored in store.all()
         )
         sizes = room.used_bytes, room.limit_bytes, memory.used_bytes, memory.limit_bytes
-        return OwnCheckpoints(VaultRow(self._agent.config.key, *sizes, store.problem), tuple(rows))
+        kept = VaultRow(self._agent.config.key, *sizes, store.quarantined(), store.problem)
+        return OwnCheckpoints(kept, tuple(rows))
 
     async def describe(self, digest: str) -> Described:
         """Raises `NotFound`, `Corrupt`."""

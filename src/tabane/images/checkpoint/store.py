@@ -62,7 +62,8 @@ WRITERS, OPENERS = 1, 2
 
 
 class Lease:
-    """A checkpoint that stays open until this is closed; a context of its directory."""
+    """A checkpoint that stays open until this is closed; a context of its directory. Who has a file
+    of it mapped (as a machine its memory) closes it when that has ended."""
 
     def __init__(self, directory: Path, leave: Callable[[], None]) -> None:
         self.directory = directory
@@ -174,6 +175,10 @@ class CheckpointStore:
     def all(self) -> list[Stored]:
         """The one used least recently first."""
         return sorted(self._stored.values(), key=lambda stored: stored.used_at)
+
+    def quarantined(self) -> int:
+        """How many files there are that were found damaged, lately."""
+        return self._vault.quarantined() if self._vault is not None else 0
 
     def describe(self, digest: str) -> Stored:
         """Raises `NotFound`."""

@@ -150,6 +150,10 @@ class Vault:
         entries = (entry for directory in kept for entry in os.scandir(directory))
         return sum(size_on_disk(entry.stat().st_size) for entry in entries)
 
+    def quarantined(self) -> int:
+        """How many files there are that were found damaged, lately."""
+        return sum(1 for _ in (self.directory / "quarantine").iterdir())
+
     # Going
 
     def remove(self, digest: str) -> None:

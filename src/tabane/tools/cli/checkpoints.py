@@ -99,6 +99,9 @@ def _ls(cluster: Cluster, args: argparse.Namespace) -> int:
     for store in answer["stores"]:
         if store["problem"]:
             complain(f"checkpoint: {store['node']} has none: {store['problem']}")
+        if store["quarantined"]:
+            found = f"{store['node']} has found damaged ones ({store['quarantined']} files)"
+            complain(f"checkpoint: {found}: its log/node.log tells which")
     return say_silent(answer["silent"])
 
 
