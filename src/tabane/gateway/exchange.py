@@ -56,23 +56,26 @@ WAITING, SENT, ANSWERING, TUNNEL, DONE = Stage
 class Exchange:
     """Made by a client's side for each of its requests; `begin` sets it going."""
 
-    route: Route | None = None
-    stage = WAITING
-    status = 0
-    """Of the final answer, once there is one."""
-    _slot: Slot | None = None
-    _upstream: AppSide | None = None
-    _task: asyncio.Task[None] | None = None
-    _tries = 1
-    _wrote = False
-    _upload_due = 0.0
-    _sent_whole = False
+    __slots__ = (
+        *("_client", "_gateway", "_owes_continue", "_sent_whole", "_slot", "_task", "_tries"),
+        *("_upload_due", "_upstream", "_wrote", "begun", "request", "route", "stage", "status"),
+    )
 
     def __init__(self, client: ClientSide, request: Request) -> None:
         self._client = client
-        self._gateway = client.gateway
+        self._gateway = gateway = client.gateway
         self.request = request
-        self.begun = client.gateway.now
+        self.route: Route | None = None
+        self.begun = gateway.now
+        self.stage = WAITING
+        self.status = 0
+        """Of the final answer, once there is one."""
+        self._slot: Slot | None = None
+        self._upstream: AppSide | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._tries = 1
+        self._wrote = self._sent_whole = False
+        self._upload_due = 0.0
         self._owes_continue = request.head.expects_continue
 
     # Find a slot and a connection.
