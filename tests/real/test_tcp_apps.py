@@ -31,6 +31,7 @@ spool_directory = /tmp/spool
 log_file_path = /tmp/log-%s
 pid_file_path = /tmp/exim.pid
 exim_path = /usr/sbin/exim4
+deliver_drop_privilege
 host_lookup =
 rfc1413_query_timeout = 0s
 tls_advertise_hosts =
@@ -43,18 +44,17 @@ keep:
 begin transports
 box:
   driver = appendfile
-  file = /tmp/box
-  user = mail
+  file = /tmp/spool/box
 """
 EXIM = f"""
 echo 'Debian-exim:x:101:102::/tmp:/usr/sbin/nologin' >>/etc/passwd
 echo 'Debian-exim:x:102:' >>/etc/group
-echo 'mail:x:8:8::/tmp:/usr/sbin/nologin' >>/etc/passwd
 mkdir -p /tmp/spool && chown 101:102 /tmp/spool
-cat >/etc/exim.conf <<'END'
+mkdir -p /etc/exim4
+cat >/etc/exim4/exim4.conf <<'END'
 {EXIM_CONFIG}
 END
-exec exim4 -C /etc/exim.conf -bdf -q1h
+exec exim4 -bdf -q1h
 """
 PATIENCE_S = 30.0
 
@@ -163,4 +163,4 @@ def test_a_mail_server_greets_whoever_wakes_it(cluster: LocalCluster) -> None:
 
 
 def read_box(cluster: LocalCluster, instance: str) -> str:
-    return cluster.tabane("exec", instance, "--", "cat", "/tmp/box").out
+    return cluster.tabane("exec", instance, "--", "cat", "/tmp/spool/box").out
