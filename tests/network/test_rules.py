@@ -1,6 +1,6 @@
 from ipaddress import IPv4Network
 
-from tabane.network.rules import host_rules, node_rules, remove_rules
+from tabane.network.rules import host_rules, node_rules, remove_rules, tcp_ports
 from tabane.network.uplink import ClusterNetwork, parse_routes
 
 ROUTES = """\
@@ -16,6 +16,15 @@ def test_control_networks_are_forbidden_and_overlaps_joined() -> None:
     text = node_rules(control)
     assert "{ 10.1.0.0/16, 100.64.0.0/18, 127.0.0.0/8, 169.254.0.0/16 } drop" in text
     assert "10.1.2.0/24" not in text
+
+
+def test_instances_get_to_the_tcp_ports_of_apps_and_no_others() -> None:
+    assert node_rules([], [6380, 25]).endswith(tcp_ports([25, 6380]))
+    assert tcp_ports([6380, 25]) == (
+        "flush set inet tabane_instances tcp_ports\n"
+        "add element inet tabane_instances tcp_ports { 25, 6380 }\n"
+    )
+    assert tcp_ports([]) == "flush set inet tabane_instances tcp_ports\n"
 
 
 def test_tables_are_replaced_in_one_transaction() -> None:

@@ -11,8 +11,18 @@ from typing import Any
 import msgspec
 import pytest
 
-from tabane.errors import Conflict, NotFound, UsageError
-from tabane.model import App, AppName, Class, NodeName, Placement, Reactive, Trust, Volume
+from tabane.errors import Conflict, Denied, NotFound, UsageError
+from tabane.model import (
+    App,
+    AppName,
+    Class,
+    NodeName,
+    Placement,
+    Reactive,
+    TcpPort,
+    Trust,
+    Volume,
+)
 from tabane.node import control as module
 from tabane.node.control import FIRST_ID_BASE, ID_RANGE, ID_RANGES, Apps, parse_app, parse_floors
 from tabane.node.messages import DeployApp, Deployed, RemoveApp, ScaleApp
@@ -56,6 +66,8 @@ async def check_books(store: Store) -> None:
     apps = {entry.key: entry for entry in map(parse_app, (await read(store, "apps/")).values())}
     hosts = {f"hosts/{host}": a.key.encode() for a in apps.values() for host in a.hosts}
     assert await read(store, "hosts/") == hosts
+    ports = {f"tcp/{each.port}": a.key.encode() for a in apps.values() for each in a.tcp}
+    assert await read(store, "tcp/") == ports
     ids = {f"ids/{base}": a.key.encode() for a in apps.values() for base in a.id_bases}
     assert await read(store, "ids/") == ids
     assert len(ids) == sum(len(a.id_bases) for a in apps.values())
@@ -141,6 +153,27 @@ async def test_a_host_of_another_app_is_refused_and_nothing_changed(
         with pytest.raises(Conflict, match=r"hosts: a\.test leads to default/first already"):
             await apps.deploy(app("second", hosts=hosts))
     assert await read(store, "") == before
+
+
+async def test_a_tcp_port_belongs_to_one_app(apps: Apps, store: Store) -> None:
+    mail = app("mail", tcp=(TcpPort(25, 2525), TcpPort(587, 587)))
+    await apps.deploy(mail)
+    with pytest.raises(Conflict, match=r"tcp: port 587 leads to default/mail already"):
+        await apps.deploy(app("other", tcp=(TcpPort(587, 25),)))
+    await apps.deploy(app("mail", tcp=(TcpPort(25, 25),)))
+    await apps.deploy(app("other", tcp=(TcpPort(587, 25),)))
+    await check_books(store)
+    await apps.remove(AppName("default/mail"))
+    await apps.remove(AppName("default/other"))
+    assert await read(store, "tcp/") == {}
+
+
+async def test_low_ports_take_root(apps: Apps, store: Store) -> None:
+    with pytest.raises(Denied, match=r"tcp: port 1023: below 1024 only root"):
+        await apps.deploy(app(tcp=(TcpPort(1024, 25), TcpPort(1023, 25)), owner=1000))
+    assert await read(store, "") == {}
+    await apps.deploy(app(tcp=(TcpPort(1024, 25),), owner=1000))
+    await check_books(store)
 
 
 async def test_a_host_is_free_again_when_its_app_lets_go(apps: Apps, store: Store) -> None:
