@@ -1,8 +1,8 @@
 """What keeping checkpoints costs: writing, opening, disk, and how late the event loop is meanwhile.
 
 The memory of Python programs, as a dump has it, once for each way of compressing. Times are
-medians, with the disk's own pace in them (`syncfs`) and whatever else the machine does; "cpu" is how
-long processors were busy with it, the least of all rounds, which a busy machine changes less.
+medians, with the disk's own pace in them (`syncfs`) and whatever else the machine does; "cpu" is
+how long processors were busy with it, the least of all rounds, which a busy machine changes less.
 
     python bench/checkpoint_store.py [FILE...]      # memory images of your own, of virtual machines
 """
