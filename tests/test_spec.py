@@ -22,7 +22,6 @@ from tabane.model import (
 )
 from tabane.node.messages import NODES
 from tabane.spec import load_app, parse_app, read_app, render_app
-from tabane.reactions import Health
 from tabane.spec_fields import CAPABILITIES, FIELDS, OWN_ROOM
 
 FULL = """\
@@ -121,34 +120,45 @@ def test_every_field() -> None:
     )
 
 
-def test_health() -> None:
-    said = 'http = "/ok?a=b"\ninterval = "20s"\ntimeout = "1s"\nfailures = 5\nstartup = "1m"\n'
-    app = parse_app(f'{LEAST}port = 1\nreactive.ready = "health"\n[health]\n{said}')
-    assert app.health == Health("/ok?a=b", False, (), 20.0, 1.0, 5, 60.0)
-    assert app.reactive.ready == "health"
-    assert parse_app(f"{LEAST}health.command = ['true']").health.asks == "`true`"
+def test_defaults() -> None:
+def test_triggers() -> None:
+    cron = '[[triggers]]\ncron = "0 3 * * *"\ntimezone = "Europe/Berlin"\nmissed = "once"\n'
+    room = '[[triggers]]\nname = "order"\nroom = "orders"\npath = "/orders"\n'
+    app = parse_app(f"{LEAST}port = 1\n{cron}{room}")
+    assert app.triggers == (
+        Trigger(cron="0 3 * * *", timezone="Europe/Berlin", missed="once"),
+        Trigger("order", room="orders", path="/orders"),
+    )
+    assert [trigger.key for trigger in app.triggers] == ["cron", "order"]
     assert read_app(render_app(app)) == app
 
 
 @pytest.mark.parametrize(
     ("text", "field", "words"),
     [
-        ("port = 1\nhealth.http = 'ok'", "health.http", "no path of a URL"),
-        ("port = 1\nhealth.http = '/'\nhealth.tcp = true", "health.tcp", "beside http"),
-        ("port = 1\nhealth.failures = 2", "health", "says no check"),
-        ("health.tcp = true", "health.tcp", "needs a port"),
-        ("port = 1\nprotocol = 'h2c'\nhealth.http = '/'", "health.http", "use tcp"),
-        ("port = 1\nhealth.tcp = true\nhealth.timeout = '11s'", "health.timeout", "shorten it"),
-        ("port = 1\nreactive.ready = 'health'", "reactive.ready", "no check is in [health]"),
+        ("", "cron", "is missing, or room"),
+        ('cron = "@hourly"\nroom = "a"', "cron", "has one of them"),
+        ('cron = "@often"', "cron", "is not five fields"),
+        ('cron = "0 0 31 2 *"', "cron", "no line of a crontab"),
+        ('cron = "@daily"\ntimezone = "Mars"', "timezone", "no time zone"),
+        ('cron = "@daily"\nmissed = "all"', "missed", "none of skip, once"),
+        ('cron = "@daily"\nmethod = "BREW"', "method", "is none of"),
+        ('cron = "@daily"\npath = "x"', "path", "no path of a URL"),
+        ('room = "a.*"', "room", "name one"),
+        ('room = "nodes"', "room", "own processes"),
+        ('room = "a"\noverlap = "allow"', "overlap", "with cron only"),
     ],
 )
-def test_health_is_one_check_that_can_be_made(text: str, field: str, words: str) -> None:
-    error = refusal(LEAST + text)
-    assert error.field == field
+def test_a_trigger_is_one_moment_or_room(text: str, field: str, words: str) -> None:
+    error = refusal(f"{LEAST}port = 1\n[[triggers]]\n{text}\n")
+    assert error.field == f"triggers[1].{field}"
     assert words in error.message
 
 
-def test_defaults() -> None:
+def test_a_trigger_needs_a_port() -> None:
+    assert refusal(f'{LEAST}[[triggers]]\ncron = "@daily"\n').field == "port"
+
+
     app = parse_app('name = "a"\nimage = "oci:dir"\nport = 80')
     assert app == App(name="a", image="oci:dir", source="oci:dir", port=80)
     assert app.isolation is Class.CONTAINER

@@ -12,7 +12,7 @@ from typing import Any, NewType
 
 import msgspec
 
-from tabane.reactions import Health
+from tabane.reactions import Health, Trigger
 
 AppName = NewType("AppName", str)
 """`namespace/name`."""
@@ -213,6 +213,7 @@ class App(Value, frozen=True, omit_defaults=True):
     security: SecurityPolicy = SecurityPolicy()
     services: Services = Services()
     health: Health = Health()
+    triggers: tuple[Trigger, ...] = ()
     collect: tuple[Collect, ...] = ()
     volumes: tuple[Volume, ...] = ()
     containers: tuple[Container, ...] = ()
@@ -285,6 +286,7 @@ class App(Value, frozen=True, omit_defaults=True):
             volumes=tuple(each for each in self.volumes if each.name in container.volumes),
             containers=(),
             health=Health(),
+            triggers=(),
             port=None,
             tcp=(),
             hosts=(),

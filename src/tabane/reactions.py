@@ -40,3 +40,31 @@ class Health(msgspec.Struct, frozen=True, omit_defaults=True):
         if not self.is_set:
             return 0.0
         return self.startup_s + (self.failures + 1) * (self.interval_s + self.timeout_s)
+
+
+class Trigger(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What brings an app a session beside its callers: a moment (`cron`), or a message in a `room`.
+    It becomes an HTTP request to the app, which wakes it as any does."""
+
+    name: str = ""
+    """Of several of one app; its kind unless told."""
+    cron: str = ""
+    """A line of crontab(5), or a nickname as `@hourly`."""
+    timezone: str = "UTC"
+    missed: str = "skip"
+    """Moments that came while the control node was away: `skip`, or `once` for all of them."""
+    overlap: str = "skip"
+    """A moment that comes before the request of the last one is answered: `skip` or `allow`."""
+    room: str = ""
+    path: str = "/"
+    method: str = "POST"
+    body: str = ""
+    """Of a moment's request; a message's is the message."""
+
+    @property
+    def kind(self) -> str:
+        return "room" if self.room else "cron"
+
+    @property
+    def key(self) -> str:
+        return self.name or self.kind

@@ -182,6 +182,8 @@ def _check_together(app: App) -> None:
     _check_containers(app)
     _check_health(app)
     if least > most:
+    if app.triggers and app.port is None:
+        raise Mistake("port", "is missing: what a trigger brings is a request to it")
         raise Mistake("reactive.min", f"{least} is more than max, {most}: lower it or raise max")
     if app.port is None and app.hosts:
         raise Mistake("port", "is missing: hosts lead to one")

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
+from tabane.cron import check_cron, check_timezone
 from tabane.errors import UsageError
 from tabane.model import (
     Class,
@@ -24,7 +25,7 @@ from tabane.model import (
     TcpPort,
     Volume,
 )
-from tabane.reactions import Health
+from tabane.reactions import Health, Trigger
 from tabane.references import SCHEME, parse_reference
 from tabane.spec_readers import (
     LABEL,
@@ -42,6 +43,7 @@ from tabane.spec_readers import (
     as_size,
     as_text,
     did_you_mean,
+    one_of,
     set_of,
     whole,
 )
@@ -57,6 +59,8 @@ MKNOD NET_ADMIN NET_BIND_SERVICE NET_BROADCAST NET_RAW PERFMON SETFCAP SETGID SE
 SYS_ADMIN SYS_BOOT SYS_CHROOT SYS_MODULE SYS_NICE SYS_PACCT SYS_PTRACE SYS_RAWIO SYS_RESOURCE
 SYS_TIME SYS_TTY_CONFIG WAKE_ALARM
 """
+LONGEST_BODY = 4096
+"""Of a trigger's request, bytes."""
 OWN_ROOM = "nodes"
 """Where the cluster's own processes talk to each other: no app may be there."""
 CAPABILITIES = frozenset("CAP_" + name for name in _CAPABILITY_NAMES.split())
@@ -101,6 +105,22 @@ def _cpu(value: Any) -> float:
 def _ready(value: Any) -> str:
     if as_text(value) not in ("listen", "started", "health") and not _READY_PATH.fullmatch(value):
         raise UsageError(f'{shorten(value)} is none of "listen", "started", "health", "http:/path"')
+    return str(value)
+
+
+def _cron(value: Any) -> str:
+    check_cron(as_text(value))
+    return str(value)
+
+
+def _timezone(value: Any) -> str:
+    check_timezone(as_text(value))
+    return str(value)
+
+
+def _one_room(value: Any) -> str:
+    if "*" in _room(value):
+        raise UsageError(f"{shorten(value)} stands for many rooms: name one")
     return str(value)
 
 
@@ -276,6 +296,30 @@ _HEALTH = {
     "failures": Field("failures", whole(1, 1000)),
     "startup": Field("startup_s", as_duration, format_duration),
 }
+_TRIGGERS = {
+    "name": Field("name", as_label),
+    "cron": Field("cron", _cron),
+    "timezone": Field("timezone", _timezone),
+    "missed": Field("missed", one_of("skip", "once")),
+    "overlap": Field("overlap", one_of("skip", "allow")),
+    "room": Field("room", _one_room),
+    "path": Field("path", _url_path),
+    "method": Field("method", one_of("GET", "POST", "PUT", "DELETE", "PATCH")),
+    "body": Field("body", as_text),
+}
+
+
+def _check_trigger(trigger: Trigger) -> None:
+    if bool(trigger.cron) == bool(trigger.room):
+        raise Mistake("cron", "is missing, or room: a trigger has one of them")
+    if len(trigger.body.encode()) > LONGEST_BODY:
+        raise Mistake("body", f"is longer than {LONGEST_BODY} bytes")
+    of_cron = {name: getattr(trigger, name) for name in ("timezone", "missed", "overlap", "body")}
+    for name, given in of_cron.items():
+        if trigger.room and given != getattr(Trigger(), name):
+            raise Mistake(name, "has a meaning with cron only")
+
+
 _VOLUMES = {
     "name": Field("name", as_label),
     "path": Field("path", _volume_path),
@@ -392,5 +436,6 @@ FIELDS: dict[str, AnyField] = {
     "collect": Tables("collect", make_collect, _COLLECT, ("kind",), _check_inside, most=8),
 }
 """All an app file may say, in the order it is written."""
+    "triggers": Tables("triggers", Trigger, _TRIGGERS, (), _check_trigger, most=16),
 
 REQUIRED = ("name", "image")

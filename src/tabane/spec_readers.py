@@ -91,6 +91,15 @@ def whole(low: int, high: int = LARGEST) -> Reader:
     return read
 
 
+def one_of(*words: str) -> Reader:
+    def read(value: Any) -> str:
+        if as_text(value) not in words:
+            raise UsageError(f"{shorten(value)} is none of {', '.join(words)}")
+        return str(value)
+
+    return read
+
+
 def as_flag(value: Any) -> bool:
     if not isinstance(value, bool):
         raise UsageError(f"{shorten(value)} is neither true nor false")

@@ -107,7 +107,7 @@ def test_a_check_is_no_session_and_keeps_nothing_awake(cluster: LocalCluster) ->
     cluster.deploy(
         "idle",
         reactive={"stop_after": "3s"},
-        health=QUICK | {"http": "/"},
+        health=QUICK | {"http": "/GPL-3"},
     )
     first = cluster.wake("idle")
     assert "idle for 3 s" in end_of(cluster, "idle", first)

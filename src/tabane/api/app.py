@@ -24,6 +24,7 @@ from tabane.api.images import add_images
 from tabane.api.instances import add_instances
 from tabane.api.problems import headers_of, status_of, to_body
 from tabane.api.shapes import Body, Json, who_asks
+from tabane.api.triggers import add_triggers
 from tabane.api.volumes import add_volumes
 from tabane.errors import Busy, NotFound, SystemFault, TabaneError, UsageError
 from tabane.k2i import build_router as build_k2i
@@ -121,6 +122,7 @@ def build_control(agent: Agent) -> APIRouter:
     add_images(router, agent)
     add_checkpoints(router, agent)
     add_volumes(router, agent)
+    add_triggers(router, agent)
     _add_node(router, agent)
     return router
 

@@ -65,6 +65,7 @@ from tabane.scheduler.placement import NodeView, place
 from tabane.security.audit import AuditLog
 from tabane.store.feed import StoreFeed
 from tabane.store.replica import Replica
+from tabane.node.triggers import Triggers
 from tabane.store.sqlite import SqliteStore
 from tabane.supervise import Later, Supervisor
 
@@ -135,7 +136,7 @@ class Agent:
         self.k2i = self._make_k2i()
         self.cluster_k2i = ClusterK2i(self)
         self.orders = Orders(self)
-        self.figures = Figures(self)
+        self.figures, self.triggers = Figures(self), Triggers(self)
         self.answers = Answering(self)
         self.later = Later()
         self.happenings = Happenings(self)
@@ -206,6 +207,7 @@ class Agent:
         self.store = await SqliteStore.open(path)
         self.apps = Apps(self.store, self.clock, lambda app: place(app, self.all_views(), {}))
         self.leases = NodeLeases(self.store)
+        self.triggers.start()
         feed = StoreFeed(self.store)
         self.publisher = Publisher(
             feed, self.send, self.tasks, self.clock, lambda member: member in self.room.members

@@ -73,6 +73,7 @@ class Answering:
         }
 
     async def answer(self, sender: str, body: say.Message) -> bytes | None:
+            say.FireTrigger: self._fire,
         """Raises `Unsupported` for what an agent is never asked."""
         handler = self._table.get(type(body))
         if handler is None:
@@ -205,6 +206,10 @@ class Answering:
             "callers": cohort.trust,
             "failures": setbacks.count if setbacks else 0,
             "reason": setbacks.reason if setbacks else "",
+    async def _fire(self, sender: str, body: say.FireTrigger) -> bytes:
+        outcome = await self._agent.triggers.fire(body.app, body.trigger, body.moment)
+        return say.encode(say.Fired(outcome))
+
             "problem": setbacks.describe(now) if setbacks else "",
             "trouble": home.trouble(cohort.cohort),
             "waiting": ledger.total_waiting() if ledger is not None else 0,

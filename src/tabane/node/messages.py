@@ -380,6 +380,20 @@ Message = (
     | Slow
     | Asked
     | Hello
+class FireTrigger(Value, frozen=True, tag="fire"):
+    """Control node to agent: make the request of a trigger's moment. A repeat makes it again."""
+
+    app: AppName
+    trigger: str
+    moment: float
+
+
+class Fired(Value, frozen=True, tag="fired"):
+    """What became of it."""
+
+    outcome: str
+
+
     | Routes
     | LocalInstances
     | TcpPorts
@@ -440,3 +454,5 @@ def to_error(failure: Failure) -> errors.TabaneError:
     if isinstance(error, errors.Unavailable):
         error.retry_after_s = failure.retry_after_s
     return error
+    | FireTrigger
+    | Fired

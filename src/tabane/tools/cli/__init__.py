@@ -55,6 +55,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "image": ("images", "list, pull, push, import and remove images"),
     "checkpoint": ("checkpoints", "list, inspect and remove checkpoints of apps"),
     "volume": ("volumes", "list and remove durable storage of apps"),
+    "trigger": ("trigger", "list the timers and rooms that wake apps, and try one out"),
     "members": ("nodes", "nodes and their hubs"),
     "completion": ("completion", "a script for bash, zsh or fish that completes what is typed"),
     "doctor": ("nodes", "which drivers work here, and why others do not"),
