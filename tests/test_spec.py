@@ -121,44 +121,6 @@ def test_every_field() -> None:
 
 
 def test_defaults() -> None:
-def test_triggers() -> None:
-    cron = '[[triggers]]\ncron = "0 3 * * *"\ntimezone = "Europe/Berlin"\nmissed = "once"\n'
-    room = '[[triggers]]\nname = "order"\nroom = "orders"\npath = "/orders"\n'
-    app = parse_app(f"{LEAST}port = 1\n{cron}{room}")
-    assert app.triggers == (
-        Trigger(cron="0 3 * * *", timezone="Europe/Berlin", missed="once"),
-        Trigger("order", room="orders", path="/orders"),
-    )
-    assert [trigger.key for trigger in app.triggers] == ["cron", "order"]
-    assert read_app(render_app(app)) == app
-
-
-@pytest.mark.parametrize(
-    ("text", "field", "words"),
-    [
-        ("", "cron", "is missing, or room"),
-        ('cron = "@hourly"\nroom = "a"', "cron", "has one of them"),
-        ('cron = "@often"', "cron", "is not five fields"),
-        ('cron = "0 0 31 2 *"', "cron", "no line of a crontab"),
-        ('cron = "@daily"\ntimezone = "Mars"', "timezone", "no time zone"),
-        ('cron = "@daily"\nmissed = "all"', "missed", "none of skip, once"),
-        ('cron = "@daily"\nmethod = "BREW"', "method", "is none of"),
-        ('cron = "@daily"\npath = "x"', "path", "no path of a URL"),
-        ('room = "a.*"', "room", "name one"),
-        ('room = "nodes"', "room", "own processes"),
-        ('room = "a"\noverlap = "allow"', "overlap", "with cron only"),
-    ],
-)
-def test_a_trigger_is_one_moment_or_room(text: str, field: str, words: str) -> None:
-    error = refusal(f"{LEAST}port = 1\n[[triggers]]\n{text}\n")
-    assert error.field == f"triggers[1].{field}"
-    assert words in error.message
-
-
-def test_a_trigger_needs_a_port() -> None:
-    assert refusal(f'{LEAST}[[triggers]]\ncron = "@daily"\n').field == "port"
-
-
     app = parse_app('name = "a"\nimage = "oci:dir"\nport = 80')
     assert app == App(name="a", image="oci:dir", source="oci:dir", port=80)
     assert app.isolation is Class.CONTAINER
