@@ -38,6 +38,7 @@ class Memory:
 
     def clear(self) -> None:
         """Remove what an earlier life has left."""
+        self._opened.clear()
         self.directory.mkdir(parents=True, exist_ok=True)
         self.directory.chmod(0o711)
         for path in self.directory.iterdir():
