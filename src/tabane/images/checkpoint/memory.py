@@ -42,15 +42,15 @@ class Memory:
         self.directory.mkdir(parents=True, exist_ok=True)
         self.directory.chmod(0o711)
         for path in self.directory.iterdir():
-            shutil.rmtree(path)
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     @property
     def used_bytes(self) -> int:
         return self._promised_bytes + sum(opened.bytes for opened in self._opened.values())
 
     def promise(self, size: int) -> list[Path]:
-        """Keep room for `size` bytes until it is `return`ed; returns directories to be removed for
-        it. Raises `NoRoom`."""
+        """Keep room for `size` bytes, until `give_back`; returns directories to be removed for it.
+        Raises `NoRoom`."""
         if size > self.limit_bytes:
             raise NoRoom(
                 f"this takes {show_size(size)} of memory, and all opened checkpoints may take "
