@@ -40,6 +40,10 @@ class Capabilities(Value, frozen=True):
     freeze: bool = False
     checkpoint: bool = False
     restore: bool = False
+    saves_kernel_state: bool = False
+    """Its checkpoints have state of the node's kernel, and need the same release."""
+    saves_processor_state: bool = False
+    """They have what programs saw of the processor, and need one that is no less."""
     live_migration: bool = False
     exec: bool = False
     terminal: bool = False

@@ -55,7 +55,13 @@ class CriuDriver(OciDriver):
 
     def _find_capabilities(self) -> Capabilities:
         able = self._find_criu() is not None
-        return replace(OciDriver.capabilities, checkpoint=able, restore=able)
+        return replace(
+            OciDriver.capabilities,
+            checkpoint=able,
+            restore=able,
+            saves_kernel_state=able,
+            saves_processor_state=able,
+        )
 
     def _find_criu(self) -> Criu | None:
         if self._criu is None and not self._no_criu:
