@@ -56,19 +56,22 @@ cat >/etc/exim4/exim4.conf <<'END'
 END
 exec exim4 -bdf -q1h
 """
+SECTIONS = ("health", "placement", "security", "services")
 PATIENCE_S = 30.0
 
 
 def deploy(
     cluster: LocalCluster, name: str, command: list[str], *tcp: dict[str, Any], **more: Any
 ) -> dict[str, Any]:
-    """An app with these TCP ports; `more` are fields of `[reactive]` and `[resources]`."""
+    """An app with these TCP ports; `more` are fields of `[reactive]`, or other sections."""
     memory = more.pop("memory", "128MiB")
+    sections = {name: more.pop(name) for name in SECTIONS if name in more}
+    rest = "".join(f"[{name}]\n{fields(table)}" for name, table in sections.items())
     tables = "".join(f"[[tcp]]\n{fields(table)}" for table in tcp)
     reactive = fields({"stop_after": "1h", "stop_timeout": "1s"} | more)
     limits = fields({"memory": memory, "pids": 128})
     top = fields({"name": name, "image": "host", "command": command})
-    text = f"{top}{tables}[reactive]\n{reactive}[resources]\n{limits}"
+    text = f"{top}{tables}[reactive]\n{reactive}[resources]\n{limits}{rest}"
     body = {"text": text, "file": f"{name}.toml", "image": "host"}
     deployed: dict[str, Any] = cluster.api.post("/api/v1/apps", body)
     return deployed
@@ -124,6 +127,15 @@ def test_a_session_at_another_node_is_handed_on(cluster: LocalCluster) -> None:
             assert ask(sock, b"PING") == b"+PONG\r\n"
     here = [i["id"] for i in cluster.instances("redis") if i["node"].startswith("tokyo")]
     assert here == [i["id"] for i in before]
+
+
+def test_a_session_goes_to_the_data_center_that_may_run_the_app(cluster: LocalCluster) -> None:
+    placement = {"datacenters": ["osaka"]}
+    deploy(cluster, "far", REDIS, {"port": 6381, "target": 6379}, placement=placement)
+    with dial(cluster, 6381) as sock:
+        assert ask(sock, b"PING") == b"+PONG\r\n"
+        (instance,) = cluster.instances("far")
+        assert instance["node"].startswith("osaka")
 
 
 def test_much_passes_whole_in_both_directions(cluster: LocalCluster) -> None:

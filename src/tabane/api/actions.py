@@ -191,7 +191,7 @@ async def list_apps(agent: Agent) -> dict[str, Any]:
     for app in agent.all_apps():
         mine = [i for i in found if i.app == app.key]
         ready = sum(i.state is State.READY for i in mine)
-        rows.append(describe_app(app) | {"ready": ready, "instances": len(mine)})
+        rows.append(_describe_here(agent, app) | {"ready": ready, "instances": len(mine)})
     return {"apps": rows, "silent": silent}
 
 
@@ -207,7 +207,7 @@ async def show(agent: Agent, key: str) -> dict[str, Any]:
         records(agent, "events", 500),
     )
     return {
-        "app": describe_app(app),
+        "app": _describe_here(agent, app),
         "advice": advise(app, agent.config.cluster.datacenters()),
         "instances": [_describe_aged(i, age_s) for i, age_s in aged if i.app == key],
         "homes": [home for data in homes.by_node.values() for home in msgspec.json.decode(data)],
@@ -233,6 +233,14 @@ def describe_app(app: App) -> dict[str, Any]:
     for row, container in zip(shown.get("containers", []), app.containers, strict=True):
         row["digest"] = container.image
     return shown | added
+
+
+def _describe_here(agent: Agent, app: App) -> dict[str, Any]:
+    """And why nodes take no sessions at its TCP ports, where they do not."""
+    shown = describe_app(app)
+    for row in shown.get("tcp", []):
+        row["problems"] = agent.tcp.problems(row["port"])
+    return shown
 
 
 async def _instances(agent: Agent) -> tuple[list[Instance], list[str]]:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 LONGEST_SOURCE = 14
 LONGEST_HOSTS = 18
+SOME_PORTS = 2
 
 
 def deploy(argv: list[str]) -> int:
@@ -142,6 +143,9 @@ def apps(argv: list[str]) -> int:
         headings = ("APP", "CLASS", "REV", "IMAGE", "DIGEST", "PORT", "HOSTS", "READY")
         whole_answer = not answer["silent"]
         print_table(headings, [_app_row(app, whole_answer) for app in answer["apps"]])
+    for app in answer["apps"]:
+        for problem in _port_problems(app):
+            complain(f"apps: {short(placed_app(app)['app'])}: {problem}")
     return say_silent(answer["silent"])
 
 
@@ -153,10 +157,26 @@ def _app_row(app: dict[str, Any], whole_answer: bool) -> tuple[object, ...]:
         app["revision"],
         _tail(app["image"], LONGEST_SOURCE),
         _digits(app["digest"]),
-        app.get("port") or "-",
+        _ports(app),
         _hosts(app.get("hosts", [])),
         "at rest" if rests else f"{app['ready']}/{app['instances']}",
     )
+
+
+def _ports(app: dict[str, Any]) -> str:
+    """The one of HTTP, and those of TCP, as many as there is room for."""
+    http = [str(app["port"])] if "port" in app else []
+    ports = [*http, *(f"{tcp['port']}/tcp" for tcp in app.get("tcp", ()))]
+    more = f",+{len(ports) - SOME_PORTS}" if len(ports) > SOME_PORTS else ""
+    return ",".join(ports[:SOME_PORTS]) + more or "-"
+
+
+def _port_problems(app: dict[str, Any]) -> list[str]:
+    return [
+        f"{node} takes no sessions at TCP port {tcp['port']}: {why}"
+        for tcp in app.get("tcp", ())
+        for node, why in tcp.get("problems", {}).items()
+    ]
 
 
 def _tail(text: str, longest: int) -> str:
@@ -198,6 +218,12 @@ def show(argv: list[str]) -> int:
         image = f"{beside.get('image', app['image'])} ({_digits(beside['digest'])})"
         say(f"  beside    {beside['name']}: {command}, in {image}")
     say(f"  port      {app.get('port') or '-'}   hosts {', '.join(app.get('hosts', ())) or '-'}")
+    for tcp in app.get("tcp", ()):
+        idle = f", idle for {tcp['session_idle']} at most" if "session_idle" in tcp else ""
+        proxy = f", PROXY {tcp['proxy_protocol']}" if "proxy_protocol" in tcp else ""
+        say(f"  tcp       {tcp['port']} to its {tcp['target']}{idle}{proxy}")
+    for problem in _port_problems(app):
+        say(f"  problem   {problem}")
     if rooms := app["services"].get("middlecon"):
         say(f"  services  middlecon: {', '.join(rooms)}")
     if app["services"].get("k2i"):
