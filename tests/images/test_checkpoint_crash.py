@@ -151,6 +151,7 @@ def test_killed_at_any_step(
     def outlive() -> None:
         async def check_and_go_on(store: CheckpointStore) -> None:
             assert least <= revisions(store) <= most
+            assert store.quarantined() == 0, "there never is a manifest without its chunks"
             await check(store, place, wanted)
             await work(store)
             await check(store, place, wanted)
