@@ -17,7 +17,7 @@ from tabane.errors import Corrupt, EngineError
 from tabane.runtimes import load
 from tabane.runtimes.api import Handle
 from tabane.runtimes.cgroups import Cgroup
-from tabane.runtimes.criu import dump, engine
+from tabane.runtimes.criu import dump, engine, trial
 from tabane.runtimes.criu.driver import CriuDriver
 from tabane.runtimes.registry import probe_whole
 from tabane.testing.checkpoints import counted, counting, place, restored, wait_counted
@@ -149,6 +149,37 @@ async def test_changed_images_are_not_restored(bench: ContainerBench) -> None:
             path.write_bytes(kept)
         async with restored(bench, images) as (spec, _):
             await wait_counted(spec, 1)
+
+
+async def test_what_worked_is_not_tried_again(
+    bench: ContainerBench, ground: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By any node, until an engine has another version or the machine is started again."""
+    monkeypatch.setattr(trial, "MARKS", tmp_path)
+    (tmp_path / "another-boot-criu-4.2.1-crun").touch()
+    assert (await probe_whole(bench.driver)).detail == f"checkpoints by CRIU {criu_version()}"
+    (mark,) = tmp_path.iterdir()
+    again = load(bench.driver.name, bench.spawner, ground / f"again-{uuid.uuid4().hex[:6]}")
+    assert isinstance(again, CriuDriver)
+
+    async def fail(*given: object, **named: object) -> None:
+        raise EngineError("a checkpoint is tried")
+
+    monkeypatch.setattr(again, "checkpoint", fail)
+    assert (await probe_whole(again)).versions["criu"] == criu_version()
+    mark.unlink()
+    once_more = load(bench.driver.name, bench.spawner, ground / f"more-{uuid.uuid4().hex[:6]}")
+    assert isinstance(once_more, CriuDriver)
+    monkeypatch.setattr(once_more, "checkpoint", fail)
+    probe = await probe_whole(once_more)
+    assert probe.detail == "no checkpoints: a trial failed: a checkpoint is tried"
+    assert list(tmp_path.iterdir()) == []
+    for driver in (again, once_more):
+        driver.close()
+
+
+def criu_version() -> str:
+    return engine.find_criu().version
 
 
 async def test_without_criu_there_are_no_checkpoints(

@@ -86,7 +86,8 @@ class CriuDriver(OciDriver):
             from tabane.runtimes.criu.trial import try_checkpoints
 
             probe = replace(self._probe, pending=False)
-            self._no_criu = await try_checkpoints(self, self._criu, self._directory)
+            engine, criu = self._probe.reason, self._criu
+            self._no_criu = await try_checkpoints(self, criu, engine, self._directory)
             self._probe = self._tell(probe)
         return self._probe
 

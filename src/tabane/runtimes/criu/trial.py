@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import re
+import shutil
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -12,22 +15,53 @@ from tabane.errors import TabaneError, Unsupported
 from tabane.model import new_instance_id
 from tabane.runtimes import mounts
 from tabane.runtimes.api import Driver, InstanceSpec, Link
-from tabane.runtimes.criu.engine import Criu, learn_features
+from tabane.runtimes.criu.engine import FEATURES, Criu, learn_features
 from tabane.runtimes.threads import to_thread
 from tabane.runtimes.trial import ID_BASE, make_spec, parked
 
+MARKS = Path("/run/tabane/criu")
 TIMEOUT_S = 20.0
 COMMAND = ("/usr/bin/sleep", "infinity")
 
 
-async def try_checkpoints(driver: Driver, criu: Criu, directory: Path) -> str:
-    """Why `driver` can make none here; empty when it can. What is left when the node's agent is
-    killed meanwhile, its next `try_driver` removes."""
+async def try_checkpoints(driver: Driver, criu: Criu, engine: str, directory: Path) -> str:
+    """Why `driver` can make none here; empty when it can. `engine`: which it is, with its version.
+
+    What worked since the machine's start with the same versions is not tried again, by any node.
+    """
+    mark = mark_of(criu, engine)
+    if mark.exists():
+        shutil.copy(mark, directory / FEATURES)
+        return ""
     try:
         await to_thread(learn_features, criu, directory)
-    except Unsupported as problem:
-        return problem.message
-    place = directory / "trial"
+    except Unsupported as refusal:
+        return refusal.message
+    if not (problem := await _try_in(directory / "trial", driver)):
+        _remember(mark, directory / FEATURES)
+    return problem
+
+
+def mark_of(criu: Criu, engine: str) -> Path:
+    """The file that is there once these worked together: with what CRIU found out of the kernel."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return MARKS / f"{boot}-criu-{criu.version}-{re.sub('[^a-z0-9.]+', '-', engine.lower())}"
+
+
+def _remember(mark: Path, features: Path) -> None:
+    """Also forget what worked before the machine was started last."""
+    mark.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    boot = mark.name.partition("-criu-")[0]
+    for other in mark.parent.iterdir():
+        if not other.name.startswith(boot):
+            other.unlink(missing_ok=True)
+    fresh = mark.with_name(f"{mark.name}.{os.getpid()}")
+    shutil.copy(features, fresh)
+    fresh.replace(mark)
+
+
+async def _try_in(place: Path, driver: Driver) -> str:
+    """What is left when the node's agent is killed meanwhile, its next `try_driver` removes."""
     place.mkdir(mode=0o711)
     try:
         async with asyncio.timeout(TIMEOUT_S), parked(ID_BASE) as one, parked(ID_BASE) as two:
