@@ -182,8 +182,7 @@ def _check_together(app: App) -> None:
     _check_containers(app)
     _check_health(app)
     if least > most:
-    if app.triggers and app.port is None:
-        raise Mistake("port", "is missing: what a trigger brings is a request to it")
+    _check_triggers(app)
         raise Mistake("reactive.min", f"{least} is more than max, {most}: lower it or raise max")
     if app.port is None and app.hosts:
         raise Mistake("port", "is missing: hosts lead to one")
@@ -197,6 +196,34 @@ def _check_together(app: App) -> None:
 
 
 def _check_health(app: App) -> None:
+def _check_rest(app: App) -> None:
+    """What becomes of an instance without sessions, one after the other, and back by a session."""
+    reactive = app.reactive
+    steps = {
+        "freeze_after": reactive.freeze_after_s,
+        "checkpoint_after": reactive.checkpoint_after_s,
+        "stop_after": reactive.stop_after_s,
+    }
+    told = [(name, after_s) for name, after_s in steps.items() if after_s is not None]
+    for (name, after_s), (later, later_s) in itertools.pairwise(told):
+        if not app.takes_sessions:
+            raise Mistake(f"reactive.{name}", "needs a port: only a session brings it back")
+        if after_s >= later_s:
+            problem = f"{after_s:g} s is not before {later}, {later_s:g} s: lower it or raise that"
+            raise Mistake(f"reactive.{name}", problem)
+    if reactive.reclaim and reactive.freeze_after_s is None:
+        raise Mistake("reactive.reclaim", "has a meaning with freeze_after only")
+
+
+def _check_triggers(app: App) -> None:
+    if app.triggers and app.port is None:
+        raise Mistake("port", "is missing: what a trigger brings is a request to it")
+    rooms = [trigger.room for trigger in app.triggers]
+    for number, room in enumerate(rooms, 1):
+        if room and room in rooms[: number - 1]:
+            raise Mistake(f"triggers[{number}].room", "is there twice: one request has a message")
+
+
     health = app.health
     asked = {"http": health.http, "tcp": health.tcp, "command": health.command}
     named = [name for name, given in asked.items() if given]

@@ -17,6 +17,7 @@ from tabane.node import messages as say
 from tabane.node.calling import call
 from tabane.node.control import APPS, sound_app
 from tabane.node.requesting import GRACE_S, Request, ask_app
+from tabane.node.rooms import Rooms
 from tabane.node.timers import TRIGGERS, Timers, parse_mark
 from tabane.reactions import Trigger
 from tabane.scheduler.placement import home_of
@@ -35,12 +36,14 @@ class Triggers:
         self._apps: dict[AppName, App] = {}
         """Those with triggers."""
         self._timers: Timers | None = None
+        self._rooms = Rooms(agent, self._apps)
 
     def start(self) -> None:
-        """Learn what is deployed; on the control node, begin to carry moments out."""
+        """Learn what is deployed, be in apps' rooms, and on the control node carry moments out."""
         agent = self._agent
         self._take(agent.all_apps())
         agent.replica.subscribe(self.on_changes)
+        self._rooms.start()
         if agent.config.is_control:
             self._timers = Timers(
                 agent.store, agent.clock, agent.tasks, apps=self._apps.values, send=self._send
@@ -55,6 +58,7 @@ class Triggers:
             app = sound_app(change.key, change.value) if change.value is not None else None
             self._apps.pop(AppName(change.key.removeprefix(APPS)), None)
             self._take([app] if app is not None else [])
+        self._rooms.settle_soon()
         if self._timers is not None:
             self._timers.look_soon()
 
