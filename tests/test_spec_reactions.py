@@ -81,7 +81,7 @@ def test_a_trigger_is_one_moment_or_room(text: str, field: str, words: str) -> N
 def test_a_room_has_one_trigger() -> None:
     twice = '[[triggers]]\nname = "%d"\nroom = "a"\n'
     error = refusal(f"{LEAST}port = 1\n{twice % 1}{twice % 2}")
-    assert (error.field, error.line) == ("triggers[2].room", 9)
+    assert (error.field, error.line) == ("triggers[2].room", 10)
 
 
 def test_a_trigger_needs_a_port() -> None:
