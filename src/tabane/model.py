@@ -85,6 +85,8 @@ class Reactive(Value, frozen=True, omit_defaults=True):
     """`listen`, `started`, `health`, or `http:/path`."""
     start_timeout_s: float = 10.0
     response_timeout_s: float = 60.0
+    drain_timeout_s: float = 30.0
+    """What sessions of an instance that is to go have to end by themselves."""
     stop_timeout_s: float = 10.0
     queue: int = 1000
     wake_budget_s: float | None = None

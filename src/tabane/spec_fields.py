@@ -388,6 +388,7 @@ _REACTIVE = {
     "ready": Field("ready", _ready),
     "start_timeout": Field("start_timeout_s", as_positive_duration, format_duration),
     "response_timeout": Field("response_timeout_s", as_positive_duration, format_duration),
+    "drain_timeout": Field("drain_timeout_s", as_duration, format_duration),
     "stop_timeout": Field("stop_timeout_s", as_duration, format_duration),
     "queue": Field("queue", whole(0)),
     "wake_budget": Field("wake_budget_s", as_positive_duration, format_duration),

@@ -25,7 +25,6 @@ import heapq
 from collections.abc import Callable, Iterable
 
 from tabane.gateway.decisions import (
-    DRAIN_TIMEOUT_S,
     Decisions,
     Freeze,
     Instruction,
@@ -298,7 +297,7 @@ class Activation:
             holding.doubtful = holding.state is not State.STARTING
             holding.state, holding.trace = State.READY, trace
             holding.born = holding.last_used = now
-            holding.drain_until = now + DRAIN_TIMEOUT_S
+            holding.drain_until = now + holding.drain_timeout_s
             if not holding.is_leaving:
                 ledger.setbacks.on_ready(holding.setbacks_before)
 

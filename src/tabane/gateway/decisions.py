@@ -20,8 +20,6 @@ RECALL_S = 0.1
 may make it needless: longer than a round trip in a data center."""
 ASK_AGAIN_S = 0.1
 """How rarely gateways are asked whether an instance is idle, however short its `stop_after`."""
-DRAIN_TIMEOUT_S = 30.0
-"""Sessions still open on a draining instance after this are cut."""
 ELSEWHERE_RETRY_S = 1.0
 LATE_RETRY_S = 1.0
 VERDICT_S = 0.5
@@ -128,7 +126,7 @@ class Decisions:
         if holding.state is State.STARTING:
             self._stop(holding, reason)
             return
-        holding.draining, holding.drain_until = reason, self._now + DRAIN_TIMEOUT_S
+        holding.draining, holding.drain_until = reason, self._now + holding.drain_timeout_s
         self.revoke(holding)
 
     def revoke(self, holding: Holding) -> None:

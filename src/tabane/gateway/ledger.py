@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from tabane.gateway.messages import Demand, Grant, Refuse, StartTrace
 from tabane.gateway.setbacks import HEALTHY_S, NEVER, Setbacks
-from tabane.model import App, AppName, Instance, InstanceId, NodeName, State
+from tabane.model import App, AppName, Instance, InstanceId, NodeName, Reactive, State
 
 
 @dataclass(slots=True)
@@ -65,6 +65,11 @@ class Holding:
     def can_freeze(self) -> bool:
         instance = self.instance
         return self.state is State.READY and instance is not None and instance.freezable
+
+    @property
+    def drain_timeout_s(self) -> float:
+        """Of its own revision's file, as far as that is known."""
+        return (self.app.reactive if self.app is not None else Reactive()).drain_timeout_s
 
     @property
     def is_leaving(self) -> bool:
