@@ -12,6 +12,7 @@ import subprocess
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tests.real.cloning import bench, ground, host, no_hybrid
 from tabane.clock import SYSTEM
 from tabane.errors import Conflict, EngineError, Unsupported
 from tabane.model import App, Resources
+from tabane.network.netlink import run_in_network_of
 from tabane.runtimes.api import Execution, Handle, InstanceSpec
 from tabane.runtimes.cgroups import Cgroup
 from tabane.runtimes.criu.driver import CriuDriver
@@ -201,6 +203,60 @@ def mounts_of(pid: int) -> dict[str, tuple[str, ...]]:
         masked = point.startswith(("/proc/", "/sys/")) and " - proc " not in line
         found[point] = () if masked else tuple(sorted(options.split(",")))
     return found
+
+
+ECHO = """
+import json, select, socket
+listener = socket.create_server(("0.0.0.0", 8000))
+talks = []
+print(json.dumps("listens"), flush=True)
+while True:
+    for ready in select.select([listener, *talks], [], [])[0]:
+        if ready is listener:
+            talks.append(listener.accept()[0])
+            continue
+        try:
+            data = ready.recv(100)
+        except OSError:
+            data = b""
+        if data:
+            ready.sendall(data)
+        else:
+            talks.remove(ready)
+            print(json.dumps("closed"), flush=True)
+"""
+
+
+async def test_connections_go_on_here_and_are_closed_there(bench: ContainerBench) -> None:
+    """Of what is saved and left running nobody notices; a copy sees that the other end is gone,
+    and takes new connections."""
+    app = program("echo", ECHO)
+    with place() as images:
+        async with bench.running(app) as origin:
+            await wait_said(origin.spec)
+            with await connect(origin.spec) as talk:
+                assert await echo(talk, b"before") == b"before"
+                await bench.driver.checkpoint(origin.handle, images, leave_running=True)
+                assert await echo(talk, b"after") == b"after"
+                assert said(origin.spec) == ["listens"]
+        async with clone(bench, app, images) as (spec, _):
+            assert await wait_said(spec) == ["closed"]
+            with await connect(spec) as talk:
+                assert await echo(talk, b"new") == b"new"
+
+
+async def connect(spec: InstanceSpec) -> socket.socket:
+    """From within the link's network namespace."""
+    assert spec.link is not None
+    enter = ("nsenter", f"--net={spec.link.network_namespace}", "ip", "link", "set", "lo", "up")
+    await asyncio.to_thread(subprocess.run, enter, check=True)
+    dial = partial(socket.create_connection, ("127.0.0.1", 8000), 10)
+    return await asyncio.to_thread(run_in_network_of, spec.link.parked_pid, dial)
+
+
+async def echo(talk: socket.socket, data: bytes) -> bytes:
+    await asyncio.to_thread(talk.sendall, data)
+    return await asyncio.to_thread(talk.recv, 100)
 
 
 OWN_ADDRESS = """
