@@ -40,9 +40,7 @@ def node(nodes: ImageNodes) -> ImageNode:
 
 async def make(node: ImageNode, seed: str = "one", app: App = HELLO) -> Stored:
     """As a node's policy does."""
-    about = node.checkpoints.about(
-        app, "runc", InstanceId("abc123"), has_kernel_state=True, has_processor_state=True
-    )
+    about = node.checkpoints.about(app, "runc", InstanceId("abc123"))
     async with node.checkpoints.store.dump(app.id_base) as dump:
         write_dump(dump.directory, seed)
         return await dump.keep(about)
@@ -58,9 +56,8 @@ async def test_what_is_remembered_of_an_instance(node: ImageNode) -> None:
     assert about.kernel == os.uname().release and about.machine == os.uname().machine
     assert about.versions == {"runc": "1.1.5", "criu": "4.2.1"}
     assert about.instance == "abc123" and about.cpu_flags
-    free = node.checkpoints.about(
-        HELLO, "runc", InstanceId("a"), has_kernel_state=False, has_processor_state=False
-    )
+    free = node.checkpoints.about(HELLO, "qemu", InstanceId("abc123"))
+    assert free.isolation == "microvm"
     assert (free.kernel, free.cpu_flags, free.cpu_vendor) == ("", "", "")
 
 
@@ -90,9 +87,7 @@ async def test_the_latest_that_is_not_refused_is_chosen(node: ImageNode) -> None
     assert choose(HELLO) == (None, ())
     old, new = await make(node, "one"), await make(node, "two")
     assert choose(HELLO) == (new, ()) and choose(revised(3)) == (None, ())
-    other = node.checkpoints.about(
-        HELLO, "runc", InstanceId("abc"), has_kernel_state=True, has_processor_state=True
-    )
+    other = node.checkpoints.about(HELLO, "runc", InstanceId("abc"))
     async with node.checkpoints.store.dump(HELLO.id_base) as dump:
         await dump.keep(msgspec.structs.replace(other, kernel="7.1"))
     assert choose(HELLO) == (new, ())

@@ -107,29 +107,22 @@ class NodeCheckpoints:
 
     # For instances
 
-    def about(
-        self,
-        app: App,
-        driver: str,
-        instance: InstanceId,
-        *,
-        has_kernel_state: bool,
-        has_processor_state: bool,
-    ) -> About:
-        """What is to be remembered of an instance of `app` that is dumped here, by a driver whose
-        dumps have state of the node's kernel, or of its processor."""
+    def about(self, app: App, driver: str, instance: InstanceId) -> About:
+        """What is to be remembered of an instance of `app` that is dumped here by that driver."""
+        engines = self._agent.engines
+        able = engines.drivers[driver].capabilities
         return About(
             app=app.key,
             revision=app.revision,
             driver=driver,
-            isolation=self._agent.engines.drivers[driver].isolation,
+            isolation=engines.drivers[driver].isolation,
             images=tuple(dict.fromkeys(image for image, _ in app.images())),
             id_base=app.id_base,
             machine=os.uname().machine,
-            cpu_vendor=self._vendor if has_processor_state else "",
-            cpu_flags=self._flags if has_processor_state else "",
-            kernel=os.uname().release if has_kernel_state else "",
-            versions=self._agent.engines.probes[driver].versions,
+            cpu_vendor=self._vendor if able.saves_processor_state else "",
+            cpu_flags=self._flags if able.saves_processor_state else "",
+            kernel=os.uname().release if able.saves_kernel_state else "",
+            versions=engines.probes[driver].versions,
             instance=instance,
         )
 
