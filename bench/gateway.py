@@ -4,8 +4,9 @@
 
 A proxy has one core to itself, and the client and the app have the other: the rate at saturation
 is what that core can do. Proxies take turns of two seconds, so that what else the machine does
-meets both. The load of the latencies is half of the slower one's saturation, and each request is
-timed from when it was due (`native/steady.c`). [Why so](../docs/decisions/gateway-speed.md).
+meets both. The load of the latencies is half of the slower one's saturation in that round, and
+each request is timed from when it was due (`native/steady.c`). Bars are the medians of the
+rounds' ratios. [Why so](../docs/decisions/gateway-speed.md).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,13 @@ from peers.native import compile_all
 from peers.processes import PYTHON, Failed, Process, Processes, free_port, wait_for_port
 from report import Report, percentile
 
-ROUNDS = int(os.environ.get("ROUNDS", "5"))
+ROUNDS = int(os.environ.get("ROUNDS", "7"))
+HTTP2_ROUNDS = 3
 SECONDS = 2
 CONNECTIONS = (32, 256)
 HTTP2_CONNECTIONS, HTTP2_STREAMS = 8, 16
 PROXIES = ("haproxy", "gateway")
+SERVERS = ("app", *PROXIES)
 RATE_BAR, TAIL_BAR = 0.7, 1.5
 BODY_BYTES = 1 << 30
 MEMORY_MIB_BAR = 16
@@ -121,10 +124,8 @@ class Bench:
         done = subprocess.run(argv, capture_output=True, text=True)
         if done.returncode:
             raise Failed(f"{server} under steady load: {done.stderr}")
-        _, *nanoseconds = map(int, done.stdout.split())
-        return dict(
-            zip(("p50_ms", "p90_ms", "p99_ms"), (n / 1e6 for n in nanoseconds), strict=False)
-        )
+        _, p50, p90, p99, *_ = (int(word) / 1e6 for word in done.stdout.split())
+        return {"load_per_s": rate, "p50_ms": p50, "p90_ms": p90, "p99_ms": p99}
 
     def transfer(self, server: str, name: str) -> dict[str, float]:
         """GB a second of a large body up and down again, and the server's growth by it."""
@@ -164,50 +165,54 @@ class Bench:
         return int(status.partition("VmHWM:")[2].split()[0])
 
 
+Turn = dict[str, float]
+
+
 def in_turns(
-    measure: Callable[[str], dict[str, float]], servers: tuple[str, ...]
-) -> dict[str, Any]:
-    """The medians of what each server is measured to do, in turns whose order rotates."""
-    taken: dict[str, list[dict[str, float]]] = {server: [] for server in servers}
-    for number in range(ROUNDS):
-        first = number % len(servers)
-        for server in servers[first:] + servers[:first]:
-            taken[server].append(measure(server))
-    return {
-        server: {what: percentile([one[what] for one in found], 50) for what in found[0]}
-        for server, found in taken.items()
-    }
+    measure: Callable[[str], Turn], servers: tuple[str, ...], number: int
+) -> dict[str, Turn]:
+    """What each server is measured to do in round `number`; who begins rotates."""
+    first = number % len(servers)
+    return {server: measure(server) for server in servers[first:] + servers[:first]}
+
+
+def middle(values: Iterable[float]) -> float:
+    return percentile(values, 50)
+
+
+def medians(rounds: list[dict[str, Turn]], server: str) -> Turn:
+    return {what: middle(one[server][what] for one in rounds) for what in rounds[0][server]}
 
 
 def measure_speed(bench: Bench, report: Report, connections: int) -> None:
-    rates = in_turns(lambda name: bench.saturate(name, connections), ("app", *PROXIES))
-    load = min(rates[name]["requests_per_s"] for name in PROXIES) / 2
-    tails = in_turns(lambda name: bench.load(name, connections, load), ("app", *PROXIES))
-    for name in ("app", *PROXIES):
-        shown = "nginx itself" if name == "app" else name
-        report.row(
-            server=shown, connections=connections, **rates[name], load_per_s=load, **tails[name]
+    rates, tails = [], []
+    for number in range(ROUNDS):
+        rates.append(in_turns(lambda name: bench.saturate(name, connections), SERVERS, number))
+        load = min(rates[-1][name]["requests_per_s"] for name in PROXIES) / 2
+        tails.append(
+            in_turns(lambda name: bench.load(name, connections, load), PROXIES, number)  # noqa: B023
         )
-    share = rates["gateway"]["requests_per_s"] / rates["haproxy"]["requests_per_s"]
-    tail = tails["gateway"]["p99_ms"] / tails["haproxy"]["p99_ms"]
-    report.bar(
-        f"{connections} connections: rate at saturation, of HAProxy's",
-        *(share, RATE_BAR),
-        unit="times",
-        better="higher",
-    )
-    what = f"{connections} connections: p99 at the same load, of HAProxy's"
-    report.bar(what, tail, TAIL_BAR, unit="times")
+    for name in SERVERS:
+        columns = {"server": "nginx itself" if name == "app" else name, "connections": connections}
+        columns |= medians(rates, name)
+        report.row(**columns, **(medians(tails, name) if name in PROXIES else {}))
+    for what, rounds, column, bar, better in (
+        ("rate at saturation", rates, "requests_per_s", RATE_BAR, "higher"),
+        ("p99 at the same load", tails, "p99_ms", TAIL_BAR, "lower"),
+    ):
+        ratio = middle(one["gateway"][column] / one["haproxy"][column] for one in rounds)
+        name = f"{connections} connections: {what}, of HAProxy's"
+        report.bar(name, ratio, bar, unit="times", better=better)
 
 
 def measure_http2(bench: Bench, report: Report) -> None:
-    rates = in_turns(bench.saturate_http2, PROXIES)
+    rates = [in_turns(bench.saturate_http2, PROXIES, number) for number in range(HTTP2_ROUNDS)]
     for name in PROXIES:
         report.row(
             server=f"{name}, HTTP/2",
             connections=HTTP2_CONNECTIONS,
             streams=HTTP2_CONNECTIONS * HTTP2_STREAMS,
-            **rates[name],
+            **medians(rates, name),
         )
 
 
