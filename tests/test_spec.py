@@ -83,6 +83,7 @@ deadline = "5s"
 """
 
 LEAST = 'name = "a"\nimage = "host"\ncommand = ["true"]\n'
+RESTS = LEAST + "port = 1\n[reactive]\nfreeze_after = "
 
 
 def refusal(text: str) -> SpecError:
@@ -280,6 +281,19 @@ def test_a_mistake_is_named(line: str, field: str, problem: str) -> None:
         (LEAST + 'hosts = ["a.b"]', "port", "is missing: hosts lead to one"),
         (LEAST + '[reactive]\nready = "listen"', "port", 'ready = "listen" needs one'),
         (LEAST + '[reactive]\nready = "http:/"', "port", 'only "started" does not'),
+        (LEAST + '[reactive]\nfreeze_after = "1s"', "reactive.freeze_after", "needs a port"),
+        (RESTS + '"30s"', "reactive.freeze_after", "30 s is not before stop_after, 30 s"),
+        (
+            RESTS + '"5s"\ncheckpoint_after = "5s"',
+            "reactive.freeze_after",
+            "5 s is not before checkpoint_after, 5 s: lower it or raise that",
+        ),
+        (
+            RESTS + '"5s"\ncheckpoint_after = "31s"',
+            "reactive.checkpoint_after",
+            "31 s is not before stop_after, 30 s",
+        ),
+        (LEAST + "[reactive]\nreclaim = true", "reactive.reclaim", "with freeze_after only"),
     ],
 )
 def test_fields_fit_together(text: str, field: str, problem: str) -> None:
@@ -362,6 +376,7 @@ def apps(draw: st.DrawFn) -> App:
     host = LABELS.map(lambda label: f"{label}.test")
     isolation = draw(st.sampled_from(Class))
     budget = draw(st.none() | SECONDS) if isolation is Class.AUTO else None
+    rests = draw(st.sampled_from([None, 0.0, 1.5])) if port else None
     return App(
         name=draw(LABELS),
         namespace=draw(LABELS),
@@ -379,7 +394,10 @@ def apps(draw: st.DrawFn) -> App:
             concurrency=draw(st.integers(1, 10**6)),
             min=least,
             max=draw(st.integers(max(least, 1), 1000)),
-            stop_after_s=draw(st.just(0.0) | SECONDS),
+            stop_after_s=draw(st.just(0.0) | SECONDS) if rests is None else 10.0,
+            freeze_after_s=rests,
+            checkpoint_after_s=draw(st.sampled_from([None, 9.5])) if rests is not None else None,
+            reclaim=draw(st.booleans()) if rests is not None else False,
             max_age_s=draw(st.none() | SECONDS),
             ready=draw(st.sampled_from(ready)),
             start_timeout_s=draw(SECONDS),

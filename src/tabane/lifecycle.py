@@ -80,6 +80,11 @@ TRANSITIONS: dict[State, dict[Event, State]] = {
 }
 
 
+AT_REST = (State.FREEZING, State.FROZEN)
+STANDING = (State.READY, *AT_REST)
+"""An instance that was ready, and serves at once or when it is thawed."""
+
+
 def follow(state: State, event: Event) -> State:
     """The state after `event`. Raises `Conflict` when the table has no such transition."""
     try:

@@ -178,11 +178,12 @@ def _check_together(app: App) -> None:
         raise Mistake("driver", 'has no meaning with class = "auto", which picks one: leave it out')
     if app.isolation is not Class.AUTO and app.reactive.wake_budget_s is not None:
         raise Mistake("reactive.wake_budget", 'has a meaning with class = "auto" only')
+    _check_rest(app)
     _check_volumes(app)
     _check_containers(app)
     _check_health(app)
-    if least > most:
     _check_triggers(app)
+    if least > most:
         raise Mistake("reactive.min", f"{least} is more than max, {most}: lower it or raise max")
     if app.port is None and app.hosts:
         raise Mistake("port", "is missing: hosts lead to one")
@@ -195,7 +196,6 @@ def _check_together(app: App) -> None:
         raise Mistake("reactive.ready", f'"{ready}" asks in HTTP/1.1, and protocol is "h2c"')
 
 
-def _check_health(app: App) -> None:
 def _check_rest(app: App) -> None:
     """What becomes of an instance without sessions, one after the other, and back by a session."""
     reactive = app.reactive
@@ -224,6 +224,7 @@ def _check_triggers(app: App) -> None:
             raise Mistake(f"triggers[{number}].room", "is there twice: one request has a message")
 
 
+def _check_health(app: App) -> None:
     health = app.health
     asked = {"http": health.http, "tcp": health.tcp, "command": health.command}
     named = [name for name, given in asked.items() if given]

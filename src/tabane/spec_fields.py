@@ -383,7 +383,10 @@ _REACTIVE = {
     "concurrency": Field("concurrency", whole(1)),
     "min": Field("min", whole(0)),
     "max": Field("max", whole(1)),
+    "freeze_after": Field("freeze_after_s", as_duration, format_duration),
+    "checkpoint_after": Field("checkpoint_after_s", as_duration, format_duration),
     "stop_after": Field("stop_after_s", as_duration, format_duration),
+    "reclaim": Field("reclaim", as_flag),
     "max_age": Field("max_age_s", as_positive_duration, format_duration),
     "ready": Field("ready", _ready),
     "start_timeout": Field("start_timeout_s", as_positive_duration, format_duration),
@@ -434,9 +437,9 @@ FIELDS: dict[str, AnyField] = {
     "containers": Tables(
         "containers", Container, _CONTAINERS, ("name",), lambda container: None, most=8
     ),
+    "triggers": Tables("triggers", Trigger, _TRIGGERS, (), _check_trigger, most=16),
     "collect": Tables("collect", make_collect, _COLLECT, ("kind",), _check_inside, most=8),
 }
 """All an app file may say, in the order it is written."""
-    "triggers": Tables("triggers", Trigger, _TRIGGERS, (), _check_trigger, most=16),
 
 REQUIRED = ("name", "image")

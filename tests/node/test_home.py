@@ -48,6 +48,8 @@ class Rig:
         self.clock = VirtualClock()
         self.started: list[InstanceId] = []
         self.stopped: list[InstanceId] = []
+        self.frozen: list[InstanceId] = []
+        self.thawed: list[InstanceId] = []
         self.told: list[tuple[str, ToGateway]] = []
         view = NodeView(NODE, (EngineView("runc", Class.CONTAINER),))
         self.apps = {APP.key: APP}
@@ -62,6 +64,12 @@ class Rig:
 
     def start_instance(self, node: NodeName, app: App, instance: InstanceId) -> None:
         self.started.append(instance)
+
+    def freeze_instance(self, node: NodeName, instance: InstanceId, number: int) -> None:
+        self.frozen.append(instance)
+
+    def thaw_instance(self, node: NodeName, instance: InstanceId) -> None:
+        self.thawed.append(instance)
 
     def stop_instance(self, node: NodeName, instance: InstanceId, reason: str) -> None:
         self.stopped.append(instance)

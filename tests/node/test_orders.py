@@ -67,6 +67,11 @@ class FakeExecutor:
     def __init__(self) -> None:
         self.running: dict[str, Any] = {}
         self.signalled: list[str] = []
+        self.freezer = SimpleNamespace(wait_awake=self.wait_awake)
+        self.held: list[Any] = []
+
+    async def wait_awake(self, running: Any) -> None:
+        self.held.append(running)
 
     def on_signal(self, instance: str) -> None:
         self.signalled.append(instance)

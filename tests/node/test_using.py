@@ -22,10 +22,13 @@ INSTANCE = Instance(ID, APP, 1, OWN, Generation("one", ID, 1), State.READY, driv
 @pytest.mark.parametrize("home", [OWN, OTHER])
 async def test_the_home_is_told_again_and_again_until_it_ends(home: NodeName) -> None:
     clock, told = VirtualClock(), asyncio.Queue[tuple[str, Any]]()
+    held: list[Any] = []
     agent: Any = SimpleNamespace(
         clock=clock,
         executor=SimpleNamespace(
-            runs=lambda instance: instance == ID, get=lambda _: SimpleNamespace(instance=INSTANCE)
+            runs=lambda instance: instance == ID,
+            get=lambda _: SimpleNamespace(instance=INSTANCE),
+            freezer=SimpleNamespace(hold=held.append),
         ),
         config=SimpleNamespace(key=OWN),
         nodes=SimpleNamespace(is_home=lambda app: home == OWN, home_of=lambda app: home),
@@ -37,6 +40,7 @@ async def test_the_home_is_told_again_and_again_until_it_ends(home: NodeName) ->
         assert await told.get() == (agent_of(home), StillUsed(APP, ID, -FOR_S))
         await asyncio.sleep(0)
         clock.advance(AGAIN_S)
+    assert len(held) == 3
     task.cancel()
     await asyncio.wait({task})
     clock.advance(2 * AGAIN_S)

@@ -23,6 +23,7 @@ from tabane.errors import NotFound, Unreachable, UsageError
 from tabane.gateway.activation import StopAsked
 from tabane.images.oci import LINUX, SOLO5
 from tabane.images.store import HOST
+from tabane.lifecycle import STANDING
 from tabane.model import App, AppName, Class, Instance, InstanceId, NodeName, State
 from tabane.node import messages as say
 from tabane.node.config import HTTP_PORT, agent_of
@@ -190,7 +191,7 @@ async def list_apps(agent: Agent) -> dict[str, Any]:
     rows = []
     for app in agent.all_apps():
         mine = [i for i in found if i.app == app.key]
-        ready = sum(i.state is State.READY for i in mine)
+        ready = sum(i.state in STANDING for i in mine)
         rows.append(_describe_here(agent, app) | {"ready": ready, "instances": len(mine)})
     return {"apps": rows, "silent": silent}
 
@@ -326,7 +327,7 @@ async def execute(
     check_command(argv)
     check_text("workdir", workdir)
     own = check_env(env or {})
-    running, handle = _entered(agent, instance)
+    running, handle = await _entered(agent, instance)
     if workdir and not workdir.startswith("/"):
         raise UsageError(f"workdir: {workdir!r} is not an absolute path in the instance")
     name, image = _container_of(running, container)
@@ -349,7 +350,7 @@ async def copy(
     """Begin to copy files as a tar stream, see `Transfer`."""
     if not check_text("path", path).startswith("/"):
         raise UsageError(f"path: {path!r} is not an absolute path in the instance")
-    running, handle = _entered(agent, instance)
+    running, handle = await _entered(agent, instance)
     name, image = _container_of(running, container)
     transfer = Transfer(path, inward, as_named, _user_of(image, user), name)
     action = "copy-in" if inward else "copy-out"
@@ -357,9 +358,10 @@ async def copy(
     return await running.driver.copy(handle, transfer)
 
 
-def _entered(agent: Agent, instance: str) -> tuple[Running, Handle]:
-    """An instance in which something runs."""
+async def _entered(agent: Agent, instance: str) -> tuple[Running, Handle]:
+    """An instance in which something runs; it was thawed if need be."""
     running = agent.executor.get(check_instance(instance))
+    await agent.executor.freezer.wait_awake(running)
     handle = running.record.handle
     if handle is None or running.instance.state is not State.READY:
         raise NotFound(f"instance {instance} is {running.instance.state}, nothing runs in it")

@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import select
 import signal
+from collections.abc import Callable
 
+from tabane.clock import SYSTEM
 from tabane.errors import TimedOut
 from tabane.runtimes.process import is_same
+
+MEANWHILE_S = 0.1
 
 
 def _open(pid: int, ticks: int) -> int | None:
@@ -22,20 +26,30 @@ def _open(pid: int, ticks: int) -> int | None:
     return None
 
 
-def _wait_ended(descriptor: int, timeout_s: float) -> bool:
+def _wait_ended(descriptor: int, timeout_s: float, meanwhile: Callable[[], None]) -> bool:
     """Block until the process of a pidfd has ended; False when it still runs after `timeout_s`."""
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
-    return bool(poll.poll(timeout_s * 1000))
+    deadline = SYSTEM.now() + timeout_s
+    while (left_s := deadline - SYSTEM.now()) > 0:
+        meanwhile()
+        if poll.poll(min(left_s, MEANWHILE_S) * 1000):
+            return True
+    return False
 
 
 def end_process(
-    pid: int, ticks: int, *, term_timeout_s: float = 0, kill_timeout_s: float = 5
+    pid: int,
+    ticks: int,
+    *,
+    term_timeout_s: float = 0,
+    kill_timeout_s: float = 5,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> None:
     """TERM, `term_timeout_s`, then KILL; return when it has ended. One that has ended is fine.
 
     Without a `term_timeout_s` it is killed at once. Raises `TimedOut` when even KILL does not end
-    it (a process that hangs in the kernel).
+    it (a process that hangs in the kernel). `meanwhile` is called now and then as long as it waits.
     """
     descriptor = _open(pid, ticks)
     if descriptor is None:
@@ -43,10 +57,10 @@ def end_process(
     try:
         if term_timeout_s:
             _send(descriptor, signal.SIGTERM)
-            if _wait_ended(descriptor, term_timeout_s):
+            if _wait_ended(descriptor, term_timeout_s, meanwhile):
                 return
         _send(descriptor, signal.SIGKILL)
-        if not _wait_ended(descriptor, kill_timeout_s):
+        if not _wait_ended(descriptor, kill_timeout_s, meanwhile):
             raise TimedOut(f"process {pid} does not end although it was killed: look at its stack")
     finally:
         os.close(descriptor)

@@ -17,7 +17,13 @@ import msgspec
 
 from tabane.clock import Clock
 from tabane.errors import Closed, TabaneError, Unavailable
-from tabane.gateway.activation import InstanceEnded, InstanceReady, StillStarting, StopAsked
+from tabane.gateway.activation import (
+    InstanceAwake,
+    InstanceEnded,
+    InstanceReady,
+    StillStarting,
+    StopAsked,
+)
 from tabane.gateway.messages import (
     Broken,
     Demand,
@@ -25,11 +31,10 @@ from tabane.gateway.messages import (
     Returned,
     StartTrace,
     StillUsed,
-    ToGateway,
 )
 from tabane.k2i import EventFeed, K2i, ProcessTable
 from tabane.middlecon import Change, Client, Message, Room, connect
-from tabane.model import App, AppName, Instance, InstanceId, NodeName, State, WakeRecord
+from tabane.model import App, AppName, Instance, NodeName, State, WakeRecord
 from tabane.network import NetworkPool, prepare_node
 from tabane.node import messages as say
 from tabane.node.answering import Answering, Answers
@@ -51,6 +56,7 @@ from tabane.node.lag import Lag
 from tabane.node.leases import NodeLeases, Nodes, keep_lease
 from tabane.node.membership import Membership, Terms
 from tabane.node.orders import Orders
+from tabane.node.performing import Performing
 from tabane.node.replication import Follower, Publisher
 from tabane.node.running import Transition
 from tabane.node.services import NodeServices
@@ -59,13 +65,13 @@ from tabane.node.settling import SETTLE_S, Settling
 from tabane.node.spawner import HolderSpawner
 from tabane.node.spreading import spread
 from tabane.node.tcp_ports import TcpPorts
+from tabane.node.triggers import Triggers
 from tabane.node.watching import Watching
 from tabane.runtimes.volumes import VolumeFiles
 from tabane.scheduler.placement import NodeView, place
 from tabane.security.audit import AuditLog
 from tabane.store.feed import StoreFeed
 from tabane.store.replica import Replica
-from tabane.node.triggers import Triggers
 from tabane.store.sqlite import SqliteStore
 from tabane.supervise import Later, Supervisor
 
@@ -119,7 +125,7 @@ class Agent:
         self.catalog = Catalog(self)
         self.settling = Settling(self)
         self.home = Home(
-            self,
+            Performing(self),
             clock,
             app_of=self.catalog.cohort,
             nodes=self._node_views,
@@ -190,6 +196,7 @@ class Agent:
         self.room.on_message(concurrent=True)(self._on_message)
         self.room.on_presence(lambda presence: self._on_presence(presence.member, presence.change))
         self.room.on_presence(self.happenings.on_presence)
+        self._begin_home()
         await self.me.join(say.NODES)  # now the others see this agent, and tell it how things stand
         self.session.on_open()
         self.lag = Lag(self)
@@ -200,6 +207,7 @@ class Agent:
         self.k2i.start(self.tasks, self.process_events)
         self.tasks.keep("figures", self.figures.watch)
         self.tasks.start("machines", self.figures.try_machines())
+        self.triggers.start()
         for app in self.all_apps():
             self.catalog.prefetch(app)
 
@@ -207,7 +215,6 @@ class Agent:
         self.store = await SqliteStore.open(path)
         self.apps = Apps(self.store, self.clock, lambda app: place(app, self.all_views(), {}))
         self.leases = NodeLeases(self.store)
-        self.triggers.start()
         feed = StoreFeed(self.store)
         self.publisher = Publisher(
             feed, self.send, self.tasks, self.clock, lambda member: member in self.room.members
@@ -311,6 +318,13 @@ class Agent:
         self.home.on_node_report(node, mine, asked_at)
         self.settling.on_report(node, asked_at)
 
+    def _begin_home(self) -> None:
+        """What runs here its home is to know before gateways ask for slots; of what they hold it
+        knows nothing yet."""
+        self.home.expect(self.nodes.gateways())
+        mine = (one for one in self.executor.instances() if self.nodes.is_home(one.cohort))
+        self.home.on_node_report(self.config.key, tuple(mine), self.clock.now())
+
     def _on_hub(self, hub: str, is_open: bool) -> None:
         """A node came or went: homes move, and `min` is spread anew."""
         self._take_over()
@@ -350,9 +364,13 @@ class Agent:
         if transition.state in (State.READY, State.ABSENT) and self.joined:
             self.tasks.start("figures", self.figures.tell())
 
-    def _on_instance(self, event: InstanceReady | InstanceEnded | StillStarting) -> None:
+    def _on_instance(
+        self, event: InstanceReady | InstanceEnded | InstanceAwake | StillStarting
+    ) -> None:
         if isinstance(event, StillStarting):
             self._notify_home(say.Slow(event))
+        elif isinstance(event, InstanceAwake):
+            self._notify_home(say.Awake(event))
         elif isinstance(event, InstanceReady):
             self.gateways.tell_ready(event.instance)
             if (trace := event.trace) is not None:
@@ -362,7 +380,7 @@ class Agent:
         else:
             self._notify_home(say.Ended(event))
 
-    def _notify_home(self, message: say.Started | say.Ended | say.Slow) -> None:
+    def _notify_home(self, message: say.FromExecutor) -> None:
         if not self.joined:
             return  # after the start, `_take_over` tells all
         app = message.instance.cohort if isinstance(message, say.Started) else message.event.app
@@ -371,8 +389,8 @@ class Agent:
         else:
             self.tell(agent_of(self.nodes.home_of(app)), message)
 
-    def hear_of_instance(self, message: say.Started | say.Ended | say.Slow) -> None:
-        if isinstance(message, say.Ended | say.Slow):
+    def hear_of_instance(self, message: say.FromExecutor) -> None:
+        if not isinstance(message, say.Started):
             self.home.about(message.event.app, message.event)
             return
         trace = StartTrace(message.phases_us, message.total_us) if message.phases_us else None
@@ -381,36 +399,6 @@ class Agent:
     @property
     def joined(self) -> bool:
         return hasattr(self, "room")
-
-    # The home's performer
-
-    def start_instance(self, node: NodeName, app: App, instance: InstanceId) -> None:
-        if node == self.config.key:
-            self.executor.start(app, instance, self.clock.now())
-        else:
-            self.tasks.start(f"start {instance}", self._start_there(node, app, instance))
-
-    async def _start_there(self, node: NodeName, app: App, instance: InstanceId) -> None:
-        try:
-            await self.send(agent_of(node), say.encode(say.StartInstance(app, instance)))
-        except TabaneError as error:
-            reason = f"{node} could not be told to start it: {error}"
-            self.home.handle(InstanceEnded(app.cohort, instance, node, reason, failed=True))
-
-    def stop_instance(self, node: NodeName, instance: InstanceId, reason: str) -> None:
-        if node == self.config.key:
-            self.executor.stop(instance, reason)
-        else:
-            self.tell(agent_of(node), say.StopInstance(instance, reason))
-
-    def release_instance(self, node: NodeName, instance: InstanceId) -> None:
-        if node == self.config.key:
-            self.executor.release(instance)
-        else:
-            self.tell(agent_of(node), say.ReleaseInstance(instance))
-
-    def tell_gateway(self, gateway: str, message: ToGateway) -> None:
-        self.tell(gateway, message)
 
     # For those who ask
 

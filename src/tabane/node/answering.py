@@ -34,10 +34,13 @@ class Answering:
         self._agent = agent
         self._table: dict[type, Callable[[str, Any], Awaitable[bytes | None]]] = {
             say.StartInstance: self._start,
+            say.FreezeInstance: self._freeze,
+            say.ThawInstance: self._thaw,
             say.StopInstance: self._stop,
             say.ReleaseInstance: self._release,
             say.Started: self._heard,
             say.Ended: self._heard,
+            say.Awake: self._heard,
             say.Slow: self._heard,
             say.Asked: self._asked,
             say.Hello: self._hello,
@@ -70,10 +73,10 @@ class Answering:
             say.AskVolumes: self._volumes,
             say.DropVolume: self._drop_volume,
             say.ForgetVolumes: self._forget_volumes,
+            say.FireTrigger: self._fire,
         }
 
     async def answer(self, sender: str, body: say.Message) -> bytes | None:
-            say.FireTrigger: self._fire,
         """Raises `Unsupported` for what an agent is never asked."""
         handler = self._table.get(type(body))
         if handler is None:
@@ -86,13 +89,19 @@ class Answering:
     async def _start(self, sender: str, body: say.StartInstance) -> None:
         self._agent.executor.start(body.app, body.instance, self._agent.clock.now())
 
+    async def _freeze(self, sender: str, body: say.FreezeInstance) -> None:
+        self._agent.executor.freezer.freeze(body.instance, body.number)
+
+    async def _thaw(self, sender: str, body: say.ThawInstance) -> None:
+        self._agent.executor.freezer.thaw(body.instance)
+
     async def _stop(self, sender: str, body: say.StopInstance) -> None:
         self._agent.executor.stop(body.instance, body.reason)
 
     async def _release(self, sender: str, body: say.ReleaseInstance) -> None:
         self._agent.executor.release(body.instance)
 
-    async def _heard(self, sender: str, body: say.Started | say.Ended | say.Slow) -> None:
+    async def _heard(self, sender: str, body: say.FromExecutor) -> None:
         self._agent.hear_of_instance(body)
 
     async def _asked(self, sender: str, body: say.Asked) -> None:
@@ -197,6 +206,10 @@ class Answering:
             raise Unsupported(f"{self._agent.config.key} does not hold the store")
         return say.encode(say.Committed(await self._agent.apps.forget_volumes(body.app)))
 
+    async def _fire(self, sender: str, body: say.FireTrigger) -> bytes:
+        outcome = await self._agent.triggers.fire(body.app, body.trigger, body.moment)
+        return say.encode(say.Fired(outcome))
+
     def _describe(self, cohort: App) -> dict[str, Any]:
         home, now = self._agent.home, self._agent.clock.now()
         choice, ledger = home.explain(cohort), home.ledger(cohort.cohort)
@@ -206,10 +219,6 @@ class Answering:
             "callers": cohort.trust,
             "failures": setbacks.count if setbacks else 0,
             "reason": setbacks.reason if setbacks else "",
-    async def _fire(self, sender: str, body: say.FireTrigger) -> bytes:
-        outcome = await self._agent.triggers.fire(body.app, body.trigger, body.moment)
-        return say.encode(say.Fired(outcome))
-
             "problem": setbacks.describe(now) if setbacks else "",
             "trouble": home.trouble(cohort.cohort),
             "waiting": ledger.total_waiting() if ledger is not None else 0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from tabane.clock import SYSTEM
 from tabane.errors import TimedOut
 
 _PAUSE_S = 0.002
+V1_STATE, V2_FREEZE = "freezer.state", "cgroup.freeze"
 
 
 class Hierarchies(NamedTuple):
@@ -58,6 +60,17 @@ def _made(directory: Path) -> bool:
     except FileNotFoundError:
         return False
     return True
+
+
+def thaw_cgroups(path: str) -> None:
+    """Let all that is frozen in the cgroup `path` and below it run: it would not end when it is
+    killed, nor its pid namespace. What is not there is fine."""
+    for root in find_hierarchies().roots:
+        for directory, _, files in os.walk(root / path.lstrip("/")):
+            for name, thawed in ((V1_STATE, "THAWED"), (V2_FREEZE, "0")):
+                if name in files:
+                    with suppress(FileNotFoundError):
+                        Path(directory, name).write_text(thawed)
 
 
 def remove_cgroups(path: str, *, timeout_s: float = 5.0) -> None:

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from tabane.errors import Closed, NotFound
-from tabane.model import App, AppName, Generation, Instance, State
+from tabane.lifecycle import STANDING
+from tabane.model import App, AppName, Generation, Instance
 from tabane.node import messages as say
 from tabane.node.running import Running
 
@@ -77,8 +78,8 @@ class Gateways:
 
     def _all_instances(self) -> say.LocalInstances:
         executor = self._agent.executor
-        ready = [one for one in executor.instances() if one.state is State.READY]
-        return _local_instances(ready, complete=True, dead=executor.silent())
+        standing = [one for one in executor.instances() if one.state in STANDING]
+        return _local_instances(standing, complete=True, dead=executor.silent())
 
     def _tell(self, message: say.Message) -> None:
         for gateway in self._greeted:

@@ -20,6 +20,10 @@ class Performer(Protocol):
 
     def start_instance(self, node: NodeName, app: App, instance: InstanceId) -> None: ...
 
+    def freeze_instance(self, node: NodeName, instance: InstanceId, number: int) -> None: ...
+
+    def thaw_instance(self, node: NodeName, instance: InstanceId) -> None: ...
+
     def stop_instance(self, node: NodeName, instance: InstanceId, reason: str) -> None: ...
 
     def release_instance(self, node: NodeName, instance: InstanceId) -> None: ...
@@ -171,6 +175,10 @@ class Home:
             match instruction:
                 case activation.Start(app=app, instance=instance, node=node):
                     self._performer.start_instance(node, app, instance)
+                case activation.Freeze(instance=instance, node=node, number=number):
+                    self._performer.freeze_instance(node, instance, number)
+                case activation.Thaw(instance=instance, node=node):
+                    self._performer.thaw_instance(node, instance)
                 case activation.Stop(instance=instance, node=node, reason=reason):
                     self._performer.stop_instance(node, instance, reason)
                 case activation.Release(instance=instance, node=node):

@@ -28,7 +28,9 @@ from tabane.node.ends import (
     with_last_line,
     would_repeat,
 )
-from tabane.node.records import Record, read_record
+from tabane.node.freezing import Freezer
+from tabane.node.records import Record
+from tabane.node.recovery import Recovery
 from tabane.node.register import Register
 from tabane.node.running import (
     Beginning,
@@ -38,11 +40,9 @@ from tabane.node.running import (
     Running,
     Services,
     Transition,
-    without_end,
 )
 from tabane.runtimes import mounts
-from tabane.runtimes.api import Driver, Handle, Image, InstanceSpec
-from tabane.runtimes.cgroups import Cgroup
+from tabane.runtimes.api import Driver, Image, InstanceSpec
 from tabane.runtimes.pods import log_of
 from tabane.runtimes.volumes import VolumeFiles
 from tabane.supervise import Supervisor, harmless
@@ -92,17 +92,19 @@ class Executor(Register):
         super().__init__(node, directory, clock, on_change)
         self._incarnation = incarnation
         self._logs = logs
-        self._cgroup = cgroup
-        self._links = links
-        self._services = services
+        self.cgroup = cgroup
+        self.links = links
+        self.services = services
         self.volumes = volumes
         self._images = images
         self._driver_for = driver_for
-        self._driver_named = driver_named
-        self._tasks = tasks
-        self._notify = harmless("notify", notify)
+        self.driver_named = driver_named
+        self.tasks = tasks
+        self.notify = harmless("notify", notify)
         self._on_over = harmless("over", on_over)
         self._kernel = kernel
+        self._loop = asyncio.get_running_loop()
+        self.freezer = Freezer(self, tasks, self.notify, self.fail)
         self._starts = asyncio.Semaphore(PARALLEL_STARTS)
 
     def spec(self, record: Record) -> InstanceSpec:
@@ -115,7 +117,7 @@ class Executor(Register):
             link=record.link,
             directory=directory,
             log=self._logs / instance.id / "log",
-            cgroup=f"{self._cgroup}/{instance.id}",
+            cgroup=f"{self.cgroup}/{instance.id}",
             hostname=f"{record.app.name}-{instance.id}",
             volumes=self.volumes.of(record.app),
             services=directory / "services" if record.app.services.needs_directory else None,
@@ -134,13 +136,13 @@ class Executor(Register):
             node=self.node,
             generation=Generation(self._incarnation, instance_id, 1),
             state=State.PREPARING,
-            cgroup=f"{self._cgroup}/{instance_id}",
+            cgroup=f"{self.cgroup}/{instance_id}",
             kernel=self._kernel,
             created_at=self.clock.wall(),
             trust=app.trust,
         )
         begun = self.beginning[instance_id] = Beginning(instance, app)
-        self._tasks.start(f"start {instance_id}", self._start(begun, decided))
+        self.tasks.start(f"start {instance_id}", self._start(begun, decided))
         self._tell_later(begun)
 
     def _tell_later(self, begun: Beginning) -> None:
@@ -151,7 +153,7 @@ class Executor(Register):
         instance = begun.instance
         if self.beginning.get(instance.id) is begun and not begun.unwanted:
             doing = begun.doing or self._images.describe(begun.app)
-            self._notify(StillStarting(begun.app.cohort, instance.id, self.node, doing))
+            self.notify(StillStarting(begun.app.cohort, instance.id, self.node, doing))
             self._tell_later(begun)
 
     async def _start(self, begun: Beginning, decided: float) -> None:
@@ -190,10 +192,14 @@ class Executor(Register):
     async def _prepare(self, begun: Beginning, came: Fetched, phases: dict[str, int]) -> Running:
         app, driver, began = begun.app, came.driver, self.clock.now()
         begun.doing = "it waits for a link to the network"
-        link = await self._links.claim(app.id_base, egress=app.network.egress)
+        link = await self.links.claim(app.id_base, egress=app.network.egress)
         phases["network"] = micros(self.clock.now() - began)
         instance = replace(
-            begun.instance, isolation=driver.isolation, driver=driver.name, address=link.address
+            begun.instance,
+            isolation=driver.isolation,
+            driver=driver.name,
+            address=link.address,
+            freezable=driver.capabilities.freeze,
         )
         image, *others = came.images
         record = Record(instance, app, image, link, sidecar_images=tuple(others))
@@ -209,7 +215,7 @@ class Executor(Register):
             begun.doing = driver.capabilities.preparation
             handle = await driver.prepare(spec)
         except BaseException:
-            await self._clean_up(running)
+            await self.clean_up(running)
             del self.running[instance.id]
             await self._release(running)
             raise
@@ -234,7 +240,7 @@ class Executor(Register):
         if not driver.capabilities.services:
             raise Unsupported(f"its driver {driver.name} cannot show services to an instance")
         spec.services.mkdir()
-        await self._services.open(spec)
+        await self.services.open(spec)
 
     def _fail_early(
         self, begun: Beginning, reason: str, *, failed: bool = False, retry: bool = True
@@ -243,7 +249,7 @@ class Executor(Register):
         app, instance_id = begun.app, begun.instance.id
         self.beginning.pop(instance_id, None)
         self.say(instance_id, app.key, State.FAILED if failed else State.ABSENT, reason)
-        self._notify(InstanceEnded(app.cohort, instance_id, self.node, reason, failed, retry))
+        self.notify(InstanceEnded(app.cohort, instance_id, self.node, reason, failed, retry))
 
     async def _launch(self, running: Running) -> None:
         """Start the engine and, beside it, watch for readiness: whichever way it goes first.
@@ -252,15 +258,15 @@ class Executor(Register):
         if (begun := self.beginning.get(spec.id)) is not None:
             begun.doing = f"it is not ready yet ({describe_ready(app)})"
         started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        life = self._tasks.start(f"life {spec.id}", self._live(running, spec, started))
+        life = self.tasks.start(f"life {spec.id}", self._live(running, spec, started))
         ready: asyncio.Future[None] = started
         if app.reactive.ready != "started":
-            ready = self._tasks.start(f"ready {spec.id}", running.wait_ready())
+            ready = self.tasks.start(f"ready {spec.id}", running.wait_ready())
         asyncio.get_running_loop().call_soon(self.say, spec.id, app.key, State.STARTING)
-        self._tasks.start(f"verdict {spec.id}", self._await(running, ready, life))
+        self.tasks.start(f"verdict {spec.id}", self.await_verdict(running, ready, life))
         await asyncio.wait({started, life}, return_when=asyncio.FIRST_COMPLETED)
 
-    async def _await(
+    async def await_verdict(
         self, running: Running, ready: asyncio.Future[None], life: asyncio.Task[None]
     ) -> None:
         """Wait for the first of: it is ready, it has ended, the time is up."""
@@ -299,7 +305,7 @@ class Executor(Register):
         self.save(running)
         if not started.done():
             started.set_result(None)
-        await self._watch(running)
+        await self.watch(running)
 
     def _become_ready(self, running: Running) -> None:
         """Tell first, and write when that is on its way: sessions wait. A record that was not
@@ -308,7 +314,7 @@ class Executor(Register):
         self.beginning.pop(running.instance.id, None)
         total_us = micros(self.clock.now() - running.began) + running.phases_us["decide"]
         trace = StartTrace(dict(running.phases_us), total_us)
-        self._notify(InstanceReady(running.instance, trace))
+        self.notify(InstanceReady(running.instance, trace))
         asyncio.get_running_loop().call_soon(self._write_ready, running)
 
     def _write_ready(self, running: Running) -> None:
@@ -323,12 +329,12 @@ class Executor(Register):
 
     # End
 
-    async def _watch(self, running: Running) -> None:
+    async def watch(self, running: Running) -> None:
         handle = running.record.handle
         assert handle is not None
         status = await running.driver.wait(handle)
         if not running.stopping:
-            app, was_ready = running.record.app, running.instance.state is State.READY
+            app, was_ready = running.record.app, running.was_ready
             running.ordered = self.clock.now() <= running.expected_until
             reason = explain_end(app, status, was_ready=was_ready, ordered=running.ordered)
             if not status.reason:
@@ -337,9 +343,11 @@ class Executor(Register):
             await self._end(running, reason, failed=True)
 
     def on_signal(self, instance_id: InstanceId) -> None:
-        """By somebody's order it gets one: that it ends within its `stop_timeout` is meant."""
+        """By somebody's order it gets one: that it ends within its `stop_timeout` is meant, and it
+        is not frozen meanwhile. In any thread."""
         if (running := self.running.get(instance_id)) is not None:
             running.expected_until = self.clock.now() + running.record.app.reactive.stop_timeout_s
+            self._loop.call_soon_threadsafe(self.freezer.hold, running)
 
     def stop(self, instance_id: InstanceId, reason: str) -> None:
         """Begin to stop an instance: TERM, `stop_timeout`, KILL. Of one that is gone: nothing."""
@@ -347,7 +355,11 @@ class Executor(Register):
         if begun is not None and (running is None or running.is_preparing):
             begun.unwanted = reason
         elif running is not None and not running.stopping and not running.ended:
-            self._tasks.start(f"stop {instance_id}", self._end(running, reason, failed=False))
+            self.tasks.start(f"stop {instance_id}", self._end(running, reason, failed=False))
+
+    def fail(self, running: Running, reason: str) -> None:
+        """Begin to end one that is of no use."""
+        self.tasks.start(f"end {running.instance.id}", self._end(running, reason, failed=True))
 
     async def _end(
         self, running: Running, reason: str, *, failed: bool, retry: bool = True
@@ -359,44 +371,49 @@ class Executor(Register):
         self.beginning.pop(running.instance.id, None)
         handle, app = running.record.handle, running.record.app
         self.become(running, Event.FAIL if failed else Event.STOP, reason=reason)
-        if handle is not None and (not failed or app.containers):
+        await self.freezer.let_go(running)
+        if handle is not None and (not failed or running.is_hung or app.containers):
             try:
                 await running.driver.stop(handle, app.reactive.stop_timeout_s)
             except (TabaneError, OSError) as error:
                 reason += f"; it was killed, as stopping it failed: {error}"
         running.is_over = True
         self._on_over(running)
-        await self._clean_up(running)
+        await self.clean_up(running)
         self.become(running, Event.GONE, reason=reason)
         running.ended = True
-        self._notify_ended(running, failed and not running.ordered, retry)
+        self.notify_ended(running, failed and not running.ordered, retry)
 
-    def _notify_ended(self, running: Running, failed: bool, retry: bool = True) -> None:
+    def notify_ended(self, running: Running, failed: bool, retry: bool = True) -> None:
         instance = running.instance
         event = InstanceEnded(
             instance.cohort, instance.id, self.node, instance.reason, failed, retry
         )
-        self._notify(event)
+        self.notify(event)
 
-    async def _clean_up(self, running: Running) -> None:
+    async def clean_up(self, running: Running) -> None:
         """Remove what the driver left; the log stays, the link until it is released."""
         if running.record.handle is not None:
             await running.driver.destroy(running.record.handle)
         else:
             await running.driver.discard(self.spec(running.record))
         if running.record.app.services.needs_directory:
-            await self._services.close(self.spec(running.record))
+            await self.services.close(self.spec(running.record))
+
+    async def recover(self, told: Sequence[Transition] = ()) -> None:
+        """As `Recovery.recover`."""
+        await Recovery(self).recover(told)
 
     def release(self, instance_id: InstanceId) -> None:
         """No gateway can reach the ended instance any more: its address may be used again."""
         running = self.running.get(instance_id)
         if running is not None and running.ended:
             del self.running[instance_id]
-            self._tasks.start(f"release {instance_id}", self._release(running))
+            self.tasks.start(f"release {instance_id}", self._release(running))
 
     async def _release(self, running: Running) -> None:
         if running.record.link is not None:
-            await self._links.release(running.record.link)
+            await self.links.release(running.record.link)
         mounts.remove_tree(self.directory / running.instance.id)
 
     async def stop_all(self) -> None:
@@ -407,89 +424,6 @@ class Executor(Register):
             if not running.stopping and not running.is_preparing
         ]
         await asyncio.gather(*ending)
-
-    # Recovery
-
-    async def recover(self, told: Sequence[Transition] = ()) -> None:
-        """After a restart of the agent: adopt what runs, clear away what does not. Of what was
-        `told` before, say the end of what the node forgot, since it was itself started anew."""
-        records = []
-        for path in sorted(self.directory.glob("*/record.json")):
-            if (record := read_record(path)) is not None:
-                records.append(record)
-            else:
-                await self._clear_unknown(path.parent)
-        await self._links.recover([record.link for record in records if record.link is not None])
-        for record in records:
-            await self._adopt(record)
-        for last in without_end(told, self.running):
-            self.say(last.instance, last.app, State.ABSENT, "its node ended")
-
-    async def _clear_unknown(self, directory: Path) -> None:
-        """End an instance whose record nobody can read: it cannot be answered for."""
-        await Cgroup(f"{self._cgroup}/{directory.name}").remove()
-        mounts.remove_tree(directory)
-
-    async def _adopt(self, record: Record) -> None:
-        running = Running(record, self._driver_named(record.instance.driver))
-        self.running[record.instance.id] = running
-        state, handle, reason = record.instance.state, None, ""
-        try:
-            handle = await self._take_over(running)
-        except (TabaneError, OSError) as error:
-            reason = f"its node's next agent could not take it over: {error}"
-        if handle is None:
-            await self._bury(running, reason)
-            return
-        instance = replace(record.instance, pid=int(str(handle.data["pid"])))
-        running.record = replace(record, handle=handle, instance=instance)
-        life = self._tasks.start(f"life {instance.id}", self._watch(running))
-        if state is State.READY:
-            self._notify(InstanceReady(instance))
-        else:
-            self._tasks.start(f"ready {instance.id}", self._await_ready(running, life))
-
-    async def _take_over(self, running: Running) -> Handle | None:
-        """What goes on of an instance; None when nothing does."""
-        record, spec, handle = running.record, self.spec(running.record), None
-        if record.instance.state in (State.STARTING, State.READY) and record.handle is not None:
-            handle = await running.driver.recover(spec, record.handle)
-        if handle is not None and record.app.services.needs_directory:
-            await self._services.open(spec)
-        return handle
-
-    async def _await_ready(self, running: Running, life: asyncio.Task[None]) -> None:
-        """The rest of a start that the end of an agent interrupted."""
-        running.began = self.clock.now()
-        running.phases_us["decide"] = 0
-        ready = self._tasks.start(f"ready {running.instance.id}", running.wait_ready())
-        await self._await(running, ready, life)
-
-    async def _bury(self, running: Running, reason: str = "") -> None:
-        """It ended before this agent began, or has to end: clear it away, and say so."""
-        running.stopping = running.ended = running.is_over = True
-        reason = reason or await self._last_words(running)
-        await self._clean_up(running)
-        record = running.record
-        instance = replace(record.instance, state=State.ABSENT, reason=reason)
-        running.record = replace(record, instance=instance)
-        self.save(running)
-        self.say(instance.id, instance.app, State.ABSENT, reason)
-        self._notify_ended(running, failed=record.instance.state is State.READY)
-
-    async def _last_words(self, running: Running) -> str:
-        """Why it ended, as far as its record or the spawner, which outlives agents, knows."""
-        record, reason = running.record, "it ended while its node's agent was away"
-        state = record.instance.state
-        if record.handle is None or state not in (State.STARTING, State.READY):
-            return record.instance.reason or reason
-        try:
-            status = await running.driver.wait(record.handle)
-        except TabaneError:
-            return reason
-        words = explain_end(record.app, status, was_ready=state is State.READY)
-        log = log_of(self.spec(record).log, status.container)
-        return with_last_line(f"{words}, while its node's agent was away", log)
 
 
 def micros(seconds: float) -> int:

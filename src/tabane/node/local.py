@@ -23,7 +23,12 @@ from tabane.errors import EngineError
 from tabane.model import Value
 from tabane.network.processes import end_process
 from tabane.network.uplink import ClusterNetwork, attach_node, detach_node
-from tabane.node.cgroups import find_hierarchies, make_cgroups, remove_cgroups
+from tabane.node.cgroups import (
+    find_hierarchies,
+    make_cgroups,
+    remove_cgroups,
+    thaw_cgroups,
+)
 from tabane.runtimes.process import handles, is_same, start_ticks
 
 HERE = Path("/mnt")
@@ -146,7 +151,12 @@ def stop_node(network: ClusterNetwork, node: NodeProcess, *, timeout_s: float = 
     """
     if not handles(node.pid, signal.SIGTERM):
         timeout_s = 0
-    end_process(node.pid, node.start_ticks, term_timeout_s=timeout_s)
+    end_process(
+        node.pid,
+        node.start_ticks,
+        term_timeout_s=timeout_s,
+        meanwhile=lambda: thaw_cgroups(node.cgroup),
+    )
     detach_node(network, node.number)
     remove_cgroups(node.cgroup)
 

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from tabane import errors
-from tabane.gateway.activation import InstanceEnded, StillStarting, StopAsked
+from tabane.gateway.activation import InstanceAwake, InstanceEnded, StillStarting, StopAsked
 from tabane.gateway.messages import ToGateway, ToHome
 from tabane.k2i.orders import InstanceOrder, InstanceOutcome, Order, Outcome
 from tabane.k2i.service import Part, Question
@@ -40,6 +40,19 @@ class StartInstance(Value, frozen=True, tag="start"):
     instance: InstanceId
 
 
+class FreezeInstance(Value, frozen=True, tag="freeze"):
+    """Home to agent: nobody holds slots of it. `number`: of this order, for `Awake`."""
+
+    instance: InstanceId
+    number: int
+
+
+class ThawInstance(Value, frozen=True, tag="thaw"):
+    """Home to agent: sessions come to it now. A repeat does nothing."""
+
+    instance: InstanceId
+
+
 class StopInstance(Value, frozen=True, tag="stop"):
     instance: InstanceId
     reason: str
@@ -59,6 +72,12 @@ class Started(Value, frozen=True, tag="started"):
 
 class Ended(Value, frozen=True, tag="ended"):
     event: InstanceEnded
+
+
+class Awake(Value, frozen=True, tag="awake"):
+    """Agent to home: an instance is not frozen, or no more, though it was to be."""
+
+    event: InstanceAwake
 
 
 class Slow(Value, frozen=True, tag="slow"):
@@ -361,25 +380,6 @@ class ScaleApp(Value, frozen=True, tag="scale"):
     max: int | None = None
 
 
-class Failure(Value, frozen=True, tag="failure"):
-    """An answer that is an error: class name in `tabane.errors`, its text and data."""
-
-    kind: str
-    message: str
-    retry_after_s: float = 0.0
-
-
-Message = (
-    ToHome
-    | ToGateway
-    | StartInstance
-    | StopInstance
-    | ReleaseInstance
-    | Started
-    | Ended
-    | Slow
-    | Asked
-    | Hello
 class FireTrigger(Value, frozen=True, tag="fire"):
     """Control node to agent: make the request of a trigger's moment. A repeat makes it again."""
 
@@ -394,6 +394,28 @@ class Fired(Value, frozen=True, tag="fired"):
     outcome: str
 
 
+class Failure(Value, frozen=True, tag="failure"):
+    """An answer that is an error: class name in `tabane.errors`, its text and data."""
+
+    kind: str
+    message: str
+    retry_after_s: float = 0.0
+
+
+Message = (
+    ToHome
+    | ToGateway
+    | StartInstance
+    | FreezeInstance
+    | ThawInstance
+    | StopInstance
+    | ReleaseInstance
+    | Started
+    | Ended
+    | Awake
+    | Slow
+    | Asked
+    | Hello
     | Routes
     | LocalInstances
     | TcpPorts
@@ -434,8 +456,13 @@ class Fired(Value, frozen=True, tag="fired"):
     | Deployed
     | RemoveApp
     | ScaleApp
+    | FireTrigger
+    | Fired
     | Failure
 )
+
+FromExecutor = Started | Ended | Awake | Slow
+"""What an executor tells the home of an instance."""
 
 encode = msgspec.msgpack.Encoder().encode
 parse: Any = msgspec.msgpack.Decoder(Message).decode
@@ -454,5 +481,3 @@ def to_error(failure: Failure) -> errors.TabaneError:
     if isinstance(error, errors.Unavailable):
         error.retry_after_s = failure.retry_after_s
     return error
-    | FireTrigger
-    | Fired

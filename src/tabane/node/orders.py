@@ -28,6 +28,7 @@ from tabane.k2i.orders import (
     wanted,
 )
 from tabane.k2i.permission import Here
+from tabane.lifecycle import AT_REST, STANDING
 from tabane.model import Instance, InstanceId, NodeName, State
 from tabane.node import messages as say
 from tabane.node.calling import call
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from tabane.node.agent import Agent
 
 ACT_S = 10.0
-PAUSABLE = (State.STARTING, State.READY)
+PAUSABLE = (State.STARTING, *STANDING)
 
 
 class Orders:
@@ -137,7 +138,7 @@ class NodeSurroundings:
 def with_pause(instance: Instance) -> Instance:
     """An instance with whether it is paused: orders do that beside its life cycle, so that its
     cgroup alone knows."""
-    runs = instance.state in PAUSABLE and instance.cgroup
+    runs = instance.state in (State.STARTING, State.READY) and instance.cgroup
     paused = bool(runs) and Cgroup(instance.cgroup).is_frozen()
     return replace(instance, paused=True) if paused else instance
 
@@ -168,7 +169,8 @@ class NodeInstances:
         else:
             if not running.driver.capabilities.freeze:
                 raise Unsupported(f"{target}: its driver {running.driver.name} cannot freeze")
-            now = {"paused": float(cgroup.is_frozen())}
+            is_at_rest = running.instance.state in AT_REST
+            now = {"paused": float(cgroup.is_frozen() and not is_at_rest)}
         return SeenInstance(app.key, app.owner, app.resources, now)
 
     async def do(self, target: InstanceTarget, action: InstanceAction) -> None:
@@ -177,11 +179,15 @@ class NodeInstances:
             limits = _shifted(wanted(action), _layer_bytes(running))
             await asyncio.to_thread(Cgroup(running.instance.cgroup).limit, limits)
         elif isinstance(action, Pause):
+            await self._executor.freezer.wait_awake(running)
+            running.paused = True
             await running.driver.freeze(handle)
             if running.stopping:
                 await running.driver.thaw(handle)  # what is frozen does not end
                 raise Conflict(f"{target} is being stopped, and was not paused")
         else:
+            await self._executor.freezer.wait_awake(running)
+            running.paused = False
             await running.driver.thaw(handle)
 
     def _find(self, target: InstanceTarget) -> tuple[Running, Handle]:

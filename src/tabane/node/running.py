@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
-from tabane.gateway.activation import InstanceEnded, InstanceReady, StillStarting
+from tabane.gateway.activation import (
+    InstanceAwake,
+    InstanceEnded,
+    InstanceReady,
+    StillStarting,
+)
+from tabane.lifecycle import STANDING
 from tabane.model import App, Instance, InstanceId, State, Value
+from tabane.node.checking import wait_well
 from tabane.node.readiness import describe_unready, wait_ready
 from tabane.node.records import Record
 from tabane.runtimes.api import Driver, Image, InstanceSpec, Link
@@ -93,6 +101,21 @@ class Running:
     expected_until: float = 0.0
     """That it ends before is what somebody ordered."""
     ordered: bool = False
+    is_hung: bool = False
+    """Its checks say so: it fails, and has to be stopped for that."""
+    is_frozen: bool = False
+    """Its engine froze it, or may have: its state says whether it is to be."""
+    freezing: asyncio.Task[None] | None = None
+    resting: asyncio.Task[None] | None = None
+    """Brings the engine to where the state is."""
+    held_until: float = 0.0
+    """Somebody uses it beside its sessions, so it is not frozen."""
+    paused: bool = False
+    """By somebody's order, which stands until another."""
+
+    @property
+    def was_ready(self) -> bool:
+        return self.instance.state in STANDING
 
     @property
     def instance(self) -> Instance:
@@ -116,6 +139,9 @@ class Running:
     async def wait_ready(self) -> None:
         """As its app's `ready` says; never by itself otherwise."""
         record, look = self.record, None
+        if record.app.reactive.ready == "health":
+            await wait_well(self)
+            return
         if self.driver.capabilities.own_stack and record.handle is not None:
             look = partial(self.driver.wait_listening, record.handle)
         await wait_ready(record.app, record.instance.address, record.link, look)
@@ -126,4 +152,4 @@ class Running:
         return await describe_unready(self.record.app, self.instance.address, link)
 
 
-Notify = Callable[[InstanceReady | InstanceEnded | StillStarting], None]
+Notify = Callable[[InstanceReady | InstanceEnded | InstanceAwake | StillStarting], None]

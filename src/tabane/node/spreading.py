@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from tabane.model import AppName, State
+from tabane.lifecycle import STANDING
+from tabane.model import AppName
 from tabane.node import messages as say
 from tabane.node.control import Apps
 
@@ -25,13 +26,14 @@ async def spread(agent: Agent, apps: Apps) -> None:
 
 
 async def count_ready(agent: Agent) -> dict[AppName, Counter[str]]:
-    """The ready instances of each app by data center; nobody is asked when no app has a `min`."""
+    """The ready instances of each app, frozen or not, by data center; nobody is asked when no app
+    has a `min`."""
     found: dict[AppName, Counter[str]] = {}
     if not any(app.reactive.min for app in agent.all_apps()):
         return found
     answers = await agent.ask_all(say.AskInstances(), ASK_S)
     for node, data in answers.by_node.items():
         for instance in say.parse(data).instances:
-            if instance.state is State.READY:
+            if instance.state in STANDING:
                 found.setdefault(instance.app, Counter())[node.partition("/")[0]] += 1
     return found

@@ -26,7 +26,9 @@ async def keep_in_use(agent: Agent, instance: InstanceId) -> None:
     """Until cancelled, or its end, have the instance not taken for idle, however short its
     `stop_after`."""
     while agent.executor.runs(instance):
-        app = agent.executor.get(instance).instance.cohort
+        running = agent.executor.get(instance)
+        agent.executor.freezer.hold(running)
+        app = running.instance.cohort
         used = StillUsed(app, instance, -FOR_S)
         if agent.nodes.is_home(app):
             agent.home.hear(agent_of(agent.config.key), used)

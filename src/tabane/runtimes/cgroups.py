@@ -212,6 +212,15 @@ class Cgroup:
         except FileNotFoundError:
             pass
 
+    def reclaim(self) -> None:
+        """Have the kernel take what it can of its memory: file pages, and others where there is
+        swap. Blocking, for as long as that takes. Raises `OSError`: also when that was not all."""
+        if self._unified:
+            used = _number(self._file("", "memory.current"))
+            _write(self._file("", "memory.reclaim"), str(used))
+        else:
+            _write(self._file("memory", "memory.force_empty"), "0")
+
     async def remove(self) -> None:
         """Kill what is in it and below, and remove it from every hierarchy. Idempotent."""
         self.thaw()

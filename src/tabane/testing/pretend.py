@@ -25,7 +25,13 @@ from msgspec.structs import replace
 
 from tabane.clock import SYSTEM, Clock
 from tabane.errors import Unsupported
-from tabane.gateway.activation import AppChanged, InstanceEnded, InstanceReady, StillStarting
+from tabane.gateway.activation import (
+    AppChanged,
+    InstanceAwake,
+    InstanceEnded,
+    InstanceReady,
+    StillStarting,
+)
 from tabane.gateway.http import HttpGateway
 from tabane.gateway.messages import ToGateway, ToHome
 from tabane.gateway.router import GatewayRouter
@@ -149,7 +155,9 @@ class PretendNode:
         """What is remembered of instances on disk."""
         return list(Path(self._directory.name).glob("run/*/record.json"))
 
-    def _on_instance(self, event: InstanceReady | InstanceEnded | StillStarting) -> None:
+    def _on_instance(
+        self, event: InstanceReady | InstanceEnded | InstanceAwake | StillStarting
+    ) -> None:
         key = event.instance.app if isinstance(event, InstanceReady) else event.app
         self.home.about(key, event)
 
@@ -157,6 +165,12 @@ class PretendNode:
 
     def start_instance(self, node: NodeName, app: App, instance: InstanceId) -> None:
         self.executor.start(app, instance, self._clock.now())
+
+    def freeze_instance(self, node: NodeName, instance: InstanceId, number: int) -> None:
+        self.executor.freezer.freeze(instance, number)
+
+    def thaw_instance(self, node: NodeName, instance: InstanceId) -> None:
+        self.executor.freezer.thaw(instance)
 
     def stop_instance(self, node: NodeName, instance: InstanceId, reason: str) -> None:
         self.executor.stop(instance, reason)
