@@ -165,6 +165,17 @@ async def test_another_connection_is_made_when_one_has_as_many_streams_as_the_ap
             assert (await http2.answer_of(number)).status == 200
 
 
+async def test_another_connection_is_made_when_one_has_no_numbers_left() -> None:
+    async with http_rig(speaking(mirror), protocol=H2C) as rig:
+        http2 = await connect(rig)
+        assert (await http2.exchange()).status == 200
+        (connection,) = rig.gateway.pools._shared[rig.router.slots[0].pool]
+        connection.h2.highest_outbound_stream_id = (1 << 31) - 3
+        for connections in (1, 2, 2):
+            assert (await http2.exchange()).status == 200
+            assert rig.servers[0].accepted == connections
+
+
 async def test_a_client_that_gives_up_is_told_to_the_app() -> None:
     resets: list[int | None] = []
 

@@ -15,7 +15,7 @@ from tabane.gateway.forwarding import Extra, Provenance, encode_request
 from tabane.gateway.headers import BadMessage
 from tabane.gateway.heads import RequestHead
 from tabane.gateway.http1 import Response
-from tabane.gateway.http2 import Http2Connection, Stream, new_protocol
+from tabane.gateway.http2 import LAST_STREAM, Http2Connection, Stream, new_protocol
 from tabane.gateway.http2_heads import (
     Fields,
     Trailers,
@@ -156,8 +156,13 @@ class Http2App(Http2Connection):
     @property
     def has_room(self) -> bool:
         """It may carry another stream."""
-        most = self.h2.remote_settings.max_concurrent_streams
-        return not self.is_going and not self.transport.is_closing() and len(self.streams) < most
+        h2 = self.h2
+        return (
+            not self.is_going
+            and not self.transport.is_closing()
+            and len(self.streams) < h2.remote_settings.max_concurrent_streams
+            and h2.highest_outbound_stream_id < LAST_STREAM - 1  # numbers go up by two
+        )
 
     def open(self) -> AppStream:
         """A further stream, which is to be begun at once."""
