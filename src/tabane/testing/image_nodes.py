@@ -61,9 +61,14 @@ class ImageNode:
         self.audited: list[str] = []
         self.answers = Answering(self)  # type: ignore[arg-type]
         self.images = NodeImages(self)  # type: ignore[arg-type]
-        engine = SimpleNamespace(capabilities=Capabilities(restore=True), isolation=Class.CONTAINER)
-        probe = Probe(True, "", versions={"runc": "1.1.5", "criu": "4.2.1"})
-        self.engines = SimpleNamespace(drivers={"runc": engine}, probes={"runc": probe})
+        saved = Capabilities(restore=True, saves_kernel_state=True, saves_processor_state=True)
+        engines = {
+            "runc": SimpleNamespace(capabilities=saved, isolation=Class.CONTAINER),
+            "qemu": SimpleNamespace(capabilities=Capabilities(), isolation=Class.MICROVM),
+        }
+        versions = {"runc": "1.1.5", "criu": "4.2.1"}
+        probes = {"runc": Probe(True, "", versions=versions), "qemu": Probe(True, "")}
+        self.engines = SimpleNamespace(drivers=engines, probes=probes)
         self.checkpoints = NodeCheckpoints(self, _make_directory)  # type: ignore[arg-type]
         self._all = nodes
 
