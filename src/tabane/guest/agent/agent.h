@@ -112,7 +112,6 @@ void set_clock(uint64_t ns);
 /* containers.c */
 void make_containers(void);
 struct container *find_container(const char *name);
-pid_t fork_into(const struct container *container);
 bool enter_spaces(const struct container *container);
 size_t number_of(const struct container *container);
 bool is_main(const struct container *container);

@@ -27,7 +27,6 @@
 enum { OWN_SPACES = CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWIPC };
 
 static const char *const hidden[] = {"/pod", "/cgroup", "/dev", "/sys", "/proc"};
-static int own_pids = -1;           /* our own pid namespace */
 
 size_t number_of(const struct container *container)
 {
@@ -273,21 +272,10 @@ static void make_spaces(struct container *container)
         fail("cannot make a container's namespaces: %s", strerror(errno));
 }
 
-/* As fork: the child is in the container's pid namespace, and not yet in the others. */
-pid_t fork_into(const struct container *container)
-{
-    if (setns(container->spaces, CLONE_NEWPID) < 0)
-        return -1;
-    pid_t pid = fork();
-    if (pid != 0 && setns(own_pids, CLONE_NEWPID) < 0)
-        fail("cannot go back to the machine's processes: %s", strerror(errno));
-    return pid;
-}
-
-/* For such a child: the other namespaces, whose root it has then. */
+/* Whose root it has then; what it forks afterwards is in the pid namespace, too. */
 bool enter_spaces(const struct container *container)
 {
-    return setns(container->spaces, CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWCGROUP) == 0;
+    return setns(container->spaces, OWN_SPACES | CLONE_NEWCGROUP) == 0;
 }
 
 /* Whatever capabilities they have, what is in containers opens no disk and no port to the host: of
@@ -335,7 +323,6 @@ static void make_groups(void)
 void make_containers(void)
 {
     char layer[DISK_PATH];
-    own_pids = open("/proc/self/ns/pid", O_RDONLY | O_CLOEXEC);
     attach("pod", "/pod", "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,mode=0711");
     if (!find_disk("layer", layer))
         fail("there is no disk for what is written");

@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <grp.h>
 #include <linux/capability.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,6 +15,7 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "talks.h"
@@ -122,23 +124,25 @@ static const char *cwd_of(const struct program *program)
     return own && own[0] ? own : "/";
 }
 
-/* Into the container, as the user, with no descriptor beside 0 to 2 and `tell`, which becomes 3: from
- * here on others in there may look into this process. Errors are told by their errno; nothing can be
- * undone. */
-static int enter(const struct program *program, const char *group, bool makes_cwd, int *tell)
+/* What a new process keeps beside 0 to 2 until it is its program: the pipe for news, and a way into its
+ * cgroup. */
+enum { NEWS = 3, GROUP, SPARE };
+
+/* Into the container, as the user, with no other descriptors than those. Errors are told by their errno;
+ * nothing can be undone. */
+static int enter(const struct program *program, bool makes_cwd, int news, int procs)
 {
     const struct program *user = user_of(program);
     struct rlimit files = {OPEN_FILES, OPEN_FILES}, cores = {0, 0};
-    join_group(group);
     setrlimit(RLIMIT_NOFILE, &files);
     setrlimit(RLIMIT_CORE, &cores);
     umask(022);
     prctl(PR_SET_DUMPABLE, 0);
     if (!enter_spaces(program->container))
         return errno;
-    if (tell)
-        *tell = dup3(*tell, 3, O_CLOEXEC);
-    close_range(tell ? 4 : 3, ~0u, 0);
+    dup3(news, NEWS, O_CLOEXEC);
+    dup3(procs, GROUP, O_CLOEXEC);
+    close_range(SPARE, ~0u, 0);
     if (makes_cwd)
         make_directories(cwd_of(program));
     if (chdir(cwd_of(program)) < 0)
@@ -270,52 +274,103 @@ static bool open_terminal(struct ends *ends, struct streams *streams, const stru
     return streams->in >= 0;
 }
 
-static void take_ends(const struct ends *ends, bool is_terminal)
+static void take_ends(const struct ends *ends)
 {
-    setsid();
-    if (is_terminal)
-        ioctl(ends->in, TIOCSCTTY, 0);
     dup2(ends->in, 0);
     dup2(ends->out, 1);
     dup2(ends->err, 2);
     close_range(3, ~0u, CLOSE_RANGE_CLOEXEC);
 }
 
-struct outcome {
-    int errno_of_entry, errno_of_exec;
+/* What is told of a new process until it is its program: over a pipe, by it and by who begins it. */
+struct news {
+    enum { BORN, NO_ENTRY, NO_BIRTH, NO_PROGRAM } what;
+    int value;                      /* its pid, or an errno */
 };
 
-/* Fork and execute; what became of it until then is in `outcome`. */
-static pid_t launch(const struct program *program, const char *group, struct ends *ends, bool makes_cwd,
-                    bool says_why, struct outcome *outcome)
+struct birth {
+    const struct program *program;
+    const char *group;
+    bool makes_cwd, says_why;
+    struct words env;
+    int (*work)(const struct program *);    /* NULL: the program is executed */
+    struct news news;               /* BORN, or why not */
+    int problem;                    /* of its program; 0: none */
+};
+
+static void tell(int pipe, int what, int value)
+{
+    struct news news = {what, value};
+    long ignored = write(pipe, &news, sizeof news);
+    (void)ignored;
+}
+
+/* It goes into its cgroup itself: who begins it there would be held up by the limit of processes. */
+static void __attribute__((noreturn)) live(const struct birth *birth)
+{
+    const struct program *program = birth->program;
+    if (write(GROUP, "0", 1) != 1)
+        _exit(NOT_EXECUTABLE);
+    close(GROUP);
+    setsid();
+    if (program->has_terminal)
+        ioctl(0, TIOCSCTTY, 0);
+    if (birth->work) {
+        close(NEWS);
+        _exit(birth->work(program));
+    }
+    int problem = execute(program->args.list, &birth->env);
+    if (birth->says_why)
+        say_no_program(program->args.list[0], &birth->env, problem);
+    tell(NEWS, NO_PROGRAM, problem);
+    _exit(problem == ENOENT || problem == ENOTDIR ? NOT_FOUND : NOT_EXECUTABLE);
+}
+
+/* Goes into the container's namespaces and gives up all rights that its programs do not have, still
+ * where none of them sees it. Only then it has a sibling, which is in the pid namespace, too. */
+static void __attribute__((noreturn)) bear(const struct birth *birth, const struct ends *ends, int pipe)
+{
+    char path[128];
+    group_file(path, sizeof path, birth->group, "cgroup.procs");
+    int news = fcntl(pipe, F_DUPFD_CLOEXEC, 10);
+    int procs = fcntl(open(path, O_WRONLY | O_CLOEXEC), F_DUPFD_CLOEXEC, 10);
+    take_ends(ends);
+    reset_signals();
+    int problem = enter(birth->program, birth->makes_cwd, news, procs);
+    if (problem) {
+        tell(fcntl(news, F_GETFD) < 0 ? NEWS : news, NO_ENTRY, problem);
+        _exit(0);
+    }
+    pid_t pid = syscall(SYS_clone, CLONE_PARENT | SIGCHLD, 0, 0, 0, 0);
+    if (pid == 0)
+        live(birth);
+    tell(NEWS, pid < 0 ? NO_BIRTH : BORN, pid < 0 ? errno : pid);
+    _exit(0);
+}
+
+/* Returns its pid; -1: `birth` has why there is none. */
+static pid_t launch(struct birth *birth, const struct ends *ends)
 {
     int said[2];
-    struct words env;
-    if (pipe2(said, O_CLOEXEC) < 0)
+    struct news news;
+    birth->news = (struct news){NO_BIRTH, ENOMEM};
+    merge(&birth->env, &birth->program->env, &own_of(birth->program)->env);
+    if (!birth->env.list || pipe2(said, O_CLOEXEC) < 0)
         return -1;
-    merge(&env, &program->env, &own_of(program)->env);
-    pid_t pid = env.list ? fork_into(program->container) : -1;
-    if (pid == 0) {
-        struct outcome mine = {0, 0};
-        int tell = fcntl(said[1], F_DUPFD_CLOEXEC, 10);
-        take_ends(ends, program->has_terminal);
-        reset_signals();
-        mine.errno_of_entry = enter(program, group, makes_cwd, &tell);
-        if (!mine.errno_of_entry)
-            mine.errno_of_exec = execute((char **)program->args.list, &env);
-        if (!mine.errno_of_entry && says_why)
-            say_no_program(program->args.list[0], &env, mine.errno_of_exec);
-        long ignored = write(tell, &mine, sizeof mine);
-        (void)ignored;
-        bool is_missing = mine.errno_of_exec == ENOENT || mine.errno_of_exec == ENOTDIR;
-        _exit(is_missing ? NOT_FOUND : NOT_EXECUTABLE);
-    }
-    free(env.list);
+    pid_t helper = fork();
+    if (helper == 0)
+        bear(birth, ends, said[1]);
     close(said[1]);
-    if (pid > 0 && read(said[0], outcome, sizeof *outcome) != sizeof *outcome)
-        *outcome = (struct outcome){0, 0};
+    while (helper > 0 && read(said[0], &news, sizeof news) == sizeof news)
+        if (news.what == NO_PROGRAM)
+            birth->problem = news.value;
+        else
+            birth->news = news;
     close(said[0]);
-    return pid;
+    free(birth->env.list);
+    if (helper > 0)
+        waitpid(helper, NULL, 0);
+    return birth->news.what == BORN ? birth->news.value : -1;
 }
 
 /* What is said of it is of which container, where there are several. */
@@ -330,27 +385,27 @@ static void __attribute__((noreturn)) fail_to_start(const struct container *cont
 void start_program(struct container *container, struct streams *streams)
 {
     struct ends ends;
-    struct outcome outcome = {0, 0};
     char group[32];
     const struct program *program = &container->program;
+    struct birth birth = {.program = program, .group = group, .makes_cwd = true};
     snprintf(group, sizeof group, "c%zu/main", number_of(container));
     if (!make_group(group) || !open_pipes(&ends, streams, false, program->uid))
         fail_to_start(container, "make", "what the program needs", errno);
-    container->pid = launch(program, group, &ends, true, false, &outcome);
+    container->pid = launch(&birth, &ends);
     close_ends(&ends);
-    if (container->pid < 0)
-        fail_to_start(container, "start", "a process", errno);
-    if (outcome.errno_of_entry)
-        fail_to_start(container, "enter", cwd_of(program), outcome.errno_of_entry);
-    if (outcome.errno_of_exec)
-        fail_to_start(container, "execute", program->args.list[0], outcome.errno_of_exec);
+    if (birth.news.what == NO_ENTRY)
+        fail_to_start(container, "enter", cwd_of(program), birth.news.value);
+    if (birth.news.what == NO_BIRTH)
+        fail_to_start(container, "start", "a process", birth.news.value);
+    if (birth.problem)
+        fail_to_start(container, "execute", program->args.list[0], birth.problem);
 }
 
 pid_t start_command(const struct program *program, const char *group, struct streams *streams,
                     char *problem, size_t size)
 {
     struct ends ends;
-    struct outcome outcome;
+    struct birth birth = {.program = program, .group = group, .says_why = true};
     bool opened = make_group(group) && (program->has_terminal
         ? open_terminal(&ends, streams, program)
         : open_pipes(&ends, streams, program->has_input, user_of(program)->uid));
@@ -358,35 +413,30 @@ pid_t start_command(const struct program *program, const char *group, struct str
         snprintf(problem, size, "the guest has no room for a command: %s", strerror(errno));
         return -1;
     }
-    pid_t pid = launch(program, group, &ends, false, true, &outcome);
+    pid_t pid = launch(&birth, &ends);
     close_ends(&ends);
-    if (pid < 0)
-        snprintf(problem, size, "the guest cannot fork: %s", strerror(errno));
-    else if (outcome.errno_of_entry)
+    if (birth.news.what == NO_ENTRY)
         snprintf(problem, size, "workdir: there is no directory %s in the instance", cwd_of(program));
-    return pid > 0 && outcome.errno_of_entry ? -1 : pid;
+    else if (pid < 0)
+        snprintf(problem, size, "the guest cannot fork: %s", strerror(birth.news.value));
+    return pid;
 }
 
+/* `group`: none, for what is to be done where we are. */
 pid_t start_work(const struct program *program, const char *group, int (*work)(const struct program *),
                  struct streams *streams)
 {
     struct ends ends;
+    struct program rooted = *program;
+    struct birth birth = {.program = &rooted, .group = group, .work = work};
+    rooted.cwd = "/";
     if ((group && !make_group(group)) || !open_pipes(&ends, streams, program->has_input, 0))
         return -1;
-    pid_t pid = group ? fork_into(program->container) : fork();
+    pid_t pid = group ? launch(&birth, &ends) : fork();
     if (pid == 0) {
-        take_ends(&ends, false);
-        reset_signals();
-        if (group) {
-            struct program rooted = *program;
-            rooted.cwd = "/";
-            int problem = enter(&rooted, group, false, NULL);
-            if (problem) {
-                dprintf(2, "the instance cannot be entered: %s\n", strerror(problem));
-                _exit(1);
-            }
-        }
+        take_ends(&ends);
         close_range(3, ~0u, 0);     /* no program follows, with which they would go */
+        reset_signals();
         _exit(work(program));
     }
     close_ends(&ends);
