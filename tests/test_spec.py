@@ -235,6 +235,7 @@ def test_more_collectors_than_there_may_be() -> None:
         ('reactive.max_age = "40000d"', "reactive.max_age", "at most 100 years"),
         ('reactive.ready = "http:healthz"', "reactive.ready", '"http:/path"'),
         ('reactive.ready = "http:/a b"', "reactive.ready", "is none of"),
+        ('protocol = "h2"', "protocol", 'is none of "http", "h2c"'),
         ("network.egress = 1", "network.egress", "1 is neither true nor false"),
         ("placement.datacenters = []", "placement.datacenters", "list of at least one"),
         ('placement.datacenters = ["a/b"]', "placement.datacenters", "is no name"),
@@ -281,6 +282,11 @@ def test_a_mistake_is_named(line: str, field: str, problem: str) -> None:
         (LEAST + 'hosts = ["a.b"]', "port", "is missing: hosts lead to one"),
         (LEAST + '[reactive]\nready = "listen"', "port", 'ready = "listen" needs one'),
         (LEAST + '[reactive]\nready = "http:/"', "port", 'only "started" does not'),
+        (
+            LEAST + 'port = 1\nprotocol = "h2c"\n[reactive]\nready = "http:/"',
+            "reactive.ready",
+            'protocol is "h2c"',
+        ),
         (LEAST + '[reactive]\nfreeze_after = "1s"', "reactive.freeze_after", "needs a port"),
         (RESTS + '"30s"', "reactive.freeze_after", "30 s is not before stop_after, 30 s"),
         (
