@@ -259,6 +259,49 @@ async def echo(talk: socket.socket, data: bytes) -> bytes:
     return await asyncio.to_thread(talk.recv, 100)
 
 
+WORKERS = """
+import json, multiprocessing, os, socket
+from multiprocessing import shared_memory
+listener = socket.create_server(("0.0.0.0", 8000))
+served = multiprocessing.Value("i", 0)
+block = shared_memory.SharedMemory(create=True, size=4096)
+
+def serve():
+    while True:
+        talk, _ = listener.accept()
+        with served.get_lock():
+            served.value += 1
+            block.buf[0] = served.value
+        talk.recv(100)
+        talk.sendall(json.dumps([served.value, block.buf[0]]).encode())
+        talk.close()
+
+workers = [multiprocessing.Process(target=serve) for _ in range(3)]
+for worker in workers:
+    worker.start()
+print(json.dumps("listens"), flush=True)
+workers[0].join()
+"""
+
+
+async def test_workers_share_what_they_shared(bench: ContainerBench) -> None:
+    """Processes below one another, a semaphore and memory that they have in common: each clone's
+    are its own."""
+    app = program("workers", WORKERS)
+    with place() as images:
+        async with bench.running(app) as origin:
+            await wait_said(origin.spec)
+            with await connect(origin.spec) as talk:
+                assert await echo(talk, b"?") == b"[1, 1]"
+            await bench.driver.checkpoint(origin.handle, images, leave_running=False)
+        async with clone(bench, app, images) as one, clone(bench, app, images) as two:
+            for spec, handle in (one, two):
+                for expected in (b"[2, 2]", b"[3, 3]"):
+                    with await connect(spec) as talk:
+                        assert await echo(talk, b"?") == expected
+                assert len(await bench.driver.processes(handle)) >= 5
+
+
 OWN_ADDRESS = """
 import socket, time
 listener = socket.create_server(("10.9.8.7", 8000))

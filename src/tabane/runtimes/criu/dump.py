@@ -93,6 +93,8 @@ class Dump:
 
     def _check(self) -> None:
         identity, volumes = self._handle.id, self._directory / MOUNTED
+        if "link_pid" not in self._handle.data:
+            raise Unsupported(f"{identity} was started by a Tabane that made no checkpoints")
         if volumes.is_dir() and any(volumes.iterdir()):
             raise Unsupported(
                 f"{identity} has volumes, whose files would not fit the memory of a copy"
