@@ -24,8 +24,9 @@ from tabane.runtimes import load
 from tabane.runtimes.api import Image
 from tabane.runtimes.runsc.driver import RunscDriver
 from tabane.testing.container_bench import ContainerBench
-from tabane.testing.containers import make_tree, open_directory
+from tabane.testing.containers import make_tree, open_directory, without_unified
 from tabane.testing.spawner import PlainSpawner
+from tabane.testing.wasm_bench import Images, make_images
 from tabane.tools.cli.cluster import start_cluster, stop_cluster, wait_until_up
 from tabane.tools.client import Cluster
 
@@ -304,6 +305,19 @@ def ground() -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def image(ground: Path) -> Image:
     return make_tree(ground)
+
+
+@pytest.fixture(scope="module")
+def no_hybrid() -> Iterator[None]:
+    """What crun needs on a hybrid machine, which a node sees to itself."""
+    with without_unified():
+        yield
+
+
+@pytest.fixture(scope="module")
+def images(ground: Path) -> Images:
+    """WebAssembly modules."""
+    return make_images(ground, Path(__file__).parent / "wasm")
 
 
 @pytest.fixture

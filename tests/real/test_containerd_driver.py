@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,9 +21,6 @@ from tabane.testing.container_bench import make_app
 from tabane.testing.containerd import ContainerdBench, engine_of, make_bench, make_driver
 from tabane.testing.containers import (
     make_instance,
-    make_tree,
-    open_directory,
-    without_unified,
 )
 from tabane.testing.drivers import (
     DRIVER_CHECKS,
@@ -34,24 +31,7 @@ from tabane.testing.drivers import (
 )
 from tabane.testing.talks import hear, run_inside
 
-pytestmark = pytest.mark.real
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_hybrid() -> Iterator[None]:
-    with without_unified():
-        yield
-
-
-@pytest.fixture(scope="module")
-def ground() -> Iterator[Path]:
-    with open_directory() as directory:
-        yield directory
-
-
-@pytest.fixture(scope="module")
-def image(ground: Path) -> Image:
-    return make_tree(ground)
+pytestmark = [pytest.mark.real, pytest.mark.usefixtures("no_hybrid")]
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import asyncio
 import os
 import shutil
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
@@ -24,31 +24,14 @@ from tabane.runtimes.containerd.messages import make
 from tabane.runtimes.containerd.shims import find_shims
 from tabane.testing.container_bench import make_app
 from tabane.testing.containerd import ContainerdBench, make_bench, make_driver
-from tabane.testing.containers import make_instance, make_tree, open_directory, without_unified
+from tabane.testing.containers import make_instance
 from tabane.testing.drivers import DRIVER_CHECKS, Behaviour, Check, check_out_of_memory, started
 from tabane.testing.machines import make_machine
 from tabane.testing.pods import POD_CHECKS
 from tabane.testing.pods import Check as PodCheck
 from tabane.testing.spawner import PlainSpawner
 
-pytestmark = pytest.mark.real
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_hybrid() -> Iterator[None]:
-    with without_unified():
-        yield
-
-
-@pytest.fixture(scope="module")
-def ground() -> Iterator[Path]:
-    with open_directory() as directory:
-        yield directory
-
-
-@pytest.fixture(scope="module")
-def image(ground: Path) -> Image:
-    return make_tree(ground)
+pytestmark = [pytest.mark.real, pytest.mark.usefixtures("no_hybrid")]
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import stat
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -29,9 +29,6 @@ from tabane.testing.containers import (
     SMALL,
     find_left,
     make_instance,
-    make_tree,
-    open_directory,
-    without_unified,
 )
 from tabane.testing.drivers import (
     DRIVER_CHECKS,
@@ -43,24 +40,7 @@ from tabane.testing.drivers import (
 )
 from tabane.testing.spawner import PlainSpawner
 
-pytestmark = pytest.mark.real
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_hybrid() -> Iterator[None]:
-    with without_unified():
-        yield
-
-
-@pytest.fixture(scope="module")
-def ground() -> Iterator[Path]:
-    with open_directory() as directory:
-        yield directory
-
-
-@pytest.fixture(scope="module")
-def image(ground: Path) -> Image:
-    return make_tree(ground)
+pytestmark = [pytest.mark.real, pytest.mark.usefixtures("no_hybrid")]
 
 
 @pytest.fixture(params=["crun", "runc"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -31,26 +31,12 @@ from tabane.testing.containers import (
     ID_BASE,
     SMALL,
     make_instance,
-    make_tree,
-    open_directory,
-    without_unified,
 )
 from tabane.testing.drivers import until
 from tabane.testing.spawner import PlainSpawner
 from tabane.testing.talks import hear, hear_out, run_inside
 
-pytestmark = pytest.mark.real
-
-
-@pytest.fixture(scope="module")
-def ground() -> Iterator[Path]:
-    with without_unified(), open_directory() as directory:
-        yield directory
-
-
-@pytest.fixture(scope="module")
-def image(ground: Path) -> Image:
-    return make_tree(ground)
+pytestmark = [pytest.mark.real, pytest.mark.usefixtures("no_hybrid")]
 
 
 @dataclass

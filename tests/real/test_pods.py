@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -18,30 +18,12 @@ from tabane.runtimes.cgroups import Cgroup
 from tabane.runtimes.pods import Pods, log_of, split, with_pods
 from tabane.testing.container_bench import SAY, ContainerBench, make_app
 from tabane.testing.containerd import make_bench
-from tabane.testing.containers import make_tree, open_directory, without_unified
 from tabane.testing.drivers import DRIVER_CHECKS, Check, wait_until_said
 from tabane.testing.pods import PART_CHECKS, POD_CHECKS, InPods
 from tabane.testing.pods import Check as PodCheck
 from tabane.testing.spawner import PlainSpawner
 
-pytestmark = pytest.mark.real
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_hybrid() -> Iterator[None]:
-    with without_unified():
-        yield
-
-
-@pytest.fixture(scope="module")
-def ground() -> Iterator[Path]:
-    with open_directory() as directory:
-        yield directory
-
-
-@pytest.fixture(scope="module")
-def image(ground: Path) -> Image:
-    return make_tree(ground)
+pytestmark = [pytest.mark.real, pytest.mark.usefixtures("no_hybrid")]
 
 
 @pytest.fixture(params=["crun", "runc", "containerd", "runsc"])

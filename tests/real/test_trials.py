@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,10 +11,9 @@ import pytest
 from tabane.runtimes import load
 from tabane.runtimes.cgroups import Cgroup
 from tabane.runtimes.trial import cgroup_for, place_for_trials
-from tabane.testing.containers import open_directory, without_unified
 from tabane.testing.spawner import PlainSpawner
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.usefixtures("no_hybrid")]
 
 AGENT = """
 import asyncio, sys
@@ -53,18 +51,6 @@ asyncio.run(main())
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_hybrid() -> Iterator[None]:
-    with without_unified():
-        yield
-
-
-@pytest.fixture
-def ground() -> Iterator[Path]:
-    with open_directory() as directory:
-        yield directory
-
-
 def begin_and_kill(agent: str, directory: Path) -> int:
     """Kill an agent in the middle of its trial; the pid of what it had started."""
     argv = (sys.executable, "-c", agent, str(directory))
@@ -83,23 +69,24 @@ def left_of(directory: Path) -> list[Path]:
 
 
 async def test_an_engine_that_a_trial_started_itself(ground: Path) -> None:
-    pid = begin_and_kill(AGENT, ground)
-    left = left_of(ground)
+    directory = ground / "engine"
+    pid = begin_and_kill(AGENT, directory)
+    left = left_of(directory)
     assert len(left) > 1 and Path(f"/proc/{pid}").exists()
-    async with place_for_trials(ground) as place:
+    async with place_for_trials(directory) as place:
         assert list(place.iterdir()) == []
     assert not any(path.exists() for path in left)
     assert not Path(f"/proc/{pid}/exe").exists(), "it has ended"
 
 
 async def test_a_host_of_wasmtime(ground: Path) -> None:
+    """Its program ends by itself, and nobody sees that."""
     directory = ground / "wasmtime"
-    pid = begin_and_kill(WASM_AGENT, directory)
+    begin_and_kill(WASM_AGENT, directory)
     left = left_of(directory)
-    assert len(left) > 1 and Path(f"/proc/{pid}").exists()
+    assert len(left) > 2, "two directories, and a cgroup"
     spawner = PlainSpawner()
     probe = await load("wasmtime", spawner, directory).probe()
     await spawner.aclose()
     assert probe.works, probe.reason
     assert not any(path.exists() for path in left)
-    assert not Path(f"/proc/{pid}/exe").exists(), "it has ended"

@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,7 @@ from tabane.runtimes.unikernel import calls
 from tabane.runtimes.unikernel.host import INNER_ID
 from tabane.runtimes.unikernel.wasmtime import COMPONENT_HOST_BYTES
 from tabane.spec import load_app
-from tabane.testing.containers import ID_BASE, make_instance, open_directory
+from tabane.testing.containers import ID_BASE, make_instance
 from tabane.testing.tracing import read_filter
 from tabane.testing.wasm import make_program_image
 from tabane.testing.wasm_bench import PORT, WasmBench, listening, make_app, make_images, open_bench
@@ -30,12 +30,6 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 SOURCES = Path(__file__).parent / "wasm"
 BUILD_S = 100
 ROOMY = Resources(memory_bytes=128 << 20, pids=32)
-
-
-@pytest.fixture(scope="module")
-def ground() -> Iterator[Path]:
-    with open_directory() as directory:
-        yield directory
 
 
 def build(example: str, ground: Path) -> Path:

@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from tabane.runtimes.unikernel import calls, host, wasmtime
 from tabane.runtimes.unikernel.binary import COMPONENT
 from tabane.runtimes.unikernel.host import INNER_ID
 from tabane.runtimes.unikernel.wasmtime import TRIAL
-from tabane.testing.containers import ID_BASE, make_instance, open_directory
+from tabane.testing.containers import ID_BASE, make_instance
 from tabane.testing.drivers import DRIVER_CHECKS, Check, until
 from tabane.testing.tracing import make_call, read_filter
 from tabane.testing.wasm_bench import (
@@ -36,24 +36,10 @@ from tabane.testing.wasm_bench import (
     WasmBench,
     bring_up,
     make_app,
-    make_images,
     open_bench,
 )
 
 pytestmark = pytest.mark.real
-
-SOURCES = Path(__file__).parent / "wasm"
-
-
-@pytest.fixture(scope="module")
-def ground() -> Iterator[Path]:
-    with open_directory() as directory:
-        yield directory
-
-
-@pytest.fixture(scope="module")
-def images(ground: Path) -> Images:
-    return make_images(ground, SOURCES)
 
 
 @pytest.fixture

@@ -4,37 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from tabane.model import ExitStatus, Reactive
-from tabane.testing.containers import open_directory
 from tabane.testing.drivers import until
 from tabane.testing.wasm_bench import (
     PORT,
     Images,
     WasmBench,
     ask,
-    make_images,
     open_bench,
 )
 
 pytestmark = pytest.mark.real
-
-SOURCES = Path(__file__).parent / "wasm"
-
-
-@pytest.fixture(scope="module")
-def ground() -> Iterator[Path]:
-    with open_directory() as directory:
-        yield directory
-
-
-@pytest.fixture(scope="module")
-def images(ground: Path) -> Images:
-    return make_images(ground, SOURCES)
 
 
 @pytest.fixture

@@ -39,6 +39,11 @@ def test_broken_off_anywhere() -> None:
             parse_unikernel(WHOLE[:size])
 
 
+def test_headers_beyond_all_files() -> None:
+    with pytest.raises(UsageError, match="broken off"):
+        parse_unikernel(WHOLE[:32] + b"\xff" * 8 + WHOLE[40:])
+
+
 @given(st.binary(max_size=300))
 def test_arbitrary_bytes(rest: bytes) -> None:
     for begin in (b"", WHOLE[:16], WHOLE[:64]):

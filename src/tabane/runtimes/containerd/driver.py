@@ -57,15 +57,15 @@ from tabane.runtimes.containerd.messages import RUNC_OPTIONS_URL, SPEC_URL, make
 from tabane.runtimes.containerd.shims import RUNC, Shim, kill_shims, socket_of
 from tabane.runtimes.containerd.talks import Task, begin, left_behind
 from tabane.runtimes.ending import end_session, wait_for_init
-from tabane.runtimes.oci import (
-    OfCgroup,
+from tabane.runtimes.process import start_ticks
+from tabane.runtimes.spawned import (
+    PodOfCgroup,
     cgroup_of,
     check_running,
     directory_of,
     is_running,
     parse_init_status,
 )
-from tabane.runtimes.process import start_ticks
 from tabane.supervise import Supervisor
 
 HANDLE_VERSION = 1
@@ -82,7 +82,7 @@ REPEATS = 3
 Answer = TypeVar("Answer")
 
 
-class ContainerdDriver(OfCgroup):
+class ContainerdDriver(PodOfCgroup):
     """See the module's text. `directory`: containerd's own things, the init layer, kept mounts."""
 
     capabilities = Capabilities(
@@ -349,7 +349,13 @@ class ContainerdDriver(OfCgroup):
             with suppress(NotFound):
                 await self._client.call("kill", container_id=handle.id, signal=number)
 
-        await self._repeat(kill)
+        try:
+            await self._repeat(kill)
+        except EngineError as error:  # unless its shim is being cleared away just now
+            try:
+                await self._wait_forgotten(handle)
+            except TimedOut:
+                raise error from None
 
     async def _find(self, container: str) -> Any:
         """Its task's process; None: there is none."""

@@ -8,7 +8,7 @@ import msgspec
 
 from tabane.model import ExitStatus
 from tabane.runtimes.api import Handle
-from tabane.runtimes.oci import directory_of
+from tabane.runtimes.spawned import directory_of
 
 
 def end_file(handle: Handle) -> Path:

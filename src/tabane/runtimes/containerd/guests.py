@@ -45,9 +45,9 @@ from tabane.runtimes.containerd.messages import METRICS_URLS, RESOURCES_URL, cla
 from tabane.runtimes.containerd.shims import FIRECRACKER, KATA, find_shims
 from tabane.runtimes.containerd.talks import Task
 from tabane.runtimes.ending import HANGUP_S
-from tabane.runtimes.oci import check_running, directory_of
 from tabane.runtimes.pods import ids_of
 from tabane.runtimes.process import descendants
+from tabane.runtimes.spawned import check_running, directory_of
 
 KVM = Path("/dev/kvm")
 INIT_TIMEOUT_S = 2.0

@@ -24,14 +24,8 @@ from tabane.runtimes.api import Capabilities, Finished, Handle, InstanceSpec, Pr
 from tabane.runtimes.cgroups import Cgroup, find_hierarchies
 from tabane.runtimes.criu import dump, restore, saved
 from tabane.runtimes.criu.engine import FEATURES, Criu, find_criu, learn_features
-from tabane.runtimes.oci import (
-    Engine,
-    OciDriver,
-    cgroup_of,
-    check_running,
-    directory_of,
-    is_running,
-)
+from tabane.runtimes.oci import Engine, OciDriver
+from tabane.runtimes.spawned import cgroup_of, check_running, directory_of, is_running
 from tabane.runtimes.threads import to_thread
 from tabane.supervise import Supervisor
 

@@ -46,18 +46,18 @@ from tabane.runtimes.api import (
 from tabane.runtimes.cgroups import Cgroup
 from tabane.runtimes.lookup import resolve
 from tabane.runtimes.oci import Engine as OciEngine
-from tabane.runtimes.oci import (
-    OciDriver,
+from tabane.runtimes.oci import OciDriver
+from tabane.runtimes.pods import ids_of
+from tabane.runtimes.process import is_same, start_ticks
+from tabane.runtimes.runsc import engine, formats
+from tabane.runtimes.runsc.inside import Inside, Sandbox
+from tabane.runtimes.spawned import (
     cgroup_of,
     check_running,
     directory_of,
     is_running,
     parse_init_status,
 )
-from tabane.runtimes.pods import ids_of
-from tabane.runtimes.process import is_same, start_ticks
-from tabane.runtimes.runsc import engine, formats
-from tabane.runtimes.runsc.inside import Inside, Sandbox
 from tabane.runtimes.terminal import LONGEST_SOCKET
 from tabane.runtimes.wishes import check_wishes
 

@@ -55,7 +55,7 @@ def parse_unikernel(data: bytes) -> Unikernel:
     try:
         machine = _HEADER.unpack_from(data)[1]
         notes = {kind: content for segment in _segments(data) for kind, content in _notes(segment)}
-    except struct.error:
+    except (struct.error, OverflowError):
         raise UsageError("its ELF file is broken off: build it again") from None
     for kind, name in ((ABI, "ABI1"), (MANIFEST, "MFT1")):
         if kind not in notes:

@@ -30,10 +30,10 @@ from tabane.runtimes.api import (
 )
 from tabane.runtimes.cgroups import Cgroup, missing_controllers
 from tabane.runtimes.lookup import resolve
-from tabane.runtimes.oci import is_running
+from tabane.runtimes.spawned import PID, is_running
 from tabane.runtimes.tap import make_tap
 from tabane.runtimes.unikernel.host import INNER_ID, Confinement, exec_argv, find_host
-from tabane.runtimes.unikernel.hosted import ERRORS, PID, REFUSES, HostedDriver, check_root
+from tabane.runtimes.unikernel.hosted import ERRORS, REFUSES, HostedDriver, check_root
 from tabane.runtimes.unikernel.manifest import Unikernel, parse_unikernel
 from tabane.runtimes.unikernel.programs import LIBRARY, ask_loader
 from tabane.runtimes.wishes import check_wishes
@@ -167,7 +167,8 @@ class Solo5Driver(HostedDriver):
             pid_file=spec.directory / PID,
             errors=spec.directory / ERRORS,
         )
-        handle = await self._launch(spec, handle, exec_argv(confinement, argv))
+        started = exec_argv(confinement, argv)
+        handle = await self._launch(spec, handle, started, spec.directory / PID)
         await self._wait_running(spec, handle, argv)
         return handle
 

@@ -36,7 +36,7 @@ from tabane.runtimes.api import (
 )
 from tabane.runtimes.cgroups import Cgroup, missing_controllers
 from tabane.runtimes.lookup import resolve
-from tabane.runtimes.oci import cgroup_of, check_running
+from tabane.runtimes.spawned import PID, cgroup_of, check_running
 from tabane.runtimes.trial import ID_BASE, make_spec, run_trial
 from tabane.runtimes.unikernel import calls
 from tabane.runtimes.unikernel.binary import Binary, check_entry, check_imports, parse_binary
@@ -51,7 +51,7 @@ from tabane.runtimes.unikernel.host import (
     run_argv,
     wasi_functions,
 )
-from tabane.runtimes.unikernel.hosted import ERRORS, PID, REFUSES, HostedDriver, check_root
+from tabane.runtimes.unikernel.hosted import ERRORS, REFUSES, HostedDriver, check_root
 from tabane.runtimes.unikernel.modules import Modules
 from tabane.runtimes.unikernel.programs import Program, find_program
 from tabane.runtimes.wishes import check_wishes
@@ -216,7 +216,7 @@ class WasmtimeDriver(HostedDriver):
             argv = await self._component_argv(spec, engine)
         else:
             argv = await self._module_argv(spec, engine)
-        return await self._launch(spec, handle, argv)
+        return await self._launch(spec, handle, argv, spec.directory / PID)
 
     def _confinement(self, spec: InstanceSpec, filter: str, binds: tuple[str, ...]) -> Confinement:
         return Confinement(
