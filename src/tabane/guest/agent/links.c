@@ -19,7 +19,7 @@
 enum { FIRST_LINK = 1u << 31, BACKLOG = 64 };
 
 struct link links[MAX_LINKS];
-int services[MAX_SERVICES] = {-1, -1};
+int services[MAX_SERVICES] = {[0 ... MAX_SERVICES - 1] = -1};
 
 static int listen_at(const char *name)
 {
@@ -39,8 +39,10 @@ void open_services(void)
     char target[64];
     if (!order.services.count)
         return;
+    if (order.services.count > MAX_SERVICES)
+        fail("the start order has more sockets than there can be");
     attach("services", PLACE, "tmpfs", flags, "size=64k,mode=0755");
-    for (size_t n = 0; n < order.services.count && n < MAX_SERVICES; n++)
+    for (size_t n = 0; n < order.services.count; n++)
         services[n] = listen_at(order.services.list[n]);
     for (size_t n = 0; n < order.count; n++) {
         int place = reach(order.containers[n].root, SHOWN);
@@ -93,7 +95,7 @@ void drop_links(void)
 void accept_links(void)
 {
     static uint32_t latest;
-    for (size_t n = 0; n < order.services.count && n < MAX_SERVICES; n++)
+    for (size_t n = 0; n < order.services.count; n++)
         for (struct link *link; out_count <= OUT_FULL && (link = find_link(0));) {
             int sock = accept4(services[n], NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
             if (sock < 0)

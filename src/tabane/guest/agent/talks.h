@@ -9,7 +9,7 @@ enum {
     OUT_FULL = 2 * SILENCE,         /* streams wait then; answers still have room */
     MAX_LINKS = 96,
     LINK_WINDOW = 32768,
-    MAX_SERVICES = 2,
+    MAX_SERVICES = 8,
     ORPHAN = 1 << 30,               /* in the number of a talk that nobody wants: no host comes so far */
 };
 
