@@ -361,7 +361,10 @@ class Agent:
         self.watching.follow(transition.instance, transition.state)
         if transition.state is State.ABSENT:
             self.gateways.tell_instances()
-        if transition.state in (State.READY, State.ABSENT) and self.joined:
+            self._tell_figures()
+
+    def _tell_figures(self) -> None:
+        if self.joined:
             self.tasks.start("figures", self.figures.tell())
 
     def _on_instance(
@@ -377,6 +380,7 @@ class Agent:
                 self.engines.note_start(event.instance.driver, trace.total_us / 1e6)
             trace = trace or StartTrace({}, 0)
             self._notify_home(say.Started(event.instance, trace.phases_us, trace.total_us))
+            self._tell_figures()
         else:
             self._notify_home(say.Ended(event))
 
