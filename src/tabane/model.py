@@ -85,8 +85,6 @@ class Reactive(Value, frozen=True, omit_defaults=True):
     """`listen`, `started`, `health`, or `http:/path`."""
     start_timeout_s: float = 10.0
     response_timeout_s: float = 60.0
-    drain_timeout_s: float = 30.0
-    """What sessions of an instance that is to go have to end by themselves."""
     stop_timeout_s: float = 10.0
     queue: int = 1000
     wake_budget_s: float | None = None
@@ -97,6 +95,8 @@ class Reactive(Value, frozen=True, omit_defaults=True):
     checkpoint_after_s: float | None = None
     reclaim: bool = False
     """What the kernel can have back of a frozen instance's memory, it gets at once."""
+    drain_timeout_s: float = 30.0
+    """What sessions of an instance that is to go have to end by themselves."""
 
 
 class NetworkPolicy(Value, frozen=True, omit_defaults=True):
@@ -122,11 +122,13 @@ class Services(Value, frozen=True, omit_defaults=True):
     """Rooms, by name; a `*` at the end of one stands for any end."""
     k2i: bool = False
     """What of the app runs on the node, to be read."""
+    lease: bool = False
+    """A socket by which its programs say that they are at work: see `tabane.node.activity`."""
 
     @property
     def needs_directory(self) -> bool:
         """Whether its instances are shown a directory with sockets."""
-        return bool(self.middlecon) or self.k2i
+        return bool(self.middlecon) or self.k2i or self.lease
 
 
 class TcpPort(Value, frozen=True, omit_defaults=True):
@@ -378,6 +380,8 @@ class Instance(Value, frozen=True, omit_defaults=True):
     """Its engine can freeze it."""
     freezes: int = 0
     """The number of its home's latest order to freeze it."""
+    leases: int = 0
+    """By which its programs keep it from being idle: told to those who ask what runs."""
     paused: bool = False
     """It stands still by somebody's order, whatever its state: told to those who ask what runs."""
 

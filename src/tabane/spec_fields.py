@@ -430,6 +430,7 @@ FIELDS: dict[str, AnyField] = {
         {
             "middlecon": Field("middlecon", set_of(_room, empty=False)),
             "k2i": Field("k2i", as_flag),
+            "lease": Field("lease", as_flag),
         },
     ),
     "tcp": Tables("tcp", make_tcp, _TCP, ("port",), lambda tcp: None, most=16, key="port"),

@@ -11,7 +11,7 @@ from tabane.gateway.activation import (
     StopAsked,
 )
 from tabane.gateway.decisions import RECALL_S, STARTING_AT_ONCE
-from tabane.gateway.messages import Grant, Refuse, StartTrace
+from tabane.gateway.messages import Grant, Refuse, StartTrace, StillUsed
 from tabane.model import App, InstanceId
 from tabane.testing.home import NODE, HandledHome
 
@@ -401,6 +401,16 @@ def test_an_instance_older_than_max_age_is_drained_even_when_busy() -> None:
     assert home.wait(2.0).revokes == [("g1", "i1", None)]
     assert home.demand("g2", 1).starts == ["i2"]
     assert home.returned("g1", "i1", 1).stops == {"i1": "older than its max_age of 100 s"}
+
+
+def test_what_is_at_work_before_it_is_ready_is_not_idle_once_it_is() -> None:
+    home = HandledHome(stop_after_s=0.0)
+    assert home.demand("g1", 1).starts == ["i1"]
+    home.hear("agent", StillUsed(home.app.key, InstanceId("i1"), -3.0))
+    home.ready("i1")
+    assert home.returned("g1", "i1", 1).stops == {}
+    assert home.wait(2.9).stops == {}
+    assert home.wait(0.2).stops == {"i1": "idle for 0 s"}
 
 
 @pytest.mark.parametrize("drain_timeout_s", [30.0, 3600.0])

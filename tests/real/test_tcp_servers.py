@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -159,6 +160,27 @@ def test_a_killed_gateway_loses_its_own_sessions_and_no_connection(cluster: Loca
         with dial(cluster, 6390) as after:
             assert ask(after, b"PING") == b"+PONG\r\n"
     assert cluster.starts("cache") == 1
+
+
+def test_a_program_at_work_is_not_idle_though_it_has_no_session(cluster: LocalCluster) -> None:
+    work = "until test -e /tmp/done; do sleep 0.05; done | nc -N -U /run/tabane/lease.sock"
+    command = ["sh", "-ec", f"({work}) & exec {' '.join(REDIS[:-2])}"]
+    lease = {"lease": True}
+    deploy(cluster, "job", command, {"port": 6401, "target": 6379}, stop_after="0s", services=lease)
+    with dial(cluster, 6401) as sock:
+        assert ask(sock, b"PING") == b"+PONG\r\n"
+        wait_for(lambda: "at work, by 1 lease" in cluster.tabane("show", "job").out, "the lease")
+    time.sleep(4.0)  # longer than what was said before the end of the session counts
+    (instance,) = cluster.instances("job")
+    timed = "curl -sS -X PUT --unix-socket /run/tabane/lease.sock http://localhost/lease?for=1h"
+    code, out = cluster.inside("job", *timed.split())
+    assert (code, json.loads(out)["leases"]) == (0, 2)
+    assert cluster.inside("job", "touch", "/tmp/done")[0] == 0
+    wait_for(lambda: [i["leases"] for i in cluster.instances("job")] == [1], "the job's end")
+    gone = "curl -sS -X DELETE --unix-socket /run/tabane/lease.sock http://localhost/lease"
+    assert json.loads(cluster.inside("job", *gone.split())[1])["leases"] == 0
+    wait_for(lambda: not cluster.instances("job"), "its end")
+    assert instance["leases"] == 1
 
 
 def is_over(sock: socket.socket) -> bool:

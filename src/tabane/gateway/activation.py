@@ -296,7 +296,7 @@ class Activation:
         elif holding.state is not State.READY:
             holding.doubtful = holding.state is not State.STARTING
             holding.state, holding.trace = State.READY, trace
-            holding.born = holding.last_used = now
+            holding.born, holding.last_used = now, max(holding.last_used, now)
             holding.drain_until = now + holding.drain_timeout_s
             if not holding.is_leaving:
                 ledger.setbacks.on_ready(holding.setbacks_before)

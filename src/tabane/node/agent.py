@@ -37,6 +37,7 @@ from tabane.middlecon import Change, Client, Message, Room, connect
 from tabane.model import App, AppName, Instance, NodeName, State, WakeRecord
 from tabane.network import NetworkPool, prepare_node
 from tabane.node import messages as say
+from tabane.node.activity import activity_of
 from tabane.node.answering import Answering, Answers
 from tabane.node.calling import call
 from tabane.node.catalog import Catalog
@@ -100,7 +101,7 @@ class Agent:
         self.wakes: Journal[WakeRecord] = Journal(paths.wakes, WakeRecord)
         self.audit = AuditLog(paths.audit)
         self.pool = NetworkPool(self.spawner, config.key, paths.directory, size=config.pool)
-        self.services = NodeServices()
+        self.services, self.activity = NodeServices(), activity_of(self)
         self.session = HubSession(clock)
         self.gateways, self.tcp = Gateways(self), TcpPorts(self)
         self.executor = Executor(

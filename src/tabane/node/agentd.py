@@ -22,10 +22,12 @@ async def serve(config: NodeConfig, sockets: dict[str, socket.socket], tasks: Su
     server = ApiServer(build_app(agent), tasks)
     server.serve(list(sockets.values()))
     await agent.services.k2i.attach(ContainedK2i(agent).serve)
+    await agent.services.lease.attach(agent.activity.serve)
 
     async def close() -> None:
         await server.aclose()
         await agent.services.k2i.aclose()
+        await agent.services.lease.aclose()
         await agent.aclose()
 
     return close

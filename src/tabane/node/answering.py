@@ -140,7 +140,8 @@ class Answering:
         await self._agent.leases.keep(body.node)
 
     async def _instances(self, sender: str, body: say.AskInstances) -> bytes:
-        instances = tuple(map(with_pause, self._agent.executor.instances()))
+        found = map(self._agent.activity.show, self._agent.executor.instances())
+        instances = tuple(map(with_pause, found))
         return say.encode(say.Instances(instances, self._agent.clock.wall()))
 
     async def _known(self, sender: str, body: say.AskKnown) -> bytes:

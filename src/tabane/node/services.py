@@ -2,8 +2,8 @@
 
 Those of middlecon are the hub's: it forgets them when it restarts, and keeps them when the agent
 does. So the agent says all of them again on each session: what is there already stays as it is,
-sessions included. Those of k2i are the agent's own, and made anew when it is started again; what
-connects before it answers waits.
+sessions included. Those of k2i and of leases are the agent's own, and made anew when it is started
+again; what connects before it answers waits.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tabane.errors import Closed, TabaneError, Unavailable
 from tabane.middlecon import Client
 from tabane.middlecon.addresses import Unix, listen_on
 from tabane.model import InstanceId
-from tabane.runtimes.api import HUB_SOCKET, K2I_SOCKET, InstanceSpec
+from tabane.runtimes.api import HUB_SOCKET, K2I_SOCKET, LEASE_SOCKET, InstanceSpec
 
 log = logging.getLogger(__name__)
 
@@ -91,10 +91,12 @@ async def _serve(me: Client, spec: InstanceSpec) -> None:
     await me.serve(socket_of(spec), name=identity_of(spec), rooms=spec.app.services.middlecon)
 
 
-class K2iSockets:
-    """`attach` says who answers; what connects before that waits."""
+class OwnSockets:
+    """Those that the agent itself answers at, one of that `name` for each instance. `attach` says
+    who answers; what connects before that waits."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self._name = name
         self._serve: Serve | None = None
         self._listening: dict[InstanceId, tuple[InstanceSpec, socket.socket]] = {}
         self._ends: dict[InstanceId, End] = {}
@@ -135,10 +137,9 @@ class K2iSockets:
         if sock is not None:
             sock.close()
 
-    @staticmethod
-    def _path(spec: InstanceSpec) -> Path:
+    def _path(self, spec: InstanceSpec) -> Path:
         assert spec.services is not None
-        return spec.services / K2I_SOCKET
+        return spec.services / self._name
 
 
 class NodeServices:
@@ -146,7 +147,8 @@ class NodeServices:
 
     def __init__(self) -> None:
         self.hub = HubSockets()
-        self.k2i = K2iSockets()
+        self.k2i = OwnSockets(K2I_SOCKET)
+        self.lease = OwnSockets(LEASE_SOCKET)
 
     async def open(self, spec: InstanceSpec) -> None:
         """See `tabane.node.instances.Services`."""
@@ -154,6 +156,8 @@ class NodeServices:
             await self.hub.open(spec)
         if spec.app.services.k2i:
             await self.k2i.open(spec)
+        if spec.app.services.lease:
+            await self.lease.open(spec)
 
     async def close(self, spec: InstanceSpec) -> None:
         """Idempotent."""
@@ -161,3 +165,5 @@ class NodeServices:
             await self.hub.close(spec)
         if spec.app.services.k2i:
             await self.k2i.close(spec)
+        if spec.app.services.lease:
+            await self.lease.close(spec)

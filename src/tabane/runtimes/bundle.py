@@ -22,6 +22,8 @@ from tabane.runtimes.api import (
     HUB_VARIABLE,
     K2I_SOCKET,
     K2I_VARIABLE,
+    LEASE_SOCKET,
+    LEASE_VARIABLE,
     SERVICES,
     Enforcement,
     Image,
@@ -130,6 +132,8 @@ def make_program(app: App, image: Image, mounts: dict[str, Path]) -> Program:
         env[HUB_VARIABLE] = f"unix://{SERVICES}/{HUB_SOCKET}"
     if app.services.k2i:
         env[K2I_VARIABLE] = f"unix://{SERVICES}/{K2I_SOCKET}"
+    if app.services.lease:
+        env[LEASE_VARIABLE] = f"unix://{SERVICES}/{LEASE_SOCKET}"
     cwd = app.workdir or image.workdir or "/"
     if find_command(image.tree, args[0], env["PATH"], cwd, mounts) is None:
         where = "there" if "/" in args[0] else f"in {env['PATH']}"

@@ -12,7 +12,15 @@ from tabane.errors import EngineError, Unsupported
 from tabane.guest.orders import ContainerOrder, StartOrder, encode_start, mask_of
 from tabane.model import App, AppName
 from tabane.runtimes import tap
-from tabane.runtimes.api import HUB_SOCKET, K2I_SOCKET, Command, Image, InstanceSpec, Link
+from tabane.runtimes.api import (
+    HUB_SOCKET,
+    K2I_SOCKET,
+    LEASE_SOCKET,
+    Command,
+    Image,
+    InstanceSpec,
+    Link,
+)
 from tabane.runtimes.bundle import Program, make_program
 from tabane.runtimes.bundles import etc_files
 from tabane.runtimes.cgroups import Cgroup, missing_controllers
@@ -164,7 +172,8 @@ def services_of(spec: InstanceSpec) -> list[Path]:
     """The sockets of the node that the instance may reach."""
     if spec.services is None:
         return []
-    wanted = {HUB_SOCKET: bool(spec.app.services.middlecon), K2I_SOCKET: spec.app.services.k2i}
+    asked = spec.app.services
+    wanted = {HUB_SOCKET: bool(asked.middlecon), K2I_SOCKET: asked.k2i, LEASE_SOCKET: asked.lease}
     return [spec.services / name for name, is_wanted in wanted.items() if is_wanted]
 
 

@@ -283,11 +283,16 @@ def _show_instances(instances: list[dict[str, Any]]) -> None:
             i.get("address", "-"),
             i.get("pid", "-"),
             format_age(i["age_s"]),
-            i.get("reason", ""),
+            i.get("reason", "") or _leases(i),
         )
         for i in instances
     ]
     print_table(headings, rows)
+
+
+def _leases(instance: dict[str, Any]) -> str:
+    count = instance.get("leases", 0)
+    return f"at work, by {count} lease{'s' if count > 1 else ''}" if count else ""
 
 
 def _show_events(events: list[dict[str, Any]]) -> None:
