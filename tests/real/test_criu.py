@@ -4,6 +4,7 @@ cannot be copied is refused."""
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import os
 import shutil
@@ -24,13 +25,15 @@ from tabane.clock import SYSTEM
 from tabane.errors import Conflict, EngineError, Unsupported
 from tabane.model import App, Resources
 from tabane.network.netlink import run_in_network_of
-from tabane.runtimes.api import Execution, Handle, InstanceSpec
+from tabane.runtimes.api import Driver, Execution, Handle, InstanceSpec
 from tabane.runtimes.cgroups import Cgroup
 from tabane.runtimes.criu.driver import CriuDriver
-from tabane.testing.checkpoints import counting, place
+from tabane.runtimes.pods import log_of, with_pods
+from tabane.testing.checkpoints import counted, counting, place, wait_counted
 from tabane.testing.container_bench import ContainerBench, make_app
-from tabane.testing.containers import make_instance
-from tabane.testing.drivers import until
+from tabane.testing.containers import make_instance, make_tree
+from tabane.testing.drivers import Behaviour, until
+from tabane.testing.pods import FIRST
 from tabane.testing.reach import reachable
 from tabane.testing.talks import run_inside
 
@@ -300,6 +303,62 @@ async def test_workers_share_what_they_shared(bench: ContainerBench) -> None:
                     with await connect(spec) as talk:
                         assert await echo(talk, b"?") == expected
                 assert len(await bench.driver.processes(handle)) >= 5
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+async def test_several_containers_are_saved_as_one(bench: ContainerBench, frozen: bool) -> None:
+    pods = dataclasses.replace(
+        bench, driver=with_pods(bench.driver), image=make_tree(bench.ground / uuid.uuid4().hex)
+    )
+    driver, kind = pods.driver, (Behaviour.COUNTS, Behaviour.COUNTS)
+    with place() as images:
+        async with pods.pod(*kind) as spec, running(driver, spec) as handle:
+            both = each_of(spec)
+            for part in both:
+                await wait_counted(part, 5)
+            if frozen:
+                await driver.freeze(handle)
+            await driver.checkpoint(handle, images, leave_running=True)
+            if frozen:
+                assert Cgroup(spec.cgroup).is_frozen()
+                await driver.thaw(handle)
+            last = [counted(part)[-1] for part in both]
+            for part, number in zip(both, last, strict=True):
+                await wait_counted(part, number + 3)
+            shutil.rmtree(images)
+            images.mkdir(mode=0o700)
+            await driver.checkpoint(handle, images, leave_running=False)
+            assert await driver.processes(handle) == []
+            last = [counted(part)[-1] for part in both]
+        async with pods.pod(*kind) as spec:
+            prepared = await driver.prepare(spec)
+            try:
+                handle = await driver.restore(spec, prepared, images)
+                for part, number in zip(each_of(spec), last, strict=True):
+                    assert (await wait_counted(part, number + 3))[0] == number + 1
+                epochs = [
+                    await run_inside(driver, handle, ("cat", "/run/tabane/epoch"), container=name)
+                    for name in ("", FIRST)
+                ]
+                assert epochs[0].stdout == epochs[1].stdout != b""
+                await driver.stop(handle, 10)
+            finally:
+                await driver.destroy(prepared)
+            assert pods.left_of(spec) == []
+
+
+def each_of(spec: InstanceSpec) -> list[InstanceSpec]:
+    """The main container and the one beside it, by their logs."""
+    return [replace(spec, log=log_of(spec.log, name)) for name in ("", FIRST)]
+
+
+@asynccontextmanager
+async def running(driver: Driver, spec: InstanceSpec) -> AsyncIterator[Handle]:
+    prepared = await driver.prepare(spec)
+    try:
+        yield await driver.start(spec, prepared)
+    finally:
+        await driver.destroy(prepared)
 
 
 OWN_ADDRESS = """

@@ -184,10 +184,17 @@ class Pods:
         await self.engine.thaw(_whole(handle))
 
     async def checkpoint(self, handle: Handle, directory: Path, *, leave_running: bool) -> None:
+        self._running(handle)
         await self.engine.checkpoint(handle, directory, leave_running=leave_running)
 
     async def restore(self, spec: InstanceSpec, handle: Handle, directory: Path) -> Handle:
-        return await self.engine.restore(spec, handle, directory)
+        if not spec.sidecars:
+            return await self.engine.restore(spec, handle, directory)
+        restored = []
+        for part, prepared in zip(parts_of(spec), split(handle).values(), strict=True):
+            restored.append(await self.engine.restore(part, prepared, directory / _name(part)))
+        *sidecars, main = restored
+        return _join(spec, main, sidecars)
 
     async def recover(self, spec: InstanceSpec, handle: Handle) -> Handle | None:
         if not spec.sidecars:

@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import signal
+import uuid
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from tabane.runtimes.cgroups import Cgroup, find_hierarchies
 from tabane.runtimes.criu import dump, restore, saved
 from tabane.runtimes.criu.engine import FEATURES, Criu, find_criu, learn_features
 from tabane.runtimes.oci import Engine, OciDriver
+from tabane.runtimes.pods import split
 from tabane.runtimes.spawned import cgroup_of, check_running, directory_of, is_running
 from tabane.runtimes.threads import to_thread
 from tabane.supervise import Supervisor
@@ -45,6 +47,7 @@ class CriuDriver(OciDriver):
         self._criu: Criu | None = None
         self._no_criu = ""
         self._restoring: set[str] = set()
+        self._epochs: dict[str, str] = {}
         self.capabilities = self._find_capabilities()
 
     def _find_capabilities(self) -> Capabilities:
@@ -117,28 +120,43 @@ class CriuDriver(OciDriver):
     def _make_handle(self, spec: InstanceSpec, stop_signal: int) -> Handle:
         handle = super()._make_handle(spec, stop_signal)
         link_pid = spec.link.parked_pid if spec.link is not None else 0
-        return replace(handle, data=handle.data | {"link_pid": link_pid})
+        own = {"link_pid": link_pid, "layer": str(spec.layer)}
+        return replace(handle, data=handle.data | own)
 
     async def checkpoint(self, handle: Handle, directory: Path, *, leave_running: bool) -> None:
         criu = self._able()
-        check_running(handle)
-        if handle.data.get("sidecars"):
-            raise Unsupported(f"{handle.id} has several containers: these cannot be checkpointed")
-        cgroup = cgroup_of(handle)
-        frozen_before = cgroup.is_frozen()
-        await self._wait_for_init(handle)
+        parts, whole = split(handle), whole_cgroup_of(handle)
+        for part in parts.values():
+            check_running(part)
+            await self._wait_for_init(part)
+        frozen_before = whole.is_frozen()
         try:
             async with Supervisor("dump", on_failure=lambda *_: None) as tasks:
-                dumping = tasks.start(handle.id, self._dump(criu, handle, directory))
+                dumping = tasks.start(handle.id, self._dump_all(criu, parts, whole, directory))
                 await _to_its_end(dumping)
         except BaseException:
-            if not frozen_before:
-                cgroup.thaw()
+            await _settle(parts, whole, frozen=frozen_before)
             raise
-        if not leave_running:
-            await self._end(handle)
-        elif not frozen_before:
-            cgroup.thaw()
+        if leave_running:
+            await _settle(parts, whole, frozen=frozen_before)
+            return
+        for part in parts.values():
+            await self._end(part)
+
+    async def _dump_all(
+        self, criu: Criu, parts: dict[str, Handle], whole: Cgroup, directory: Path
+    ) -> None:
+        """Of several containers each has a directory, and none goes on before all are saved."""
+        if len(parts) == 1:
+            (handle,) = parts.values()
+            await self._dump(criu, handle, directory)
+            return
+        for part in parts.values():
+            await cgroup_of(part).freeze()
+        whole.thaw()
+        for name, part in parts.items():
+            (directory / name).mkdir(mode=0o700)
+            await self._dump(criu, part, directory / name)
 
     async def _dump(self, criu: Criu, handle: Handle, directory: Path) -> None:
         cgroup = cgroup_of(handle)
@@ -160,12 +178,12 @@ class CriuDriver(OciDriver):
 
     async def restore(self, spec: InstanceSpec, handle: Handle, directory: Path) -> Handle:
         criu = await self._ready_to_restore()
-        work = restore.Restore(criu, spec, directory, self._directory)
+        work = restore.Restore(criu, spec, directory, self._directory, self._epoch_of(spec))
         usr = await to_thread(self._bundles.refill, spec, work.fill)
         work.let_in()
         os.chown(spec.directory, spec.app.id_base, spec.app.id_base)
         spec.directory.chmod(0o700)
-        limits = self._pod_limits(spec)
+        limits = self._pod_limits(spec) if spec.pod is None else {}
         cgroup = Cgroup(spec.cgroup)
         cgroup.make({name: limit for name, limit in limits.items() if name != "cpu"})
         saved.write_state(work.saved, directory, self._state_of(handle), work.names())
@@ -201,6 +219,12 @@ class CriuDriver(OciDriver):
             self._kill_all(handle)
         await super().destroy(handle)
         self._restoring.discard(handle.id)
+        self._epochs.pop(handle.id, None)
+
+    def _epoch_of(self, spec: InstanceSpec) -> str:
+        """All containers of an instance have the same."""
+        identity = spec.id if spec.pod is None else spec.pod.id
+        return self._epochs.setdefault(identity, str(uuid.uuid4()))
 
     def _restore_failed(
         self, handle: Handle, argv: tuple[str, ...], status: ExitStatus, words: str
@@ -252,6 +276,20 @@ async def _freeze_between(cgroup: Cgroup) -> None:
         cgroup.thaw()
         await asyncio.sleep(BETWEEN_ATTEMPTS_S)
     raise Busy(f"process {pid} in {cgroup.path} starts others all the time: try again")
+
+
+async def _settle(parts: dict[str, Handle], whole: Cgroup, *, frozen: bool) -> None:
+    """Let it go on, or stand still as a whole, as it was before a dump."""
+    if frozen:
+        await whole.freeze()
+    if len(parts) > 1 or not frozen:
+        for part in parts.values():
+            cgroup_of(part).thaw()
+
+
+def whole_cgroup_of(handle: Handle) -> Cgroup:
+    """Of all containers of an instance together."""
+    return Cgroup(str(handle.data.get("pod_cgroup", handle.data["cgroup"])))
 
 
 async def _to_its_end(dumping: asyncio.Task[None]) -> None:

@@ -78,7 +78,7 @@ class Dump:
         self._check()
         mounts = tree.parse_mounts(self._read("mountinfo"))
         record = self._describe(mounts)
-        packing = to_thread(saved.pack, self._directory / "layer", target)
+        packing = to_thread(saved.pack, Path(str(self._handle.data["layer"])), target)
         dumping = self._run(target, freezer, self._external(record))
         problems = await asyncio.gather(packing, dumping, return_exceptions=True)
         for problem in problems:

@@ -9,7 +9,7 @@ rest, joins the link's network namespace, and ends; what it leaves behind is the
 from __future__ import annotations
 
 import os
-import uuid
+import stat
 from pathlib import Path
 
 from tabane.errors import EngineError
@@ -30,35 +30,37 @@ NULL = Path("/dev/null")
 
 
 class Restore:
-    """One instance's, of what is in `images`, by a driver with this `directory`."""
+    """One container's, of what is in `images`, by a driver with this `directory`."""
 
-    def __init__(self, criu: Criu, spec: InstanceSpec, images: Path, directory: Path) -> None:
+    def __init__(
+        self, criu: Criu, spec: InstanceSpec, images: Path, directory: Path, epoch: str
+    ) -> None:
         self._criu = criu
         self._spec = spec
         self._images = images
         self._directory = directory
+        self._epoch = epoch
         self.saved = saved.read_record(images)
 
     def fill(self, layer: Path) -> None:
         """Put the saved files into the instance's layer, and what tells it from others."""
         saved.unpack(self._images, layer)
-        epoch = str(uuid.uuid4())
         if self._spec.services is None:
-            rootfs.write_run(self._spec, Path(SERVICES).name, EPOCH, f"{epoch}\n")
+            rootfs.write_run(self._spec, Path(SERVICES).name, EPOCH, f"{self._epoch}\n")
             return
         fresh = self._spec.services / f"{EPOCH}.new"
-        fresh.write_text(f"{epoch}\n")
+        fresh.write_text(f"{self._epoch}\n")
         fresh.chmod(0o444)
         fresh.replace(self._spec.services / EPOCH)
 
     def let_in(self) -> None:
         """Let the root of the app's ids, and nobody else, read what is restored."""
         group = self._spec.app.id_base
-        if self._images.stat().st_gid == group:
-            return  # who keeps checkpoints has done it
         for path in (self._images, *self._images.iterdir()):
-            os.chown(path, 0, group)
-            path.chmod(0o550 if path.is_dir() else 0o440)
+            found = path.stat()
+            if found.st_gid != group or not found.st_mode & stat.S_IRGRP:
+                os.chown(path, 0, group)
+                path.chmod(0o550 if stat.S_ISDIR(found.st_mode) else 0o440)
 
     def command(self, usr: Path | None) -> Command:
         """What restores it, and leaves it behind."""
