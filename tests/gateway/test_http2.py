@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+from hyperframe.frame import GoAwayFrame
+
 from tabane.errors import Busy
 from tabane.testing.http import Rig, Wire, answer, echo, http_rig
 from tabane.testing.http2 import Http2Wire
@@ -260,6 +262,37 @@ async def test_a_drain_lets_streams_end_and_takes_no_more() -> None:
         assert http2.streams[number].body == b"ok"
         await http2.until_closed()
         await drain
+
+
+async def test_a_client_that_says_goaway_is_drained_like_others() -> None:
+    async with http_rig(echo) as rig:
+        http2 = await connect(rig)
+        await http2.send_frame(GoAwayFrame(0, last_stream_id=0, error_code=0))
+        assert (await http2.exchange()).status == 200
+        drain = asyncio.create_task(rig.gateway.drain(5.0))
+        await http2.until_closed()
+        await drain
+        assert len(http2.goaways) == 2
+
+
+async def test_streams_take_turns() -> None:
+    async def script(wire: Wire) -> None:
+        while True:
+            await wire.head()
+            await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 60000\r\n\r\n" + b"x" * 60_000)
+
+    async with http_rig(script) as rig:
+        http2 = await connect(rig, acknowledges=False)
+        first = [http2.streams[await http2.ask()] for _ in range(2)]
+        while sum(len(stream.body) for stream in first) < 65_535:  # the connection's window
+            await http2.receive()
+        streams = [http2.streams[await http2.ask()] for _ in range(4)]
+        await rig.until(lambda: len(rig.app.slots) == 6 and rig.app.held == 0)
+        http2.h2.increment_flow_control_window(6 * 16_384)
+        while sum(len(stream.body) for stream in first + streams) < 65_535 + 6 * 16_384:
+            await http2.receive()
+        assert all(len(stream.body) >= 16_384 for stream in streams)
+        assert not any(stream.ended for stream in streams)
 
 
 async def test_the_access_log_tells_of_each_stream() -> None:

@@ -279,7 +279,7 @@ class Http2Connection(Flow):
         self.streams: dict[int, Stream] = {}
         self.budget = FrameBudget(now)
         self.is_going = False
-        """A GOAWAY went or came: no further streams."""
+        """No further streams are to be opened: a GOAWAY went, or an app's came."""
         self._ready: dict[Stream, None] = {}
         """Streams that may have something that can be sent, in their order."""
         self._has_pump = False
@@ -323,7 +323,6 @@ class Http2Connection(Flow):
         if isinstance(event, RemoteSettingsChanged):
             self._on_window(0)
         elif isinstance(event, ConnectionTerminated):
-            self.is_going = True
             self.on_goaway(event.last_stream_id or 0)
         elif stream is None:
             self.on_event(event)

@@ -182,6 +182,7 @@ class Http2App(Http2Connection):
             stream.on_head(event.headers, ended=ended)
 
     def on_goaway(self, last_stream: int) -> None:
+        self.is_going = True
         refused = [stream for stream in self.streams.values() if stream.number > last_stream]
         for stream in refused:
             self._forget(stream)
