@@ -67,7 +67,16 @@ def driver(api: Api) -> Driver:
         app=SimpleNamespace(key="default/hello"),
     )
     running = SimpleNamespace(driver=driver, instance=instance, record=record)
-    api.agent.executor = SimpleNamespace(get=lambda _: running, instances=lambda: [instance])
+    thawed: list[Any] = []
+
+    async def wait_awake(running: Any) -> None:
+        thawed.append(running)
+
+    api.agent.executor = SimpleNamespace(
+        get=lambda _: running,
+        instances=lambda: [instance],
+        freezer=SimpleNamespace(wait_awake=wait_awake),
+    )
     api.agent.audit = SimpleNamespace(add=lambda line: None)
     api.agent.clock = SimpleNamespace(wall=lambda: 0.0)
     return driver

@@ -15,16 +15,14 @@ from tabane.errors import Conflict, Denied, NotFound, UsageError
 from tabane.model import (
     App,
     AppName,
-    Class,
     NodeName,
     Placement,
     Reactive,
     TcpPort,
-    Trust,
     Volume,
 )
 from tabane.node import control as module
-from tabane.node.control import FIRST_ID_BASE, ID_RANGE, ID_RANGES, Apps, parse_app, parse_floors
+from tabane.node.control import FIRST_ID_BASE, ID_RANGE, Apps, parse_app, parse_floors
 from tabane.node.messages import DeployApp, Deployed, RemoveApp, ScaleApp
 from tabane.scheduler.placement import Choice
 from tabane.store import Expect, MemoryStore, Put, SqliteStore, Store, Write
@@ -116,30 +114,6 @@ async def test_a_deploy_of_what_is_there_is_its_next_revision(apps: Apps, store:
     assert (first.revision, second.revision) == (1, 2)
     assert second.id_base == first.id_base
     assert sorted(await read(store, "hosts/")) == ["hosts/b.test", "hosts/c.test"]
-    await check_books(store)
-
-
-async def test_each_cohort_of_a_chosen_class_has_ids_of_its_own(apps: Apps, store: Store) -> None:
-    deployed = (await apps.deploy(app(isolation=Class.AUTO))).app
-    bases = {cohort.trust: cohort.id_base for cohort in deployed.cohorts()}
-    assert bases == {Trust.ANONYMOUS: FIRST_ID_BASE, Trust.TRUSTED: FIRST_ID_BASE + ID_RANGE}
-    assert (await apps.deploy(app("other"))).app.id_base == FIRST_ID_BASE + 2 * ID_RANGE
-    assert not (await apps.deploy(app(isolation=Class.AUTO))).changed
-    await check_books(store)
-    await apps.remove(KEY)
-    await check_books(store)
-
-
-async def test_an_app_whose_class_is_chosen_from_now_on_keeps_its_ids_and_gets_more(
-    apps: Apps, store: Store
-) -> None:
-    first = (await apps.deploy(app())).app
-    await apps.deploy(app("other"))
-    second = (await apps.deploy(app(isolation=Class.AUTO))).app
-    assert second.id_bases == (first.id_base, FIRST_ID_BASE + 2 * ID_RANGE)
-    third = (await apps.deploy(app())).app
-    assert third.id_bases == second.id_bases
-    assert [one.id_base for one in third.cohorts()] == [first.id_base]
     await check_books(store)
 
 
@@ -258,31 +232,6 @@ async def test_whatever_comes_at_once_leaves_the_books_right(apps: Apps, store: 
         a.key for a in map(parse_app, (await read(store, "apps/")).values()) if a.reactive.min
     }
     assert {key.removeprefix("floors/") for key in await read(store, "floors/")} == wanting
-
-
-def test_id_ranges_stay_below_two_to_the_31() -> None:
-    assert FIRST_ID_BASE % ID_RANGE == 0
-    assert FIRST_ID_BASE + ID_RANGES * ID_RANGE == 1 << 31
-
-
-async def test_ids_are_used_again_as_late_as_possible(
-    apps: Apps, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "ID_RANGES", 3)
-
-    async def deploy(name: str) -> int:
-        deployed = (await apps.deploy(app(name))).app
-        return (deployed.id_base - FIRST_ID_BASE) // ID_RANGE
-
-    assert [await deploy("a"), await deploy("b")] == [0, 1]
-    await apps.remove(AppName("default/a"))
-    assert [await deploy("c"), await deploy("d")] == [2, 0]
-    with pytest.raises(Conflict, match="all 3 id ranges are taken"):
-        await deploy("e")
-    assert (await apps.deploy(app("b"), force=True)).app.revision == 2
-    await apps.remove(AppName("default/b"))
-    assert await deploy("e") == 1
-    await check_books(store)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +26,6 @@ from tabane.lifecycle import STANDING
 from tabane.model import App, AppName, Class, Instance, InstanceId, NodeName, State
 from tabane.node import messages as say
 from tabane.node.config import HTTP_PORT, agent_of
-from tabane.node.logtail import follow_lines, parse_since, read_lines
 from tabane.runtimes import registry
 from tabane.runtimes.api import (
     Conversation,
@@ -39,7 +37,6 @@ from tabane.runtimes.api import (
     User,
 )
 from tabane.runtimes.lookup import find_user, resolve
-from tabane.runtimes.pods import log_of
 from tabane.runtimes.unikernel.manifest import parse_unikernel
 from tabane.scheduler.engines import EngineView, misfit
 from tabane.scheduler.placement import NodeView
@@ -269,7 +266,7 @@ def _describe_aged(instance: Instance, age_s: float) -> dict[str, Any]:
 def knows(agent: Agent, instance: InstanceId) -> bool:
     """Whether an instance, or what is left of it, is here."""
     runs = any(known.id == instance for known in agent.executor.instances())
-    return runs or _log_of(agent, instance).exists()
+    return runs or log_path(agent, instance).exists()
 
 
 async def locate(agent: Agent, instance: InstanceId) -> NodeName:
@@ -330,7 +327,7 @@ async def execute(
     running, handle = await _entered(agent, instance)
     if workdir and not workdir.startswith("/"):
         raise UsageError(f"workdir: {workdir!r} is not an absolute path in the instance")
-    name, image = _container_of(running, container)
+    name, image = container_of(running, container)
     execution = Execution(argv, _user_of(image, user), workdir, own, stdin, terminal, name)
     _audit(agent, who, "exec", f"{_describe(running, name)}: {' '.join(argv)}")
     return await running.driver.exec(handle, execution)
@@ -351,7 +348,7 @@ async def copy(
     if not check_text("path", path).startswith("/"):
         raise UsageError(f"path: {path!r} is not an absolute path in the instance")
     running, handle = await _entered(agent, instance)
-    name, image = _container_of(running, container)
+    name, image = container_of(running, container)
     transfer = Transfer(path, inward, as_named, _user_of(image, user), name)
     action = "copy-in" if inward else "copy-out"
     _audit(agent, who, action, f"{_describe(running, name)}: {path}")
@@ -368,7 +365,7 @@ async def _entered(agent: Agent, instance: str) -> tuple[Running, Handle]:
     return running, handle
 
 
-def _container_of(running: Running, container: str) -> tuple[str, Image]:
+def container_of(running: Running, container: str) -> tuple[str, Image]:
     """A container's name, which is empty for the main one's, and its image. Raises `NotFound`."""
     record = running.record
     images = {MAIN: record.image} | {each.name: each.image for each in record.sidecars}
@@ -389,50 +386,8 @@ def _user_of(image: Image, user: str) -> User | None:
     return find_user(image.tree, check_text("user", user)) if user else None
 
 
-def read_log(
-    agent: Agent,
-    instance: str,
-    *,
-    tail: int,
-    follow: bool,
-    since: str = "",
-    container: str = "",
-) -> AsyncIterator[bytes]:
-    """The log's lines; raises `NotFound` at once when this node never ran the instance, or that has
-    no such container. `tail`: the last lines of it; 0: all."""
-    identity = check_instance(instance)
-    first = parse_since(since, agent.clock.wall()) if since else ""
-    path = log_of(_log_of(agent, identity), name := check_container(container))
-    runs = agent.executor.runs(identity)
-    ran = any(event.instance == instance for event in agent.events.recent())
-    if not (runs or ran or path.exists()):
-        raise NotFound(f"{agent.config.key} has no log of an instance {instance}")
-    if runs:
-        _container_of(agent.executor.get(identity), name)
-    elif name not in ("", MAIN) and not path.exists():
-        raise NotFound(f"{agent.config.key} has no log of a container {name} of {instance}")
-    if not follow:
-        return read_lines(path, first, tail)
-    return follow_lines(path, first, tail, _Life(agent, identity))
-
-
-def _log_of(agent: Agent, instance: InstanceId) -> Path:
+def log_path(agent: Agent, instance: InstanceId) -> Path:
     return agent.config.paths.instance_logs / instance / "log"
-
-
-class _Life:
-    """Whether an instance may still say something, for who follows its log."""
-
-    def __init__(self, agent: Agent, instance: InstanceId) -> None:
-        self._agent = agent
-        self._instance = instance
-
-    def goes_on(self) -> bool:
-        return self._agent.executor.runs(self._instance)
-
-    def subscribe(self, wake: Callable[[], None]) -> Callable[[], None]:
-        """Be told when that may have changed. Returns how to end it."""
-        return self._agent.happenings.follow(lambda transition: wake())
 
 
 async def records(agent: Agent, kind: str, limit: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import Field
 
-from tabane.api import actions
+from tabane.api import actions, logs
 from tabane.api.conversing import ConversationResponse, FrameReader
 from tabane.api.forwarding import elsewhere
 from tabane.api.presence import BodyReader
@@ -80,7 +80,7 @@ def add_instances(router: APIRouter, agent: Agent) -> None:
         `tail`: of those lines, the last; `container`: of several, else the main one's."""
         if (there := await elsewhere(agent, request, instance)) is not None:
             return there
-        lines = actions.read_log(
+        lines = logs.read_log(
             agent, instance, tail=max(0, tail), follow=follow, since=since, container=container
         )
         return StreamingResponse(lines, media_type="text/plain; charset=utf-8")
