@@ -70,6 +70,23 @@ def test_threads_stay_in_the_cgroups_of_who_restores(tmp_path: Path) -> None:
     assert (tmp_path / "core-1.img").read_bytes() == image(message(*core))
 
 
+def test_what_nobody_has_read_of_the_output_is_not_said_again(tmp_path: Path) -> None:
+    def pipe(number: int, data: bytes) -> bytes:
+        entry = message((1, number), (2, len(data)), (3, 65536))
+        return struct.pack("<I", len(entry)) + entry + data
+
+    path = tmp_path / images.PIPES_DATA
+    images.forget_unread(tmp_path, ("pipe:[7]",))
+    assert not path.exists()
+    header = b"IMG1IMG2"
+    path.write_bytes(header + pipe(5, b"five") + pipe(7, b"a line\n") + pipe(9, b""))
+    images.forget_unread(tmp_path, ("pipe:[7]", "file[1:2]"))
+    assert path.read_bytes() == header + pipe(5, b"five") + pipe(9, b"")
+    path.write_bytes(header + pipe(5, b"five")[:-1])
+    with pytest.raises(Corrupt, match="cut off"):
+        images.forget_unread(tmp_path, ("pipe:[7]",))
+
+
 @pytest.mark.parametrize("cut", [1, 3, 20])
 def test_images_that_are_cut_off_are_refused(tmp_path: Path, cut: int) -> None:
     for name in ("inventory.img", "ids-1.img"):

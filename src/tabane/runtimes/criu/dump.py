@@ -85,6 +85,7 @@ class Dump:
             if isinstance(problem, BaseException):
                 raise problem
         images.stay(target)
+        images.forget_unread(target, record.outputs)
         saved.save_state(self._state, target)
         saved.write_record(replace(record, sizes=saved.sizes_of(target)), target)
 

@@ -11,7 +11,7 @@ is to leave them alone moves threads into all the same, unless it is not there.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from tabane.errors import Corrupt
@@ -22,6 +22,9 @@ ROOT_IDS = 3
 UTS, USER, CGROUP, TIME = 8, 10, 11, 12
 """Fields of the ids: namespaces, those that `stage.c` makes or enters."""
 MADE_BEFORE = (UTS, USER, CGROUP, TIME)
+PIPES_DATA = "pipes-data.img"
+PIPE_ID, PIPE_BYTES = 1, 2
+"""Fields of what was in a pipe; after each entry come so many bytes of it."""
 THREAD_CORE, CG_SET = 5, 16
 """Fields of the core, and of what it has of the thread."""
 _LENGTH = struct.Struct("<I")
@@ -53,6 +56,26 @@ def stay(directory: Path) -> None:
         _rewrite(path, _without_cgroups)
 
 
+def forget_unread(directory: Path, outputs: Collection[str]) -> None:
+    """Drop what was in the pipes named in `outputs` (as `pipe:[1234]`) and not yet read: its reader
+    has it, and no copy is to say it once more. Raises `Corrupt`."""
+    path = directory / PIPES_DATA
+    if not path.exists():
+        return
+    data = path.read_bytes()
+    kept, at = data[:HEADER_BYTES], HEADER_BYTES
+    while at < len(data):
+        entry, after = _entry(path, data, at)
+        numbers = {field: value for field, _, value in _fields(entry) if isinstance(value, int)}
+        end = after + numbers.get(PIPE_BYTES, 0)
+        if end > len(data):
+            raise Corrupt(f"{path} is cut off")
+        if f"pipe:[{numbers.get(PIPE_ID)}]" not in outputs:
+            kept += data[at:end]
+        at = end
+    path.write_bytes(kept)
+
+
 def _without_cgroups(core: bytes) -> bytes:
     def change(number: int, kind: int, value: int | bytes) -> bytes:
         if number == THREAD_CORE and isinstance(value, bytes):
@@ -71,15 +94,20 @@ def _rewrite(path: Path, change: Callable[[bytes], bytes]) -> None:
 def _entries(path: Path, header_bytes: int = HEADER_BYTES) -> Iterator[bytes]:
     data, at = path.read_bytes(), header_bytes
     while at < len(data):
-        try:
-            (size,) = _LENGTH.unpack_from(data, at)
-        except struct.error:
-            raise Corrupt(f"{path} is cut off") from None
-        at += _LENGTH.size
-        if at + size > len(data):
-            raise Corrupt(f"{path} is cut off")
-        yield data[at : at + size]
-        at += size
+        entry, at = _entry(path, data, at)
+        yield entry
+
+
+def _entry(path: Path, data: bytes, at: int) -> tuple[bytes, int]:
+    """That which begins at `at`, and where it ends."""
+    try:
+        (size,) = _LENGTH.unpack_from(data, at)
+    except struct.error:
+        raise Corrupt(f"{path} is cut off") from None
+    at += _LENGTH.size
+    if at + size > len(data):
+        raise Corrupt(f"{path} is cut off")
+    return data[at : at + size], at + size
 
 
 def _fields(message: bytes) -> Iterator[Field]:
