@@ -30,7 +30,9 @@ _INODE = re.compile(r"(?:socket|pipe):\[([0-9]+)\]")
 _MAPPED = re.compile(
     rb"^0*([0-9a-f]+)-0*([0-9a-f]+) \S+ \S+ ([0-9a-f]+):([0-9a-f]+) ([0-9]+) +(/.*)$", re.MULTILINE
 )
-_INFO = re.compile(rb"^(?:pos|flags):\t([0-9]+)$", re.MULTILINE)
+UNSIGNED = 1 << 64
+"""Where a file has offsets without a sign, as memory has, the kernel tells them with one."""
+_INFO = re.compile(rb"^(?:pos|flags):\t(-?[0-9]+)$", re.MULTILINE)
 
 
 class OpenFile(Attributed, frozen=True, kw_only=True):
@@ -160,7 +162,8 @@ def _descriptors(directory: str) -> Iterator[_File]:
             status = status_of(path)
         except OSError:
             status = None
-        yield _File(name, MODES.get(int(flags, 8) & os.O_ACCMODE, ""), target, status, int(offset))
+        access = MODES.get(int(flags, 8) & os.O_ACCMODE, "")
+        yield _File(name, access, target, status, int(offset) % UNSIGNED)
 
 
 def _target(path: str) -> str:

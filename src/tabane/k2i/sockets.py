@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import sys
 from collections.abc import Callable, Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +38,14 @@ NETLINK = {
 }
 LISTENING = 0x10000
 """Among a unix socket's flags: it accepts connections."""
+
+
+_UNIX_ROW = re.compile(
+    r"^[0-9a-f]+: [0-9A-F]{8} [0-9A-F]{8} ([0-9A-F]{8}) ([0-9A-F]{4}) ([0-9A-F]{2}) +([0-9]+)"
+    r"(?= |$)",
+    re.MULTILINE,
+)
+"""Up to its path; the address is printed as zeros to who may not know it."""
 
 
 class Endpoint(NamedTuple):
@@ -78,15 +88,23 @@ def parse_inet(text: str, family: str, protocol: str) -> Iterator[tuple[int, Soc
 
 
 def parse_unix(text: str) -> Iterator[tuple[int, Socket]]:
-    """Of /proc/net/unix. A path is whatever stands behind the inode, blanks too."""
-    for line in text.splitlines()[1:]:
-        words = line.split(None, 7)
-        kind = UNIX_TYPES.get(int(words[4], 16), "unix")
-        state = "CONNECTED" if words[5] == "03" else ""
-        if int(words[3], 16) & LISTENING:
-            state = "LISTEN"
-        path = words[7] if len(words) > 7 else ""
-        yield int(words[6]), Socket("unix", kind, state=state, path=path)
+    """Of /proc/net/unix. A path is whatever stands behind the inode: blanks, and line breaks that
+    the next socket does not follow, too."""
+    _, _, rows = text.partition("\n")
+    begun = [*_UNIX_ROW.finditer(rows)]
+    for row, following in zip_longest(begun, begun[1:]):
+        flags, kind, state, inode = row.groups()
+        path = rows[row.end() : following.start() if following else len(rows)]
+        called = "LISTEN" if int(flags, 16) & LISTENING else ""
+        yield (
+            int(inode),
+            Socket(
+                "unix",
+                UNIX_TYPES.get(int(kind, 16), "unix"),
+                state=called or ("CONNECTED" if state == "03" else ""),
+                path=path.removesuffix("\n").removeprefix(" "),
+            ),
+        )
 
 
 def parse_netlink(text: str) -> Iterator[tuple[int, Socket]]:
