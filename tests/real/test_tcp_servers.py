@@ -162,6 +162,19 @@ def test_a_killed_gateway_loses_its_own_sessions_and_no_connection(cluster: Loca
     assert cluster.starts("cache") == 1
 
 
+def test_a_session_that_outlives_its_instances_age_is_cut_at_last(cluster: LocalCluster) -> None:
+    ages = {"max_age": "1s", "drain_timeout": "1s"}
+    deploy(cluster, "aged", REDIS, {"port": 6402, "target": 6379}, **ages)
+    with dial(cluster, 6402) as sock:
+        assert ask(sock, b"PING") == b"+PONG\r\n"
+        (first,) = cluster.instances("aged")
+        assert is_over(sock)
+    with dial(cluster, 6402) as sock:
+        assert ask(sock, b"PING") == b"+PONG\r\n"
+    ends = [e for e in cluster.records("events", "aged") if e["instance"] == first["id"]]
+    assert "older than its max_age of 1 s" in [event.get("reason") for event in ends]
+
+
 def test_a_program_at_work_is_not_idle_though_it_has_no_session(cluster: LocalCluster) -> None:
     work = "until test -e /tmp/done; do sleep 0.05; done | nc -N -U /run/tabane/lease.sock"
     command = ["sh", "-ec", f"({work}) & exec {' '.join(REDIS[:-2])}"]

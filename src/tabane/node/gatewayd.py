@@ -145,8 +145,12 @@ class GatewayProcess:
         """Accept at all ports that the agent told of."""
         while True:
             await self._ports_told.wait()
-            await self._take_ports(self._ports - self.tcp.ports())
             self._ports_told.clear()
+            try:
+                await self._take_ports(self._ports - self.tcp.ports())
+            except BaseException:
+                self._ports_told.set()
+                raise
 
     async def _take_ports(self, missing: frozenset[int]) -> None:
         hosts = self.config.node.address, INSIDE_ADDRESS

@@ -61,12 +61,25 @@ def take_listeners(path: Path, addresses: Iterable[str]) -> dict[str, socket.soc
     """Those of a holder's sockets that are there. Blocks for as long as the holder takes. Raises
     `OSError`."""
     taken: dict[str, socket.socket] = {}
-    with connect_unix(path, TAKE_TIMEOUT_S) as holder:
-        for address in addresses:
-            holder.sendall(f"{address}\n".encode())
-            space = socket.CMSG_LEN(DESCRIPTOR_BYTES)
-            _, rights, _, _ = holder.recvmsg(len(THERE), space, socket.MSG_CMSG_CLOEXEC)
-            for _, _, data in rights:
-                (number,) = array.array("i", data[:DESCRIPTOR_BYTES])
-                taken[address] = socket.socket(fileno=number)
+    try:
+        with connect_unix(path, TAKE_TIMEOUT_S) as holder:
+            for address in addresses:
+                if (sock := _take(holder, address)) is not None:
+                    taken[address] = sock
+    except BaseException:
+        for sock in taken.values():
+            sock.close()
+        raise
     return taken
+
+
+def _take(holder: socket.socket, address: str) -> socket.socket | None:
+    holder.sendall(f"{address}\n".encode())
+    space = socket.CMSG_LEN(DESCRIPTOR_BYTES)
+    answer, rights, _, _ = holder.recvmsg(len(THERE), space, socket.MSG_CMSG_CLOEXEC)
+    if not answer:
+        raise ConnectionResetError(f"the holder left before it handed {address} over")
+    for _, _, data in rights:
+        (number,) = array.array("i", data[:DESCRIPTOR_BYTES])
+        return socket.socket(fileno=number)
+    return None
