@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def test_every_field_is_named(section: str, name: str) -> None:
 def test_defaults_are_true(section: str) -> None:
     shown = render_app(App("x", "host", port=80))[section]
     for name, value in shown.items():
-        written = f'"{value}"' if isinstance(value, str) else str(value)
+        written = json.dumps(value)
         row = re.search(rf"^\| `{name}` \|.*$", PAGE, re.MULTILINE)
         assert row is not None
         assert f"`{written}`" in row[0].rpartition(" | ")[2] or written in row[0], row[0]

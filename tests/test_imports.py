@@ -73,7 +73,7 @@ SANS_IO = (
     *(f"tabane.images.checkpoint.{name}" for name in ("manifest", "preflight")),
     "tabane.gateway.activation",
     "tabane.gateway.grants",
-    *(f"tabane.scheduler.{name}" for name in ("health", "placement", "timers")),
+    *(f"tabane.scheduler.{name}" for name in ("health", "placement", "shares", "timers")),
     *(f"tabane.tools.procfs.{name}" for name in ("calls", "numbers", "rewrite", "totals", "wire")),
 )
 IO_MODULES = (

@@ -86,3 +86,25 @@ def test_a_room_has_one_trigger() -> None:
 
 def test_a_trigger_needs_a_port() -> None:
     assert refusal(f'{LEAST}[[triggers]]\ncron = "@daily"\n').field == "port"
+
+
+def test_resources_that_follow_sessions() -> None:
+    app = parse_app(f'{LEAST}port = 1\nresources.cpu_min = 0.1\nresources.memory_min = "32MiB"')
+    assert (app.resources.cpu_min, app.resources.memory_min_bytes) == (0.1, 32 << 20)
+    assert app.resources.follow
+    assert not parse_app(LEAST).resources.follow
+    assert read_app(render_app(app)) == app
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "words"),
+    [
+        ("port = 1\nresources.cpu_min = 2", "resources.cpu_min", "is more than cpu"),
+        ("port = 1\nresources.memory_min = '1GiB'", "resources.memory_min", "more than memory"),
+        ("resources.cpu_min = 0.5", "resources.cpu_min", "needs a port"),
+    ],
+)
+def test_bounds_that_cannot_be(text: str, field: str, words: str) -> None:
+    error = refusal(LEAST + text)
+    assert error.field == field
+    assert words in error.message

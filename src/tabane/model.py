@@ -67,6 +67,15 @@ class Resources(Value, frozen=True, omit_defaults=True):
     memory_bytes: int = 256 << 20
     pids: int = 256
     disk_bytes: int = 256 << 20
+    cpu_min: float | None = None
+    """What it has of `cpu` without sessions; None: all of it, always."""
+    memory_min_bytes: int | None = None
+    """The same of memory, of which what is above is had back, where that can be done."""
+
+    @property
+    def follow(self) -> bool:
+        """Whether they rise and fall with its sessions."""
+        return self.cpu_min is not None or self.memory_min_bytes is not None
 
     def with_layer(self) -> Resources:
         """As the kernel counts memory where the own layer is in memory, too: both together."""
@@ -268,6 +277,7 @@ class App(Value, frozen=True, omit_defaults=True):
             "services": self.services.needs_directory,
             "pods": self.containers,
             "exec": self.health.command,
+            "limit": self.resources.follow,
         }
         return tuple(name for name, wanted in needed.items() if wanted)
 

@@ -183,6 +183,7 @@ def _check_together(app: App) -> None:
     _check_containers(app)
     _check_health(app)
     _check_triggers(app)
+    _check_bounds(app)
     if least > most:
         raise Mistake("reactive.min", f"{least} is more than max, {most}: lower it or raise max")
     if app.port is None and app.hosts:
@@ -213,6 +214,19 @@ def _check_rest(app: App) -> None:
             raise Mistake(f"reactive.{name}", problem)
     if reactive.reclaim and reactive.freeze_after_s is None:
         raise Mistake("reactive.reclaim", "has a meaning with freeze_after only")
+
+
+def _check_bounds(app: App) -> None:
+    resources = app.resources
+    bounds = {
+        "cpu": (resources.cpu_min, resources.cpu),
+        "memory": (resources.memory_min_bytes, resources.memory_bytes),
+    }
+    for name, (low, high) in bounds.items():
+        if low is not None and low > high:
+            raise Mistake(f"resources.{name}_min", f"is more than {name}: lower it")
+        if low is not None and not app.takes_sessions:
+            raise Mistake(f"resources.{name}_min", "needs a port: it rises with sessions")
 
 
 def _check_triggers(app: App) -> None:

@@ -286,6 +286,8 @@ _RESOURCES = {
     "memory": Field("memory_bytes", as_size, format_size),
     "pids": Field("pids", whole(1, 4_194_304)),
     "disk": Field("disk_bytes", as_size, format_size),
+    "cpu_min": Field("cpu_min", _cpu),
+    "memory_min": Field("memory_min_bytes", as_size, format_size),
 }
 _HEALTH = {
     "http": Field("http", _url_path),

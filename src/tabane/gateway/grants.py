@@ -56,6 +56,8 @@ class Lease:
     protocol: str = HTTP
     place: Place | None = None
     """Where its sessions connect, once the router found it."""
+    follows: bool = False
+    """The resources of its instance follow its sessions."""
 
     @property
     def instance(self) -> InstanceId:

@@ -19,6 +19,7 @@ from tabane.gateway.api import HTTP, Place, Route, Slot, TcpRoute
 from tabane.gateway.grants import Grants, Lease
 from tabane.gateway.messages import Grant, Refuse, Report, Revoke, StartTrace, ToGateway, ToHome
 from tabane.gateway.slots import AwaitedSlot, ForwardedSlot, LeasedSlot
+from tabane.gateway.uses import Uses
 from tabane.model import (
     PHASES,
     App,
@@ -96,6 +97,8 @@ class GatewayRouter:
         self._dirty: set[AppName] = set()
         self._gone: set[str] = set()
         self._failed_at: dict[AppName, float] = {}
+        self.uses: Uses | None = None
+        """Told of sessions in instances whose resources follow them."""
 
     # What agents and homes say
 
@@ -199,7 +202,10 @@ class GatewayRouter:
         lease = self._grants.take(route.app, self._clock.now())
         if lease is None:
             return None
-        return LeasedSlot(self, lease, lease.place or self._place(lease))
+        slot = LeasedSlot(self, lease, lease.place or self._place(lease))
+        if lease.follows and self.uses is not None:
+            self.uses.note(lease)
+        return slot
 
     async def acquire(self, route: Route) -> Slot:
         app = self._apps.get(route.app)
@@ -227,7 +233,10 @@ class GatewayRouter:
             self._leave_queue(route.app, waiter)
             self.unwoken(route.app, app.revision, began, "its client left")
             raise
-        return AwaitedSlot(self, lease, self._place(lease), began)
+        slot = AwaitedSlot(self, lease, self._place(lease), began)
+        if lease.follows and self.uses is not None:
+            self.uses.note(lease)
+        return slot
 
     def _late(self, route: Route, app: App, began: float, why: str) -> TimedOut:
         """A session found no slot in time."""
@@ -260,6 +269,8 @@ class GatewayRouter:
     def _place(self, lease: Lease) -> Place:
         """Where sessions with a slot of it connect: found once, for all of them."""
         if lease.place is None:
+            app = self._apps.get(lease.app)
+            lease.follows = app is not None and app.resources.follow
             generation = str(lease.generation)
             if lease.node == self._around.node:
                 place = Place(lease.address, lease.port, generation, lease.protocol)
@@ -302,6 +313,8 @@ class GatewayRouter:
     def give_back(self, lease: Lease) -> None:
         """A session with a slot ended."""
         served, messages = self._grants.release(lease, self._clock.now())
+        if lease.follows and self.uses is not None:
+            self.uses.note(lease)
         if served:
             self._serve(served)
         for message in messages:

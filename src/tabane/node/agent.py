@@ -289,6 +289,8 @@ class Agent:
         node, _, part = member.rpartition("/")
         came = change in (Change.JOINED, Change.BACK)
         self.cluster_k2i.following.on_presence(member, came=came)
+        if part.startswith("gateway") and not came:
+            self.watching.resources.on_gateway_gone(member)
         if part.startswith("gateway") and self.nodes.is_near(node):
             self.home.on_gateway(member, joined=came)
         if came and member == agent_of(self.config.cluster.control) and not self.config.is_control:

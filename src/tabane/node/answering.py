@@ -74,6 +74,7 @@ class Answering:
             say.DropVolume: self._drop_volume,
             say.ForgetVolumes: self._forget_volumes,
             say.FireTrigger: self._fire,
+            say.Used: self._used,
         }
 
     async def answer(self, sender: str, body: say.Message) -> bytes | None:
@@ -206,6 +207,9 @@ class Answering:
         if self._agent.apps is None:
             raise Unsupported(f"{self._agent.config.key} does not hold the store")
         return say.encode(say.Committed(await self._agent.apps.forget_volumes(body.app)))
+
+    async def _used(self, sender: str, body: say.Used) -> None:
+        self._agent.watching.resources.hear(sender, body.instance, body.sessions)
 
     async def _fire(self, sender: str, body: say.FireTrigger) -> bytes:
         outcome = await self._agent.triggers.fire(body.app, body.trigger, body.moment)

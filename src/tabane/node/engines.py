@@ -16,7 +16,7 @@ from tabane.runtimes.pods import with_pods
 from tabane.scheduler.engines import EngineView, pick_engine, why_not
 from tabane.scheduler.placement import NodeView
 
-FEATURES = ("services", "volumes", "pods", "exec")
+FEATURES = ("services", "volumes", "pods", "exec", "limit")
 """The capabilities that an app may need (`App.needs`)."""
 NO_PORT = {"port": "gives its instances no network, and the app listens on a port"}
 LONGEST = 120

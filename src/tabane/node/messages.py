@@ -380,6 +380,14 @@ class ScaleApp(Value, frozen=True, tag="scale"):
     max: int | None = None
 
 
+class Used(Value, frozen=True, tag="used"):
+    """Gateway to the agent of an instance: so many of its sessions are in it now. Of apps whose
+    resources follow sessions only."""
+
+    instance: InstanceId
+    sessions: int
+
+
 class FireTrigger(Value, frozen=True, tag="fire"):
     """Control node to agent: make the request of a trigger's moment. A repeat makes it again."""
 
@@ -456,6 +464,7 @@ Message = (
     | Deployed
     | RemoveApp
     | ScaleApp
+    | Used
     | FireTrigger
     | Fired
     | Failure

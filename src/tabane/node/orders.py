@@ -178,6 +178,7 @@ class NodeInstances:
         if isinstance(action, Confine):
             limits = _shifted(wanted(action), _layer_bytes(running))
             await asyncio.to_thread(Cgroup(running.instance.cgroup).limit, limits)
+            running.confined = True
         elif isinstance(action, Pause):
             await self._executor.freezer.wait_awake(running)
             running.paused = True

@@ -1,5 +1,6 @@
 """What is learnt of the instances of this node beside their processes: what their apps' collectors
-tell, what runs within those that have a kernel of their own, and whether they are well (`health`).
+tell, what runs within those that have a kernel of their own, whether they are well (`health`), and
+how much they are used (`resources`).
 
 It begins when an instance is ready and ends when it is frozen or stopped: a frozen one could not
 answer. An app's collector looks from inside: its connections are made in the instance's network
@@ -26,6 +27,7 @@ from tabane.k2i.procfs import start_ticks
 from tabane.model import Collect, GuestProcess, Instance, InstanceId, State
 from tabane.network.netlink import run_in_network_of
 from tabane.node.entering import handle_of, run_inside
+from tabane.node.following_resources import FollowingResources
 from tabane.node.health import Health
 from tabane.node.running import Running
 
@@ -81,7 +83,7 @@ class Watching:
             tasks=agent.tasks,
             memory_kib=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 10,
         )
-        self.health = Health(agent)
+        self.health, self.resources = Health(agent), FollowingResources(agent)
         self._commands = asyncio.Semaphore(PARALLEL_COMMANDS)
         self._asked: dict[InstanceId, tuple[Instance, Ask]] = {}
 
@@ -95,6 +97,7 @@ class Watching:
         """An instance is in that state now."""
         running = self._find(instance) if state is State.READY else None
         self.health.follow(instance, state, running)
+        self.resources.follow(instance, state, running)
         jobs = [self._job(running, c) for c in running.record.app.collect] if running else []
         self.collection.want(instance, jobs)
         if running is not None and running.driver.capabilities.guest_processes:

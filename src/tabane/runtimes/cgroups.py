@@ -165,6 +165,15 @@ class Cgroup:
                 raise
             raise Conflict(f"{self.path} uses more than {text} bytes, which it needs") from None
 
+    def soften(self, memory_bytes: int) -> None:
+        """Have the kernel take back, or make wait, what its processes use beyond so much; it kills
+        nothing for that. Raises `NotFound` when the cgroup is gone."""
+        soft = "memory.high" if self._unified else "memory.soft_limit_in_bytes"
+        try:
+            _write(self._file("memory", soft), str(memory_bytes))
+        except FileNotFoundError:
+            raise NotFound(f"there is no cgroup {self.path} any more") from None
+
     def _limit_cpu(self, cpus: float) -> None:
         quota = max(LEAST_QUOTA_US, round(cpus * CPU_PERIOD_US))
         if self._unified:

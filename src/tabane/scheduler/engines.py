@@ -24,6 +24,7 @@ TABLES = {
     "services": "[services]",
     "pods": "[[containers]]",
     "exec": "[health] command",
+    "limit": "cpu_min or memory_min",
 }
 """How an app file calls what an app needs (`App.needs`)."""
 
