@@ -255,7 +255,7 @@ def test_more_collectors_than_there_may_be() -> None:
         ("services.k2 = true", "services.k2", "did you mean k2i? (allowed here: middlecon, k2i)"),
         ("prot = 80", "prot", "did you mean port? (allowed here: name, namespace, image"),
         ("reactive.stopafter = 1", "reactive.stopafter", "did you mean stop_after? (allowed here:"),
-        ("resources.xyzzy = 1", "resources.xyzzy", "(allowed here: cpu, memory, pids, disk, cpu_min, memory_min)"),
+        ("resources.xyzzy = 1", "resources.xyzzy", "(allowed here: cpu, memory, pids, disk, cpu"),
         ('"a\\u001b[2Jb" = 1', "'a\\x1b[2Jb'", "there is no such field"),
     ],
 )
