@@ -252,7 +252,7 @@ def test_more_collectors_than_there_may_be() -> None:
         ('services.middlecon = ["no*"]', "services.middlecon", "only rooms of the app's own"),
         ('services.middlecon = ["*"]', "services.middlecon", "'*' takes in 'nodes'"),
         ("services.k2i = 1", "services.k2i", "1 is neither true nor false"),
-        ("services.k2 = true", "services.k2", "did you mean k2i? (allowed here: middlecon, k2i)"),
+        ("services.k2 = true", "services.k2", "did you mean k2i? (allowed here: middlecon, k2i"),
         ("prot = 80", "prot", "did you mean port? (allowed here: name, namespace, image"),
         ("reactive.stopafter = 1", "reactive.stopafter", "did you mean stop_after? (allowed here:"),
         ("resources.xyzzy = 1", "resources.xyzzy", "(allowed here: cpu, memory, pids, disk, cpu"),
