@@ -109,6 +109,16 @@ async def test_a_timer_that_is_early_is_no_end_of_it(node: Node) -> None:
     assert await node.written() == [("cpu", 2), ("memory", 64)]
 
 
+async def test_what_is_at_work_without_sessions_has_all(node: Node) -> None:
+    await node.written()
+    node.clock.advance(HOLD_S)
+    await node.written()
+    with node.resources.in_use(ID), node.resources.in_use(ID):
+        assert await node.written() == [("cpu", 10), ("memory", 256)]
+    node.clock.advance(HOLD_S)
+    assert await node.written() == [("cpu", 2), ("memory", 64)]
+
+
 async def test_what_was_ordered_stands(node: Node) -> None:
     await node.written()
     node.running.confined = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,6 +26,7 @@ async def test_the_home_is_told_again_and_again_until_it_ends(home: NodeName) ->
     held: list[Any] = []
     agent: Any = SimpleNamespace(
         clock=clock,
+        watching=SimpleNamespace(resources=SimpleNamespace(in_use=lambda _: nullcontext())),
         executor=SimpleNamespace(
             runs=lambda instance: instance == ID,
             get=lambda _: SimpleNamespace(instance=INSTANCE),

@@ -9,7 +9,10 @@ beside what goes on: no session waits. What somebody ordered stands.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -19,6 +22,7 @@ from tabane.model import InstanceId, State
 from tabane.node.running import Running
 from tabane.runtimes.cgroups import Cgroup
 from tabane.scheduler.shares import Share
+from tabane.spec_readers import LARGEST
 
 if TYPE_CHECKING:
     from tabane.node.agent import Agent
@@ -34,6 +38,7 @@ class FollowingResources:
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
         self._shares: dict[InstanceId, Share] = {}
+        self._uses = itertools.count()
         self._timers: dict[InstanceId, Timer] = {}
         self._writing: set[InstanceId] = set()
 
@@ -64,6 +69,16 @@ class FollowingResources:
             self._plan(instance, share)
             if changed:
                 self._act(instance)
+
+    @contextmanager
+    def in_use(self, instance: InstanceId) -> Iterator[None]:
+        """Somebody uses it beside its sessions, or it is at work: it has all meanwhile."""
+        use = f"use {next(self._uses)}"
+        self.hear(use, instance, LARGEST)
+        try:
+            yield
+        finally:
+            self.hear(use, instance, 0)
 
     def on_gateway_gone(self, gateway: str) -> None:
         for instance in list(self._shares):

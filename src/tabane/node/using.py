@@ -24,14 +24,15 @@ FOR_S = 3 * AGAIN_S
 
 async def keep_in_use(agent: Agent, instance: InstanceId) -> None:
     """Until cancelled, or its end, have the instance not taken for idle, however short its
-    `stop_after`."""
-    while agent.executor.runs(instance):
-        running = agent.executor.get(instance)
-        agent.executor.freezer.hold(running)
-        app = running.instance.cohort
-        used = StillUsed(app, instance, -FOR_S)
-        if agent.nodes.is_home(app):
-            agent.home.hear(agent_of(agent.config.key), used)
-        else:
-            agent.tell(agent_of(agent.nodes.home_of(app)), used)
-        await sleep_until(agent.clock, agent.clock.now() + AGAIN_S)
+    `stop_after`, and with all of its resources."""
+    with agent.watching.resources.in_use(instance):
+        while agent.executor.runs(instance):
+            running = agent.executor.get(instance)
+            agent.executor.freezer.hold(running)
+            app = running.instance.cohort
+            used = StillUsed(app, instance, -FOR_S)
+            if agent.nodes.is_home(app):
+                agent.home.hear(agent_of(agent.config.key), used)
+            else:
+                agent.tell(agent_of(agent.nodes.home_of(app)), used)
+            await sleep_until(agent.clock, agent.clock.now() + AGAIN_S)
