@@ -204,6 +204,16 @@ async def test_the_app_sees_how_a_client_left(how: str) -> None:
         await rig.wait_gone()
 
 
+async def test_an_app_that_resets_what_it_accepts_ends_the_session() -> None:
+    async def resets_at_once(wire: Wire) -> None:
+        wire.reset()
+
+    async with tcp_rig(resets_at_once) as rig:
+        for _ in range(20):
+            with pytest.raises(ConnectionResetError):
+                await (await rig.connect()).reader.read()
+
+
 async def test_the_client_sees_that_the_app_broke_off() -> None:
     async with tcp_rig(resets) as rig:
         wire = await rig.connect()
@@ -352,6 +362,24 @@ async def test_a_session_is_handed_on_to_the_node_of_its_instance(script: Script
         assert rig.gateway.counters.active == 2
         wire.half_close()
         await wire.reader.read()
+        await rig.wait_gone()
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+async def test_what_is_said_before_anybody_listens_is_heard(is_there: bool) -> None:
+    """It greets and leaves, both before the gateway has got round to it."""
+
+    async def greets_and_leaves(wire: Wire) -> None:
+        await wire.send(b"220 and\n221 bye\n")
+
+    async with tcp_rig(greets_and_leaves) as rig:
+        if is_there:
+            rig.app.headers = named(rig.app, rig)
+        for _ in range(50):
+            wire = await rig.connect()
+            async with asyncio.timeout(10):
+                assert await wire.reader.read() == b"220 and\n221 bye\n"
+            wire.close()
         await rig.wait_gone()
 
 

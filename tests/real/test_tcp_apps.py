@@ -64,13 +64,13 @@ def deploy(
     cluster: LocalCluster, name: str, command: list[str], *tcp: dict[str, Any], **more: Any
 ) -> dict[str, Any]:
     """An app with these TCP ports; `more` are fields of `[reactive]`, or other sections."""
-    memory = more.pop("memory", "128MiB")
+    memory, isolation = more.pop("memory", "128MiB"), more.pop("isolation", "container")
     sections = {name: more.pop(name) for name in SECTIONS if name in more}
     rest = "".join(f"[{name}]\n{fields(table)}" for name, table in sections.items())
     tables = "".join(f"[[tcp]]\n{fields(table)}" for table in tcp)
     reactive = fields({"stop_after": "1h", "stop_timeout": "1s"} | more)
     limits = fields({"memory": memory, "pids": 128})
-    top = fields({"name": name, "image": "host", "command": command})
+    top = fields({"name": name, "image": "host", "command": command, "class": isolation})
     text = f"{top}{tables}[reactive]\n{reactive}[resources]\n{limits}{rest}"
     body = {"text": text, "file": f"{name}.toml", "image": "host"}
     deployed: dict[str, Any] = cluster.api.post("/api/v1/apps", body)
@@ -82,15 +82,8 @@ def fields(table: dict[str, Any]) -> str:
 
 
 def dial(cluster: LocalCluster, port: int, at: str = "tokyo/tokyo-1") -> socket.socket:
-    """A session, once the node listens there: it does so a moment after the deploy."""
-
-    def connect() -> socket.socket | None:
-        try:
-            return socket.create_connection((cluster.addresses[at], port), timeout=PATIENCE_S)
-        except ConnectionRefusedError:
-            return None
-
-    return wait_for(connect, f"somebody who listens on port {port}")
+    """A session: nodes listen there when the deploy is acknowledged."""
+    return socket.create_connection((cluster.addresses[at], port), timeout=PATIENCE_S)
 
 
 @pytest.fixture(scope="module")

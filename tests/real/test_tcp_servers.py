@@ -196,6 +196,18 @@ def test_a_program_at_work_is_not_idle_though_it_has_no_session(cluster: LocalCl
     assert instance["leases"] == 1
 
 
+def test_a_sandbox_is_woken_and_its_end_ends_the_session(cluster: LocalCluster) -> None:
+    """Its network stack goes with it, so no packet tells of its end."""
+    ports = {"port": 6403, "target": 6379}, {"port": 6404, "target": 6379}
+    deploy(cluster, "boxed", REDIS, *ports, isolation="sandbox", memory="256MiB")
+    with dial(cluster, 6403) as one, dial(cluster, 6404) as two:
+        assert ask(one, b"PING") == ask(two, b"PING") == b"+PONG\r\n"
+        (instance,) = cluster.instances("boxed")
+        assert cluster.tabane("kill", "-KILL", str(instance["pid"])).code in (0, 1)
+        assert is_over(one)
+        assert is_over(two)
+
+
 def is_over(sock: socket.socket) -> bool:
     try:
         return sock.recv(1) == b""

@@ -273,4 +273,5 @@ class TcpGateway:
             self.forget(tunnel)
             slot.release()
 
-        tunnel.begin(client.early, app.early, on_end, client_ended=client.has_ended)
+        ended = {"client_ended": client.has_ended, "upstream_ended": app.has_ended}
+        tunnel.begin(client.early, app.early, on_end, **ended)

@@ -136,15 +136,16 @@ class HopClient(TcpClient):
 
 
 class Dialed(Flow):
-    """A new connection to an instance, or (with a `hop`) to another gateway. Nothing is read from
-    an instance before the tunnel does."""
+    """A new connection to an instance, or (with a `hop`) to another gateway, until the tunnel has
+    it a moment later. What it says by then is kept, its end too."""
 
-    __slots__ = ("_answered", "_hop", "early", "pool")
+    __slots__ = ("_answered", "_hop", "early", "has_ended", "pool")
 
     def __init__(self, pool: str, hop: bytes) -> None:
         super().__init__()
         self.pool = pool
         self.early = b""
+        self.has_ended = False
         self._hop = hop
         self._answered: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
@@ -154,26 +155,31 @@ class Dialed(Flow):
         if self._hop:
             self.transport.write(self._hop)
         else:
-            self.read(False)
             self._answer("")
 
     async def wait_taken(self) -> None:
         """Return when the session's bytes may pass. Raises `Refused`, or `ConnectionError`."""
         if reason := await self._answered:
             raise Refused(reason)
+        if self.transport.is_closing():
+            raise ConnectionResetError("it was closed at once")
 
     def data_received(self, data: bytes) -> None:
         self.early += data
+        if self._answered.done():
+            self.read(False)
+            return
         try:
             if (split := split_line(self.early)) is not None:
-                self.read(False)
                 line, self.early = split
                 self._answer(parse_reply(line))
+                self.read(False)
         except ProtocolError as error:
             self._answer(error.message)
 
     def eof_received(self) -> bool:
-        return False
+        self.has_ended = True
+        return self._answered.done()
 
     def connection_lost(self, error: Exception | None) -> None:
         if not self._answered.done():

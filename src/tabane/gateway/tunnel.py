@@ -100,9 +100,10 @@ class Tunnel:
         on_end: Callable[[], None],
         *,
         client_ended: bool = False,
+        upstream_ended: bool = False,
     ) -> None:
-        """Take over, first passing on what each side sent already, and the client's end; call
-        `on_end` when both are closed."""
+        """Take over, first passing on what each side sent already, and their ends; call `on_end`
+        when both are closed."""
         self._on_end = on_end
         client, upstream = self._ends
         client.other, upstream.other = upstream, client
@@ -110,8 +111,9 @@ class Tunnel:
             end.transport.set_protocol(end)
         client.data_received(from_client)
         upstream.data_received(from_upstream)
-        if client_ended:
-            client.eof_received()
+        for end, has_ended in ((client, client_ended), (upstream, upstream_ended)):
+            if has_ended and not end.eof_received():
+                end.transport.close()
         for end in self._ends:
             if not end.was_closed:
                 end.read(not end.other.is_full)

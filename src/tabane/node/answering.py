@@ -148,6 +148,7 @@ class Answering:
     async def _known(self, sender: str, body: say.AskKnown) -> bytes:
         await self._agent.wait_revision(body.revision)
         await self._agent.gateways.wait_told()
+        await self._agent.tcp.wait_settled()
         return b""
 
     async def _k2i(self, sender: str, body: say.AskK2i) -> bytes:

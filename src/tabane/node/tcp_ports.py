@@ -38,6 +38,7 @@ class TcpPorts:
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
         self._changed = asyncio.Event()
+        self._settled = asyncio.Event()
         self._problems: dict[int, str] = {}
         self.open: tuple[int, ...] = ()
         """The ports at which gateways are to accept."""
@@ -45,7 +46,12 @@ class TcpPorts:
     def on_changes(self, changes: tuple[Change, ...]) -> None:
         """The store changed."""
         if any(change.key.startswith(TCP) for change in changes):
+            self._settled.clear()
             self._changed.set()
+
+    async def wait_settled(self) -> None:
+        """Return once who connects to any of the ports is not refused, or cannot but be."""
+        await self._settled.wait()
 
     def wanted(self) -> dict[int, str]:
         """All ports that apps have, and whose they are."""
@@ -56,7 +62,11 @@ class TcpPorts:
         """Bring the node to what the store says, again and again."""
         while True:
             self._changed.clear()
-            await self._settle()
+            try:
+                await self._settle()
+            finally:
+                if not self._changed.is_set():
+                    self._settled.set()
             try:
                 async with asyncio.timeout(RETRY_S if self._problems else None):
                     await self._changed.wait()
