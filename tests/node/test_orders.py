@@ -386,12 +386,14 @@ async def test_who_asks_what_runs_is_told_what_is_paused(cluster: Cluster, runni
     assert with_pause(absent) == absent
 
 
-@pytest.mark.usefixtures("running")
-async def test_limits_are_the_owners_within_what_the_app_declares(cluster: Cluster) -> None:
+async def test_limits_are_the_owners_within_what_the_app_declares(
+    cluster: Cluster, running: Any
+) -> None:
     order = InstanceOrder(TARGET, do.Confine(cpu=0.5, pids=50))
     done = await cluster.orders.obey_instance(order, ALICE)
     assert done.before == {"cpu": 1.0, "memory_bytes": 64 << 20, "pids": 100}
     assert done.after == {"cpu": 0.5, "memory_bytes": 64 << 20, "pids": 50}
+    assert running.confined, "they follow no sessions any more"
     more = InstanceOrder(TARGET, do.Confine(memory_bytes=65 << 20))
     with pytest.raises(Denied, match="the app declares 67108864: only root may give"):
         await cluster.orders.obey_instance(more, ALICE)

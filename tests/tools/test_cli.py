@@ -36,6 +36,7 @@ MINIMAL |= {
     "image": ["ls"],
     "checkpoint": ["ls"],
     "volume": ["ls"],
+    "trigger": ["ls"],
 }
 """The shortest right command line, where it is not `x` for each argument that must be there."""
 

@@ -139,6 +139,8 @@ def test_what_a_silent_node_has_of_an_app_is_said_to_go_on(
     [
         (["cp", "/nowhere", "web:/tmp"], 1, "cp: there is no /nowhere"),
         (["cp", "web:/tmp", "/nowhere/"], 1, "cp: there is no directory /nowhere/"),
+        (["trigger", "fire", "x"], 2, "trigger: name an app and one of its triggers"),
+        (["trigger", "ls", "x"], 2, "trigger: ls lists all, and takes no names"),
         (["volume", "rm", "x"], 2, "volume: name what is to be removed as APP/VOLUME"),
         (["pstree", "nobody's"], 1, "pstree: nobody's is no process"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from typing import Any
+from urllib.parse import quote
 
 from tabane.errors import UsageError
 from tabane.tools.cli.common import Parser, app_key, print_json, print_table, say
@@ -29,7 +30,7 @@ def trigger(argv: list[str]) -> int:
 
 
 def _fire(cluster: Cluster, app: str, name: str, *, as_json: bool) -> int:
-    answer = cluster.post(f"/api/v1/apps/{app_key(app)}/triggers/{name}/fire")
+    answer = cluster.post(f"/api/v1/apps/{app_key(app)}/triggers/{quote(name, safe='')}/fire")
     if as_json:
         print_json(answer)
     else:
