@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from tabane.errors import Stale
-from tabane.gateway.api import Route
+from tabane.gateway.api import Route, Slot
 from tabane.gateway.messages import Demand, Grant, ToHome
 from tabane.gateway.router import GatewayRouter, Local
 from tabane.model import App, AppName, Generation, InstanceId, NodeName, TcpPort, WakeRecord
@@ -26,6 +26,7 @@ class Around:
 
     def __init__(self) -> None:
         self.told: asyncio.Queue[ToHome] = asyncio.Queue()
+        self.records: list[WakeRecord] = []
 
     def tell_home(self, app: AppName, message: ToHome) -> None:
         self.told.put_nowait(message)
@@ -37,7 +38,7 @@ class Around:
         return [HERE, THERE]
 
     def on_wake(self, record: WakeRecord) -> None:
-        pass
+        self.records.append(record)
 
     def kick(self) -> None:
         pass
@@ -49,8 +50,13 @@ def around() -> Around:
 
 
 @pytest.fixture
-def router(around: Around) -> GatewayRouter:
-    router = GatewayRouter(around, VirtualClock())
+def clock() -> VirtualClock:
+    return VirtualClock()
+
+
+@pytest.fixture
+def router(around: Around, clock: VirtualClock) -> GatewayRouter:
+    router = GatewayRouter(around, clock)
     router.set_routes([MAIL], [])
     return router
 
@@ -87,10 +93,8 @@ def test_instances_find_it_by_name_and_http_does_not(router: GatewayRouter) -> N
     assert not router.is_app("mail.tabane")
 
 
-@pytest.mark.parametrize("node", [HERE, THERE])
-async def test_a_slot_leads_to_the_port_of_its_own_revision(
-    router: GatewayRouter, around: Around, node: NodeName
-) -> None:
+async def granted(router: GatewayRouter, around: Around, node: NodeName = HERE) -> Slot:
+    """A slot that its session had to wait for."""
     found = router.tcp_route(25)
     assert found is not None
     waiting = asyncio.ensure_future(router.acquire(found.route))
@@ -99,7 +103,48 @@ async def test_a_slot_leads_to_the_port_of_its_own_revision(
     router.hear(
         Grant(KEY, 1, GENERATION, node, "100.64.0.9", 0, 1, demand.epoch, 1, tcp=((25, 2525),))
     )
-    slot = await waiting
+    return await waiting
+
+
+async def test_a_wake_of_whom_nothing_is_said_to_took_until_it_was_reached(
+    router: GatewayRouter, around: Around, clock: VirtualClock
+) -> None:
+    slot = await granted(router, around)
+    clock.advance(0.25)
+    slot.reached()
+    clock.advance(3600.0)
+    slot.release()
+    (record,) = around.records
+    assert (record.outcome, record.total_us) == ("ok", 250_000)
+
+
+async def test_a_wake_takes_until_the_first_byte_where_there_is_one(
+    router: GatewayRouter, around: Around, clock: VirtualClock
+) -> None:
+    slot = await granted(router, around)
+    slot.reached()
+    clock.advance(0.5)
+    slot.first_byte()
+    clock.advance(3600.0)
+    slot.release()
+    (record,) = around.records
+    assert (record.outcome, record.phases_us["first_byte"]) == ("ok", 500_000)
+
+
+async def test_who_could_not_be_reached_was_not_woken(
+    router: GatewayRouter, around: Around
+) -> None:
+    slot = await granted(router, around)
+    slot.failed("connection refused")
+    slot.release()
+    assert [record.outcome for record in around.records] == ["connection refused"]
+
+
+@pytest.mark.parametrize("node", [HERE, THERE])
+async def test_a_slot_leads_to_the_port_of_its_own_revision(
+    router: GatewayRouter, around: Around, node: NodeName
+) -> None:
+    slot = await granted(router, around, node)
     assert slot.target(25) == 2525
     assert slot.target(587) is None
     assert slot.host == ("100.64.0.9" if node == HERE else "10.0.0.3")

@@ -68,6 +68,10 @@ class Slot(Protocol):
         where another gateway has to be told (`headers`), what it is told. None: the instance is of
         a revision without it."""
 
+    def reached(self) -> None:
+        """A session of TCP is connected there: it has woken the app, whether or not a byte comes
+        back (then `first_byte`)."""
+
     def first_byte(self) -> None:
         """The response's first byte is here: ends the wake record, if this session woke the app."""
 

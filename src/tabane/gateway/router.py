@@ -327,11 +327,14 @@ class GatewayRouter:
         for message in self._grants.broken(lease, reason, reached=reached):
             self._around.tell_home(lease.app, message)
 
-    def woke(self, lease: Lease, began: float, granted: float) -> None:
-        """A session that had to wait has its first byte."""
+    def woke(
+        self, lease: Lease, began: float, granted: float, reached: float | None = None
+    ) -> None:
+        """A session that had to wait has its first byte; or it `reached` its instance at that
+        moment and got none, as it may be where the client alone speaks."""
         grant = lease.grant
         assert grant is not None
-        now = self._clock.now()
+        now = self._clock.now() if reached is None else reached
         option, phases = explain(grant.trace, granted - began, now - granted)
         app, trust = app_of_cohort(lease.app)
         record = WakeRecord(

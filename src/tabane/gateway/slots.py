@@ -25,8 +25,11 @@ class LeasedSlot:
         grant = self._lease.grant
         return dict(grant.tcp).get(port) if grant is not None else None
 
-    def first_byte(self) -> None:
+    def reached(self) -> None:
         """Nobody waited, so there is no record."""
+
+    def first_byte(self) -> None:
+        """The same."""
 
     def failed(self, reason: str, *, reached: bool = False) -> None:
         if self._router is not None:
@@ -41,12 +44,13 @@ class LeasedSlot:
 class AwaitedSlot(LeasedSlot):
     """One that its session had to wait for, from the moment `began` on."""
 
-    __slots__ = ("_began", "_granted", "_problem")
+    __slots__ = ("_began", "_granted", "_problem", "_reached")
 
     def __init__(self, router: GatewayRouter, lease: Lease, place: Place, began: float) -> None:
         super().__init__(router, lease, place)
         self._began: float | None = began
         self._granted = router.now()
+        self._reached: float | None = None
         self._problem = "it ended before the first byte of an answer"
 
     def first_byte(self) -> None:
@@ -54,14 +58,21 @@ class AwaitedSlot(LeasedSlot):
             self._router.woke(self._lease, self._began, self._granted)
             self._began = None
 
+    def reached(self) -> None:
+        if self._router is not None:
+            self._reached = self._router.now()
+
     def failed(self, reason: str, *, reached: bool = False) -> None:
-        self._problem = reason
+        self._problem, self._reached = reason, None
         super().failed(reason, reached=reached)
 
     def release(self) -> None:
         if self._began is not None and self._router is not None:
             lease = self._lease
-            self._router.unwoken(lease.app, lease.revision, self._began, self._problem, lease)
+            if self._reached is not None:
+                self._router.woke(lease, self._began, self._granted, self._reached)
+            else:
+                self._router.unwoken(lease.app, lease.revision, self._began, self._problem, lease)
         super().release()
 
 
@@ -76,8 +87,11 @@ class ForwardedSlot:
     def target(self, port: int) -> int | None:
         return port
 
-    def first_byte(self) -> None:
+    def reached(self) -> None:
         """The gateway that woke the app writes the wake record."""
+
+    def first_byte(self) -> None:
+        """The same."""
 
     def failed(self, reason: str, *, reached: bool = False) -> None:
         """The gateway that was granted the slot learns it from the answer."""

@@ -261,6 +261,7 @@ class TcpGateway:
         """From now on a tunnel has both connections."""
         counters = self.counters
         client.task = None
+        slot.reached()
         tunnel = Tunnel(client, app, idle_s, lambda: self.now, slot.first_byte)
         self.connections.discard(client)
         self.connections.add(tunnel)

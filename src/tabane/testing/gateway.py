@@ -31,6 +31,9 @@ class FakeSlot:
     def target(self, port: int) -> int | None:
         return None if port in self.app.lacks else self.port
 
+    def reached(self) -> None:
+        assert self.releases == 0, "reached of a released slot"
+
     def first_byte(self) -> None:
         assert self.releases == 0, "first_byte of a released slot"
         self.first_bytes += 1
