@@ -8,6 +8,7 @@ Keys in the store:
     ids/BASE                the app that has this range of ids
     floors/NAMESPACE/NAME   how many instances each data center keeps of an app with a `min`
     volumes/NAMESPACE/NAME  the node that has the app's volumes; stays when the app is removed
+    triggers/NAMESPACE/NAME/TRIGGER  which moments of a timer were begun (`tabane.node.timers`)
 """
 
 from __future__ import annotations
