@@ -16,10 +16,12 @@ from collections.abc import Awaitable, Callable
 from tabane.clock import SYSTEM
 from tabane.errors import Closed
 from tabane.gateway.dns import Resolver, find_upstreams
+from tabane.gateway.grants import Lease
 from tabane.gateway.http import HttpGateway
 from tabane.gateway.messages import ToGateway, ToHome
 from tabane.gateway.router import GatewayRouter, Local
 from tabane.gateway.tcp import TcpGateway
+from tabane.gateway.uses import LOOK_S, Uses
 from tabane.middlecon import Change, Client, Message, Room, connect
 from tabane.model import AppName, NodeName, WakeRecord
 from tabane.node import messages as say
@@ -63,6 +65,7 @@ class GatewayProcess:
         self._wakes: deque[WakeRecord] = deque(maxlen=WAKES_KEPT)
         self._homes: dict[AppName, NodeName] = {}
         self._later = Later()
+        self.router.uses = Uses(self._tell_use, self._look_later)
 
     async def start(self) -> None:
         """Join the hub and learn the routes."""
@@ -83,6 +86,13 @@ class GatewayProcess:
         await asyncio.gather(*drains, self.tcp.drain(DRAIN_S))
         self._later.close()
         await self.me.aclose()
+
+    def _tell_use(self, lease: Lease, sessions: int) -> None:
+        self._tell(agent_of(lease.node), say.Used(lease.instance, sessions))
+
+    def _look_later(self) -> None:
+        assert self.router.uses is not None
+        self._later.call("uses", LOOK_S, self.router.uses.look)
 
     # Surroundings
 
@@ -173,6 +183,8 @@ class GatewayProcess:
         node, _, part = member.rpartition("/")
         if part != "agent" or change not in (Change.JOINED, Change.BACK):
             return
+        assert self.router.uses is not None
+        self.router.uses.tell_all()
         if node == self.node:
             self._greeting = set()
             self._tell(member, say.Hello())
