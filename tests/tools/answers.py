@@ -63,6 +63,7 @@ CHECKPOINT |= {"made_at": 0.0, "used_at": 0.0}
 VAULT = {"node": "tokyo/tokyo-1", "used_bytes": 5, "limit_bytes": 10, "problem": EVIL}
 VAULT |= {"memory_used_bytes": 5, "memory_limit_bytes": 10, "quarantined": 0}
 STORE = {"node": "tokyo/tokyo-1", "used_bytes": 5, "limit_bytes": 10}
+TRIGGER = {"app": "default/hello", "name": EVIL, "cron": EVIL, "room": "", "request": EVIL}
 MEMBER = {"node": EVIL, "gateway": EVIL, "asked": False, "linked": True, "control": True}
 MEMBER |= {"drivers": [EVIL], "instances": 3}
 ENDED = encode(OUTPUT, b"\x1b[2J\x1b") + encode(ERROR, b"\xff") + encode_number(EXIT, 7)
@@ -87,6 +88,7 @@ ANSWERS: dict[str, Any] = {
     "GET /api/v1/members": {"members": [MEMBER], "silent": []},
     "GET /api/v1/images": {"images": [IMAGE], "stores": [STORE], "silent": []},
     "GET /api/v1/checkpoints": {"checkpoints": [CHECKPOINT], "stores": [VAULT], "silent": []},
+    "GET /api/v1/triggers": {"triggers": [TRIGGER], "silent": []},
     "GET /api/v1/doctor": {"node": EVIL, "drivers": [DRIVER]},
     "POST /api/v1/instances/abc123/exec": ENDED,
     "GET /api/v1/instances/abc123/log": b"2026-01-31T23:59:59.1Z stdout F \x1b[2J\xff\n",

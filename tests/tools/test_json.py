@@ -50,6 +50,7 @@ TABLE: dict[str, tuple[str, set[str]]] = {
     "image ls": ("images", PLACE),
     "checkpoint ls": ("checkpoints", OWNED),
     "volume ls": ("volumes", {*PLACE, "app"}),
+    "trigger ls": ("triggers", {"app"}),
 }
 """Lines, the name of the rows (none: one object), and of the five what each row has."""
 ODD = ("doctor", "members")

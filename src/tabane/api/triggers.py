@@ -20,7 +20,8 @@ def add_triggers(router: APIRouter, agent: Agent) -> None:
     @router.get("/triggers")
     async def list_triggers() -> Response:
         """Of all apps."""
-        return Json({"triggers": [_row(agent, a, t) for a in agent.all_apps() for t in a.triggers]})
+        rows = [_row(agent, app, one) for app in agent.all_apps() for one in app.triggers]
+        return Json({"triggers": rows, "silent": []})  # each node has its own copy of them
 
     @router.post("/apps/{namespace}/{name}/triggers/{trigger}/fire")
     async def fire(namespace: str, name: str, trigger: str, request: Request) -> Response:
