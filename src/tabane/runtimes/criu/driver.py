@@ -1,6 +1,6 @@
 """Checkpoints for OCI engines, by CRIU: clones of one container, each an instance for itself.
 
-CRIU is driven by Tabane and not by the engine (docs/decisions/checkpoints.md): runc's own way makes
+CRIU is driven by Tabane and not by the engine (docs/decisions/criu.md): runc's own way makes
 a user namespace and a network of its own for what it restores, and Debian's crun has none. Once
 restored, a container is the engine's like any other: it is given the state that it would have
 written itself, for `exec`.
@@ -141,7 +141,10 @@ class CriuDriver(OciDriver):
             await _settle(parts, whole, frozen=frozen_before)
             return
         for part in parts.values():
-            await self._end(part)
+            self._kill_all(part)
+        for part in parts.values():  # only now: nothing more is done that the copies do not know
+            cgroup_of(part).thaw()
+            await self._exited(part)
 
     async def _dump_all(
         self, criu: Criu, parts: dict[str, Handle], whole: Cgroup, directory: Path
@@ -170,11 +173,6 @@ class CriuDriver(OciDriver):
                 if not attempts_left:
                     raise
             cgroup.thaw()
-
-    async def _end(self, handle: Handle) -> None:
-        await self._signal(handle, signal.SIGKILL)
-        cgroup_of(handle).thaw()
-        await self._exited(handle)
 
     async def restore(self, spec: InstanceSpec, handle: Handle, directory: Path) -> Handle:
         criu = await self._ready_to_restore()
@@ -209,7 +207,7 @@ class CriuDriver(OciDriver):
         return finished
 
     def _kill_all(self, handle: Handle) -> None:
-        """Also who restores it, who is in its cgroup."""
+        """All in its cgroup, also who restores it."""
         for pid in cgroup_of(handle).pids():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
