@@ -19,6 +19,8 @@ from tabane.node.config import load_cluster
 from tabane.testing.layouts import make_manifest, tagged, write_index
 from tabane.testing.registries import Registry, running_registry
 
+pytestmark = pytest.mark.real
+
 CONFIG = Path("/etc/containers/registries.conf")
 INSECURE = """\
 [[registry]]
