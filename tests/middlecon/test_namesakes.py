@@ -12,7 +12,7 @@ from tests.middlecon.network import PAIR, TREE, Network, hub_of, machine
 from tabane.errors import Conflict
 from tabane.middlecon import Client
 from tabane.middlecon.client import connect
-from tabane.middlecon.frames import Frame, Kind
+from tabane.middlecon.frames import GONE, LOST, Frame, Kind
 from tabane.middlecon.ports import SessionPort
 from tabane.middlecon.receipts import Cause, Sum, parse_receipt
 
@@ -104,6 +104,16 @@ def test_what_a_peer_says_of_our_own_members_is_not_believed(make_brain):
     for name in ("x", "y"):
         brain.tell(link, Kind.MEMBER, to=1, name=name, data=b"a")
     assert x in brain.directory.sessions and set(brain.directory.members) == {"x"}
+
+
+def test_what_is_lost_on_one_way_takes_no_name_from_who_is_there(make_brain):
+    """The old session ended behind a link that was down, and another one has its name."""
+    brain = make_brain("a")
+    there, back = brain.link("b"), brain.link("c")
+    brain.tell(there, Kind.MEMBER, to=1, name="x")
+    brain.tell(back, Kind.MEMBER, to=1, flags=LOST, name="x")
+    brain.tell(back, Kind.MEMBER, flags=GONE, name="x")
+    assert {m.name: m.hub for m in brain.directory.members.values()} == {"x": "b"}
 
 
 async def test_people_stay_whatever_a_peer_calls_its_members(cluster, eventually):

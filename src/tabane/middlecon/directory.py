@@ -178,8 +178,8 @@ class Directory(Rooms):
                 self._forget(known)
             return
         origin = parse_text(frame.data, "hub name") if frame.data else link.name
-        is_ours = known is not None and known.hub == self.hub
-        if origin == self.hub or link.disbelieves(origin) or (is_ours and frame.flags & LOST):
+        is_elsewhere = known is not None and known.hub != origin and known.port is not None
+        if origin == self.hub or link.disbelieves(origin) or (is_elsewhere and frame.flags & LOST):
             return
         if origin != link.name and origin not in link.hubs:
             raise ProtocolError(f"hub {link.name} did not say that it leads to hub {origin}")
