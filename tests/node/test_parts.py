@@ -257,6 +257,7 @@ def test_each_part_may_have_a_socket_of_its_own_at_the_same_address(
     wait_until(lambda: pids.add(ask_pid(port)) or len(pids) == 3)
     killed = pids.pop()
     os.kill(killed, signal.SIGKILL)
+    wait_until(lambda: not Path(f"/proc/{killed}").exists())  # it answers nobody any more
     answers = {ask_pid(port) for _ in range(60)}  # some of which wait until it is back
     assert killed not in answers
     assert pids < answers
