@@ -119,7 +119,9 @@ class PlainSpawner:
         return await asyncio.shield(self._job(key).exited)
 
     async def forget(self, key: str) -> None:
-        self._jobs.pop(key, None)
+        job = self._jobs.pop(key, None)
+        if job is not None and job.command.log is not None:
+            job.output.close()  # who writes to it has it open itself
         self._reap_helpers()
         if not self._jobs:
             _adopt_orphans(False)
