@@ -229,7 +229,9 @@ async def check_many(bench: DriverBench) -> None:
         async with started(bench, Behaviour.EXITS) as (_, handle):
             assert await bench.driver.wait(handle) == ExitStatus(3)
 
-    await asyncio.gather(*(live() for _ in range(4)))
+    async with asyncio.TaskGroup() as group:
+        for _ in range(4):
+            group.create_task(live())
 
 
 async def check_freeze(bench: DriverBench) -> None:
