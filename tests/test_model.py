@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from tabane.model import (
     App,
     Class,
-    Datacenter,
     ExitStatus,
     Generation,
     Instance,
@@ -48,7 +47,7 @@ WAKE = WakeRecord(
     total_us=31_000,
 )
 NODE = Node("tokyo-1", "tokyo", "10.0.0.1", "boot-1")
-VALUES = [HELLO, GENERATION, INSTANCE, WAKE, NODE, Datacenter("tokyo"), ExitStatus(signal=9)]
+VALUES = [HELLO, GENERATION, INSTANCE, WAKE, NODE, ExitStatus(signal=9)]
 
 
 @pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)

@@ -81,8 +81,8 @@ TRANSITIONS: dict[State, dict[Event, State]] = {
 
 
 AT_REST = (State.FREEZING, State.FROZEN)
-STANDING = (State.READY, *AT_REST)
-"""An instance that was ready, and serves at once or when it is thawed."""
+STANDING = (State.READY, *AT_REST, State.CHECKPOINTING)
+"""An instance that was ready, and serves at once, or when it is thawed, or saved."""
 
 
 def follow(state: State, event: Event) -> State:

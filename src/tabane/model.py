@@ -12,7 +12,7 @@ from typing import Any, NewType
 
 import msgspec
 
-from tabane.reactions import Health, Trigger
+from tabane.reactions import Health, Hooks, Trigger
 
 AppName = NewType("AppName", str)
 """`namespace/name`."""
@@ -102,6 +102,8 @@ class Reactive(Value, frozen=True, omit_defaults=True):
     """Without a session for so long an instance is frozen, where its engine can; None: never. This,
     `checkpoint_after_s` and `stop_after_s` grow in this order, and count from the last session."""
     checkpoint_after_s: float | None = None
+    checkpoint: bool = False
+    """After its first `ready` an instance is saved, and others begin as its copies."""
     reclaim: bool = False
     """What the kernel can have back of a frozen instance's memory, it gets at once."""
     drain_timeout_s: float = 30.0
@@ -226,6 +228,7 @@ class App(Value, frozen=True, omit_defaults=True):
     security: SecurityPolicy = SecurityPolicy()
     services: Services = Services()
     health: Health = Health()
+    hooks: Hooks = Hooks()
     triggers: tuple[Trigger, ...] = ()
     collect: tuple[Collect, ...] = ()
     volumes: tuple[Volume, ...] = ()
@@ -300,6 +303,7 @@ class App(Value, frozen=True, omit_defaults=True):
             volumes=tuple(each for each in self.volumes if each.name in container.volumes),
             containers=(),
             health=Health(),
+            hooks=Hooks(),
             triggers=(),
             port=None,
             tcp=(),
@@ -327,10 +331,6 @@ class App(Value, frozen=True, omit_defaults=True):
     def kind(self) -> str:
         """Of its image: `image_kind`, or `host`."""
         return "host" if self.image == "host" else self.image_kind
-
-
-class Datacenter(Value, frozen=True, omit_defaults=True):
-    name: str
 
 
 class Node(Value, frozen=True, omit_defaults=True):
@@ -388,8 +388,10 @@ class Instance(Value, frozen=True, omit_defaults=True):
     """Of the callers that it is for, where that chose its class."""
     freezable: bool = False
     """Its engine can freeze it."""
+    savable: bool = False
+    """Its node wants a checkpoint of it, as soon as no session uses it."""
     freezes: int = 0
-    """The number of its home's latest order to freeze it."""
+    """The number of its home's latest order to freeze or to save it."""
     leases: int = 0
     """By which its programs keep it from being idle: told to those who ask what runs."""
     paused: bool = False
@@ -453,7 +455,7 @@ class ExitStatus(Value, frozen=True, omit_defaults=True):
         return f"killed by {name}" + (" (out of memory)" if self.oom else "")
 
 
-PHASES = ("queue", "decide", "network", "filesystem", "engine", "boot", "ready", "first_byte")
+PHASES = tuple("queue decide network filesystem open engine boot ready first_byte".split())
 """What a wake's time goes to, in order, each measured; the rest of `total_us` is unexplained."""
 
 
@@ -468,8 +470,8 @@ class WakeRecord(Value, frozen=True, omit_defaults=True):
     node: NodeName
     gateway: str
     option: str
-    """`cold`, or `thaw` of one that was frozen, or `wait` when a slot of a running instance came
-    free first, or `failed`."""
+    """`cold`, or `restore` of a checkpoint, or `thaw` of one that was frozen, or `wait` when a slot
+    of a running instance came free first, or `failed`."""
     at: float
     phases_us: dict[str, int]
     total_us: int
@@ -477,6 +479,8 @@ class WakeRecord(Value, frozen=True, omit_defaults=True):
     """`ok`, or the reason the session got no answer."""
     trust: Trust | None = None
     """Of the caller, where that chose the class."""
+    note: str = ""
+    """Why it was not another option: what became of the restore, of one that began cold instead."""
 
 
 def name_cohort(app: AppName, trust: Trust | None) -> AppName:

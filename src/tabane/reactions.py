@@ -42,6 +42,18 @@ class Health(msgspec.Struct, frozen=True, omit_defaults=True):
         return self.startup_s + (self.failures + 1) * (self.interval_s + self.timeout_s)
 
 
+HOOK_SIGNALS = ("HUP", "USR1", "USR2", "WINCH")
+
+
+class Hooks(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How a program hears of what its node does to it."""
+
+    restored: str = ""
+    """It goes on as a copy: `http:/path`, to which a POST is answered 2xx, or `signal:NAME`."""
+    deadline_s: float = 5.0
+    """How long such an answer may take."""
+
+
 class Trigger(msgspec.Struct, frozen=True, omit_defaults=True):
     """What brings an app a session beside its callers: a moment (`cron`), or a message in a `room`.
     It becomes an HTTP request to the app, which wakes it as any does."""

@@ -212,6 +212,12 @@ def _check_rest(app: App) -> None:
         if after_s >= later_s:
             problem = f"{after_s:g} s is not before {later}, {later_s:g} s: lower it or raise that"
             raise Mistake(f"reactive.{name}", problem)
+    if reactive.checkpoint and not app.takes_sessions:
+        raise Mistake("reactive.checkpoint", "needs a port: only a session brings it back")
+    if reactive.checkpoint and app.volumes:
+        problem = "is not possible with volumes, whose files would not fit the memory of a copy"
+        raise Mistake("reactive.checkpoint", problem)
+    _check_hooks(app)
     if reactive.reclaim and reactive.freeze_after_s is None:
         raise Mistake("reactive.reclaim", "has a meaning with freeze_after only")
 
@@ -227,6 +233,14 @@ def _check_bounds(app: App) -> None:
             raise Mistake(f"resources.{name}_min", f"is more than {name}: lower it")
         if low is not None and not app.takes_sessions:
             raise Mistake(f"resources.{name}_min", "needs a port: it rises with sessions")
+
+
+def _check_hooks(app: App) -> None:
+    hook = app.hooks.restored
+    if hook and not app.reactive.checkpoint:
+        raise Mistake("hooks.restored", "has a meaning with reactive.checkpoint = true only")
+    if hook.startswith("http:") and (app.port is None or app.protocol == "h2c"):
+        raise Mistake("hooks.restored", "asks at port in HTTP/1.1, which it does not speak")
 
 
 def _check_triggers(app: App) -> None:

@@ -25,7 +25,7 @@ from tabane.model import (
     TcpPort,
     Volume,
 )
-from tabane.reactions import Health, Trigger
+from tabane.reactions import HOOK_SIGNALS, Health, Hooks, Trigger
 from tabane.references import SCHEME, parse_reference
 from tabane.spec_readers import (
     LABEL,
@@ -127,6 +127,17 @@ def _one_room(value: Any) -> str:
 def _url_path(value: Any) -> str:
     if not _PATH.fullmatch(as_text(value)):
         raise UsageError(f'{shorten(value)} is no path of a URL, as "/healthz"')
+    return str(value)
+
+
+def _hook(value: Any) -> str:
+    kind, _, what = as_text(value).partition(":")
+    is_known = (
+        what in HOOK_SIGNALS if kind == "signal" else kind == "http" and _PATH.fullmatch(what)
+    )
+    if not is_known:
+        signals = ", ".join(HOOK_SIGNALS)
+        raise UsageError(f'{shorten(value)} is neither "http:/path" nor "signal:" and {signals}')
     return str(value)
 
 
@@ -298,6 +309,10 @@ _HEALTH = {
     "failures": Field("failures", whole(1, 1000)),
     "startup": Field("startup_s", as_duration, format_duration),
 }
+_HOOKS = {
+    "restored": Field("restored", _hook),
+    "deadline": Field("deadline_s", as_positive_duration, format_duration),
+}
 _TRIGGERS = {
     "name": Field("name", as_label),
     "cron": Field("cron", _cron),
@@ -386,6 +401,7 @@ _REACTIVE = {
     "min": Field("min", whole(0)),
     "max": Field("max", whole(1)),
     "freeze_after": Field("freeze_after_s", as_duration, format_duration),
+    "checkpoint": Field("checkpoint", as_flag),
     "checkpoint_after": Field("checkpoint_after_s", as_duration, format_duration),
     "stop_after": Field("stop_after_s", as_duration, format_duration),
     "reclaim": Field("reclaim", as_flag),
@@ -417,6 +433,7 @@ FIELDS: dict[str, AnyField] = {
     "resources": Section("resources", Resources, _RESOURCES),
     "reactive": Section("reactive", Reactive, _REACTIVE),
     "health": Section("health", Health, _HEALTH),
+    "hooks": Section("hooks", Hooks, _HOOKS),
     "network": Section("network", NetworkPolicy, {"egress": Field("egress", as_flag)}),
     "placement": Section(
         "placement",

@@ -84,16 +84,16 @@ async def test_what_this_node_refuses(node: ImageNode) -> None:
 
 async def test_the_latest_that_is_not_refused_is_chosen(node: ImageNode) -> None:
     choose = node.checkpoints.choose
-    assert choose(HELLO) == (None, ())
+    assert choose(HELLO, "runc") == (None, ())
     old, new = await make(node, "one"), await make(node, "two")
-    assert choose(HELLO) == (new, ()) and choose(revised(3)) == (None, ())
+    assert choose(HELLO, "runc") == (new, ()) and choose(revised(3), "runc") == (None, ())
     other = node.checkpoints.about(HELLO, "runc", InstanceId("abc"))
     async with node.checkpoints.store.dump(HELLO.id_base) as dump:
         await dump.keep(msgspec.structs.replace(other, kernel="7.1"))
-    assert choose(HELLO) == (new, ())
+    assert choose(HELLO, "runc") == (new, ())
     for stored in (new, old):
         await node.checkpoints.store.remove(stored.digest)
-    stored, refused = choose(HELLO)
+    stored, refused = choose(HELLO, "runc")
     assert stored is None and refused[0].startswith("it has state of kernel 7.1, and here is")
 
 

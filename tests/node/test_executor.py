@@ -36,6 +36,7 @@ from tabane.runtimes.pods import Pods
 from tabane.runtimes.volumes import VolumeFiles
 from tabane.supervise import Supervisor
 from tabane.testing.drivers import until
+from tabane.testing.saved import PretendCheckpoints
 
 NODE, ID = NodeName("tokyo/tokyo-1"), InstanceId("abc")
 LINK = Link(1, "127.0.0.1", "127.0.0.1", 1, 1)
@@ -85,6 +86,7 @@ class Node:
             services=Services(),
             volumes=VolumeFiles(directory / "volumes"),
             images=self,
+            checkpoints=PretendCheckpoints(directory / "checkpoints"),
             driver_for=lambda app: self.driver,
             driver_named=lambda name: self.driver,
             clock=SYSTEM,

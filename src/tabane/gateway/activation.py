@@ -13,6 +13,11 @@ ready: growing pauses let one trial through at a time. Who waits for a second st
 refused with the reason; who comes in a pause waits for its end, or is refused at once when that is
 too late. Instances that were started before a setback and then fail too do not count again.
 
+Of the first instance of a revision on a node, a checkpoint is made when no session uses it for a
+moment (`Save`): as idle as one that is frozen, so that no session is in the middle of anything, and
+no connection is kept to it. A session that comes all the same is granted its slot, and answered
+when the dump is done, in less than a start takes.
+
 A new revision first gets one ready instance; then those of the old one are drained.
 
 Messages may be lost when a connection breaks. A gateway then reports how things stand, and a node
@@ -30,6 +35,7 @@ from tabane.gateway.decisions import (
     Instruction,
     Place,
     Release,
+    Save,
     Start,
     Stop,
     Tell,
@@ -46,6 +52,7 @@ from tabane.gateway.messages import (
     StillUsed,
     ToHome,
 )
+from tabane.lifecycle import STANDING
 from tabane.model import App, AppName, Instance, InstanceId, NodeName, State, Value
 
 __all__ = [
@@ -63,6 +70,7 @@ __all__ = [
     "NodeReport",
     "Place",
     "Release",
+    "Save",
     "Start",
     "StillStarting",
     "Stop",
@@ -111,11 +119,14 @@ class InstanceEnded(Value, frozen=True):
 
 class InstanceAwake(Value, frozen=True):
     """It is not frozen, or no more, whatever the order of that `number` said: a person uses it, or
-    its engine could not."""
+    its engine could not, or (`used` False) it was to be saved, and that is over. `again_s`: it was
+    not, and may be told to again after so long."""
 
     app: AppName
     instance: InstanceId
     number: int
+    used: bool = True
+    again_s: float | None = None
 
 
 class StillStarting(Value, frozen=True):
@@ -291,6 +302,9 @@ class Activation:
         ledger = self._ledger(instance.cohort)
         holding = ledger.holding(instance.id, instance.node, now)
         ledger.set_instance(holding, instance)
+        holding.is_saving = False
+        if instance.savable:
+            holding.save_at = min(holding.save_at, now)
         if holding.state is State.FROZEN:
             holding.state = State.READY
         elif holding.state is not State.READY:
@@ -303,8 +317,12 @@ class Activation:
 
     def _on_awake(self, event: InstanceAwake, now: float) -> None:
         holding = self._ledger(event.app).instances.get(event.instance)
+        if holding is not None and event.again_s is not None:
+            holding.save_at = now + event.again_s
         if holding is not None and holding.freezes == event.number:
-            holding.last_used = max(holding.last_used, now)
+            holding.is_saving = False
+            if event.used:
+                holding.last_used = max(holding.last_used, now)
             if holding.state is State.FROZEN:
                 holding.state = State.READY
         self._settle(event.app, now)
@@ -353,12 +371,13 @@ class Activation:
         thaw, it had not heard of."""
         ledger = self._ledger(instance.cohort)
         holding = ledger.holding(instance.id, instance.node, now)
-        if instance.state in (State.READY, State.FREEZING, State.FROZEN):
+        if instance.state in STANDING:
             if holding.turned_at < asked_at:
                 self._enter_ready(instance, None, now)
                 holding.freezes = max(holding.freezes, instance.freezes)
                 if instance.state is not State.READY:
                     holding.state = State.FROZEN
+                    holding.is_saving = instance.state is State.CHECKPOINTING
             return
         ledger.set_instance(holding, instance)
         if instance.state not in (State.PREPARING, State.STARTING, State.STOPPING):

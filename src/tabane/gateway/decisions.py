@@ -7,10 +7,11 @@ and leaves in `out` what to do. It may be called at any time, and does nothing w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 
 from tabane.gateway.ledger import AppLedger, Holding, proven_at
-from tabane.gateway.messages import THAW, Revoke, ToGateway
+from tabane.gateway.messages import SAVED, THAW, Revoke, ToGateway
 from tabane.gateway.waiting import why_waiting
 from tabane.model import App, AppName, InstanceId, NodeName, State, Value
 from tabane.scheduler.placement import Choice
@@ -20,6 +21,9 @@ RECALL_S = 0.1
 may make it needless: longer than a round trip in a data center."""
 ASK_AGAIN_S = 0.1
 """How rarely gateways are asked whether an instance is idle, however short its `stop_after`."""
+SAVE_IDLE_S = 0.2
+"""Without a session for so long, an instance is saved: about as long as it stands still for that,
+so that one whose sessions come one after the other is left alone until there is a gap."""
 ELSEWHERE_RETRY_S = 1.0
 LATE_RETRY_S = 1.0
 VERDICT_S = 0.5
@@ -52,6 +56,15 @@ class Freeze(Value, frozen=True):
     number: int
 
 
+class Save(Value, frozen=True):
+    """Have a checkpoint made of it, which goes on afterwards and is said to (`InstanceAwake`). As
+    of `Freeze`, nobody uses it meanwhile; sessions that come after all wait for the dump's end."""
+
+    instance: InstanceId
+    node: NodeName
+    number: int
+
+
 class Thaw(Value, frozen=True):
     """Sessions come to it, maybe before it has heard this."""
 
@@ -72,7 +85,7 @@ class Tell(Value, frozen=True):
     message: ToGateway
 
 
-Instruction = Start | Freeze | Thaw | Stop | Release | Tell
+Instruction = Start | Freeze | Save | Thaw | Stop | Release | Tell
 Place = Callable[[App], Choice]
 """Picks the node for one more instance."""
 REASONS_SAID = 3
@@ -195,6 +208,9 @@ class Decisions:
             for after_s in (reactive.stop_after_s, self._freeze_after_s(holding)):
                 if after_s is not None:
                     yield max(holding.last_used + after_s, holding.asked_at + ASK_AGAIN_S)
+            if self._may_save(holding):
+                idle_at = holding.last_used + self._save_after_s()
+                yield max(idle_at, holding.save_at, holding.asked_at + ASK_AGAIN_S)
 
     def _tell(self, gateway: str, message: ToGateway) -> None:
         self.out.append(Tell(gateway, message))
@@ -365,9 +381,22 @@ class Decisions:
         """None: it is not to be frozen."""
         return self._ledger.current.reactive.freeze_after_s if holding.can_freeze else None
 
+    def _may_save(self, holding: Holding) -> bool:
+        return holding.can_save and holding.revision == self._ledger.revision
+
+    def _save_after_s(self) -> float:
+        """Not later than what becomes of it next."""
+        reactive = self._ledger.current.reactive
+        return min(SAVE_IDLE_S, reactive.stop_after_s, reactive.freeze_after_s or SAVE_IDLE_S)
+
+    def _is_to_be_saved(self, holding: Holding) -> bool:
+        due = self._may_save(holding) and self._now >= holding.save_at
+        return due and self._is_idle(holding, self._save_after_s())
+
     def _rest_idle(self) -> None:
-        """Stop what no session used for `stop_after`, but for what is to be kept, and freeze what
-        none used for `freeze_after`; where slots are held, ask first."""
+        """Save what its node wants a checkpoint of, as soon as no session uses it; stop what none
+        used for `stop_after`, but for what is to be kept, and freeze what none used for
+        `freeze_after`; where slots are held, ask first."""
         if self._partial:
             return
         ledger, stop_after_s = self._ledger, self._ledger.current.reactive.stop_after_s
@@ -375,7 +404,11 @@ class Decisions:
         kept = standing[max(0, len(standing) - ledger.floor) :]
         for holding in (*standing, *ledger.unconfirmed()):
             freeze_after_s = self._freeze_after_s(holding)
-            if holding not in kept and self._is_idle(holding, stop_after_s):
+            if holding.is_saving:
+                continue
+            if self._is_to_be_saved(holding):
+                self._save(holding)
+            elif holding not in kept and self._is_idle(holding, stop_after_s):
                 self._stop(holding, f"idle for {stop_after_s:g} s")
             elif freeze_after_s is not None and self._is_idle(holding, freeze_after_s):
                 self._freeze(holding)
@@ -392,14 +425,27 @@ class Decisions:
         return not holding.granted
 
     def _freeze(self, holding: Holding) -> None:
+        self._rest(holding)
+        self.out.append(Freeze(holding.id, holding.node, holding.freezes))
+
+    def _rest(self, holding: Holding) -> None:
         holding.state, holding.turned_at = State.FROZEN, self._now
         holding.freezes += 1
-        self.out.append(Freeze(holding.id, holding.node, holding.freezes))
+
+    def _save(self, holding: Holding) -> None:
+        """One of each revision on a node: the others need not be, then."""
+        self._rest(holding)
+        holding.is_saving = True
+        for other in self._ledger.instances.values():
+            if (other.node, other.revision) == (holding.node, holding.revision):
+                other.save_at = math.inf
+        self.out.append(Save(holding.id, holding.node, holding.freezes))
 
     def _thaw(self, holding: Holding) -> None:
         """If it is frozen."""
         if holding.state is State.FROZEN:
-            holding.state, holding.turned_at, holding.trace = State.READY, self._now, THAW
+            holding.state, holding.turned_at = State.READY, self._now
+            holding.trace, holding.is_saving = SAVED if holding.is_saving else THAW, False
             self.out.append(Thaw(holding.id, holding.node))
 
     def _thaw_used(self) -> None:

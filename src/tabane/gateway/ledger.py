@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from tabane.gateway.messages import Demand, Grant, Refuse, StartTrace
@@ -43,9 +44,13 @@ class Holding:
     """When it became ready."""
     last_used: float = NEVER
     freezes: int = 0
-    """The number of the latest order to freeze it."""
+    """The number of the latest order to freeze or to save it."""
+    is_saving: bool = False
+    """It was told to be saved, and has not said that it goes on; its state is `frozen`."""
+    save_at: float = math.inf
+    """From when on it may be told to."""
     turned_at: float = NEVER
-    """When it was last told to freeze or to thaw."""
+    """When it was last told to freeze, to be saved or to thaw."""
     asked_at: float = NEVER
     """When gateways were last asked whether it is idle."""
     draining: str = ""
@@ -65,6 +70,10 @@ class Holding:
     def can_freeze(self) -> bool:
         instance = self.instance
         return self.state is State.READY and instance is not None and instance.freezable
+
+    @property
+    def can_save(self) -> bool:
+        return self.state is State.READY and self.save_at < math.inf
 
     @property
     def drain_timeout_s(self) -> float:

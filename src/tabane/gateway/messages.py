@@ -85,10 +85,12 @@ class StartTrace(Value, frozen=True):
     phases_us: dict[str, int]
     total_us: int
     option: str = "cold"
-    """As of `tabane.model.WakeRecord`."""
+    """As of `tabane.model.WakeRecord`; `note` likewise."""
+    note: str = ""
 
 
 THAW = StartTrace({}, 0, "thaw")
+SAVED = StartTrace({}, 0, "thaw", "it stood still, as a checkpoint of it was being made")
 
 
 class Grant(Value, frozen=True, tag="grant"):

@@ -348,6 +348,7 @@ class GatewayRouter:
             phases_us=phases,
             total_us=micros(now - began),
             trust=trust,
+            note=grant.trace.note if grant.trace is not None and option != "wait" else "",
         )
         self._around.on_wake(record)
 

@@ -105,15 +105,12 @@ class Agent:
         self.session = HubSession(clock)
         self.gateways, self.tcp = Gateways(self), TcpPorts(self)
         self.executor = Executor(
-            config.key,
-            config.incarnation,
-            paths.run,
-            paths.instance_logs,
-            config.cgroup,
+            *(config.key, config.incarnation, paths.run, paths.instance_logs, config.cgroup),
             links=self.pool,
             services=self.services,
             volumes=VolumeFiles(paths.volumes),
             images=self.images,
+            checkpoints=self.checkpoints,
             driver_for=self.engines.driver_for,
             driver_named=self.engines.drivers.__getitem__,
             clock=clock,
@@ -380,9 +377,10 @@ class Agent:
         elif isinstance(event, InstanceReady):
             self.gateways.tell_ready(event.instance)
             if (trace := event.trace) is not None:
-                self.engines.note_start(event.instance.driver, trace.total_us / 1e6)
+                self.engines.note_start(event.instance.driver, trace)
             trace = trace or StartTrace({}, 0)
-            self._notify_home(say.Started(event.instance, trace.phases_us, trace.total_us))
+            told = trace.phases_us, trace.total_us, trace.option, trace.note
+            self._notify_home(say.Started(event.instance, *told))
             self._tell_figures()
         else:
             self._notify_home(say.Ended(event))
@@ -400,7 +398,8 @@ class Agent:
         if not isinstance(message, say.Started):
             self.home.about(message.event.app, message.event)
             return
-        trace = StartTrace(message.phases_us, message.total_us) if message.phases_us else None
+        told = message.phases_us, message.total_us, message.option, message.note
+        trace = StartTrace(*told) if message.phases_us else None
         self.home.about(message.instance.cohort, InstanceReady(message.instance, trace))
 
     @property

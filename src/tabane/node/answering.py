@@ -91,7 +91,8 @@ class Answering:
         self._agent.executor.start(body.app, body.instance, self._agent.clock.now())
 
     async def _freeze(self, sender: str, body: say.FreezeInstance) -> None:
-        self._agent.executor.freezer.freeze(body.instance, body.number)
+        executor = self._agent.executor
+        (executor.saver.save if body.save else executor.freezer.freeze)(body.instance, body.number)
 
     async def _thaw(self, sender: str, body: say.ThawInstance) -> None:
         self._agent.executor.freezer.thaw(body.instance)

@@ -10,18 +10,29 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from tabane.errors import NotFound, TabaneError
-from tabane.images.checkpoint import About, CheckpointStore, Here, Manifest, Stored, preflight
+from tabane.errors import Conflict, NotFound, TabaneError
+from tabane.images.checkpoint import (
+    About,
+    CheckpointStore,
+    Dump,
+    Here,
+    Lease,
+    Manifest,
+    Stored,
+    preflight,
+)
 from tabane.images.checkpoint.preflight import parse_processor
 from tabane.images.store import HOST
-from tabane.model import App, InstanceId, NodeName, Value
+from tabane.model import App, AppName, InstanceId, NodeName, Value
 from tabane.node.messages import Removed
 from tabane.runtimes import mounts
+from tabane.scheduler.attempts import Attempts
 
 if TYPE_CHECKING:
     from tabane.node.agent import Agent
@@ -92,6 +103,10 @@ class NodeCheckpoints:
             clock=agent.clock,
         )
         self._vendor, self._flags = "", ""
+        self._attempts: dict[tuple[AppName, str], tuple[int, Attempts]] = {}
+        """By cohort and driver, of the latest revision that was asked for."""
+        self._useless: set[str] = set()
+        """Those that are to be removed as soon as they are not open."""
 
     async def load(self) -> None:
         """Whatever is wrong with checkpoints, a node runs without."""
@@ -126,15 +141,47 @@ class NodeCheckpoints:
             instance=instance,
         )
 
-    def choose(self, app: App) -> tuple[Stored | None, tuple[str, ...]]:
-        """What an instance of `app` can begin from: the latest checkpoint of its revision that
-        this node does not refuse. If all are refused, why the latest is; else nothing."""
+    def choose(self, app: App, driver: str) -> tuple[Stored | None, tuple[str, ...]]:
+        """What an instance of `app` by that driver can begin from: the latest checkpoint of its
+        revision that this node does not refuse. If all are refused, why the latest is; else
+        nothing."""
         first: tuple[str, ...] = ()
         for stored in self.store.find(app.key, app.revision):
+            if stored.about.driver != driver or stored.digest in self._useless:
+                continue
             if not (refused := self.refusals(stored, app)):
                 return stored, ()
             first = first or refused
         return None, first
+
+    def attempts(self, app: App, driver: str) -> Attempts:
+        """How checkpoints of its revision by that driver went so far on this node."""
+        key = app.cohort, driver
+        revision, attempts = self._attempts.get(key, (0, Attempts()))
+        if revision != app.revision:
+            attempts = Attempts()
+            self._attempts[key] = app.revision, attempts
+        return attempts
+
+    def is_tried(self, driver: str) -> bool:
+        """Whether it is known by which versions its engines save."""
+        return not self._agent.engines.probes[driver].pending
+
+    def dump(self, app: App, expected_bytes: int) -> AbstractAsyncContextManager[Dump]:
+        """As `CheckpointStore.dump`."""
+        return self.store.dump(app.id_base, expected_bytes)
+
+    async def open(self, digest: str) -> Lease:
+        """As `CheckpointStore.open`."""
+        return await self.store.open(digest)
+
+    async def discard(self, digest: str) -> None:
+        """It cannot be restored: it is not chosen any more, and removed once nobody has it open."""
+        self._useless.add(digest)
+        for useless in [*self._useless]:
+            with suppress(Conflict):
+                await self.store.remove(useless)
+                self._useless.discard(useless)
 
     def refusals(self, checkpoint: Stored | Manifest, app: App | None) -> tuple[str, ...]:
         """Why it cannot be restored here for `app` as it is deployed, a sentence each."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import median
 
 from tabane.errors import Unsupported
+from tabane.gateway.messages import StartTrace
 from tabane.model import App
 from tabane.node.config import NodeConfig
 from tabane.runtimes import registry
@@ -68,9 +69,11 @@ class Engines:
     def _rank(self, name: str) -> tuple[bool, bool]:
         return not self.probes[name].works, name != self._config.driver
 
-    def note_start(self, name: str, took_s: float) -> None:
-        """An instance was ready so long after it was decided on."""
-        self._starts[name].append(took_s)
+    def note_start(self, name: str, trace: StartTrace) -> None:
+        """An instance is ready. What a cold start costs is learnt from those that were."""
+        if trace.option != "cold" or trace.note:
+            return
+        self._starts[name].append(trace.total_us / 1e6)
         self._views = tuple(self._view(engine.name) for engine in self._views)
 
     def _view(self, name: str) -> EngineView:

@@ -66,7 +66,10 @@ class Freezer:
     def thaw(self, instance_id: InstanceId) -> None:
         """Sessions come to it, and wait."""
         running = self._register.running.get(instance_id)
-        if running is not None and not running.stopping and running.instance.state in AT_REST:
+        if running is None or running.stopping:
+            return
+        running.is_wanted = True
+        if running.instance.state in AT_REST:
             self._wake(running)
 
     def hold(self, running: Running) -> None:
@@ -79,6 +82,8 @@ class Freezer:
     async def wait_awake(self, running: Running) -> None:
         """`hold` it, and wait until it runs."""
         self.hold(running)
+        if running.saving is not None:
+            await running.goes_on.wait()
         if running.resting is not None:
             await asyncio.wait({running.resting})
 

@@ -22,6 +22,8 @@ class Performer(Protocol):
 
     def freeze_instance(self, node: NodeName, instance: InstanceId, number: int) -> None: ...
 
+    def save_instance(self, node: NodeName, instance: InstanceId, number: int) -> None: ...
+
     def thaw_instance(self, node: NodeName, instance: InstanceId) -> None: ...
 
     def stop_instance(self, node: NodeName, instance: InstanceId, reason: str) -> None: ...
@@ -177,6 +179,8 @@ class Home:
                     self._performer.start_instance(node, app, instance)
                 case activation.Freeze(instance=instance, node=node, number=number):
                     self._performer.freeze_instance(node, instance, number)
+                case activation.Save(instance=instance, node=node, number=number):
+                    self._performer.save_instance(node, instance, number)
                 case activation.Thaw(instance=instance, node=node):
                     self._performer.thaw_instance(node, instance)
                 case activation.Stop(instance=instance, node=node, reason=reason):

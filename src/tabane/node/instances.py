@@ -32,8 +32,10 @@ from tabane.node.freezing import Freezer
 from tabane.node.records import Record
 from tabane.node.recovery import Recovery
 from tabane.node.register import Register
+from tabane.node.restoring import Restorer
 from tabane.node.running import (
     Beginning,
+    Checkpoints,
     Images,
     Links,
     Notify,
@@ -41,8 +43,9 @@ from tabane.node.running import (
     Services,
     Transition,
 )
+from tabane.node.saving import Saver
 from tabane.runtimes import mounts
-from tabane.runtimes.api import Driver, Image, InstanceSpec
+from tabane.runtimes.api import EPOCH, Driver, Image, InstanceSpec
 from tabane.runtimes.pods import log_of
 from tabane.runtimes.volumes import VolumeFiles
 from tabane.supervise import Supervisor, harmless
@@ -80,6 +83,7 @@ class Executor(Register):
         services: Services,
         volumes: VolumeFiles,
         images: Images,
+        checkpoints: Checkpoints,
         driver_for: Callable[[App], Driver],
         driver_named: Callable[[str], Driver],
         clock: Clock,
@@ -105,7 +109,9 @@ class Executor(Register):
         self._kernel = kernel
         self._loop = asyncio.get_running_loop()
         self.freezer = Freezer(self, tasks, self.notify, self.fail)
-        self._starts = asyncio.Semaphore(PARALLEL_STARTS)
+        self.saver = Saver(self, checkpoints, tasks, self.notify)
+        self.restorer = Restorer(self, checkpoints)
+        self.starts = asyncio.Semaphore(PARALLEL_STARTS)
 
     def spec(self, record: Record) -> InstanceSpec:
         instance = record.instance
@@ -161,7 +167,7 @@ class Executor(Register):
         if came is None:
             return
         begun.doing = "it waits for other starts of its node"
-        async with self._starts:
+        async with self.starts:
             phases = {"decide": micros(self.clock.now() - decided - came.took_s)}
             if begun.unwanted:
                 self._fail_early(begun, begun.unwanted)
@@ -251,7 +257,29 @@ class Executor(Register):
         self.say(instance_id, app.key, State.FAILED if failed else State.ABSENT, reason)
         self.notify(InstanceEnded(app.cohort, instance_id, self.node, reason, failed, retry))
 
+    async def prepare_anew(self, running: Running) -> None:
+        """In place of what did not begin, which is cleared away. Raises as `Driver.prepare`."""
+        assert running.record.handle is not None
+        await running.driver.destroy(running.record.handle)
+        instance = replace(running.instance, pid=0)
+        running.record = replace(running.record, instance=instance, handle=None, restored="")
+        spec = self.spec(running.record)
+        if spec.services is not None:
+            (spec.services / EPOCH).unlink(missing_ok=True)
+        handle = await running.driver.prepare(spec)
+        running.record = replace(running.record, handle=handle)
+        self.save(running)
+
     async def _launch(self, running: Running) -> None:
+        """Have it begin, as a copy if there is something to copy. Returns when its engine has."""
+        if (stored := self.restorer.choose(running)) is None:
+            await self.launch_cold(running)
+            return
+        if (begun := self.beginning.get(running.instance.id)) is not None:
+            begun.doing = "it begins from a checkpoint"
+        await self.restorer.start(running, stored)
+
+    async def launch_cold(self, running: Running) -> None:
         """Start the engine and, beside it, watch for readiness: whichever way it goes first.
         Returns when the engine has, so that a program that is slow keeps no other from starting."""
         app, spec = running.record.app, self.spec(running.record)
@@ -262,7 +290,8 @@ class Executor(Register):
         ready: asyncio.Future[None] = started
         if app.reactive.ready != "started":
             ready = self.tasks.start(f"ready {spec.id}", running.wait_ready())
-        asyncio.get_running_loop().call_soon(self.say, spec.id, app.key, State.STARTING)
+        told = spec.id, app.key, State.STARTING, running.note
+        asyncio.get_running_loop().call_soon(self.say, *told)
         self.tasks.start(f"verdict {spec.id}", self.await_verdict(running, ready, life))
         await asyncio.wait({started, life}, return_when=asyncio.FIRST_COMPLETED)
 
@@ -285,7 +314,7 @@ class Executor(Register):
             await self._end(running, f"its readiness cannot be watched: {error}", failed=True)
             return
         running.split_start(micros(self.clock.now() - began))
-        self._become_ready(running)
+        self.become_ready(running)
 
     async def _live(
         self, running: Running, spec: InstanceSpec, started: asyncio.Future[None]
@@ -307,13 +336,15 @@ class Executor(Register):
             started.set_result(None)
         await self.watch(running)
 
-    def _become_ready(self, running: Running) -> None:
+    def become_ready(self, running: Running) -> None:
         """Tell first, and write when that is on its way: sessions wait. A record that was not
         written says `starting`, and `recover` looks again whether such an instance is ready."""
         self.step(running, Event.READY)
-        self.beginning.pop(running.instance.id, None)
+        instance = replace(running.instance, savable=self.saver.is_wanted(running))
+        running.record = replace(running.record, instance=instance)
+        self.beginning.pop(instance.id, None)
         total_us = micros(self.clock.now() - running.began) + running.phases_us["decide"]
-        trace = StartTrace(dict(running.phases_us), total_us)
+        trace = StartTrace(dict(running.phases_us), total_us, running.option, running.note)
         self.notify(InstanceReady(running.instance, trace))
         asyncio.get_running_loop().call_soon(self._write_ready, running)
 
@@ -371,6 +402,8 @@ class Executor(Register):
         self.beginning.pop(running.instance.id, None)
         handle, app = running.record.handle, running.record.app
         self.become(running, Event.FAIL if failed else Event.STOP, reason=reason)
+        await self.restorer.let_go(running)
+        await self.saver.let_go(running)
         await self.freezer.let_go(running)
         if handle is not None and (not failed or running.is_hung or app.containers):
             try:

@@ -41,10 +41,12 @@ class StartInstance(Value, frozen=True, tag="start"):
 
 
 class FreezeInstance(Value, frozen=True, tag="freeze"):
-    """Home to agent: nobody holds slots of it. `number`: of this order, for `Awake`."""
+    """Home to agent: nobody holds slots of it. `number`: of this order, for `Awake`. `save`: it is
+    not to be frozen, but saved, as its agent wants."""
 
     instance: InstanceId
     number: int
+    save: bool = False
 
 
 class ThawInstance(Value, frozen=True, tag="thaw"):
@@ -68,6 +70,8 @@ class Started(Value, frozen=True, tag="started"):
     instance: Instance
     phases_us: dict[str, int]
     total_us: int
+    option: str = "cold"
+    note: str = ""
 
 
 class Ended(Value, frozen=True, tag="ended"):

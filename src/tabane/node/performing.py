@@ -43,6 +43,12 @@ class Performing:
         else:
             self._agent.tell(agent_of(node), say.FreezeInstance(instance, number))
 
+    def save_instance(self, node: NodeName, instance: InstanceId, number: int) -> None:
+        if self._is_here(node):
+            self._agent.executor.saver.save(instance, number)
+        else:
+            self._agent.tell(agent_of(node), say.FreezeInstance(instance, number, save=True))
+
     def thaw_instance(self, node: NodeName, instance: InstanceId) -> None:
         if self._is_here(node):
             self._agent.executor.freezer.thaw(instance)

@@ -24,6 +24,8 @@ class Record(Value, frozen=True):
     handle: Handle | None = None
     sidecar_images: tuple[Image, ...] = ()
     """Of `app.containers`."""
+    restored: str = ""
+    """Digest of the checkpoint that it begins from, if it does."""
 
     @property
     def sidecars(self) -> tuple[Sidecar, ...]:

@@ -70,6 +70,7 @@ class Recovery:
         life = self._executor.tasks.start(f"life {instance.id}", self._executor.watch(running))
         if record.instance.state in STANDING:
             await self._executor.freezer.adopt(running)
+            self._executor.saver.adopt(running)
             if running.instance.state is State.READY:
                 self._executor.notify(InstanceReady(running.instance))
         else:
@@ -89,7 +90,9 @@ class Recovery:
         """The rest of a start that the end of an agent interrupted."""
         running.began = self._executor.clock.now()
         running.phases_us["decide"] = 0
-        ready = self._executor.tasks.start(f"ready {running.instance.id}", running.wait_ready())
+        running.option = "restore" if running.record.restored else "cold"
+        wait = self._executor.restorer.wait_ready(running)
+        ready = self._executor.tasks.start(f"ready {running.instance.id}", wait)
         await self._executor.await_verdict(running, ready, life)
 
     async def _bury(self, running: Running, reason: str = "") -> None:

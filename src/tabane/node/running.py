@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Container, Iterable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
@@ -14,12 +15,14 @@ from tabane.gateway.activation import (
     InstanceReady,
     StillStarting,
 )
+from tabane.images.checkpoint import About, Dump, Lease, Stored
 from tabane.lifecycle import STANDING
 from tabane.model import App, Instance, InstanceId, State, Value
 from tabane.node.checking import wait_well
 from tabane.node.readiness import describe_unready, wait_ready
 from tabane.node.records import Record
 from tabane.runtimes.api import Driver, Image, InstanceSpec, Link
+from tabane.scheduler.attempts import Attempts
 
 
 class Images(Protocol):
@@ -48,6 +51,27 @@ class Services(Protocol):
 
     async def close(self, spec: InstanceSpec) -> None:
         """Take it away. Idempotent."""
+
+
+class Checkpoints(Protocol):
+    """The part of `tabane.node.checkpoints.NodeCheckpoints` the executor needs."""
+
+    def attempts(self, app: App, driver: str) -> Attempts:
+        """How its checkpoints went so far."""
+
+    def choose(self, app: App, driver: str) -> tuple[Stored | None, tuple[str, ...]]: ...
+
+    def is_tried(self, driver: str) -> bool:
+        """Whether it is known by which versions its engines save."""
+
+    def about(self, app: App, driver: str, instance: InstanceId) -> About: ...
+
+    def dump(self, app: App, expected_bytes: int) -> AbstractAsyncContextManager[Dump]: ...
+
+    async def open(self, digest: str) -> Lease: ...
+
+    async def discard(self, digest: str) -> None:
+        """It is of no use. One that is open just now goes later."""
 
 
 class Transition(Value, frozen=True):
@@ -114,6 +138,17 @@ class Running:
     """Somebody ordered its limits: they stand, and follow nothing."""
     paused: bool = False
     """By somebody's order, which stands until another."""
+    is_wanted: bool = False
+    """Sessions come to it, since it was last told that there are none."""
+    saving: asyncio.Task[None] | None = None
+    """Has it dumped, while it stands still for that."""
+    goes_on: asyncio.Event = field(default_factory=asyncio.Event)
+    """It does not stand still for a dump."""
+    restoring: asyncio.Task[None] | None = None
+    """Has it begin as a copy, until it is ready or begins cold."""
+    option: str = "cold"
+    note: str = ""
+    """As of `StartTrace`."""
 
     @property
     def was_ready(self) -> bool:

@@ -10,11 +10,21 @@ Nothing is started. What an instance does is its app's `Script`:
     Script(prepare_takes=0.3)       what is made before takes 0.3 s
     Script(fail_prepare=True)       it is refused in `prepare` (Unsupported)
     Script(listens_after=0.1)       its HTTP server listens 0.1 s after the start (None: never)
-    Script(answers=b"...")          what that server says; `{id}` is the instance's
+    Script(answers=b"...")          what that server says; `{id}` is the instance's,
+                                    `{origin}` that of which it is a copy, `{told}` how
+                                    often POST came
     Script(prints=b"...")           what it writes to its log
     Script(works=False)             `probe` says no
     Script(guests=(GuestProcess(...), ...))  what runs within it (unless told: one, `init`)
     Script(look_takes=0.3)          telling these takes 0.3 s
+    Script(saves=True)              it can be checkpointed, and restored
+    Script(never_saves=True)        an instance like it never can (Unsupported)
+    Script(fail_save=2)             the first two checkpoints fail with EngineError
+    Script(save_takes=0.3)          one takes 0.3 s, in which it stands still
+    Script(fail_restore=2)          the first two restores fail with EngineError
+    Script(restore_takes=0.3)       one takes 0.3 s
+    Script(deaf_copies=2)           the first two copies never listen
+    Script(posts="500 No")          how POST is answered
     Script(fail_look=2)             the first two times they are asked for fail with EngineError
 
 Scripts go by app (`driver.scripts[app.key]`), those of sidecars too (`App.beside`); others get the
@@ -33,6 +43,7 @@ import socket
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -57,6 +68,8 @@ from tabane.supervise import Supervisor
 
 FIRST_PID = 4_194_305
 """Above the kernel's largest pid: a signal that strays hits nothing."""
+STATE = "state"
+"""File of a checkpoint."""
 NO_CHECKPOINTS = "the fake driver cannot checkpoint"
 
 
@@ -78,6 +91,14 @@ class Script(Value, frozen=True):
     guests: tuple[GuestProcess, ...] = (GuestProcess("sandbox", 1, "init"),)
     look_takes: float = 0.0
     fail_look: int = 0
+    saves: bool = False
+    never_saves: bool = False
+    fail_save: int = 0
+    save_takes: float = 0.0
+    fail_restore: int = 0
+    restore_takes: float = 0.0
+    deaf_copies: int = 0
+    posts: str = "200 OK"
 
 
 @dataclass
@@ -88,6 +109,9 @@ class Life:
     script: Script
     pid: int = 0
     looks: int = 0
+    origin: str = ""
+    """Of what it is a copy; its own id if of nothing."""
+    told: int = 0
     ended: asyncio.Future[ExitStatus] = field(default_factory=asyncio.Future)
     frozen: bool = False
     listener: socket.socket | None = None
@@ -160,6 +184,9 @@ class World:
 
     lives: dict[InstanceId, Life] = field(default_factory=dict)
     failures: Counter[AppName] = field(default_factory=Counter)
+    saves: Counter[AppName] = field(default_factory=Counter)
+    """How often each was tried to be checkpointed, and (`restores`) restored."""
+    restores: Counter[AppName] = field(default_factory=Counter)
     pids: itertools.count[int] = field(default_factory=lambda: itertools.count(FIRST_PID))
 
 
@@ -187,6 +214,9 @@ class FakeDriver:
         self.script = script or Script()
         self.scripts: dict[AppName, Script] = {}
         self.world = world or World()
+        if self.script.saves:
+            replaced = msgspec.structs.replace(self.capabilities, checkpoint=True, restore=True)
+            self.capabilities = replaced
 
     async def probe(self) -> Probe:
         return Probe(self.script.works, "a fake for tests" if self.script.works else "told to fail")
@@ -211,16 +241,21 @@ class FakeDriver:
             failures[spec.app.key] += 1
             words = f"told to fail start {failures[spec.app.key]} of {life.script.fail_start}"
             raise EngineError(f"fake could not start {handle.id}: {words}", status=1, output=words)
+        life.origin = spec.id
+        if spec.app.port is not None and life.script.listens_after == 0:
+            life.listen()
+        elif spec.app.port is not None and life.script.listens_after:
+            life.tasks.start("listen", self._listen_later(life, life.script.listens_after))
+        return await self._begin(life)
+
+    async def _begin(self, life: Life) -> Handle:
+        spec = life.spec
         life.pid = next(self.world.pids)
         if life.script.prints:
             await asyncio.to_thread(_append, spec.log, life.script.prints)
         if life.script.die_after is not None:
             life.tasks.start("die", self._die(life, life.script.die_after, life.script.dies))
-        if spec.app.port is not None and life.script.listens_after == 0:
-            life.listen()
-        elif spec.app.port is not None and life.script.listens_after:
-            life.tasks.start("listen", self._listen_later(life, life.script.listens_after))
-        return msgspec.structs.replace(handle, data={"pid": life.pid})
+        return Handle(self.name, 1, spec.id, {"pid": life.pid})
 
     async def _die(self, life: Life, delay_s: float, status: ExitStatus) -> None:
         await asyncio.sleep(delay_s)
@@ -253,10 +288,42 @@ class FakeDriver:
             life.thaw()
 
     async def checkpoint(self, handle: Handle, directory: Path, *, leave_running: bool) -> None:
-        raise Unsupported(NO_CHECKPOINTS)
+        life, saves = self._running(handle), self.world.saves
+        if not self.capabilities.checkpoint:
+            raise Unsupported(NO_CHECKPOINTS)
+        app = life.spec.app.key
+        saves[app] += 1
+        was_frozen, life.frozen = life.frozen, True
+        try:
+            await asyncio.sleep(life.script.save_takes)
+        finally:
+            if not was_frozen:
+                life.thaw()
+        if life.script.never_saves:
+            raise Unsupported(f"the fake driver was told that {handle.id} cannot be saved")
+        if saves[app] <= life.script.fail_save:
+            raise EngineError(f"fake could not save {handle.id}: told to fail", status=1)
+        (directory / STATE).write_text(life.origin)
+        if not leave_running:
+            life.end(ExitStatus(signal=signal.SIGKILL))
 
     async def restore(self, spec: InstanceSpec, handle: Handle, directory: Path) -> Handle:
-        raise Unsupported(NO_CHECKPOINTS)
+        life, restores = self._life(handle), self.world.restores
+        if not self.capabilities.restore:
+            raise Unsupported(NO_CHECKPOINTS)
+        restores[spec.app.key] += 1
+        count = restores[spec.app.key]
+        try:
+            await asyncio.sleep(life.script.restore_takes)
+        except asyncio.CancelledError:
+            life.end(ExitStatus(signal=signal.SIGKILL))
+            raise
+        if count <= life.script.fail_restore:
+            raise EngineError(f"fake could not restore {handle.id}: told to fail", status=1)
+        life.origin = (directory / STATE).read_text()
+        if spec.app.port is not None and count > life.script.deaf_copies:
+            life.listen()
+        return await self._begin(life)
 
     async def exec(self, handle: Handle, execution: Execution) -> Conversation:
         """It has `echo`, `cat`, and a shell for those; at a terminal that tells its size after a
@@ -341,10 +408,14 @@ class HttpAnswer(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         *requests, self._head = (self._head + data).split(b"\r\n\r\n")
-        body = self._life.script.answers.replace(b"{id}", self._life.spec.id.encode())
-        head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n".encode()
-        for _ in requests:
-            self._life.when_running(lambda: self._transport.write(head + body))
+        life = self._life
+        life.told += sum(request.startswith(b"POST ") for request in requests)
+        body = life.script.answers.replace(b"{id}", life.spec.id.encode())
+        body = body.replace(b"{origin}", life.origin.encode()).replace(b"{told}", b"%d" % life.told)
+        for request in requests:
+            status = life.script.posts if request.startswith(b"POST ") else "200 OK"
+            head = f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+            self._life.when_running(partial(self._transport.write, head + body))
 
 
 def make(spawner: Spawner, directory: Path) -> FakeDriver:

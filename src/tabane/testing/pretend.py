@@ -45,6 +45,7 @@ from tabane.runtimes.volumes import VolumeFiles
 from tabane.scheduler.engines import EngineView
 from tabane.scheduler.placement import NodeView
 from tabane.supervise import Supervisor
+from tabane.testing.saved import PretendCheckpoints
 
 NODE = NodeName("here/here-1")
 
@@ -104,6 +105,7 @@ class PretendNode:
         self.on_change: Callable[[Transition], None] = self.events.append
         self.tasks = Supervisor("pretend")
         self._directory = tempfile.TemporaryDirectory(prefix="tabane-pretend-")
+        self.checkpoints = PretendCheckpoints(Path(self._directory.name, "checkpoints"))
         self._clock = clock
         self.router = GatewayRouter(self, clock)
         self.gateway = HttpGateway(self.router, self.tasks)
@@ -118,6 +120,7 @@ class PretendNode:
             services=PretendServices(),
             volumes=VolumeFiles(Path(self._directory.name, "volumes")),
             images=PretendImages(),
+            checkpoints=self.checkpoints,
             driver_for=lambda app: self.driver,
             driver_named=lambda name: self.driver,
             clock=clock,
@@ -127,6 +130,7 @@ class PretendNode:
         )
 
     async def __aenter__(self) -> Self:
+        await self.checkpoints.store.load()
         self.router.set_routes(self.apps.values(), ())
         self.home.on_gateway(self.name, joined=True)
         self.home.hear(self.name, self.router.report(frozenset()))
@@ -168,6 +172,9 @@ class PretendNode:
 
     def freeze_instance(self, node: NodeName, instance: InstanceId, number: int) -> None:
         self.executor.freezer.freeze(instance, number)
+
+    def save_instance(self, node: NodeName, instance: InstanceId, number: int) -> None:
+        self.executor.saver.save(instance, number)
 
     def thaw_instance(self, node: NodeName, instance: InstanceId) -> None:
         self.executor.freezer.thaw(instance)

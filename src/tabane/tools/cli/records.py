@@ -22,7 +22,7 @@ from tabane.tools.client import Cluster
 if TYPE_CHECKING:
     import argparse
 
-PHASES = ("queue", "decide", "network", "filesystem", "engine", "boot", "ready", "first_byte")
+PHASES = tuple("queue decide network filesystem open engine boot ready first_byte".split())
 MAX_RECORDS = 2000
 LATEST = f"the latest N (nodes keep {MAX_RECORDS} at the most)"
 
@@ -74,7 +74,7 @@ def _wake_row(wake: dict[str, Any]) -> tuple[object, ...]:
         wake["option"],
         format_us(wake["total_us"]),
         *(format_us(wake["phases_us"].get(phase, 0)) for phase in PHASES),
-        wake.get("outcome", "ok"),
+        f"{wake.get('outcome', 'ok')}{f': {note}' if (note := wake.get('note')) else ''}",
     )
 
 
