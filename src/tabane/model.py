@@ -455,7 +455,8 @@ class ExitStatus(Value, frozen=True, omit_defaults=True):
         return f"killed by {name}" + (" (out of memory)" if self.oom else "")
 
 
-PHASES = tuple("queue decide network filesystem open engine boot ready first_byte".split())
+PHASES = ("queue", "decide", "network", "filesystem", "open", "engine", "boot", "ready",
+          "first_byte")  # fmt: skip
 """What a wake's time goes to, in order, each measured; the rest of `total_us` is unexplained."""
 
 

@@ -22,7 +22,8 @@ from tabane.tools.client import Cluster
 if TYPE_CHECKING:
     import argparse
 
-PHASES = tuple("queue decide network filesystem open engine boot ready first_byte".split())
+PHASES = ("queue", "decide", "network", "filesystem", "open", "engine", "boot", "ready",
+          "first_byte")  # fmt: skip
 MAX_RECORDS = 2000
 LATEST = f"the latest N (nodes keep {MAX_RECORDS} at the most)"
 
