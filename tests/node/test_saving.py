@@ -205,6 +205,8 @@ async def test_a_dump_that_fails_is_told_of_and_tried_again_later(
         assert node.driver.world.saves[app.key] == 3
         told = [reason for reason in reasons(node) if "could be made" in reason]
         assert len(told) == 2 and "told to fail" in told[0]
+        ledger = node.home.ledger(app.key)
+        assert ledger is not None and ledger.unsaved == ""
         assert node.checkpoints.attempts(app, "fake").describe() == ""
 
 
@@ -216,6 +218,8 @@ async def test_what_never_can_be_saved_is_tried_once() -> None:
             await until(lambda: not node.driver.world.lives)
         assert node.driver.world.saves[app.key] == 1
         assert "cannot be saved" in node.checkpoints.attempts(app, "fake").describe()
+        ledger = node.home.ledger(app.key)
+        assert ledger is not None and "cannot be saved" in ledger.unsaved
         assert options(node) == ["cold", "cold"]
 
 

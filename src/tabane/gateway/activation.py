@@ -120,13 +120,14 @@ class InstanceEnded(Value, frozen=True):
 class InstanceAwake(Value, frozen=True):
     """It is not frozen, or no more, whatever the order of that `number` said: a person uses it, or
     its engine could not, or (`used` False) it was to be saved, and that is over. `again_s`: it was
-    not, and may be told to again after so long."""
+    not, for that `reason`, and may be told to again after so long; None: never, or it was."""
 
     app: AppName
     instance: InstanceId
     number: int
     used: bool = True
     again_s: float | None = None
+    reason: str = ""
 
 
 class StillStarting(Value, frozen=True):
@@ -283,6 +284,7 @@ class Activation:
             ledger.floor = 0
         elif event.app.revision != ledger.revision:
             ledger.setbacks.forgive()
+            ledger.unsaved = ""
         ledger.set_app(event.app)
         self._settle(event.key, now)
 
@@ -303,6 +305,8 @@ class Activation:
         holding = ledger.holding(instance.id, instance.node, now)
         ledger.set_instance(holding, instance)
         holding.is_saving = False
+        if trace is not None and (trace.note or trace.option == "restore"):
+            ledger.unsaved = trace.note
         if instance.savable:
             holding.save_at = min(holding.save_at, now)
         if holding.state is State.FROZEN:
@@ -316,7 +320,10 @@ class Activation:
                 ledger.setbacks.on_ready(holding.setbacks_before)
 
     def _on_awake(self, event: InstanceAwake, now: float) -> None:
-        holding = self._ledger(event.app).instances.get(event.instance)
+        ledger = self._ledger(event.app)
+        holding = ledger.instances.get(event.instance)
+        if not event.used:
+            ledger.unsaved = event.reason
         if holding is not None and event.again_s is not None:
             holding.save_at = now + event.again_s
         if holding is not None and holding.freezes == event.number:

@@ -149,6 +149,8 @@ class AppLedger:
     accounts: dict[str, Account] = field(default_factory=dict)
     """By gateway."""
     setbacks: Setbacks = field(default_factory=Setbacks)
+    unsaved: str = ""
+    """Why there is no checkpoint of it, or why it was not used, lately; empty: nothing is wrong."""
     recalled_at: float = NEVER
     """When gateways were last asked for slots because others wait."""
     short_since: float | None = None

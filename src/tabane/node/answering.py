@@ -227,6 +227,7 @@ class Answering:
             "failures": setbacks.count if setbacks else 0,
             "reason": setbacks.reason if setbacks else "",
             "problem": setbacks.describe(now) if setbacks else "",
+            "unsaved": ledger.unsaved if ledger is not None else "",
             "trouble": home.trouble(cohort.cohort),
             "waiting": ledger.total_waiting() if ledger is not None else 0,
             "waits_for": why_waiting(ledger, now) if ledger is not None else "",

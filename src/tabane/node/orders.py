@@ -169,7 +169,7 @@ class NodeInstances:
         else:
             if not running.driver.capabilities.freeze:
                 raise Unsupported(f"{target}: its driver {running.driver.name} cannot freeze")
-            is_at_rest = running.instance.state in AT_REST
+            is_at_rest = running.instance.state in (*AT_REST, State.CHECKPOINTING)
             now = {"paused": float(cgroup.is_frozen() and not is_at_rest)}
         return SeenInstance(app.key, app.owner, app.resources, now)
 

@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 READY_S = 5.0
-"""A copy was ready when it was saved: one that does not listen by then will not. For a hook it has
-as much more as that may take."""
+"""A copy was ready when it was saved: one that does not listen by then will not. Not
+more than half of `start_timeout`, so that sessions can wait for a cold start; for a hook it has as
+much more as that may take."""
 
 
 class Restorer:
@@ -124,17 +125,18 @@ class Restorer:
         assert handle is not None
         end = executor.tasks.start(f"copy {identity}", running.driver.wait(handle))
         ready = executor.tasks.start(f"ready {identity}", self._wait_ready(running))
+        ready_s = min(READY_S, app.reactive.start_timeout_s / 2)
         hook_s = app.hooks.deadline_s if app.hooks.restored else 0.0
         try:
             await asyncio.wait(
-                {end, ready}, timeout=READY_S + hook_s, return_when=asyncio.FIRST_COMPLETED
+                {end, ready}, timeout=ready_s + hook_s, return_when=asyncio.FIRST_COMPLETED
             )
             if ready.done():
                 problem: str = ready.result()
                 return problem
             if end.done():
                 return f"the copy {end.result().describe()} before it was ready"
-            return f"the copy did not become ready ({describe_ready(app)}) within {READY_S:g} s"
+            return f"the copy did not become ready ({describe_ready(app)}) within {ready_s:g} s"
         finally:
             end.cancel()
             ready.cancel()

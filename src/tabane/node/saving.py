@@ -106,13 +106,10 @@ class Saver:
             HELD_AGAIN_S if held or busy or not self._checkpoints.is_tried(driver.name) else wait_s
         )
 
-    def _tell(self, running: Running, again_s: float | None = None) -> None:
+    def _tell(self, running: Running, again_s: float | None = None, reason: str = "") -> None:
         instance = running.instance
-        self._notify(
-            InstanceAwake(
-                instance.cohort, instance.id, instance.freezes, used=False, again_s=again_s
-            )
-        )
+        told = instance.cohort, instance.id, instance.freezes
+        self._notify(InstanceAwake(*told, used=False, again_s=again_s, reason=reason))
 
     async def _save(self, running: Running) -> None:
         app, handle = running.record.app, running.record.handle
@@ -165,5 +162,4 @@ class Saver:
         else:
             state = running.instance.state
             self._register.say(running.instance.id, running.instance.app, state, reason)
-        if again_s is not None and not running.stopping:
-            self._tell(running, again_s)
+        self._tell(running, again_s, reason)

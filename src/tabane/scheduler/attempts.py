@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 NEVER = float("-inf")
 DUMP_FIRST_S, DUMP_LAST_S = 2.0, 600.0
-RESTORE_FIRST_S, RESTORE_LAST_S = 1.0, 60.0
+RESTORE_FIRST_S = 1.0
 RESTORES = 3
 """After so many failures in a row a checkpoint is given up."""
 
@@ -41,7 +41,7 @@ class Attempts:
 
     def on_dump_failed(self, reason: str, now: float, *, final: bool = False) -> None:
         self.dumps, self.reason, self.is_final = self.dumps + 1, reason, final
-        self.dump_at = now + _pause_s(self.dumps, DUMP_FIRST_S, DUMP_LAST_S)
+        self.dump_at = now + min(DUMP_FIRST_S * 2 ** min(self.dumps - 1, 20), DUMP_LAST_S)
 
     def on_restored(self) -> None:
         self.dumps, self.restores, self.reason = 0, 0, ""
@@ -54,7 +54,7 @@ class Attempts:
             return False
         self.failed_at = now
         self.restores += 1
-        self.restore_at = now + _pause_s(self.restores, RESTORE_FIRST_S, RESTORE_LAST_S)
+        self.restore_at = now + RESTORE_FIRST_S * 2 ** (self.restores - 1)
         if self.restores < RESTORES:
             return False
         self.restores = 0
@@ -73,7 +73,3 @@ class Attempts:
         if not self.reason:
             return ""
         return f"starts without a checkpoint: {self.reason}"
-
-
-def _pause_s(failures: int, first_s: float, last_s: float) -> float:
-    return float(min(first_s * 2 ** min(failures - 1, 20), last_s))

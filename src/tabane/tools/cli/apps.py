@@ -243,6 +243,8 @@ def show(argv: list[str]) -> int:
             say(f"  next      {reason}")
         if home["problem"]:
             say(f"  problem   {home['problem']}")
+        if unsaved := home.get("unsaved"):
+            say(f"  saved     {unsaved}")
         if home["trouble"]:
             say(f"  trouble   the last session that broke off: {home['trouble']}")
     _show_instances(answer["instances"])

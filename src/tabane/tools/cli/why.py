@@ -52,6 +52,8 @@ def _explain(home: dict[str, Any]) -> None:
         say(f"  {home['waiting']} sessions wait for it: {home['waits_for']}")
     if home["problem"]:
         say(f"  it {home['problem']}")
+    if unsaved := home.get("unsaved"):
+        say(f"  of checkpoints: {unsaved}")
     if home["trouble"]:
         say(f"  the last session that broke off: {home['trouble']}")
 
