@@ -83,6 +83,7 @@ deadline = "5s"
 """
 
 LEAST = 'name = "a"\nimage = "host"\ncommand = ["true"]\n'
+SAVED = "port = 1\n[reactive]\ncheckpoint = true\n"
 RESTS = LEAST + "port = 1\n[reactive]\nfreeze_after = "
 
 
@@ -300,6 +301,24 @@ def test_a_mistake_is_named(line: str, field: str, problem: str) -> None:
             "31 s is not before stop_after, 30 s",
         ),
         (LEAST + "[reactive]\nreclaim = true", "reactive.reclaim", "with freeze_after only"),
+        (LEAST + "[reactive]\ncheckpoint = true", "reactive.checkpoint", "needs a port"),
+        (
+            LEAST + SAVED + '[[volumes]]\nname = "a"\npath = "/a"',
+            "reactive.checkpoint",
+            "is not possible with volumes",
+        ),
+        (
+            LEAST + 'port = 1\n[hooks]\nrestored = "http:/a"',
+            "hooks.restored",
+            "with reactive.checkpoint = true only",
+        ),
+        (
+            LEAST + 'protocol = "h2c"\n' + SAVED + '[hooks]\nrestored = "http:/a"',
+            "hooks.restored",
+            "in HTTP/1.1, which it does not speak",
+        ),
+        (LEAST + '[hooks]\nrestored = "http:a"', "hooks.restored", "neither"),
+        (LEAST + '[hooks]\nrestored = "signal:KILL"', "hooks.restored", "HUP, USR1, USR2, WINCH"),
     ],
 )
 def test_fields_fit_together(text: str, field: str, problem: str) -> None:

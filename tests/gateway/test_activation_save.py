@@ -73,6 +73,7 @@ def test_it_is_saved_before_it_is_frozen_or_stopped_however_soon_that_is() -> No
     assert (saves(decided), decided.freezes) == ([(I1, 1)], [])
     assert home.wait(1.0).freezes == []
     assert awake(home, 1).freezes == [I1]
+    assert rested(freeze_after_s=0.0).ledger.instances[I1].is_saving
     home = HandledHome(stop_after_s=0.05)
     home.demand("g1", 1)
     ready(home, "i1")

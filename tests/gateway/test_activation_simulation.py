@@ -23,7 +23,7 @@ EVENTS = {
         *("disconnect", "die", "home", "node"),
     ),
 }
-STANDING = (State.READY, State.FROZEN)
+STANDING = (State.READY, State.FROZEN, State.CHECKPOINTING)
 SESSIONS_BETWEEN = 8
 """One event in so many steps is none of sessions, about."""
 
@@ -84,6 +84,7 @@ class Chaos:
             stop_after_s=self.dice.choice([0.0, 0.3, 1.0, 5.0]),
             max_age_s=self.dice.choice([None, None, 3.0]),
             freeze_after_s=self.dice.choice([None, 0.0, 0.1, 0.9]),
+            checkpoint=self.dice.choice([False, True]),
         )
         revision = self.revisions[name]
         app = App(
@@ -181,6 +182,10 @@ def test_whatever_happens_nothing_forbidden_is_seen_and_all_ends_well(kind: str,
     assert {session.outcome for session in last} == {"served"}
     assert not {"waiting", "running"} & {session.outcome for session in chaos.sessions}
     check_what_is_left(chaos.dc)
+
+
+def test_in_all_that_happens_instances_are_saved() -> None:
+    assert sum(len(run("calm", seed).dc.home.saved) for seed in range(5)) > 10
 
 
 def check_what_is_left(dc: VirtualDatacenter) -> None:

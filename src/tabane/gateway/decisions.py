@@ -387,7 +387,8 @@ class Decisions:
     def _save_after_s(self) -> float:
         """Not later than what becomes of it next."""
         reactive = self._ledger.current.reactive
-        return min(SAVE_IDLE_S, reactive.stop_after_s, reactive.freeze_after_s or SAVE_IDLE_S)
+        nexts = (reactive.freeze_after_s, reactive.stop_after_s)
+        return min(SAVE_IDLE_S, *(after_s for after_s in nexts if after_s is not None))
 
     def _is_to_be_saved(self, holding: Holding) -> bool:
         due = self._may_save(holding) and self._now >= holding.save_at

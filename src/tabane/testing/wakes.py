@@ -18,6 +18,7 @@ from tabane.gateway import activation
 from tabane.gateway.activation import Activation
 from tabane.gateway.grants import Grants, Lease
 from tabane.gateway.messages import Grant, Refuse, Report, Revoke, ToGateway, ToHome
+from tabane.lifecycle import STANDING
 from tabane.model import App, AppName, InstanceId, NodeName, State
 from tabane.scheduler.placement import Choice
 from tabane.testing.world import Channel, Running, VirtualNode, World
@@ -178,6 +179,7 @@ class VirtualHome:
         self.started: list[activation.Start] = []
         self.stopped: list[activation.Stop] = []
         self.frozen: list[activation.Freeze] = []
+        self.saved: list[activation.Save] = []
 
     def restart(self, down_s: float) -> None:
         """All it knew is lost."""
@@ -289,6 +291,10 @@ class VirtualHome:
                     self._dc.check_rest(instruction)
                     self.frozen.append(instruction)
                     self._dc.nodes[node].inbox.send(instruction)
+                case activation.Save(node=node):
+                    self._dc.check_rest(instruction)
+                    self.saved.append(instruction)
+                    self._dc.nodes[node].inbox.send(instruction)
                 case activation.Thaw(node=node):
                     self._dc.nodes[node].inbox.send(instruction)
                 case activation.Release(node=node):
@@ -379,7 +385,7 @@ class VirtualDatacenter:
 
     def is_frozen(self, lease: Lease) -> bool:
         running = self.find(lease.instance)
-        return running is not None and running.state is State.FROZEN
+        return running is not None and running.state in (State.FROZEN, State.CHECKPOINTING)
 
     def holders(self, instance: InstanceId) -> list[Lease]:
         return [
@@ -410,7 +416,7 @@ class VirtualDatacenter:
         if used > running.app.reactive.concurrency:
             self.problem(f"{used} sessions in {lease.instance} at once")
         self.used(lease)
-        return running.state in (State.READY, State.FROZEN)
+        return running.state in STANDING
 
     def check_refusal(self, session: Session, refuse: Refuse) -> None:
         """It met a start that failed, or could not wait until the next."""
@@ -445,10 +451,10 @@ class VirtualDatacenter:
         if not timed_out and self.holders(stop.instance):
             self.problem(f"{stop.instance} is stopped ({stop.reason}) while slots of it are held")
 
-    def check_rest(self, freeze: activation.Freeze) -> None:
-        """Gateways hold nothing of what is told to freeze."""
+    def check_rest(self, freeze: activation.Freeze | activation.Save) -> None:
+        """Gateways hold nothing of what is told to freeze, or to be saved."""
         if self.holders(freeze.instance):
-            self.problem(f"{freeze.instance} is told to freeze while slots of it are held")
+            self.problem(f"{freeze.instance} is told to rest while slots of it are held")
 
     def check_freeze(self, running: Running) -> None:
         """Of what freezes, no session is answered: those that come now have it thawed."""

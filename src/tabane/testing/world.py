@@ -11,7 +11,8 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from tabane.gateway import activation
-from tabane.model import App, Generation, Instance, InstanceId, NodeName, State
+from tabane.lifecycle import STANDING
+from tabane.model import App, AppName, Generation, Instance, InstanceId, NodeName, State
 
 if TYPE_CHECKING:
     from tabane.testing.wakes import VirtualDatacenter
@@ -78,6 +79,7 @@ class Running:
     last_used: float = 0.0
     ready_at: float = 0.0
     freezes: int = 0
+    savable: bool = False
     held_until: float = 0.0
     """Until then a person uses it, and it refuses to be frozen."""
 
@@ -92,6 +94,7 @@ class Running:
             address=f"address-of-{self.instance}",
             freezable=True,
             freezes=self.freezes,
+            savable=self.savable,
         )
 
 
@@ -101,6 +104,8 @@ class VirtualNode:
     def __init__(self, dc: VirtualDatacenter, name: NodeName) -> None:
         self.name = name
         self.running: dict[InstanceId, Running] = {}
+        self.saved: set[tuple[AppName, int]] = set()
+        """The revisions of which it has a checkpoint."""
         self.up = True
         self._dc = dc
         self.inbox = Channel(dc.world, self._on_message, dc.late_s)
@@ -114,6 +119,8 @@ class VirtualNode:
         for running in list(self.running.values()):
             if running.state is State.STARTING and self._dc.world.random.random() < 0.5:
                 del self.running[running.instance]
+            elif running.state is State.CHECKPOINTING:
+                running.state = State.READY
         self._dc.world.after(down_s, self._come_back)
 
     def _come_back(self) -> None:
@@ -129,12 +136,14 @@ class VirtualNode:
                 self._dc.world.after(self._dc.start_takes(app), lambda: self._started(running))
             case activation.Stop(instance=instance, reason=reason):
                 found = self.running.get(instance)
-                if found and found.state in (State.STARTING, State.READY, State.FROZEN):
+                if found and found.state in (State.STARTING, *STANDING):
                     found.told_to_stop = reason
                     found.state = State.STOPPING
                     self._dc.world.after(self._dc.stop_takes_s, lambda: self.end(found, reason))
             case activation.Freeze(instance=instance, number=number):
                 self._freeze(instance, number)
+            case activation.Save(instance=instance, number=number):
+                self._save(instance, number)
             case activation.Thaw(instance=instance):
                 if (frozen := self.running.get(instance)) and frozen.state is State.FROZEN:
                     frozen.state = State.READY
@@ -156,6 +165,31 @@ class VirtualNode:
         else:
             running.state = State.FROZEN
 
+    def _save(self, instance: InstanceId, number: int) -> None:
+        """It takes a moment, and goes wrong now and then."""
+        running, dice = self.running.get(instance), self._dc.world.random
+        if running is None or running.state is not State.READY:
+            return
+        running.freezes = number
+        if self._dc.world.now < running.held_until:
+            self._go_on(running, again_s=0.5)
+            return
+        self._dc.check_freeze(running)
+        running.state = State.CHECKPOINTING
+        self._dc.world.after(dice.choice([0.0, 0.1, 0.7]), lambda: self._saved(running))
+
+    def _saved(self, running: Running) -> None:
+        if running.state is not State.CHECKPOINTING:
+            return
+        running.state, running.savable = State.READY, False
+        if works := self._dc.world.random.random() < 0.7:
+            self.saved.add((running.app.key, running.app.revision))
+        self._go_on(running, again_s=None if works else 0.2)
+
+    def _go_on(self, running: Running, again_s: float | None) -> None:
+        told = running.app.key, running.instance, running.freezes
+        self._tell(activation.InstanceAwake(*told, used=False, again_s=again_s))
+
     def use(self, running: Running, for_s: float) -> None:
         """A person does something inside."""
         running.held_until = self._dc.world.now + for_s
@@ -174,6 +208,8 @@ class VirtualNode:
             return
         running.state, running.ready_at = State.READY, self._dc.world.now
         running.last_used = running.ready_at
+        is_saved = (running.app.key, running.app.revision) in self.saved
+        running.savable = running.app.reactive.checkpoint and not is_saved
         self._tell(activation.InstanceReady(running.view()))
         if (life_s := self._dc.dies_after(running.app)) is not None:
             died = "the program was killed by SIGSEGV"
