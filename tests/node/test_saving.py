@@ -207,7 +207,7 @@ async def test_a_dump_that_fails_is_told_of_and_tried_again_later(
         assert len(told) == 2 and "told to fail" in told[0]
         ledger = node.home.ledger(app.key)
         assert ledger is not None and ledger.unsaved == ""
-        assert node.checkpoints.attempts(app, "fake").describe() == ""
+        await until(lambda: not node.checkpoints.attempts(app, "fake").describe())
 
 
 async def test_what_never_can_be_saved_is_tried_once() -> None:
@@ -235,6 +235,21 @@ async def test_a_full_disk_is_told_of_and_the_instance_goes_on(
         await until(lambda: any("the disk is full" in reason for reason in reasons(node)))
         assert (await ask(node))[1] == first
         assert [*node.checkpoints.store.memory.directory.iterdir()] == []
+
+
+async def test_what_is_saved_is_frozen_after_that_and_so_are_its_copies() -> None:
+    app = make_app(freeze_after_s=0.02, stop_after_s=0.5)
+    async with PretendNode(app, script=SAVES) as node:
+        first, *_ = await ask(node)
+        await rest(node)
+        states = [event.state for event in node.events]
+        saved = [State.STARTING, State.READY, State.CHECKPOINTING, State.READY]
+        assert states[:6] == [*saved, State.FREEZING, State.FROZEN]
+        assert (await ask(node))[0] == first
+        (running,) = (r for r in node.executor.running.values() if not r.ended)
+        await until(lambda: running.instance.state is State.FROZEN)
+        assert (await ask(node))[0] == first
+        assert options(node) == ["cold", "restore", "thaw"]
 
 
 async def test_without_an_engine_that_can_nothing_is_saved() -> None:

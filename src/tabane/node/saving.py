@@ -116,17 +116,17 @@ class Saver:
         assert handle is not None
         attempts = self._checkpoints.attempts(app, running.driver.name)
         try:
-            await self._dump(running, handle)
+            if await self._dump(running, handle):
+                attempts.on_dumped()
         except (TabaneError, OSError) as error:
             now = self._register.clock.now()
             attempts.on_dump_failed(str(error), now, final=isinstance(error, Unsupported))
             self._on_failed(running, str(error), attempts.dump_in_s(now))
-        else:
-            attempts.on_dumped()
         finally:
             self._go_on(running)
 
-    async def _dump(self, running: Running, handle: Handle) -> None:
+    async def _dump(self, running: Running, handle: Handle) -> bool:
+        """Whether it was; False: a session came first. Raises what is in the way."""
         app, driver = running.record.app, running.driver
         about = self._checkpoints.about(app, driver.name, running.instance.id)
         expected_bytes = (
@@ -136,10 +136,11 @@ class Saver:
             if running.is_wanted:  # it does not stand still yet: the session wins
                 self._go_on(running)
                 self._tell(running, again_s=0.0)
-                return
+                return False
             await driver.checkpoint(handle, dump.directory, leave_running=True)
             self._go_on(running)
             await dump.keep(about)
+            return True
 
     def _go_on(self, running: Running, reason: str = "") -> None:
         """Its dump is over, one way or the other. Idempotent."""
