@@ -71,10 +71,11 @@ class CriuDriver(OciDriver):
     # What it can do here
 
     async def probe(self) -> Probe:
-        """As `OciDriver.probe`; asked again, with a checkpoint that is made and restored."""
+        """As `OciDriver.probe`; asked again, with a checkpoint that is made and restored, unless
+        that has worked since the machine was started."""
         if self._probe is None:
             self._probe = await super().probe()
-            if self._probe.works and self._criu is not None:
+            if self._probe.works and self._criu is not None and not self._recall(self._criu):
                 told = f"checkpoints by CRIU {self._criu.version}, which is still being tried"
                 self._probe = replace(self._probe, detail=told, pending=True)
             elif self._probe.works:
@@ -87,6 +88,14 @@ class CriuDriver(OciDriver):
             self._no_criu = await try_checkpoints(self, criu, engine, self._directory)
             self._probe = self._tell(probe)
         return self._probe
+
+    def _recall(self, criu: Criu) -> bool:
+        """Whether the trial is done already, by whichever node of the machine."""
+        from tabane.runtimes.criu.trial import recall
+
+        assert self._probe is not None
+        self._set_up()
+        return recall(criu, self._probe.reason, self._directory)
 
     def _tell(self, probe: Probe) -> Probe:
         """What became of CRIU, for those who ask."""

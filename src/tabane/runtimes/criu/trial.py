@@ -29,10 +29,9 @@ async def try_checkpoints(driver: Driver, criu: Criu, engine: str, directory: Pa
 
     What worked since the machine's start with the same versions is not tried again, by any node.
     """
-    mark = mark_of(criu, engine)
-    if mark.exists():
-        shutil.copy(mark, directory / FEATURES)
+    if recall(criu, engine, directory):
         return ""
+    mark = mark_of(criu, engine)
     try:
         await to_thread(learn_features, criu, directory)
     except Unsupported as refusal:
@@ -40,6 +39,15 @@ async def try_checkpoints(driver: Driver, criu: Criu, engine: str, directory: Pa
     if not (problem := await _try_in(directory / "trial", driver)):
         _remember(mark, directory / FEATURES)
     return problem
+
+
+def recall(criu: Criu, engine: str, directory: Path) -> bool:
+    """Whether they worked since the machine's start, so that they need not be tried. Then the
+    driver's directory has what CRIU found out of the kernel."""
+    mark = mark_of(criu, engine)
+    if mark.exists():
+        shutil.copy(mark, directory / FEATURES)
+    return mark.exists()
 
 
 def mark_of(criu: Criu, engine: str) -> Path:
