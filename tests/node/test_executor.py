@@ -22,6 +22,7 @@ from tabane.model import (
     Instance,
     InstanceId,
     NodeName,
+    Reactive,
     State,
     Volume,
 )
@@ -80,13 +81,14 @@ class Node:
         """That one is waited for, of the image `slow`."""
         self.directory = directory / "run"
         self.directory.mkdir()
+        self.checkpoints = PretendCheckpoints(directory / "checkpoints")
         self.executor = Executor(
             *(NODE, "one", self.directory, directory / "logs", "/tabane/t"),
             links=self.links,
             services=Services(),
             volumes=VolumeFiles(directory / "volumes"),
             images=self,
-            checkpoints=PretendCheckpoints(directory / "checkpoints"),
+            checkpoints=self.checkpoints,
             driver_for=lambda app: self.driver,
             driver_named=lambda name: self.driver,
             clock=SYSTEM,
@@ -273,3 +275,27 @@ async def test_what_runs_no_more_is_told_before_it_is_cleared_away(
     assert node.executor.silent() == ([generation] if own_stack else [])
     node.executor.release(ID)
     assert node.executor.silent() == []
+
+
+@pytest.mark.parametrize("node", [Script(saves=True)], indirect=True)
+async def test_a_pod_that_cannot_be_restored_begins_cold_as_a_whole(node: Node) -> None:
+    """Of a container there is nothing in its checkpoint."""
+    app = replace(APP, reactive=Reactive(checkpoint=True, ready="started"))
+    store, other = node.checkpoints.store, InstanceId("def")
+    await store.load()
+    node.executor.start(app, ID, SYSTEM.now())
+    await until(node.is_ready)
+    node.executor.saver.save(ID, 1)
+
+    async def is_saved() -> bool:
+        return bool(store.all())
+
+    async def is_copied() -> bool:
+        states = {one.id: one.state for one in node.executor.instances()}
+        return states.get(other) is State.READY
+
+    await until(is_saved)
+    node.executor.start(app, other, SYSTEM.now())
+    await until(is_copied)
+    assert "/cache/state" in node.executor.get(other).note
+    assert {*node.fake.world.lives} == {ID, "s1-abc", "s2-abc", other, "s1-def", "s2-def"}
