@@ -22,6 +22,7 @@ from tabane.k2i.procfs import Procfs
 from tabane.model import NodeName
 from tabane.node import following
 from tabane.node import k2i as node_k2i
+from tabane.node import k2i_messages as wire
 from tabane.node import messages as say
 from tabane.node.config import agent_of
 from tabane.node.k2i import ClusterK2i, about
@@ -93,15 +94,15 @@ class Node:
     async def hear(self, sender: Node, data: bytes) -> bytes | None:
         name = agent_of(sender.config.key)
         match say.parse(data):
-            case say.AskK2i() as body:
+            case wire.AskK2i() as body:
                 return await self.cluster_k2i.answer(body)
-            case say.MoreOfK2i(number, offset):
+            case wire.MoreOfK2i(number, offset):
                 return self.cluster_k2i.pieces.piece(number, offset)
-            case say.FollowK2i() as body:
+            case wire.FollowK2i() as body:
                 self.cluster_k2i.following.begin(name, body)
-            case say.K2iChanges() as body:
+            case wire.K2iChanges() as body:
                 self.cluster_k2i.following.hear(name, body)
-            case say.UnfollowK2i(key):
+            case wire.UnfollowK2i(key):
                 self.cluster_k2i.following.stop(name, key)
         return None
 
@@ -123,7 +124,7 @@ class Net:
     async def deliver(self, sender: Node, member: str, data: bytes) -> bytes | None:
         for node in self.up:
             if agent_of(node.config.key) == member:
-                if isinstance(say.parse(data), say.K2iChanges):
+                if isinstance(say.parse(data), wire.K2iChanges):
                     node.clock.passed_s += self.late_s
                 return await node.hear(sender, data)
         raise Unreachable(f"{member} is down")
@@ -348,7 +349,7 @@ async def test_who_follows_no_more_is_told_nothing(net: Net) -> None:
     assert sending
     await events.aclose()
     with pytest.raises(NotFound):
-        net.nodes[NODES[0]].cluster_k2i.following.hear("x/agent", say.K2iChanges("none", b"{}"))
+        net.nodes[NODES[0]].cluster_k2i.following.hear("x/agent", wire.K2iChanges("none", b"{}"))
     async with asyncio.timeout(30):
         await asyncio.gather(*(each.task for each in sending), return_exceptions=True)
     assert not osaka._sending

@@ -43,6 +43,7 @@ from tabane.model import (
     Resources,
     State,
 )
+from tabane.node import k2i_messages as wire
 from tabane.node import messages as say
 from tabane.node.config import Peer, agent_of
 from tabane.node.orders import NodeSurroundings, Orders, with_pause
@@ -279,7 +280,7 @@ async def test_an_order_without_sense_goes_nowhere(cluster: Cluster) -> None:
 async def test_only_agents_pass_orders_on(cluster: Cluster, sender: str) -> None:
     order = Order((Gpid("osaka", "osaka-1", "now", 7, 100),), Signal(9))
     with pytest.raises(Denied, match="is no agent of this cluster"):
-        await cluster.nodes[OSAKA].orders.act(sender, say.ActK2i(order, ROOT))
+        await cluster.nodes[OSAKA].orders.act(sender, wire.ActK2i(order, ROOT))
 
 
 def test_what_the_holder_started_is_the_nodes_own() -> None:

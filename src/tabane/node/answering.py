@@ -10,6 +10,7 @@ import msgspec
 from tabane.errors import TabaneError, Unsupported
 from tabane.gateway.waiting import why_waiting
 from tabane.model import App, NodeName
+from tabane.node import k2i_messages as wire
 from tabane.node import messages as say
 from tabane.node import volumes
 from tabane.node.orders import with_pause
@@ -55,13 +56,13 @@ class Answering:
             say.AskInstances: self._instances,
             say.KeepNode: self._keep,
             say.AskKnown: self._known,
-            say.AskK2i: self._k2i,
-            say.MoreOfK2i: self._more_of_k2i,
-            say.ActK2i: self._act,
-            say.ActOnInstance: self._act,
-            say.FollowK2i: self._follow_k2i,
-            say.K2iChanges: self._k2i_changes,
-            say.UnfollowK2i: self._unfollow_k2i,
+            wire.AskK2i: self._k2i,
+            wire.MoreOfK2i: self._more_of_k2i,
+            wire.ActK2i: self._act,
+            wire.ActOnInstance: self._act,
+            wire.FollowK2i: self._follow_k2i,
+            wire.K2iChanges: self._k2i_changes,
+            wire.UnfollowK2i: self._unfollow_k2i,
             say.AskRecords: self._records,
             say.AskApp: self._app,
             say.AskImages: self._images,
@@ -152,22 +153,22 @@ class Answering:
         await self._agent.tcp.wait_settled()
         return b""
 
-    async def _k2i(self, sender: str, body: say.AskK2i) -> bytes:
+    async def _k2i(self, sender: str, body: wire.AskK2i) -> bytes:
         return await self._agent.cluster_k2i.answer(body)
 
-    async def _more_of_k2i(self, sender: str, body: say.MoreOfK2i) -> bytes:
+    async def _more_of_k2i(self, sender: str, body: wire.MoreOfK2i) -> bytes:
         return self._agent.cluster_k2i.pieces.piece(body.number, body.offset)
 
-    async def _follow_k2i(self, sender: str, body: say.FollowK2i) -> None:
+    async def _follow_k2i(self, sender: str, body: wire.FollowK2i) -> None:
         self._agent.cluster_k2i.following.begin(sender, body)
 
-    async def _k2i_changes(self, sender: str, body: say.K2iChanges) -> None:
+    async def _k2i_changes(self, sender: str, body: wire.K2iChanges) -> None:
         self._agent.cluster_k2i.following.hear(sender, body)
 
-    async def _unfollow_k2i(self, sender: str, body: say.UnfollowK2i) -> None:
+    async def _unfollow_k2i(self, sender: str, body: wire.UnfollowK2i) -> None:
         self._agent.cluster_k2i.following.stop(sender, body.key)
 
-    async def _act(self, sender: str, body: say.ActK2i | say.ActOnInstance) -> bytes:
+    async def _act(self, sender: str, body: wire.ActK2i | wire.ActOnInstance) -> bytes:
         return await self._agent.orders.act(sender, body)
 
     async def _records(self, sender: str, body: say.AskRecords) -> bytes:

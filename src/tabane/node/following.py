@@ -29,6 +29,7 @@ from tabane.k2i.service import Question
 from tabane.k2i.stream import Event
 from tabane.k2i.watch import Outbox, check_room, user_of
 from tabane.model import NodeName
+from tabane.node import k2i_messages as wire
 from tabane.node import messages as say
 from tabane.node.config import agent_of, node_of
 from tabane.security.identity import Principal
@@ -49,7 +50,7 @@ PIECE_BYTES = 900 << 10
 class _Follow:
     """One who follows here. `pieces`: of a node's message that has not all come."""
 
-    message: say.FollowK2i
+    message: wire.FollowK2i
     outbox: Outbox
     heard: set[NodeName] = field(default_factory=set)
     silent: set[NodeName] = field(default_factory=set)
@@ -60,7 +61,7 @@ class _Follow:
 class _Sending:
     """To one who follows elsewhere: their last request, and when it was heard."""
 
-    message: say.FollowK2i
+    message: wire.FollowK2i
     heard_at: float
     task: asyncio.Task[None] | None = None
 
@@ -79,7 +80,7 @@ class Following:
         """See `tabane.k2i.v2.Cluster`."""
         agent = self._agent
         check_room([user_of(follow.message.who) for follow in self._follows.values()], who)
-        message = say.FollowK2i(uuid.uuid4().hex, question, who)
+        message = wire.FollowK2i(uuid.uuid4().hex, question, who)
         follow = _Follow(message, Outbox(agent.clock))
         self._follows[message.key] = follow
         tasks = [
@@ -112,7 +113,7 @@ class Following:
                     self._miss(follow, peer.key)
             await asyncio.sleep(RENEW_S)
 
-    def _request(self, follow: _Follow) -> say.FollowK2i:
+    def _request(self, follow: _Follow) -> wire.FollowK2i:
         return replace(follow.message, asked_at=self._agent.clock.now())
 
     async def _reach(self, data: bytes) -> set[str]:
@@ -125,7 +126,7 @@ class Following:
 
     async def _unfollow(self, key: str) -> None:
         try:
-            await self._agent.room.cast(say.encode(say.UnfollowK2i(key)))
+            await self._agent.room.cast(say.encode(wire.UnfollowK2i(key)))
         except Closed:
             log.info("no hub session: the others notice by themselves that %s is over", key)
 
@@ -152,7 +153,7 @@ class Following:
             data = msgspec.json.encode({"node": node})
             follow.outbox.put(self._agent.clock.now(), data, "silent")
 
-    def hear(self, sender: str, message: say.K2iChanges) -> None:
+    def hear(self, sender: str, message: wire.K2iChanges) -> None:
         """Raises `NotFound` when nobody here follows any more."""
         follow = self._follows.get(message.key)
         if follow is None or follow.outbox.ended:
@@ -170,7 +171,7 @@ class Following:
 
     # What is sent from here
 
-    def begin(self, sender: str, message: say.FollowK2i) -> None:
+    def begin(self, sender: str, message: wire.FollowK2i) -> None:
         """Send from now on, or go on. It ends by itself when a message is not taken, and there is
         one at least every few seconds."""
         place, now = (sender, message.key), self._agent.clock.now()
@@ -201,7 +202,7 @@ class Following:
                     await self._send_whole(sender, sending, data)
         except TabaneError as error:
             log.info("%s is told no more of what changes here: %s", sender, error)
-            ended = say.K2iChanges(sending.message.key, b"", ended=True)
+            ended = wire.K2iChanges(sending.message.key, b"", ended=True)
             with suppress(TabaneError):  # it may be that which is gone
                 await self._agent.me.send(sender, say.encode(ended), timeout_s=TAKE_S)
 
@@ -210,5 +211,5 @@ class Following:
         for start in range(0, len(data), PIECE_BYTES):
             piece = data[start : start + PIECE_BYTES]
             more = start + PIECE_BYTES < len(data)
-            body = say.K2iChanges(request.key, piece, more, request.asked_at, after_s)
+            body = wire.K2iChanges(request.key, piece, more, request.asked_at, after_s)
             await self._agent.me.send(sender, say.encode(body), timeout_s=TAKE_S)

@@ -20,6 +20,7 @@ from tabane.k2i.service import Part, Question
 from tabane.k2i.stream import Event
 from tabane.k2i.v2 import Gathered
 from tabane.model import NodeName
+from tabane.node import k2i_messages as wire
 from tabane.node import messages as say
 from tabane.node.config import agent_of
 from tabane.node.following import Following
@@ -49,20 +50,20 @@ class Pieces:
         self._kept: dict[int, bytes] = {}
         self._numbers = itertools.count(1)
 
-    def cut(self, part: Part) -> say.K2iPart:
+    def cut(self, part: Part) -> wire.K2iPart:
         """A part, or its beginning. What is older makes room for what is new."""
         if len(part.rows) <= PIECE_BYTES:
-            return say.K2iPart(part)
+            return wire.K2iPart(part)
         data = zlib.compress(part.rows, FASTEST)
         first = replace(part, rows=data[:PIECE_BYTES])
         if len(data) <= PIECE_BYTES:
-            return say.K2iPart(first, packed=True)
+            return wire.K2iPart(first, packed=True)
         number = next(self._numbers)
         self._kept[number] = data
         while sum(map(len, self._kept.values())) > MOST_KEPT_BYTES and len(self._kept) > 1:
             del self._kept[min(self._kept)]
         self._agent.later.call(f"k2i {number}", KEPT_S, lambda: self._forget(number))
-        return say.K2iPart(first, packed=True, more=number, size=len(data))
+        return wire.K2iPart(first, packed=True, more=number, size=len(data))
 
     def piece(self, number: int, offset: int) -> bytes:
         """Raises `NotFound` when it is not kept any more."""
@@ -84,7 +85,7 @@ class ClusterK2i:
         self.pieces = Pieces(agent)
         self.following = Following(agent)
 
-    async def answer(self, body: say.AskK2i) -> bytes:
+    async def answer(self, body: wire.AskK2i) -> bytes:
         """This node's part, for another."""
         part = await self._agent.k2i.part(body.question, body.who)
         return say.encode(self.pieces.cut(part))
@@ -94,7 +95,7 @@ class ClusterK2i:
         began = self._agent.clock.now()
         wanted = about(question, self._agent.config.cluster.keys)
         others = [node for node in wanted if node != self._agent.config.key]
-        asked = self._ask_others(others, say.encode(say.AskK2i(question, who)))
+        asked = self._ask_others(others, say.encode(wire.AskK2i(question, who)))
         own, answers = await asyncio.gather(self._own(question, who, wanted), asked)
         joined = (self._join(node, data) for node, data in answers.items())
         parts = [own, *await asyncio.gather(*joined)]
@@ -142,14 +143,14 @@ class ClusterK2i:
     async def _join(self, node: NodeName, data: bytes) -> Part | None:
         """A node's whole part; None when it failed, or went away in between."""
         answer = say.parse(data) if data else None
-        if not isinstance(answer, say.K2iPart):
+        if not isinstance(answer, wire.K2iPart):
             log.info("%s did not answer for k2i: %s", node, answer)
             return None
         part = answer.part
         if answer.packed:
             packed = part.rows
             while len(packed) < answer.size:
-                more = say.encode(say.MoreOfK2i(answer.more, len(packed)))
+                more = say.encode(wire.MoreOfK2i(answer.more, len(packed)))
                 if not (piece := await self._call(node, more)):
                     return None
                 packed += piece

@@ -30,6 +30,7 @@ from tabane.k2i.orders import (
 from tabane.k2i.permission import Here
 from tabane.lifecycle import AT_REST, STANDING
 from tabane.model import Instance, InstanceId, NodeName, State
+from tabane.node import k2i_messages as wire
 from tabane.node import messages as say
 from tabane.node.calling import call
 from tabane.node.config import agent_of, node_of
@@ -75,7 +76,7 @@ class Orders:
         try:
             if place == self._agent.config.key:
                 return await self.control.obey(part, who)
-            answer = await self._call(place, say.ActK2i(part, who))
+            answer = await self._call(place, wire.ActK2i(part, who))
             return tuple(answer.outcomes)
         except TabaneError as error:
             return tuple(Outcome(target, error.code, error.message) for target in targets)
@@ -84,20 +85,20 @@ class Orders:
         """Raises why it was not done, or may not have been."""
         if order.target.node == self._agent.config.key:
             return await self.control.obey_instance(order, who)
-        answer = await self._call(order.target.node, say.ActOnInstance(order, who))
+        answer = await self._call(order.target.node, wire.ActOnInstance(order, who))
         outcome: InstanceOutcome = answer.outcome
         return outcome
 
-    async def act(self, sender: str, body: say.ActK2i | say.ActOnInstance) -> bytes:
+    async def act(self, sender: str, body: wire.ActK2i | wire.ActOnInstance) -> bytes:
         """For another node's agent, which answers for `who`."""
         via = node_of(sender)
         if sender != agent_of(via) or via not in self._nodes():
             raise Denied(f"{sender} is no agent of this cluster: only they pass orders on")
         who = replace(body.who, via=via)
-        if isinstance(body, say.ActOnInstance):
+        if isinstance(body, wire.ActOnInstance):
             done = await self.control.obey_instance(body.order, who)
-            return say.encode(say.ActedOnInstance(done))
-        return say.encode(say.ActedK2i(await self.control.obey(body.order, who)))
+            return say.encode(wire.ActedOnInstance(done))
+        return say.encode(wire.ActedK2i(await self.control.obey(body.order, who)))
 
     async def _call(self, node: NodeName, message: say.Message) -> Any:
         """Raises as `call` does, and `NotFound`."""
