@@ -6,6 +6,7 @@ import os
 import select
 import signal
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from tabane.runtimes import load
@@ -53,8 +54,10 @@ class ContainerdBench(ContainerBench):
         os.close(descriptor)
 
     def left_of(self, spec: InstanceSpec) -> list[str]:
-        kept = (self.ground / self.driver.name / "daemon").rglob(f"*{spec.id}")
-        return find_left(spec) + [str(path) for path in kept]
+        """By `os.walk`, as containerd removes what is others' meanwhile."""
+        kept = os.walk(self.ground / self.driver.name / "daemon")
+        names = (Path(at, name) for at, *inside in kept for name in chain(*inside))
+        return find_left(spec) + [str(path) for path in names if path.name.endswith(spec.id)]
 
 
 def make_bench(
