@@ -29,11 +29,24 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterable
 
-from tabane.gateway.decisions import (
-    Decisions,
+from tabane.gateway.decisions import Decisions, Place
+from tabane.gateway.events import (
+    AppChanged,
+    Event,
+    FloorChanged,
+    GatewayGone,
+    GatewayJoined,
+    InstanceAwake,
+    InstanceEnded,
+    InstanceReady,
+    NodeReport,
+    StillStarting,
+    StopAsked,
+    Tick,
+)
+from tabane.gateway.instructions import (
     Freeze,
     Instruction,
-    Place,
     Release,
     Save,
     Start,
@@ -53,7 +66,7 @@ from tabane.gateway.messages import (
     ToHome,
 )
 from tabane.lifecycle import STANDING
-from tabane.model import App, AppName, Instance, InstanceId, NodeName, State, Value
+from tabane.model import AppName, Instance, InstanceId, NodeName, State
 
 __all__ = [
     "Activation",
@@ -85,107 +98,6 @@ SUSPECT_S = 1.0
 answer, those that no other has room for."""
 SPARE_TIMERS = 64
 """Outdated entries among the timers are cleared away when they are more than the apps and these."""
-
-
-class AppChanged(Value, frozen=True):
-    """The app as stored now, or None when it was removed."""
-
-    key: AppName
-    app: App | None
-
-
-class FloorChanged(Value, frozen=True):
-    """This data center's share of the app's `min`."""
-
-    key: AppName
-    floor: int
-
-
-class InstanceReady(Value, frozen=True):
-    instance: Instance
-    trace: StartTrace | None = None
-
-
-class InstanceEnded(Value, frozen=True):
-    """It is gone, on purpose or not. `retry` False: a new start would end the same way at once."""
-
-    app: AppName
-    instance: InstanceId
-    node: NodeName
-    reason: str
-    failed: bool
-    retry: bool = True
-
-
-class InstanceAwake(Value, frozen=True):
-    """It is not frozen, or no more, whatever the order of that `number` said: a person uses it, or
-    its engine could not, or (`used` False) it was to be saved, and that is over. `again_s`: it was
-    not, for that `reason`, and may be told to again after so long; None: never, or it was."""
-
-    app: AppName
-    instance: InstanceId
-    number: int
-    used: bool = True
-    again_s: float | None = None
-    reason: str = ""
-
-
-class StillStarting(Value, frozen=True):
-    """Its start takes long; `doing`: what it is at, as a sentence's end."""
-
-    app: AppName
-    instance: InstanceId
-    node: NodeName
-    doing: str
-
-
-class NodeReport(Value, frozen=True):
-    """All that a node runs of the apps whose home is here, as it answered what it was asked at
-    `asked_at` because its agent, or this home, is new or was out of touch. Messages keep order, so
-    of what was told it before, nothing is on its way any more: what it does not name is gone."""
-
-    node: NodeName
-    instances: tuple[Instance, ...]
-    asked_at: float
-
-
-class GatewayJoined(Value, frozen=True):
-    """It is there, and will report. Until it has, nothing counts as idle."""
-
-    gateway: str
-
-
-class GatewayGone(Value, frozen=True):
-    gateway: str
-
-
-class StopAsked(Value, frozen=True):
-    """This instance is to be stopped: a person wants it, and its sessions are drained first; or it
-    is `hung`, and its node stops it already."""
-
-    app: AppName
-    instance: InstanceId
-    reason: str = "stopped by request"
-    hung: bool = False
-
-
-class Tick(Value, frozen=True):
-    pass
-
-
-Event = (
-    AppChanged
-    | FloorChanged
-    | InstanceReady
-    | InstanceEnded
-    | InstanceAwake
-    | StillStarting
-    | NodeReport
-    | GatewayJoined
-    | GatewayGone
-    | StopAsked
-    | Tick
-)
 
 
 class Activation:

@@ -10,10 +10,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 
+from tabane.gateway.instructions import (
+    Freeze,
+    Instruction,
+    Release,
+    Save,
+    Start,
+    Stop,
+    Tell,
+    Thaw,
+)
 from tabane.gateway.ledger import AppLedger, Holding, proven_at
 from tabane.gateway.messages import SAVED, THAW, Revoke, ToGateway
 from tabane.gateway.waiting import why_waiting
-from tabane.model import App, AppName, InstanceId, NodeName, State, Value
+from tabane.model import App, InstanceId, State
 from tabane.scheduler.placement import Choice
 
 RECALL_S = 0.1
@@ -34,58 +44,6 @@ STARTING_AT_ONCE = 256
 start in parallel, and few enough to decide in a moment. Each that is ready makes room for one."""
 
 
-class Start(Value, frozen=True):
-    app: App
-    instance: InstanceId
-    node: NodeName
-
-
-class Stop(Value, frozen=True):
-    app: AppName
-    instance: InstanceId
-    node: NodeName
-    reason: str
-
-
-class Freeze(Value, frozen=True):
-    """Nobody holds slots of it, nor will get any before `Thaw`. `number`: of this order, by which
-    an answer to it (`InstanceAwake`) is told from one to an earlier one."""
-
-    instance: InstanceId
-    node: NodeName
-    number: int
-
-
-class Save(Value, frozen=True):
-    """Have a checkpoint made of it, which goes on afterwards and is said to (`InstanceAwake`). As
-    of `Freeze`, nobody uses it meanwhile; sessions that come after all wait for the dump's end."""
-
-    instance: InstanceId
-    node: NodeName
-    number: int
-
-
-class Thaw(Value, frozen=True):
-    """Sessions come to it, maybe before it has heard this."""
-
-    instance: InstanceId
-    node: NodeName
-
-
-class Release(Value, frozen=True):
-    """No gateway can reach the ended instance any more: its address may be used again."""
-
-    app: AppName
-    instance: InstanceId
-    node: NodeName
-
-
-class Tell(Value, frozen=True):
-    gateway: str
-    message: ToGateway
-
-
-Instruction = Start | Freeze | Save | Thaw | Stop | Release | Tell
 Place = Callable[[App], Choice]
 """Picks the node for one more instance."""
 REASONS_SAID = 3
