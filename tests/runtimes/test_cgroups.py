@@ -11,7 +11,7 @@ import pytest
 from tabane.errors import Conflict, NotFound, TimedOut
 from tabane.runtimes import cgroups
 from tabane.runtimes.api import Stats
-from tabane.runtimes.cgroups import Cgroup, parse_hierarchies
+from tabane.runtimes.cgroups import Cgroup, MemoryUse, parse_hierarchies
 
 MOUNTINFO = """\
 31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
@@ -76,6 +76,20 @@ def test_reading(version: str, request: pytest.FixtureRequest) -> None:
     assert cgroup.stats() == Stats(cpu_us=1500, memory_bytes=6000, pids=2, oom_kills=1)
     assert cgroup.pids() == [12, 13]
     assert cgroup.oom_kills() == 1
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_the_file_cache_does_not_come_free_with_it(
+    version: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """It counts as available already. Files in memory are no cache: the kernel has them among the
+    anonymous pages."""
+    cgroup: Cgroup = request.getfixturevalue(version)
+    directory, prefix = ("", "") if version == "v2" else ("memory", "total_")
+    pages = {"active_file": 700, "inactive_file": 300, "active_anon": 500, "inactive_anon": 1500}
+    stat = "".join(f"{prefix}{kind} {size}\n" for kind, size in pages.items())
+    write(tmp_path / directory / "t/i", memory__stat=stat)
+    assert cgroup.memory_use() == MemoryUse(held_bytes=9000, swappable_bytes=2000)
 
 
 LIMITS = {"cpu": 1.5, "memory_bytes": 1 << 20, "pids": 10}
@@ -232,6 +246,7 @@ async def test_a_freeze_given_up_runs_on(v2: Cgroup, tmp_path: Path) -> None:
 async def test_what_is_gone_has_nothing(tmp_path: Path) -> None:
     gone = Cgroup("/gone", {"": tmp_path})
     assert gone.stats() == Stats(0, 0, 0)
+    assert gone.memory_use() == MemoryUse(0, 0)
     assert gone.pids() == []
     gone.thaw()
     await gone.remove()

@@ -16,6 +16,7 @@ import shutil
 import signal
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from tabane.errors import Busy, Conflict, NotFound, TimedOut
 from tabane.runtimes.api import Stats
@@ -39,6 +40,14 @@ while [ "$1" != -- ]; do echo $$ >"$1" || exit 126; shift; done
 shift
 exec "$@"
 """
+
+
+class MemoryUse(NamedTuple):
+    """`held_bytes` come free when it ends: all but the file cache, which counts as available
+    already. Of them the kernel could take `swappable_bytes` to swap, where there is some."""
+
+    held_bytes: int
+    swappable_bytes: int
 
 
 class Cgroup:
@@ -110,6 +119,20 @@ class Cgroup:
         memory_bytes = max(0, _number(self._file("memory", used)) - cache_bytes)
         pids = _number(self._file("pids", "pids.current"))
         return Stats(cpu_us, memory_bytes, pids, self.oom_kills())
+
+    def memory_use(self) -> MemoryUse:
+        """Nothing when it is gone."""
+        if self._unified:
+            used, prefix = "memory.current", ""
+        else:
+            used, prefix = "memory.usage_in_bytes", "total_"
+        fields = _fields(self._file("memory", "memory.stat"))
+        active, inactive = (
+            [fields.get(f"{prefix}{activity}_{kind}", 0) for kind in ("file", "anon")]
+            for activity in ("active", "inactive")
+        )
+        held = _number(self._file("memory", used)) - active[0] - inactive[0]
+        return MemoryUse(max(0, held), active[1] + inactive[1])
 
     def limits(self) -> dict[str, float]:
         """`cpu` in whole CPUs, `memory_bytes`, `pids`; what is unlimited, or gone, is left out."""
@@ -349,5 +372,10 @@ def _limit(path: Path) -> int | None:
 
 def _field(path: Path, name: str) -> int:
     """The value of `name` in a file of `name value` lines; 0 when there is none."""
+    return _fields(path).get(name, 0)
+
+
+def _fields(path: Path) -> dict[str, int]:
+    """All of them; none when it is gone."""
     pairs = (line.split() for line in _read(path).splitlines())
-    return next((int(value) for key, value in pairs if key == name), 0)
+    return {key: int(value) for key, value in pairs}
