@@ -13,18 +13,20 @@ import secrets
 from collections.abc import Iterable
 from typing import Protocol
 
+from msgspec.structs import replace
+
 from tabane.clock import Clock
 from tabane.errors import NotFound, Stale, TimedOut, Unauthenticated, Unavailable
 from tabane.gateway.api import HTTP, Place, Route, Slot, TcpRoute
 from tabane.gateway.grants import Grants, Lease
 from tabane.gateway.messages import Grant, Refuse, Report, Revoke, StartTrace, ToGateway, ToHome
+from tabane.gateway.routes import Routes, route_to
 from tabane.gateway.slots import AwaitedSlot, ForwardedSlot, LeasedSlot
 from tabane.gateway.uses import Uses
 from tabane.model import (
     PHASES,
     App,
     AppName,
-    Class,
     InstanceId,
     NodeName,
     Trust,
@@ -86,11 +88,7 @@ class GatewayRouter:
         self._around = surroundings
         self._clock = clock
         self._grants: Grants[asyncio.Future[Lease]] = Grants(secrets.randbits(EPOCH_BITS))
-        self._apps: dict[AppName, App] = {}
-        self._hosts: dict[str, Route] = {}
-        self._ports: dict[int, TcpRoute] = {}
-        self._names: set[str] = set()
-        """By which instances call apps, whatever they speak."""
+        self._routes = Routes()
         self._locals: dict[str, Local] = {}
         self._callers: dict[str, Local] = {}
         """This node's instances, by address."""
@@ -107,38 +105,22 @@ class GatewayRouter:
         store, if it is told."""
         self._grants.known = revision or self._grants.known
         for app in apps:
-            self._drop_app(app.key)
-            self._apps[app.key] = app
-            self._apps |= {cohort.cohort: cohort for cohort in app.cohorts()}
-            for host in (*app.hosts, *internal_names(app)) if app.port is not None else ():
-                self._hosts[host] = _route_to(app)
-            for tcp in app.tcp:
-                route = TcpRoute(_route_to(app), tcp.session_idle_s, tcp.proxy_protocol)
-                self._ports[tcp.port] = route
-            self._names.update(internal_names(app))
+            self._forget_failures(app.key)
+            self._routes.put(app)
         for key in gone:
-            self._drop_app(key)
+            self._forget_failures(key)
+            self._routes.drop(key)
 
-    def _drop_app(self, key: AppName) -> None:
-        if (old := self._apps.pop(key, None)) is None:
-            return
-        for host in (*old.hosts, *internal_names(old)):
-            if (route := self._hosts.get(host)) is not None and route.app == key:
-                del self._hosts[host]
-        for tcp in old.tcp:
-            if (there := self._ports.get(tcp.port)) is not None and there.route.app == key:
-                del self._ports[tcp.port]
-        self._names.difference_update(internal_names(old))
-        for cohort in old.cohorts():
-            self._apps.pop(cohort.cohort, None)
-            self._failed_at.pop(cohort.cohort, None)
+    def _forget_failures(self, key: AppName) -> None:
+        for cohort in (key, *(name_cohort(key, trust) for trust in Trust)):
+            self._failed_at.pop(cohort, None)
 
     def known_apps(self) -> frozenset[AppName]:
-        return frozenset(app.key for app in self._apps.values())
+        return self._routes.known()
 
     def is_app(self, host: str) -> bool:
         """For the resolver."""
-        return host in self._hosts or host in self._names
+        return self._routes.is_app(host)
 
     def set_locals(self, instances: dict[str, Local], *, complete: bool) -> None:
         """The ready instances of this node, by generation: all of them, or more."""
@@ -184,19 +166,19 @@ class GatewayRouter:
     # Router
 
     def route(self, host: str, path: str) -> Route | None:
-        return self._hosts.get(host)
+        return self._routes.route(host)
 
     def tcp_route(self, port: int) -> TcpRoute | None:
-        return self._ports.get(port)
+        return self._routes.tcp_route(port)
 
     def route_caller(self, route: Route, peer: str, token: bytes) -> Route:
         trusted = hmac.compare_digest(token, self._around.token.encode())
         if not trusted and (local := self._callers.get(peer)) is not None:
-            app, caller = self._apps[route.app], self._apps.get(local.app)
-            is_of_owner = caller is not None and caller.owner == app.owner
+            app, caller = self._routes.app(route.app), self._routes.app(local.app)
+            is_of_owner = app is not None and caller is not None and caller.owner == app.owner
             trusted = is_of_owner and local.trust is not Trust.ANONYMOUS
         trust = Trust.TRUSTED if trusted else Trust.ANONYMOUS
-        return _route_to(self._apps[name_cohort(route.app, trust)])
+        return replace(route, app=name_cohort(route.app, trust), by_caller=False)
 
     def acquire_nowait(self, route: Route) -> Slot | None:
         lease = self._grants.take(route.app, self._clock.now())
@@ -208,11 +190,13 @@ class GatewayRouter:
         return slot
 
     async def acquire(self, route: Route) -> Slot:
-        app = self._apps.get(route.app)
+        app = self._routes.app(route.app)
         if app is None:
             raise NotFound(f"the app {route.app} was removed")
         if not app.allows(self._around.datacenter):
-            return self._elsewhere(route, f"{app.key} may not run in {self._around.datacenter}")
+            return self._elsewhere(
+                route, app, f"{app.key} may not run in {self._around.datacenter}"
+            )
         began = self._clock.now()
         waiter: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
         self._grants.wait(route.app, waiter, app.reactive.queue, began)
@@ -225,7 +209,7 @@ class GatewayRouter:
                 raise self._late(route, app, began, refused.refuse.reason) from None
             if refused.refuse.kind == "broken":
                 self.unwoken(route.app, app.revision, began, refused.refuse.reason)
-            return self._on_refused(route, refused.refuse)
+            return self._on_refused(route, app, refused.refuse)
         except TimeoutError:
             self._leave_queue(route.app, waiter)
             raise self._late(route, app, began, "its home says nothing") from None
@@ -251,14 +235,14 @@ class GatewayRouter:
         generation = headers.get(b"tabane-generation", b"").decode(errors="replace")
         if generation:
             local = self._locals.get(generation)
-            app = self._apps.get(local.app) if local is not None else None
+            app = self._routes.app(local.app) if local is not None else None
             if local is None or app is None or not app.takes_sessions:
                 raise Stale(f"instance {generation} is not on {self._around.node} any more")
             return ForwardedSlot(Place(local.address, app.port or 0, generation, app.protocol))
         key = AppName(headers.get(b"tabane-app", b"").decode(errors="replace"))
-        if (wanted := self._apps.get(key)) is None:
+        if (wanted := self._routes.app(key)) is None:
             raise NotFound(f"there is no app {key} in {self._around.datacenter}")
-        return _route_to(wanted, hops=1)
+        return route_to(wanted, hops=1)
 
     def pools_gone(self) -> frozenset[str]:
         gone, self._gone = frozenset(self._gone), set()
@@ -269,7 +253,7 @@ class GatewayRouter:
     def _place(self, lease: Lease) -> Place:
         """Where sessions with a slot of it connect: found once, for all of them."""
         if lease.place is None:
-            app = self._apps.get(lease.app)
+            app = self._routes.app(lease.app)
             lease.follows = app is not None and app.resources.follow
             generation = str(lease.generation)
             if lease.node == self._around.node:
@@ -286,9 +270,8 @@ class GatewayRouter:
         pool = f"node {node}" if protocol == HTTP else f"node {node} {protocol}"
         return Place(host, port, pool, protocol, headers)
 
-    def _elsewhere(self, route: Route, why: str) -> ForwardedSlot:
+    def _elsewhere(self, route: Route, app: App, why: str) -> ForwardedSlot:
         """A data center that may run the app serves the session."""
-        app = self._apps[route.app]
         for node in self._around.live_nodes() if not route.hops else ():
             datacenter = node.partition("/")[0]
             if datacenter != self._around.datacenter and app.allows(datacenter):
@@ -301,9 +284,9 @@ class GatewayRouter:
             return f"the volumes of {app.key} are on {app.pinned_to}, which does not answer"
         return f"{why}, and no data center that can is reachable"
 
-    def _on_refused(self, route: Route, refuse: Refuse) -> Slot:
+    def _on_refused(self, route: Route, app: App, refuse: Refuse) -> Slot:
         if refuse.kind == "elsewhere":
-            return self._elsewhere(route, refuse.reason)
+            return self._elsewhere(route, app, refuse.reason)
         if refuse.kind == "gone":
             raise NotFound(refuse.reason)
         raise Unavailable(
@@ -417,14 +400,6 @@ class _Refused(Exception):
         self.refuse = refuse
 
 
-def internal_names(app: App) -> tuple[str, ...]:
-    """The names by which other apps call it, besides its hosts."""
-    names = [f"{app.name}.{app.namespace}.tabane"]
-    if app.namespace == "default":
-        names.append(f"{app.name}.tabane")
-    return tuple(names) if app.takes_sessions else ()
-
-
 def explain(
     trace: StartTrace | None, waited_s: float, answered_s: float
 ) -> tuple[str, dict[str, int]]:
@@ -446,15 +421,3 @@ def explain(
 
 def micros(seconds: float) -> int:
     return round(seconds * 1_000_000)
-
-
-def _route_to(app: App, hops: int = 0) -> Route:
-    reactive = app.reactive
-    return Route(
-        app.cohort,
-        app.revision,
-        reactive.start_timeout_s,
-        reactive.response_timeout_s,
-        hops,
-        by_caller=app.isolation is Class.AUTO and app.trust is None,
-    )

@@ -75,6 +75,7 @@ from tabane.store.feed import StoreFeed
 from tabane.store.replica import Replica
 from tabane.store.sqlite import SqliteStore
 from tabane.supervise import Later, Supervisor
+from tabane.store.view import View
 
 log = logging.getLogger(__name__)
 
@@ -135,6 +136,7 @@ class Agent:
         self.publisher: Publisher | None = None
         self.table = ProcessTable(config.key, config.incarnation, clock=clock)
         collector = event_socket(Path(config.root))
+        self.follower: Follower | None = None
         self.process_events = EventFeed(self.table, collector=collector, clock=clock)
         self.watching = Watching(self)
         self.k2i = self._make_k2i()
@@ -164,14 +166,11 @@ class Agent:
         """Recover what there is and join the others."""
         paths = self.config.paths
         await self.spawner.connect()
-        self.replica = await Replica.open(paths.replica, "")
-        self.follower = Follower(self.replica)
+        self.replica = await self._open_store()
         self.replica.subscribe(self.catalog.on_changes)
         self.replica.subscribe(self.members.on_changes)
         self.replica.subscribe(self.happenings.on_changes)
         self.replica.subscribe(self.tcp.on_changes)
-        if self.config.is_control:
-            await self._open_store(paths.store)
         await asyncio.gather(
             self.engines.probe(machines=False),
             self.catalog.prepare_image("host"),
@@ -209,15 +208,20 @@ class Agent:
         for app in self.all_apps():
             self.catalog.prefetch(app)
 
-    async def _open_store(self, path: Path) -> None:
-        self.store = await SqliteStore.open(path)
+    async def _open_store(self) -> View:
+        """The control node's store, or this node's replica of it."""
+        if not self.config.is_control:
+            replica = await Replica.open(self.config.paths.replica, "")
+            self.follower = Follower(replica)
+            return replica
+        self.store = await SqliteStore.open(self.config.paths.store)
         self.apps = Apps(self.store, self.clock, lambda app: place(app, self.all_views(), {}))
         self.leases = NodeLeases(self.store)
         feed = StoreFeed(self.store)
         self.publisher = Publisher(
             feed, self.send, self.tasks, self.clock, lambda member: member in self.room.members
         )
-        self.tasks.keep("replica", lambda: self.replica.follow(feed))
+        return self.store.view
 
     async def aclose(self) -> None:
         """Leave everything running; the next agent of this node takes over."""
@@ -226,9 +230,7 @@ class Agent:
         await self.me.aclose()
         await self.tasks.aclose()
         await self.pool.aclose()
-        await self.replica.aclose()
-        if self.config.is_control:
-            await self.store.aclose()
+        await (self.store if self.follower is None else self.follower).aclose()
         self.process_events.close()
         self.k2i.close()
         self.table.close()

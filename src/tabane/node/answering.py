@@ -17,6 +17,7 @@ from tabane.node.orders import with_pause
 
 if TYPE_CHECKING:
     from tabane.node.agent import Agent
+    from tabane.node.replication import Follower
 
 encode_json = msgspec.json.Encoder().encode
 
@@ -122,10 +123,15 @@ class Answering:
         self._agent.publisher.follow(sender, body.after)
 
     async def _page(self, sender: str, body: say.StorePage) -> None:
-        await self._agent.follower.on_page(body)
+        await self._follower().on_page(body)
 
     async def _changes(self, sender: str, body: say.StoreChanges) -> None:
-        await self._agent.follower.on_changes(body)
+        await self._follower().on_changes(body)
+
+    def _follower(self) -> Follower:
+        if self._agent.follower is None:
+            raise Unsupported(f"{self._agent.config.key} holds the store, and follows nobody")
+        return self._agent.follower
 
     async def _control(
         self, sender: str, body: say.DeployApp | say.RemoveApp | say.ScaleApp

@@ -10,7 +10,7 @@ ROOT/nodes/DATACENTER/NODE/
     api.sock hub.sock holder.sock     control ports (unix)
     listeners.sock                    where gateways get the sockets of apps' TCP ports
     store.db                          the store (control node only)
-    replica.db                        what this node needs of it
+    replica.db                        a copy of it, on every other node
     images/                           blobs and unpacked trees
     checkpoints/ checkpoint.key       sealed dumps of instances, and what with
     run/checkpoints/                  those that are open, in memory

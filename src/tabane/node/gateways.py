@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from tabane.errors import Closed, NotFound
+from tabane.gateway.routes import routed
 from tabane.lifecycle import STANDING
 from tabane.model import App, AppName, Generation, Instance
 from tabane.node import messages as say
@@ -32,7 +33,7 @@ class Gateways:
         self._agent.tell(gateway, self._all_instances())
         apps = self._agent.all_apps()
         for start in range(0, max(1, len(apps)), ROUTES_PER_MESSAGE):
-            page = tuple(apps[start : start + ROUTES_PER_MESSAGE])
+            page = tuple(map(routed, apps[start : start + ROUTES_PER_MESSAGE]))
             last = start + ROUTES_PER_MESSAGE >= len(apps)
             revision = self._agent.replica.revision
             self._agent.tell(gateway, say.Routes(page, complete=last, revision=revision))
@@ -41,7 +42,7 @@ class Gateways:
 
     def tell_routes(self, changed: Iterable[App], gone: Iterable[AppName]) -> None:
         revision = self._agent.replica.revision
-        self._tell(say.Routes(tuple(changed), tuple(gone), revision=revision))
+        self._tell(say.Routes(tuple(map(routed, changed)), tuple(gone), revision=revision))
 
     def tell_ports(self, ports: tuple[int, ...]) -> None:
         self._tell(say.TcpPorts(ports))

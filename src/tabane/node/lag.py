@@ -16,6 +16,7 @@ from tabane.node.config import agent_of
 
 if TYPE_CHECKING:
     from tabane.node.agent import Agent
+    from tabane.node.replication import Follower
 
 KEY = "revision"
 TELL_S = 0.1
@@ -57,11 +58,11 @@ class Lag:
             self._watch()
 
     def _watch(self) -> None:
-        if self.behind(self._agent.config.key):
-            heard = self._agent.follower.heard
-            self._agent.later.call("lag", ASK_AGAIN_S, lambda: self._look(heard))
+        if (follower := self._agent.follower) is not None and self.behind(self._agent.config.key):
+            heard = follower.heard
+            self._agent.later.call("lag", ASK_AGAIN_S, lambda: self._look(follower, heard))
 
-    def _look(self, heard: int) -> None:
-        if self.behind(self._agent.config.key) and heard == self._agent.follower.heard:
+    def _look(self, follower: Follower, heard: int) -> None:
+        if self.behind(self._agent.config.key) and heard == follower.heard:
             self._agent.tell(agent_of(self._control), say.StoreFollow(self._agent.replica.revision))
         self._watch()

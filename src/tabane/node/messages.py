@@ -99,9 +99,10 @@ class Hello(Value, frozen=True, tag="hello"):
 
 
 class Routes(Value, frozen=True, tag="routes"):
-    """Agent to gateway: apps to route to, and apps that are gone. After `Hello` all apps come, in
-    several messages of which the last is `complete`; what was in none of them is gone too.
-    `revision`: of the store, as the agent has it; 0 says nothing."""
+    """Agent to gateway: apps to route to (what `gateway.routes.routed` leaves of them), and apps
+    that are gone. After `Hello` all apps come, in several messages of which the last is `complete`;
+    what was in none of them is gone too. `revision`: of the store, as the agent has it; 0 says
+    nothing."""
 
     apps: tuple[App, ...]
     gone: tuple[AppName, ...] = ()

@@ -109,6 +109,10 @@ class Follower:
         self.heard += 1
         await self._replica.update(Changes(changes.changes))
 
+    async def aclose(self) -> None:
+        """Idempotent."""
+        await self._replica.aclose()
+
 
 def split(entries: Sequence[Entry]) -> list[list[Entry]]:
     """Pages of at most `PAGE_BYTES`; at least one, which may be empty."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import httptools
 
 from tabane.errors import Closed, ProtocolError, TimedOut, Unavailable
-from tabane.gateway.router import internal_names
+from tabane.gateway.routes import internal_names
 from tabane.model import App
 from tabane.node.config import HTTP_PORT
 

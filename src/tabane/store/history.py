@@ -1,4 +1,4 @@
-"""The last commits, for those who watch.
+"""The last commits, for those who watch: as many as make up `CHANGES_KEPT` changes.
 
 Watchers have no queues of their own: each is a place in the one bounded history. One that falls
 off its end is told so (`Stale`) and reads `range` again, so a slow watcher costs no memory.
@@ -14,16 +14,18 @@ from tabane.errors import Closed, Stale
 from tabane.store.api import Change
 from tabane.store.ledger import Commit
 
-COMMITS_KEPT = 4096
+CHANGES_KEPT = 8192
 
 
 class History:
-    """Commits after revision `floor`, the oldest first."""
+    """Commits after revision `floor`, the oldest first: the last, and those before that have no
+    more than `limit` changes with it."""
 
-    def __init__(self, revision: int, *, limit: int = COMMITS_KEPT) -> None:
+    def __init__(self, revision: int, *, limit: int = CHANGES_KEPT) -> None:
         self.floor = revision
         self._limit = limit
         self._commits: deque[Commit] = deque()
+        self._changes = 0
         self._news = asyncio.Event()
         self._closed = False
 
@@ -32,9 +34,13 @@ class History:
         return self.floor + len(self._commits)
 
     def publish(self, commits: Iterable[Commit]) -> None:
-        self._commits.extend(commits)
-        while len(self._commits) > self._limit:
-            self.floor = self._commits.popleft().revision
+        for commit in commits:
+            self._commits.append(commit)
+            self._changes += len(commit.changes)
+        while self._changes > self._limit and len(self._commits) > 1:
+            oldest = self._commits.popleft()
+            self.floor = oldest.revision
+            self._changes -= len(oldest.changes)
         self._wake()
 
     def close(self) -> None:

@@ -28,10 +28,11 @@ class Ledger:
 
     def range(self, prefix: str) -> list[Entry]:
         """Entries whose key starts with `prefix`, by key."""
-        return [self.entries[key] for key in sorted(self.entries) if key.startswith(prefix)]
+        found = (entry for key, entry in self.entries.items() if key.startswith(prefix))
+        return sorted(found, key=lambda entry: entry.key)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Commit:
     """What one commit changed."""
 

@@ -22,8 +22,9 @@ from typing import Any, TypeVar
 from tabane.clock import SYSTEM, Clock, Timer
 from tabane.errors import Closed, NotFound, UsageError
 from tabane.store.api import Entry, Expect, Watch, Write
-from tabane.store.history import COMMITS_KEPT, History
+from tabane.store.history import CHANGES_KEPT, History
 from tabane.store.ledger import Draft, Ledger, check_writes
+from tabane.store.view import View
 from tabane.supervise import Supervisor
 
 log = logging.getLogger(__name__)
@@ -41,10 +42,12 @@ class MemoryStore:
     """A `Store` that is gone with its process."""
 
     def __init__(
-        self, *, clock: Clock = SYSTEM, ledger: Ledger | None = None, history: int = COMMITS_KEPT
+        self, *, clock: Clock = SYSTEM, ledger: Ledger | None = None, history: int = CHANGES_KEPT
     ) -> None:
         self._clock = clock
         self._ledger = ledger or Ledger()
+        self.view = View(self._ledger)
+        """The same, for those in this process who need no answers to wait for."""
         self._history = History(self._ledger.revision, limit=history)
         self._tasks = Supervisor("store")
         self._queue: list[tuple[Step, asyncio.Future[Any]]] = []
@@ -139,6 +142,7 @@ class MemoryStore:
             if ttl_s is not None:
                 self._deadlines[lease] = now + ttl_s
         self._history.publish(draft.commits)
+        self.view.tell(tuple(change for commit in draft.commits for change in commit.changes))
         if draft.leases:
             self._set_timer()
 

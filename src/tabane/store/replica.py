@@ -8,7 +8,6 @@ always one whole revision of the source.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from contextlib import aclosing
 from pathlib import Path
 from typing import Self
@@ -18,23 +17,21 @@ from tabane.store.api import Change, Entry
 from tabane.store.feed import Changes, Feed, Snapshot, Update
 from tabane.store.ledger import Draft, Ledger
 from tabane.store.sqlite import SqliteFile
+from tabane.store.view import View
 
 log = logging.getLogger(__name__)
 
-Subscriber = Callable[[tuple[Change, ...]], None]
 
-
-class Replica:
+class Replica(View):
     """Entries below `prefix`, as of `revision`. Made by `open`.
 
     `revision` 0 means that nothing was ever learnt, which is not the same as that nothing is there.
     """
 
     def __init__(self, file: SqliteFile, ledger: Ledger, prefix: str) -> None:
+        super().__init__(ledger)
         self.prefix = prefix
         self._file = file
-        self._ledger = ledger
-        self._subscribers: list[Subscriber] = []
 
     @classmethod
     async def open(cls, path: Path, prefix: str) -> Self:
@@ -52,27 +49,6 @@ class Replica:
             file = SqliteFile(path)
             ledger = await file.open()
         return cls(file, ledger, prefix)
-
-    @property
-    def revision(self) -> int:
-        return self._ledger.revision
-
-    def get(self, key: str) -> Entry | None:
-        return self._ledger.entries.get(key)
-
-    def range(self, prefix: str) -> list[Entry]:
-        """Entries whose key starts with `prefix`, by key."""
-        return self._ledger.range(prefix)
-
-    def subscribe(self, callback: Subscriber) -> Callable[[], None]:
-        """Call `callback` with each update's changes (none, when only the revision is newer), once
-        they are on disk and served.
-
-        Returns what ends the subscription. A callback must not block; when one raises, that is
-        logged, and the others are called.
-        """
-        self._subscribers.append(callback)
-        return lambda: self._subscribers.remove(callback)
 
     async def follow(self, feed: Feed) -> None:
         """Take updates until the feed ends or raises; to be called again then."""
@@ -94,11 +70,7 @@ class Replica:
             draft.apply()
         else:
             return
-        for callback in tuple(self._subscribers):
-            try:
-                callback(changes)
-            except Exception:
-                log.exception("revision %d is not taken in everywhere", self.revision)
+        self.tell(changes)
 
     async def aclose(self) -> None:
         """Idempotent."""

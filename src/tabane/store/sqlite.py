@@ -19,7 +19,7 @@ from typing import Self, TypeVar
 from tabane.clock import SYSTEM, Clock
 from tabane.errors import Corrupt, SystemFault, Unavailable, Unsupported
 from tabane.store.api import Entry
-from tabane.store.history import COMMITS_KEPT
+from tabane.store.history import CHANGES_KEPT
 from tabane.store.ledger import Draft, Ledger
 from tabane.store.memory import MemoryStore
 
@@ -29,6 +29,10 @@ LAYOUT = 1
 """The file's `user_version`."""
 APPLICATION_ID = 0x7461_6261
 """`taba` in the file's header, so that no other SQLite file is taken for a store."""
+
+CACHE_KIB = 256
+"""Of the file's pages: all that is read is in the ledger, and what is written once is not needed
+again."""
 
 SCHEMA = f"""
 BEGIN IMMEDIATE;
@@ -102,6 +106,7 @@ class SqliteFile:
         db.execute("PRAGMA locking_mode = EXCLUSIVE")
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
+        db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
         self._check_layout(db)
         return _read_ledger(db)
 
@@ -155,7 +160,7 @@ class SqliteStore(MemoryStore):
         self._file = file
 
     @classmethod
-    async def open(cls, path: Path, *, clock: Clock = SYSTEM, history: int = COMMITS_KEPT) -> Self:
+    async def open(cls, path: Path, *, clock: Clock = SYSTEM, history: int = CHANGES_KEPT) -> Self:
         """Open the store at `path`, making it if need be; every lease in it gets a full term.
 
         Raises what `SqliteFile` raises.
