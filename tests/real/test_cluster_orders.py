@@ -31,6 +31,22 @@ def rows(cluster: LocalCluster, **wanted: Any) -> list[dict[str, Any]]:
     return [row for row in found if all(row[key] == value for key, value in wanted.items())]
 
 
+def servers(cluster: LocalCluster, app: str, count: int) -> list[dict[str, Any]]:
+    """The web servers of an app with so many instances, once the copies of itself that each makes
+    for a request have ended."""
+
+    def alone() -> list[dict[str, Any]] | None:
+        found = rows(cluster, app=f"default/{app}", name="busybox")
+        return found if len(found) == count else None
+
+    return wait_for(alone, f"the servers of {app} alone")
+
+
+def server(cluster: LocalCluster, app: str) -> dict[str, Any]:
+    """Of an app with one instance."""
+    return servers(cluster, app, 1)[0]
+
+
 def target(row: dict[str, Any]) -> dict[str, Any]:
     return {key: row[key] for key in PLACE}
 
@@ -94,13 +110,13 @@ def test_one_order_reaches_processes_of_several_nodes(cluster: LocalCluster) -> 
     cluster.deploy("many")
     for dc in ("tokyo", "osaka", "ishikari"):
         cluster.wake("many", dc)
-    found = rows(cluster, app="default/many", name="busybox")
+    found = servers(cluster, "many", 3)
     assert {row["dc"] for row in found} == {"tokyo", "osaka", "ishikari"}
     reniced = order(cluster, "nice", found, nice=3)
     assert [(one["target"], one["before"], one["after"]) for one in reniced] == [
         (target(row), 0, 3) for row in found
     ]
-    assert {row["nice"] for row in rows(cluster, app="default/many", name="busybox")} == {3}
+    assert {row["nice"] for row in servers(cluster, "many", 3)} == {3}
 
     wrong = {**found[0], "start_ticks": found[0]["start_ticks"] + 1}
     then = {**found[1], "incarnation": "then"}
@@ -109,13 +125,13 @@ def test_one_order_reaches_processes_of_several_nodes(cluster: LocalCluster) -> 
     gone = found[2]["pid"]
     wait_for(lambda: not rows(cluster, dc=found[2]["dc"], pid=gone), "the end of one")
     left = rows(cluster, app="default/many", name="busybox")
-    assert {target(row)["pid"] for row in found[:2]} <= {row["pid"] for row in left}
+    assert {row["pid"] for row in found[:2]} <= {row["pid"] for row in left}
 
 
 def test_every_line_is_in_the_log_of_the_node_that_did_it(cluster: LocalCluster) -> None:
     cluster.deploy("logged")
     cluster.wake("logged", "osaka")
-    (row,) = rows(cluster, app="default/logged", name="busybox")
+    row = server(cluster, "logged")
     order(cluster, "affinity", [row], cpus=[0], idempotency_key="a key")
     log = cluster.root / "nodes" / OSAKA / "audit.log"
     lines = [json.loads(line) for line in log.read_bytes().splitlines()]
@@ -153,7 +169,7 @@ def test_users_control_their_own(cluster: LocalCluster) -> None:
     """Its own is a process of the user's uid, wherever; all else is refused."""
     cluster.deploy("theirs")
     cluster.wake("theirs", "osaka")
-    (row,) = rows(cluster, app="default/theirs", name="busybox")
+    row = server(cluster, "theirs")
     root = rows(cluster, dc="osaka", pid=1)[0]
 
     directory = os.open(cluster.root, os.O_PATH)  # the way there may be closed to other users
@@ -193,7 +209,7 @@ def test_users_control_their_own(cluster: LocalCluster) -> None:
 def test_a_hub_that_restarts_in_the_middle_makes_no_second_change(cluster: LocalCluster) -> None:
     cluster.deploy("once")
     cluster.wake("once", "osaka")
-    (row,) = rows(cluster, app="default/once", name="busybox")
+    row = server(cluster, "once")
     how = {"nice": 1, "relative": True, "idempotency_key": "once only"}
     first = order(cluster, "nice", [row], **how)
     for node in (TOKYO, OSAKA):
@@ -205,8 +221,7 @@ def test_a_hub_that_restarts_in_the_middle_makes_no_second_change(cluster: Local
             return order(cluster, "nice", [row], **how) == first
 
         wait_for(again, "the first answer")
-    (now,) = rows(cluster, app="default/once", name="busybox")
-    assert now["nice"] == 1
+    assert server(cluster, "once")["nice"] == 1
 
 
 def test_an_order_as_the_page_gives_it_with_curl(cluster: LocalCluster) -> None:
@@ -272,7 +287,7 @@ def test_a_dead_node_is_said_and_others_obey(cluster: LocalCluster) -> None:
     """The last: the node stays dead."""
     cluster.deploy("alive")
     cluster.wake("alive", "osaka")
-    (row,) = rows(cluster, app="default/alive", name="busybox")
+    row = server(cluster, "alive")
     dead = rows(cluster, dc="ishikari", pid=1)[0]
     os.kill(cluster.holder(ISHIKARI), signal.SIGKILL)
     first, second = order(cluster, "nice", [dead, row], nice=2)

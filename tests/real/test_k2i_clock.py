@@ -60,8 +60,13 @@ def k2i(cluster: LocalCluster) -> Client:
 
 
 def web_at(k2i: Client, node: str) -> Process:
-    (found,) = k2i.processes(scope="cluster", app="web", node=node, name="busybox")
-    return found
+    """Once the copies of itself have ended that httpd makes for requests."""
+
+    def alone() -> list[Process] | None:
+        found = k2i.processes(scope="cluster", app="web", node=node, name="busybox")
+        return found if len(found) == 1 else None
+
+    return wait_for(alone, f"the server at {node} alone")[0]
 
 
 def on_machine(process: Process) -> int:
