@@ -3,8 +3,9 @@
 import pytest
 from msgspec.structs import replace
 
-from tabane.gateway.activation import StopAsked
+from tabane.gateway.activation import LowerAsked, StopAsked
 from tabane.model import App, AppName, Reactive, State
+from tabane.scheduler.pressure import Rung
 from tabane.testing.wakes import Session, VirtualDatacenter, VirtualGateway
 from tabane.testing.world import World
 
@@ -15,11 +16,12 @@ ROUND_TRIPS_S = 1.0
 """Enough for the questions and answers before an idle stop, at the slowest links here."""
 EVENTS = {
     "calm": ("scale", "deploy", "stop", "use"),
+    "short of memory": ("scale", "lower", "lower", "lower", "lower", "use"),
     "apps": ("scale", "deploy", "deploy", "remove", "crash", "flaky", "mortal", "stop"),
     "gateways": ("disconnect", "die", "crash", "scale"),
     "nodes": ("home", "node", "use"),
     "all": (
-        *("scale", "deploy", "remove", "crash", "flaky", "mortal", "stop", "use"),
+        *("scale", "deploy", "remove", "crash", "flaky", "mortal", "stop", "use", "lower"),
         *("disconnect", "die", "home", "node"),
     ),
 }
@@ -127,6 +129,13 @@ class Chaos:
             used = self.dice.choice(running)
             self.dc.nodes[used.node].use(used, self.dice.choice([0.0, 0.5]))
 
+    def do_lower(self) -> None:
+        """The home finds out which are idle."""
+        for one in [one for one in self.dc.instances() if one.state in STANDING]:
+            rung, last = self.dice.choice(list(Rung)), self.dice.random() < 0.3
+            asked = LowerAsked(one.app.key, one.instance, rung, "short of memory", last)
+            self.dc.home.about(one.app.key, asked)
+
     def do_flaky(self) -> None:
         self.flaky = self.dice.choice([0.0, 0.3, 1.0])
 
@@ -186,6 +195,15 @@ def test_whatever_happens_nothing_forbidden_is_seen_and_all_ends_well(kind: str,
 
 def test_in_all_that_happens_instances_are_saved() -> None:
     assert sum(len(run("calm", seed).dc.home.saved) for seed in range(5)) > 10
+
+
+def test_when_memory_is_short_instances_go_and_sessions_are_served_all_the_same() -> None:
+    done = [run("short of memory", seed) for seed in range(5)]
+    stopped = [stop for each in done for stop in each.dc.home.stopped]
+    assert sum(stop.reason == "short of memory" for stop in stopped) > 5
+    outcomes = [session.outcome for each in done for session in each.sessions]
+    assert outcomes.count("served") > 100
+    assert "instance crashed" not in outcomes
 
 
 def check_what_is_left(dc: VirtualDatacenter) -> None:

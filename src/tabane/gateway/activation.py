@@ -55,6 +55,7 @@ from tabane.gateway.instructions import (
     Thaw,
 )
 from tabane.gateway.ledger import AppLedger, Holding, proven_at
+from tabane.gateway.lowering import LOWER_S, LowerAsked, Lowering
 from tabane.gateway.messages import (
     Broken,
     Demand,
@@ -80,6 +81,7 @@ __all__ = [
     "InstanceEnded",
     "InstanceReady",
     "Instruction",
+    "LowerAsked",
     "NodeReport",
     "Place",
     "Release",
@@ -138,6 +140,8 @@ class Activation:
                 self._on_gateway_gone(gateway, now)
             case StopAsked():
                 self._on_stop_asked(event, now)
+            case LowerAsked():
+                self._on_lower_asked(event, now)
             case Tick():
                 pass
         return self._take()
@@ -211,6 +215,11 @@ class Activation:
         self._perform(ledger, decisions, now)
 
     # What nodes say
+
+    def _on_lower_asked(self, event: LowerAsked, now: float) -> None:
+        if (holding := self._ledger(event.app).instances.get(event.instance)) is not None:
+            holding.lowering = Lowering(event, now + LOWER_S)
+        self._settle(event.app, now)
 
     def _enter_ready(self, instance: Instance, trace: StartTrace | None, now: float) -> None:
         ledger = self._ledger(instance.cohort)
@@ -329,6 +338,7 @@ class Activation:
         holding = self._ledger(message.app).instances.get(message.instance)
         if holding is not None:
             holding.asked.discard(gateway)
+            holding.lowering = None
             holding.last_used = max(holding.last_used, now - message.unused_s)
         self._settle(message.app, now)
 

@@ -21,10 +21,12 @@ from tabane.gateway.instructions import (
     Thaw,
 )
 from tabane.gateway.ledger import AppLedger, Holding, proven_at
+from tabane.gateway.lowering import LOWER_IDLE_S
 from tabane.gateway.messages import SAVED, THAW, Revoke, ToGateway
 from tabane.gateway.waiting import why_waiting
 from tabane.model import App, InstanceId, State
 from tabane.scheduler.placement import Choice
+from tabane.scheduler.pressure import Rung
 
 RECALL_S = 0.1
 """How rarely gateways are asked for slots that others wait for, and how long a start waits for what
@@ -163,6 +165,9 @@ class Decisions:
             if reactive.max_age_s is not None:
                 yield holding.born + reactive.max_age_s
         for holding in (*ledger.standing(), *ledger.unconfirmed()):
+            if holding.lowering is not None:
+                yield holding.lowering.until
+                yield max(holding.last_used + LOWER_IDLE_S, holding.asked_at + ASK_AGAIN_S)
             for after_s in (reactive.stop_after_s, self._freeze_after_s(holding)):
                 if after_s is not None:
                     yield max(holding.last_used + after_s, holding.asked_at + ASK_AGAIN_S)
@@ -363,7 +368,7 @@ class Decisions:
         kept = standing[max(0, len(standing) - ledger.floor) :]
         for holding in (*standing, *ledger.unconfirmed()):
             freeze_after_s = self._freeze_after_s(holding)
-            if holding.is_saving:
+            if holding.is_saving or self._is_lowered(holding, kept):
                 continue
             if self._is_to_be_saved(holding):
                 self._save(holding)
@@ -383,9 +388,28 @@ class Decisions:
                     self._ask(gateway, holding, after_s)
         return not holding.granted
 
-    def _freeze(self, holding: Holding) -> None:
+    def _is_lowered(self, holding: Holding, kept: Iterable[Holding]) -> bool:
+        """Whether it is on its way down because its node is short of memory."""
+        lowering = holding.lowering
+        if lowering is None:
+            return False
+        over = self._now >= lowering.until or self._ledger.total_waiting()
+        if not over and not self._is_idle(holding, LOWER_IDLE_S):
+            return True
+        holding.lowering, asked = None, lowering.asked
+        if over:
+            return False
+        if asked.rung is Rung.LEAVE and (asked.last or holding not in kept):
+            self._stop(holding, asked.reason)
+            return True
+        if asked.rung is Rung.REST and holding.can_freeze:
+            self._freeze(holding, asked.reason)
+            return True
+        return False
+
+    def _freeze(self, holding: Holding, reason: str = "") -> None:
         self._rest(holding)
-        self.out.append(Freeze(holding.id, holding.node, holding.freezes))
+        self.out.append(Freeze(holding.id, holding.node, holding.freezes, reason))
 
     def _rest(self, holding: Holding) -> None:
         holding.state, holding.turned_at = State.FROZEN, self._now

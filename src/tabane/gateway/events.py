@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tabane.gateway.lowering import LowerAsked
 from tabane.gateway.messages import StartTrace
 from tabane.model import App, AppName, Instance, InstanceId, NodeName, Value
 
@@ -103,5 +104,6 @@ Event = (
     | GatewayJoined
     | GatewayGone
     | StopAsked
+    | LowerAsked
     | Tick
 )

@@ -21,11 +21,13 @@ class Stop(Value, frozen=True):
 
 class Freeze(Value, frozen=True):
     """Nobody holds slots of it, nor will get any before `Thaw`. `number`: of this order, by which
-    an answer to it (`InstanceAwake`) is told from one to an earlier one."""
+    an answer to it (`InstanceAwake`) is told from one to an earlier one. `reason`: if it is another
+    than that it was idle for so long."""
 
     instance: InstanceId
     node: NodeName
     number: int
+    reason: str = ""
 
 
 class Save(Value, frozen=True):

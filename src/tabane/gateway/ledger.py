@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from tabane.gateway.lowering import Lowering
 from tabane.gateway.messages import Demand, Grant, Refuse, StartTrace
 from tabane.gateway.setbacks import HEALTHY_S, NEVER, Setbacks
 from tabane.model import App, AppName, Instance, InstanceId, NodeName, Reactive, State
@@ -53,6 +54,8 @@ class Holding:
     """When it was last told to freeze, to be saved or to thaw."""
     asked_at: float = NEVER
     """When gateways were last asked whether it is idle."""
+    lowering: Lowering | None = None
+    """Its node wants it lower on the ladder."""
     draining: str = ""
     """Why, while it drains."""
     drain_until: float = 0.0
