@@ -121,7 +121,7 @@ async def test_what_is_at_work_without_sessions_has_all(node: Node) -> None:
 
 async def test_what_was_ordered_stands(node: Node) -> None:
     await node.written()
-    node.running.confined = True
+    node.running.record = replace(node.running.record, ordered=RESOURCES)
     node.clock.advance(HOLD_S)
     node.resources.hear("g1", ID, 4)
     assert await node.written() == []

@@ -47,9 +47,10 @@ from tabane.node import k2i_messages as wire
 from tabane.node import messages as say
 from tabane.node.config import Peer, agent_of
 from tabane.node.orders import NodeSurroundings, Orders, with_pause
+from tabane.node.records import Record, encode_record, parse_record
 from tabane.node.session import HubSession
 from tabane.runtimes import cgroups
-from tabane.runtimes.api import Capabilities, Handle
+from tabane.runtimes.api import Capabilities, Handle, Image
 from tabane.security.audit import AuditLog, read_lines
 from tabane.security.identity import Principal
 from tabane.supervise import Supervisor
@@ -70,9 +71,13 @@ class FakeExecutor:
         self.signalled: list[str] = []
         self.freezer = SimpleNamespace(wait_awake=self.wait_awake)
         self.held: list[Any] = []
+        self.saved: list[bytes] = []
 
     async def wait_awake(self, running: Any) -> None:
         self.held.append(running)
+
+    def save(self, running: Any) -> None:
+        self.saved.append(encode_record(running.record))
 
     def on_signal(self, instance: str) -> None:
         self.signalled.append(instance)
@@ -315,14 +320,16 @@ async def test_whose_instance_gets_a_signal_by_order_is_told_before(
 
 
 class Driver:
-    """Freezes by the files of a made-up cgroup."""
+    """Freezes, and sets the processors, by the files of a made-up cgroup; remembers `limits`."""
 
     name = "fake"
 
     def __init__(self, state: Path) -> None:
-        self.capabilities = Capabilities(freeze=True)
+        self.capabilities = Capabilities(freeze=True, limit=True)
         self.state = state
         self.on_freeze = lambda: None
+        self.limits: list[Resources] = []
+        self.problem: TabaneError | None = None
 
     async def freeze(self, handle: Handle) -> None:
         self.state.write_text("FROZEN")
@@ -330,6 +337,12 @@ class Driver:
 
     async def thaw(self, handle: Handle) -> None:
         self.state.write_text("THAWED")
+
+    async def limit(self, handle: Handle, resources: Resources) -> None:
+        if self.problem is not None:
+            raise self.problem
+        self.limits.append(resources)
+        self.state.with_name("cpu.cfs_quota_us").write_text(f"{resources.cpu * 100000:.0f}\n")
 
 
 @pytest.fixture
@@ -353,7 +366,8 @@ def running(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     instance = Instance(
         InstanceId("abc"), AppName("default/a"), 1, OSAKA, generation, State.READY, cgroup="/t/abc"
     )
-    record = SimpleNamespace(app=app, handle=Handle("fake", 1, InstanceId("abc"), {}))
+    handle = Handle("fake", 1, InstanceId("abc"), {})
+    record = Record(instance, app, Image("host", Path("/")), handle=handle)
     driver = Driver(directory / "freezer.state")
     running = SimpleNamespace(record=record, instance=instance, driver=driver, stopping=False)
     cluster.nodes[OSAKA].executor.running["abc"] = running
@@ -394,7 +408,9 @@ async def test_limits_are_the_owners_within_what_the_app_declares(
     done = await cluster.orders.obey_instance(order, ALICE)
     assert done.before == {"cpu": 1.0, "memory_bytes": 64 << 20, "pids": 100}
     assert done.after == {"cpu": 0.5, "memory_bytes": 64 << 20, "pids": 50}
-    assert running.confined, "they follow no sessions any more"
+    assert running.driver.limits == [running.record.ordered]
+    (saved,) = cluster.nodes[OSAKA].executor.saved
+    assert parse_record(saved) == running.record, "the next agent knows them, too"
     more = InstanceOrder(TARGET, do.Confine(memory_bytes=65 << 20))
     with pytest.raises(Denied, match="the app declares 67108864: only root may give"):
         await cluster.orders.obey_instance(more, ALICE)
@@ -402,18 +418,22 @@ async def test_limits_are_the_owners_within_what_the_app_declares(
     assert done.after["memory_bytes"] == 65 << 20
 
 
-async def test_memory_is_the_apps_beside_a_layer_that_is_in_memory(
-    cluster: Cluster, running: Any
-) -> None:
-    able = running.driver.capabilities
-    running.driver.capabilities = msgspec.structs.replace(able, layer_in_memory=True)
-    resources = msgspec.structs.replace(running.record.app.resources, disk_bytes=16 << 20)
-    running.record.app = msgspec.structs.replace(running.record.app, resources=resources)
-    done = await cluster.orders.obey_instance(
-        InstanceOrder(TARGET, do.Confine(memory_bytes=40 << 20)), ALICE
-    )
-    assert (done.before["memory_bytes"], done.after["memory_bytes"]) == (48 << 20, 40 << 20)
-    assert cgroups.Cgroup("/t/abc").limits()["memory_bytes"] == 56 << 20
+async def test_limits_are_the_drivers_to_set(cluster: Cluster, running: Any) -> None:
+    """In its cgroup may be more than the app's, and some cannot change."""
+    order = InstanceOrder(TARGET, do.Confine(memory_bytes=40 << 20))
+    running.driver.problem = Unsupported("set at its start")
+    with pytest.raises(Unsupported, match="set at its start"):
+        await cluster.orders.obey_instance(order, ALICE)
+    assert running.record.ordered is None, "what follows its sessions goes on"
+    running.driver.problem = None
+    running.driver.state.with_name("memory.limit_in_bytes").write_text(f"{164 << 20}\n")
+    done = await cluster.orders.obey_instance(order, ALICE)
+    assert (done.before["memory_bytes"], done.after["memory_bytes"]) == (64 << 20, 40 << 20)
+    running.driver.capabilities = Capabilities(freeze=True)
+    for dry_run in (True, False):
+        order = InstanceOrder(TARGET, do.Confine(pids=50), dry_run=dry_run)
+        with pytest.raises(Unsupported, match="its driver fake cannot change limits"):
+            await cluster.orders.obey_instance(order, ALICE)
 
 
 @pytest.mark.usefixtures("running")
@@ -476,5 +496,4 @@ async def test_a_repeated_key_is_one_change(cluster: Cluster, running: Any) -> N
     first = await cluster.orders.obey_instance(order, ALICE)
     await cluster.orders.obey_instance(InstanceOrder(TARGET, do.Confine(pids=60)), ALICE)
     assert await cluster.orders.obey_instance(order, ALICE) == first
-    limits = cgroups.Cgroup(running.instance.cgroup).limits()
-    assert limits["pids"] == 60
+    assert [limits.pids for limits in running.driver.limits] == [50, 60]

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from tests.real.conftest import Factory, LocalCluster, wait_for
 
-from tabane.errors import UsageError
+from tabane.errors import Unsupported, UsageError
+from tabane.runtimes.cgroups import Cgroup
 
 pytestmark = pytest.mark.real
 
@@ -96,6 +97,25 @@ def test_the_life_of_a_sandboxed_app(cluster: LocalCluster, tmp_path: Path) -> N
     assert cluster.tabane("stop", instance["id"]).code == 0
     wait_for(lambda: not cluster.instances("shut-in"), "its end")
     wait_for(lambda: not processes_of(cluster, "shut-in"), "an end in the table, too")
+
+
+def test_its_limits_change_while_it_runs(cluster: LocalCluster) -> None:
+    """As the app file means them: what the sandbox itself needs stays on top."""
+    cluster.deploy("held", isolation="sandbox", resources={"memory": "64MiB", "disk": "1MiB"})
+    instance = cluster.wake("held")
+    limits = Cgroup(instance["cgroup"])
+    before = limits.limits()
+    order = {"dc": "tokyo", "node": "tokyo-1", **instance["generation"]}
+    path = f"/v2/instances/{order.pop('instance')}/limits"
+    done = cluster.api.post(path, {**order, "memory_bytes": 48 << 20, "cpu": 0.5})
+    assert done["before"] == {"cpu": 1.0, "memory_bytes": 64 << 20, "pids": 256}
+    assert done["after"] == {"cpu": 0.5, "memory_bytes": 48 << 20, "pids": 256}
+    now = limits.limits()
+    assert now["memory_bytes"] == before["memory_bytes"] - (16 << 20) and now["cpu"] == 0.5
+    assert now["pids"] == before["pids"] > 256
+    with pytest.raises(Unsupported, match="processes in a sandbox"):
+        cluster.api.post(path, {**order, "pids": 40})
+    assert cluster.get("held", path="/GPL-3").status == 200
 
 
 def test_it_outlives_the_agent(cluster: LocalCluster) -> None:

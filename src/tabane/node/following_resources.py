@@ -114,7 +114,7 @@ class FollowingResources:
             while (share := self._shares.get(instance)) is not None and share.level != written:
                 written = share.level
                 running = self._agent.executor.running.get(instance)
-                if running is not None and not running.confined:
+                if running is not None and running.record.ordered is None:
                     await asyncio.to_thread(_set, running, share.cpu, share.memory_bytes)
         except (NotFound, OSError) as error:
             log.info("the limits of %s stay as they are: %s", instance, error)

@@ -144,16 +144,12 @@ def with_pause(instance: Instance) -> Instance:
     return replace(instance, paused=True) if paused else instance
 
 
-def _layer_bytes(running: Running) -> int:
-    """What of its cgroup's memory limit is for its layer, beside what its app says of memory."""
-    in_memory = running.driver.capabilities.layer_in_memory
-    return running.record.app.resources.disk_bytes if in_memory else 0
-
-
-def _shifted(limits: dict[str, float], memory_bytes: int) -> dict[str, float]:
-    """With so much more memory, if that is limited."""
-    given = limits.get("memory_bytes")
-    return limits if given is None else limits | {"memory_bytes": given + memory_bytes}
+def limits_of(running: Running) -> dict[str, float]:
+    """What it may use now, as its app file means it. Its processors may have followed its sessions;
+    what stands in its cgroup else is more, as its engine's own share."""
+    resources = running.record.resources
+    cpu = Cgroup(running.instance.cgroup).limits().get("cpu", resources.cpu)
+    return {"cpu": cpu, "memory_bytes": resources.memory_bytes, "pids": resources.pids}
 
 
 class NodeInstances:
@@ -166,7 +162,11 @@ class NodeInstances:
         running, _ = self._find(target)
         app, cgroup = running.record.app, Cgroup(running.instance.cgroup)
         if isinstance(action, Confine):
-            now = _shifted(cgroup.limits(), -_layer_bytes(running))
+            if not running.driver.capabilities.limit:
+                raise Unsupported(
+                    f"{target}: its driver {running.driver.name} cannot change limits"
+                )
+            now = limits_of(running)
         else:
             if not running.driver.capabilities.freeze:
                 raise Unsupported(f"{target}: its driver {running.driver.name} cannot freeze")
@@ -177,9 +177,7 @@ class NodeInstances:
     async def do(self, target: InstanceTarget, action: InstanceAction) -> None:
         running, handle = self._find(target)
         if isinstance(action, Confine):
-            limits = _shifted(wanted(action), _layer_bytes(running))
-            await asyncio.to_thread(Cgroup(running.instance.cgroup).limit, limits)
-            running.confined = True
+            await self._confine(running, handle, action)
         elif isinstance(action, Pause):
             await self._executor.freezer.wait_awake(running)
             running.paused = True
@@ -191,6 +189,19 @@ class NodeInstances:
             await self._executor.freezer.wait_awake(running)
             running.paused = False
             await running.driver.thaw(handle)
+
+    async def _confine(self, running: Running, handle: Handle, action: Confine) -> None:
+        """By its driver, which knows what its engine needs beside it. Remembered before, so that
+        what follows sessions keeps away."""
+        before, limits = running.record, limits_of(running) | wanted(action)
+        ordered = replace(before.resources, **limits)
+        running.record = replace(before, ordered=ordered)
+        try:
+            await running.driver.limit(handle, ordered)
+        except BaseException:
+            running.record = replace(running.record, ordered=before.ordered)
+            raise
+        self._executor.save(running)
 
     def _find(self, target: InstanceTarget) -> tuple[Running, Handle]:
         generation = target.generation

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from tabane.model import App, Instance, Value
+from tabane.model import App, Instance, Resources, Value
 from tabane.node.logfile import parse_line
 from tabane.runtimes.api import Handle, Image, Link, Sidecar
 
@@ -26,6 +26,13 @@ class Record(Value, frozen=True):
     """Of `app.containers`."""
     restored: str = ""
     """Digest of the checkpoint that it begins from, if it does."""
+    ordered: Resources | None = None
+    """The limits that somebody ordered for it while it ran: they stand, and follow nothing."""
+
+    @property
+    def resources(self) -> Resources:
+        """The limits it is to have now, whatever follows its sessions."""
+        return self.ordered or self.app.resources
 
     @property
     def sidecars(self) -> tuple[Sidecar, ...]:

@@ -134,8 +134,6 @@ class Running:
     """Brings the engine to where the state is."""
     held_until: float = 0.0
     """Somebody uses it beside its sessions, so it is not frozen."""
-    confined: bool = False
-    """Somebody ordered its limits: they stand, and follow nothing."""
     paused: bool = False
     """By somebody's order, which stands until another."""
     is_wanted: bool = False
