@@ -61,6 +61,7 @@ class Api:
         *,
         more: bool = False,
         media_type: str = "application/json",
+        accept: str = "*/*",
     ) -> Answered:
         """One request; `body` as JSON, or `raw` as it is, `more` of it to come. `path` is what
         stands on the line."""
@@ -77,7 +78,11 @@ class Api:
             "raw_path": target.encode(),
             "query_string": query.encode(),
             "root_path": "",
-            "headers": [*HEADERS, (b"content-type", media_type.encode())],
+            "headers": [
+                *HEADERS,
+                (b"content-type", media_type.encode()),
+                (b"accept", accept.encode()),
+            ],
             "state": {},
         }
         sent = [{"type": "http.request", "body": data, "more_body": more}]

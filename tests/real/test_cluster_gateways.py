@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families as parse_figures
 from tests.real.conftest import Factory, LocalCluster, wait_for
 
 pytestmark = pytest.mark.real
@@ -105,6 +106,39 @@ def test_one_instance_is_started_however_many_gateways_ask(
         lambda: len({wake["gateway"] for wake in node.records("wakes", "herd")}) > 1,
         "wakes of several gateways",
     )
+
+
+def figures(cluster: LocalCluster) -> dict[tuple[str, ...], float]:
+    """What Prometheus would read, by name and labels."""
+    socket_path = cluster.root / "nodes/tokyo/tokyo-1/api.sock"
+    argv = ("curl", "-sS", "--unix-socket", str(socket_path), "http://tabane/metrics")
+    told = subprocess.run(argv, check=True, capture_output=True, text=True, timeout=60).stdout
+    samples = (sample for family in parse_figures(told) for sample in family.samples)
+    return {(sample.name, *sorted(sample.labels.values())): sample.value for sample in samples}
+
+
+def test_figures_tell_of_all_gateways_and_of_wakes(node: LocalCluster) -> None:
+    node.deploy("counted")
+    wait_for(lambda: len(gateway_pids(node)) == GATEWAYS, "three gateways")
+    before = figures(node)
+    node.wake("counted")
+
+    def woken() -> float:
+        key = "tabane_wake_seconds_count", "cold", "container"
+        return figures(node).get(key, 0) - before.get(key, 0)
+
+    wait_for(lambda: woken() == 1, "its wake to be counted")
+    after = figures(node)
+    gateways = {key[1:] for key, up in after.items() if key[0] == "tabane_gateway_up" and up}
+    assert gateways == {(f"gateway-{number}",) for number in range(GATEWAYS)}
+
+    def served(found: dict[tuple[str, ...], float]) -> float:
+        requests = "tabane_http_requests_total"
+        return sum(v for key, v in found.items() if key[0] == requests and "clients" in key)
+
+    assert served(after) - served(before) == 1
+    assert after["tabane_instances", "container", "crun", "ready"] >= 1
+    assert after["tabane_apps",] >= 1
 
 
 def test_a_gateway_that_is_killed_takes_its_own_connections_and_no_others(

@@ -22,6 +22,7 @@ from tabane.api.checkpoints import add_checkpoints
 from tabane.api.guard import Guard
 from tabane.api.images import add_images
 from tabane.api.instances import add_instances
+from tabane.api.metrics import build_metrics
 from tabane.api.problems import headers_of, status_of, to_body
 from tabane.api.shapes import Body, Json, who_asks
 from tabane.api.triggers import add_triggers
@@ -64,6 +65,7 @@ def build_app(agent: Agent) -> ASGIApp:
     """The whole API behind its guard."""
     app = FastAPI(title="Tabane", version="1", docs_url=None, redoc_url=None)
     app.include_router(build_control(agent), prefix="/api/v1")
+    app.include_router(build_metrics(agent))
     app.include_router(build_k2i(agent.table))
     app.include_router(build_v2(agent.k2i, agent.cluster_k2i))
     app.include_router(build_control_router(agent.orders))
@@ -84,7 +86,8 @@ def handle_errors(app: FastAPI) -> None:
 async def _show_way() -> Response:
     """What there is, to who asks for nothing in particular."""
     k2i = {"v1": "/v1/proc", "v2": "/v2/processes"}
-    return Json({"api": "/api/v1/apps", **k2i, "description": "/openapi.json"})
+    ways = {"api": "/api/v1/apps", **k2i, "figures": "/metrics"}
+    return Json({**ways, "description": "/openapi.json"})
 
 
 async def _on_error(request: Request, error: Exception) -> Response:

@@ -70,7 +70,7 @@ class TcpCounters:
 
 @dataclass(slots=True)
 class HttpCounters:
-    """Since the gateway began; `active`, `connections` and `idle_upstreams` are of now."""
+    """Since the gateway began; `active` is of now."""
 
     requests: int = 0
     responses: dict[int, int] = field(default_factory=lambda: dict.fromkeys(range(1, 6), 0))

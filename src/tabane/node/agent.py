@@ -56,6 +56,7 @@ from tabane.node.k2i import ClusterK2i
 from tabane.node.lag import Lag
 from tabane.node.leases import NodeLeases, Nodes, keep_lease
 from tabane.node.membership import Membership, Terms
+from tabane.node.meters import Meters
 from tabane.node.orders import Orders
 from tabane.node.performing import Performing
 from tabane.node.replication import Follower, Publisher
@@ -100,6 +101,7 @@ class Agent:
         self.checkpoints = NodeCheckpoints(self)
         self.events: Journal[Transition] = Journal(paths.events, Transition)
         self.wakes: Journal[WakeRecord] = Journal(paths.wakes, WakeRecord)
+        self.meters = Meters(self)
         self.audit = AuditLog(paths.audit)
         self.pool = NetworkPool(self.spawner, config.key, paths.directory, size=config.pool)
         self.services, self.activity = NodeServices(), activity_of(self)

@@ -115,9 +115,11 @@ class GatewayProcess:
 
     # Messages
 
-    def _on_message(self, message: Message) -> None:
+    def _on_message(self, message: Message) -> bytes | None:
         body = say.parse(message.data)
         match body:
+            case say.AskCounted():
+                return say.encode(self._counted())
             case say.Routes():
                 self._on_routes(body)
             case say.LocalInstances():
@@ -133,6 +135,11 @@ class GatewayProcess:
             case _:
                 from_home: ToGateway = body
                 self.router.hear(from_home, message.sender)
+        return None
+
+    def _counted(self) -> say.Counted:
+        sides = zip(("clients", "gateways"), self.gateways, strict=False)  # none before `serve`
+        return say.Counted({side: one.counters for side, one in sides}, self.tcp.counters)
 
     def _on_routes(self, routes: say.Routes) -> None:
         self.router.set_routes(routes.apps, routes.gone, routes.revision)

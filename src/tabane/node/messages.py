@@ -11,6 +11,7 @@ import msgspec
 
 from tabane import errors
 from tabane.gateway.activation import InstanceAwake, InstanceEnded, StillStarting, StopAsked
+from tabane.gateway.limits import HttpCounters, TcpCounters
 from tabane.gateway.messages import ToGateway, ToHome
 from tabane.model import (
     App,
@@ -162,6 +163,17 @@ class AskKnown(Value, frozen=True, tag="ask_known"):
     """To all agents: answer when your replica has this revision, and your gateways know it."""
 
     revision: int
+
+
+class AskCounted(Value, frozen=True, tag="ask_counted"):
+    """To a gateway: what have you counted? Answered with `Counted`."""
+
+
+class Counted(Value, frozen=True, tag="counted"):
+    """`http`: by whom it served, `clients` or other `gateways`."""
+
+    http: dict[str, HttpCounters]
+    tcp: TcpCounters
 
 
 class AskRecords(Value, frozen=True, tag="ask_records"):
@@ -357,6 +369,8 @@ Message = (
     | Instances
     | AskKnown
     | K2iMessage
+    | AskCounted
+    | Counted
     | AskRecords
     | AskApp
     | AskImages
