@@ -85,7 +85,9 @@ def test_no_stranger_becomes_a_friend_by_an_instance_for_strangers(cluster: Loca
 def test_it_is_explained_and_recorded(cluster: LocalCluster) -> None:
     told = cluster.tabane("show", "auto").out
     assert "waiting sessions of anonymous callers 0" in told
-    assert "can run it with runsc" in told and "can run it with crun" in told
+    assert "can run it with runsc (each of crun, runc" in told and "can run it with crun" in told
+    rows = [line.split() for line in told.splitlines() if " ready " in line and "100.64." in line]
+    assert {(row[5], row[6]) for row in rows} >= {("container", "crun"), ("sandbox", "runsc")}, told
     wakes = wait_for(
         lambda: [w for w in cluster.records("wakes", "auto") if w["trust"] == "trusted"]
     )

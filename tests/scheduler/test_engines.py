@@ -3,7 +3,14 @@ import pytest
 
 from tabane.model import App, Class, Container, Reactive, SecurityPolicy, Trust, Volume
 from tabane.node.engines import FEATURES
-from tabane.scheduler.engines import TABLES, EngineView, explain_none, misfit, pick_engine
+from tabane.scheduler.engines import (
+    TABLES,
+    EngineView,
+    explain_none,
+    misfit,
+    passed_over,
+    pick_engine,
+)
 
 RUNC = EngineView("runc", Class.CONTAINER)
 CRUN = EngineView("crun", Class.CONTAINER)
@@ -123,6 +130,24 @@ def test_auto_keeps_to_the_wake_budget_as_far_as_that_can_be(
     quick = EngineView("quick", Class.MICROVM, wake_s=0.02)
     asked = auto(Trust.ANONYMOUS, reactive=Reactive(wake_budget_s=budget_s))
     assert pick_engine(asked, (slow, quick)) == picked
+
+
+def test_what_auto_passes_over_is_explained() -> None:
+    quick = EngineView("quick", Class.SANDBOX)
+    engines = (CRUN, CONTAINER, WASMTIME, SANDBOX)
+    not_them = "each of crun, runc runs class container, which is not for anonymous callers"
+    assert passed_over(auto(None), engines) == f"{not_them}; wasmtime runs no linux images"
+    assert passed_over(auto(Trust.TRUSTED), engines) == ""
+    assert passed_over(app(isolation=Class.SANDBOX), engines) == "", "it was asked for by name"
+    hurried = auto(None, reactive=Reactive(wake_budget_s=0.1))
+    slow = msgspec.structs.replace(quick, name="slow", wake_s=0.25)
+    assert (
+        passed_over(hurried, (slow, VM)) == "slow took 0.25 s to start, more than its wake budget"
+    )
+    assert passed_over(hurried, (slow, msgspec.structs.replace(VM, wake_s=2.0))) == (
+        "slow took 0.25 s to start, more than its wake budget, and nothing is faster"
+    )
+    assert passed_over(hurried, ()) == ""
 
 
 def test_what_has_not_started_yet_is_tried() -> None:

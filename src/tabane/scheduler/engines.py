@@ -109,6 +109,34 @@ def explain_none(app: App, engines: Iterable[EngineView]) -> str:
     return "; ".join(f"{engine.name} {why_not(app, engine)}" for engine in fit or meant)
 
 
+def passed_over(app: App, engines: Iterable[EngineView]) -> str:
+    """Why an app of class `auto` gets nothing cheaper than `pick_engine` says: a clause for each
+    reason. Empty for other apps, and where there is nothing cheaper."""
+    engines = tuple(engines)
+    picked = next((each for each in engines if each.name == pick_engine(app, engines)), None)
+    if app.isolation is not Class.AUTO or picked is None:
+        return ""
+    budget_s, policy = app.reactive.wake_budget_s, POLICY[_trust(app)]
+    dearer = policy[policy.index(picked.isolation) :]
+    reasons: dict[str, list[str]] = {}
+    for engine in (each for each in engines if each.isolation not in dearer):
+        reason = why_not(app, engine) or _too_slow(engine, budget_s)
+        reasons.setdefault(reason, []).append(engine.name)
+    if slow := _too_slow(picked, budget_s):
+        reasons.setdefault(f"{slow}, and nothing is faster", []).append(picked.name)
+    return "; ".join(f"{_each_of(names)} {reason}" for reason, names in reasons.items())
+
+
+def _too_slow(engine: EngineView, budget_s: float | None) -> str:
+    if budget_s is None or (engine.wake_s or 0.0) <= budget_s:
+        return ""
+    return f"took {engine.wake_s or 0.0:.3g} s to start, more than its wake budget"
+
+
+def _each_of(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"each of {', '.join(names)}"
+
+
 def misfit(app: App, engines: Iterable[EngineView]) -> str:
     """Why no engine of the app's class, or the one it names, ever runs its image, on whatever node;
     empty: there is one. As the end of a sentence about the image."""

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from tabane.model import App, AppName, NodeName, Value
-from tabane.scheduler.engines import EngineView, explain_none, pick_engine
+from tabane.scheduler.engines import EngineView, explain_none, passed_over, pick_engine
 
 
 class NodeView(Value, frozen=True):
@@ -64,8 +64,9 @@ def place(app: App, nodes: Iterable[NodeView], here: Mapping[NodeName, int]) -> 
             feasible.append(node)
             count = here.get(node.name, 0)
             engine = pick_engine(app, node.engines)
+            why = f" ({passed})" if (passed := passed_over(app, node.engines)) else ""
             there = f"has {count} of this app, {node.instances} in all"
-            reasons.append(f"{node.name}: can run it with {engine}, {there}")
+            reasons.append(f"{node.name}: can run it with {engine}{why}, {there}")
 
     def crowd(node: NodeView) -> tuple[int, int, int, str]:
         return (

@@ -279,7 +279,7 @@ def _show_instances(instances: list[dict[str, Any]]) -> None:
             *place_of(i),
             "paused" if i.get("paused") else i["state"],
             i["revision"],
-            i.get("isolation", "-"),
+            placed(i)["class"],
             i.get("driver", "-"),
             i.get("trust") or "-",
             i.get("address", "-"),
