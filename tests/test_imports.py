@@ -74,6 +74,7 @@ SANS_IO = (
     "tabane.gateway.activation",
     "tabane.gateway.grants",
     *(f"tabane.scheduler.{name}" for name in ("health", "placement", "shares", "timers")),
+    *(f"tabane.scheduler.{name}" for name in ("capacity", "fair_queue", "quotas")),
     *(f"tabane.tools.procfs.{name}" for name in ("calls", "numbers", "rewrite", "totals", "wire")),
 )
 IO_MODULES = (

@@ -27,7 +27,7 @@ from tabane.model import (
     Volume,
 )
 from tabane.node import instances
-from tabane.node.instances import PARALLEL_STARTS, Executor
+from tabane.node.instances import Executor
 from tabane.node.records import Record, write_record
 from tabane.node.running import Running, Transition
 from tabane.node.volumes import drop_own
@@ -170,7 +170,8 @@ async def test_while_an_image_comes_its_home_hears_so_and_other_starts_go_on(
 ) -> None:
     monkeypatch.setattr(instances, "STILL_S", 0.001)
     node.image_comes = asyncio.Event()
-    slow = [InstanceId(f"slow{number}") for number in range(PARALLEL_STARTS + 1)]
+    more = node.executor.admission.capacity.limit + 1
+    slow = [InstanceId(f"slow{number}") for number in range(more)]
     for one in slow:
         node.executor.start(replace(APP, image="slow", containers=(), port=None), one, SYSTEM.now())
     node.executor.start(replace(APP, containers=(), port=None), ID, SYSTEM.now())

@@ -27,7 +27,9 @@ class InstanceReady(Value, frozen=True):
 
 
 class InstanceEnded(Value, frozen=True):
-    """It is gone, on purpose or not. `retry` False: a new start would end the same way at once."""
+    """It is gone, on purpose or not. `retry` False: a new start would end the same way at once.
+    `again_s`: its node did not take it on, and is not to be asked for another one before that; None:
+    that is not what ended it."""
 
     app: AppName
     instance: InstanceId
@@ -35,6 +37,7 @@ class InstanceEnded(Value, frozen=True):
     reason: str
     failed: bool
     retry: bool = True
+    again_s: float | None = None
 
 
 class InstanceAwake(Value, frozen=True):

@@ -21,6 +21,7 @@ from tabane.gateway.activation import InstanceEnded, InstanceReady, StillStartin
 from tabane.gateway.messages import StartTrace
 from tabane.lifecycle import Event
 from tabane.model import App, Generation, Instance, InstanceId, NodeName, State
+from tabane.node.admission import Admission, NoTurn
 from tabane.node.ends import (
     describe_ready,
     explain_end,
@@ -48,12 +49,11 @@ from tabane.runtimes import mounts
 from tabane.runtimes.api import EPOCH, Driver, Image, InstanceSpec
 from tabane.runtimes.pods import log_of
 from tabane.runtimes.volumes import VolumeFiles
+from tabane.scheduler.quotas import Quotas
 from tabane.supervise import Supervisor, harmless
 
 T = TypeVar("T")
 
-PARALLEL_STARTS = 4
-"""Engines started at the same time; more only wait for the same cores."""
 STILL_S = 1.0
 """How often a home hears of a start that is not done yet."""
 
@@ -92,6 +92,7 @@ class Executor(Register):
         on_change: Callable[[Transition], None],
         on_over: Callable[[Running], None] = lambda running: None,
         kernel: str = "",
+        quotas: Callable[[], Quotas] = Quotas,
     ) -> None:
         super().__init__(node, directory, clock, on_change)
         self._incarnation = incarnation
@@ -111,7 +112,9 @@ class Executor(Register):
         self.freezer = Freezer(self, tasks, self.notify, self.fail)
         self.saver = Saver(self, checkpoints, tasks, self.notify)
         self.restorer = Restorer(self, checkpoints)
-        self.starts = asyncio.Semaphore(PARALLEL_STARTS)
+        self.admission = Admission(clock, self.used, quotas)
+        self.find_room = room_for_all
+        """Waits for a start's room in memory; raises `NoTurn`. Replaced by who watches that."""
 
     def spec(self, record: Record) -> InstanceSpec:
         instance = record.instance
@@ -158,7 +161,8 @@ class Executor(Register):
         """A start that takes long: what it is at."""
         instance = begun.instance
         if self.beginning.get(instance.id) is begun and not begun.unwanted:
-            doing = begun.doing or self._images.describe(begun.app)
+            doing = self.admission.describe(instance.id) or begun.doing
+            doing = doing or self._images.describe(begun.app)
             self.notify(StillStarting(begun.app.cohort, instance.id, self.node, doing))
             self._tell_later(begun)
 
@@ -166,18 +170,30 @@ class Executor(Register):
         came = await self._try(begun, self._fetch(begun))
         if came is None:
             return
-        begun.doing = "it waits for other starts of its node"
-        async with self.starts:
-            phases = {"decide": micros(self.clock.now() - decided - came.took_s)}
-            if begun.unwanted:
-                self._fail_early(begun, begun.unwanted)
-                return
-            begun.is_made = True
-            running = await self._try(begun, self._prepare(begun, came, phases))
-            if running is not None and begun.unwanted:
-                await self._end(running, begun.unwanted, failed=False)
-            elif running is not None:
-                await self._launch(running)
+        try:
+            async with self.admission.turn(begun.app, begun.instance.id) as turn:
+                turn.kind = await self._begin(begun, came, decided)
+        except NoTurn as no:
+            self._fail_early(begun, no.reason, failed=no.failed, retry=no.retry, again_s=no.again_s)
+
+    async def _begin(self, begun: Beginning, came: Fetched, decided: float) -> str:
+        """In its turn. What was done in it, as of `Turn`."""
+        begun.doing = "it waits for room in the memory of its node"
+        await self.find_room(begun.instance.id, begun.app, came.driver)
+        phases = {"decide": micros(self.clock.now() - decided - came.took_s)}
+        if begun.unwanted:
+            self._fail_early(begun, begun.unwanted)
+            return ""
+        begun.is_made = True
+        running = await self._try(begun, self._prepare(begun, came, phases))
+        if running is None:
+            return ""
+        if begun.unwanted:
+            await self._end(running, begun.unwanted, failed=False)
+            return ""
+        await self._launch(running)
+        what = "a copy" if running.record.restored else "cold"
+        return "" if running.stopping or running.note else f"{running.driver.name}, {what}"
 
     async def _try(self, begun: Beginning, work: Awaitable[T]) -> T | None:
         """What it gives; None when it fails, which is told then."""
@@ -249,13 +265,22 @@ class Executor(Register):
         await self.services.open(spec)
 
     def _fail_early(
-        self, begun: Beginning, reason: str, *, failed: bool = False, retry: bool = True
+        self,
+        begun: Beginning,
+        reason: str,
+        *,
+        failed: bool = False,
+        retry: bool = True,
+        again_s: float | None = None,
     ) -> None:
         """Nothing was started: say so, and forget it."""
         app, instance_id = begun.app, begun.instance.id
         self.beginning.pop(instance_id, None)
         self.say(instance_id, app.key, State.FAILED if failed else State.ABSENT, reason)
-        self.notify(InstanceEnded(app.cohort, instance_id, self.node, reason, failed, retry))
+        ended = InstanceEnded(app.cohort, instance_id, self.node, reason, failed, retry, again_s)
+        self.notify(ended)
+        if failed:
+            self.admission.tell_untried(self.admission.hold(app), reason, retry=retry)
 
     async def prepare_anew(self, running: Running) -> None:
         """In place of what did not begin, which is cleared away. Raises as `Driver.prepare`."""
@@ -385,6 +410,7 @@ class Executor(Register):
         running, begun = self.running.get(instance_id), self.beginning.get(instance_id)
         if begun is not None and (running is None or running.is_preparing):
             begun.unwanted = reason
+            self.admission.withdraw(instance_id, reason)
         elif running is not None and not running.stopping and not running.ended:
             self.tasks.start(f"stop {instance_id}", self._end(running, reason, failed=False))
 
@@ -401,6 +427,7 @@ class Executor(Register):
         running.stopping = True
         self.beginning.pop(running.instance.id, None)
         handle, app = running.record.handle, running.record.app
+        held = self.admission.hold(app) if failed and not running.was_ready else []
         self.become(running, Event.FAIL if failed else Event.STOP, reason=reason)
         await self.restorer.let_go(running)
         await self.saver.let_go(running)
@@ -416,6 +443,7 @@ class Executor(Register):
         self.become(running, Event.GONE, reason=reason)
         running.ended = True
         self.notify_ended(running, failed and not running.ordered, retry)
+        self.admission.tell_untried(held, reason, retry=retry)
 
     def notify_ended(self, running: Running, failed: bool, retry: bool = True) -> None:
         instance = running.instance
@@ -457,6 +485,10 @@ class Executor(Register):
             if not running.stopping and not running.is_preparing
         ]
         await asyncio.gather(*ending)
+
+
+async def room_for_all(instance: InstanceId, app: App, driver: Driver) -> None:
+    """No node is short of memory that nobody watches."""
 
 
 def micros(seconds: float) -> int:

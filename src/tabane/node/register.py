@@ -13,6 +13,7 @@ from tabane.lifecycle import Event, follow
 from tabane.model import AppName, Generation, Instance, InstanceId, NodeName, State
 from tabane.node.records import write_record
 from tabane.node.running import Beginning, Running, Transition
+from tabane.scheduler.quotas import Usage
 from tabane.supervise import harmless
 
 
@@ -52,6 +53,18 @@ class Register:
     def runs(self, instance: InstanceId) -> bool:
         running = self.running.get(instance)
         return running is not None and not running.ended
+
+    def used(self, but: InstanceId) -> dict[int, Usage]:
+        """What each user has here, of what runs or begins, besides that instance."""
+        apps = {one: begun.app for one, begun in self.beginning.items()}
+        apps |= {one: each.record.app for one, each in self.running.items() if not each.ended}
+        apps.pop(but, None)
+        found: dict[int, Usage] = {}
+        for app in apps.values():
+            had = found.get(app.owner, Usage())
+            memory_bytes = had.memory_bytes + app.resources.memory_bytes
+            found[app.owner] = Usage(had.instances + 1, memory_bytes)
+        return found
 
     def silent(self) -> list[Generation]:
         """Of those that ended with their network stacks, and whose address is still kept."""

@@ -171,7 +171,8 @@ class Restorer:
             return
         running.phases_us.pop("engine", None)
         running.phases_us["open"] = micros(self._clock.now() - began)
-        async with nullcontext() if has_turn else executor.starts:
+        app, admission = running.record.app, executor.admission
+        async with nullcontext() if has_turn else admission.turn(app, identity, admitted=True):
             running.restoring = None
             await executor.launch_cold(running)
 

@@ -1,0 +1,72 @@
+"""How many starts a node makes at the same time: found by measuring, without a clock.
+
+A start that has the node for itself takes a while; many at once take longer each, from where they
+only wait for each other. By Little's law, of `n` starts under way that take `took_s` each and would
+take `own_s` alone, `n * own_s / took_s` are worked on and the others wait inside the kernel. As
+TCP Vegas does with packets (Brakmo and Peterson, 1995), the limit is raised by one while fewer
+than `LEAST_QUEUED` wait there, and lowered by one when it is more than `MOST_QUEUED`: the
+processors always have something to do, and the line forms where it is fair (`fair_queue`).
+
+What a start takes alone is told by those that were alone, and by any that was faster; of each
+`kind` for itself, as engines differ, and a restore from a cold start.
+"""
+
+from __future__ import annotations
+
+LEAST_QUEUED, MOST_QUEUED = 1.0, 3.0
+ROUND = 8
+"""The limit is looked at after so many starts, or after as many as it allows at once."""
+MOST_PER_PROCESSOR = 16
+"""Starts that wait for disks more than for processors may be this many."""
+
+
+class Capacity:
+    """`limit` begins at the number of processors, and is never less."""
+
+    def __init__(self, processors: int) -> None:
+        self._least = max(1, processors)
+        self._most = MOST_PER_PROCESSOR * self._least
+        self.limit = self._least
+        self.turn_s: float | None = None
+        """What a start takes of late, whatever its kind; None: not known yet."""
+        self._own_s: dict[str, float] = {}
+        self._queued: list[float] = []
+        """By each start of this round: how many of those with it waited for each other."""
+        self._was_full = True
+        """In all of this round there were as many as the limit allows, and more to come."""
+
+    def note(self, kind: str, took_s: float, *, beside: int, waiting: int) -> None:
+        """A start of that kind is done. `beside`: how many others were under way with it, at most;
+        `waiting`: how many wait for their turn now."""
+        took_s = max(took_s, 1e-6)
+        self.turn_s = took_s if self.turn_s is None else self.turn_s + (took_s - self.turn_s) / 8
+        worked = self._learn(kind, took_s, beside) / took_s
+        self._queued.append((beside + 1) * (1 - worked))
+        self._was_full &= waiting > 0 and beside + 1 >= self.limit
+        if len(self._queued) >= max(ROUND, self.limit):
+            self._adjust()
+
+    def own_s(self, kind: str) -> float | None:
+        """What it takes alone; None: not known yet."""
+        return self._own_s.get(kind)
+
+    def wait_s(self, ahead: int, turns: int) -> float:
+        """How long one has to wait that has `ahead` others before it, while so many have their
+        turn: not long, as far as nothing is known."""
+        before = ahead + 1 + turns - self.limit
+        return max(0, before) * (self.turn_s or 0.0) / self.limit
+
+    def _learn(self, kind: str, took_s: float, beside: int) -> float:
+        """What it would have taken alone: never more than it took."""
+        own_s = self._own_s.get(kind, took_s)
+        own_s = own_s + (took_s - own_s) / 4 if not beside else own_s
+        self._own_s[kind] = own_s = min(own_s, took_s) if beside else own_s
+        return min(own_s, took_s)
+
+    def _adjust(self) -> None:
+        queued = sum(self._queued) / len(self._queued)
+        if queued > MOST_QUEUED:
+            self.limit = max(self._least, self.limit - 1)
+        elif queued < LEAST_QUEUED and self._was_full:
+            self.limit = min(self._most, self.limit + 1)
+        self._queued, self._was_full = [], True

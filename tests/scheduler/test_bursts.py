@@ -1,0 +1,121 @@
+"""What a burst means for the others on its node: queue and capacity together, on a pretended
+machine whose processors are shared by the starts under way, in virtual time."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from random import Random
+
+import pytest
+
+from tabane.model import AppName, InstanceId
+from tabane.scheduler.capacity import Capacity
+from tabane.scheduler.fair_queue import FairQueue, Start
+
+PROCESSORS = 2
+OWN_S = 0.025
+"""Of processor time for each start."""
+STEP_S = 0.001
+
+
+class Machine:
+    """`fair` False: whoever comes first is first, as many at once as there are."""
+
+    def __init__(self, *, fair: bool = True) -> None:
+        self.now = 0.0
+        self.queue, self.capacity = FairQueue(), Capacity(PROCESSORS)
+        self.fair = fair
+        self.left: dict[InstanceId, float] = {}
+        """Work of those under way."""
+        self.began: dict[InstanceId, tuple[float, int]] = {}
+        self.came: dict[InstanceId, float] = {}
+        self.done: dict[InstanceId, float] = {}
+        self.most = 0
+        self.numbers = itertools.count()
+        self.plans: list[tuple[float, int, str, int]] = []
+
+    def plan(self, at: float, app: str, user: int = 0) -> InstanceId:
+        number = next(self.numbers)
+        heapq.heappush(self.plans, (at, number, app, user))
+        return InstanceId(f"i{number}")
+
+    def run(self) -> None:
+        while self.plans or len(self.queue) or self.left:
+            while self.plans and self.plans[0][0] <= self.now:
+                _, number, app, user = heapq.heappop(self.plans)
+                key = AppName("all" if not self.fair else app)
+                start = Start(InstanceId(f"i{number}"), key, user if self.fair else 0)
+                self.came[start.instance] = self.now
+                self.queue.add(start)
+            self.give()
+            self.work()
+
+    def give(self) -> None:
+        limit = self.capacity.limit if self.fair else 1_000
+        while self.queue.turns < limit and (start := self.queue.take()) is not None:
+            self.left[start.instance] = OWN_S
+            beside = self.queue.turns - 1
+            self.began |= {each: (at, max(n, beside)) for each, (at, n) in self.began.items()}
+            self.began[start.instance] = self.now, beside
+            self.most = max(self.most, self.queue.turns)
+
+    def work(self) -> None:
+        self.now += STEP_S
+        share = min(1.0, PROCESSORS / max(1, len(self.left))) * STEP_S
+        for instance in list(self.left):
+            self.left[instance] -= share
+            if self.left[instance] <= 1e-9:
+                del self.left[instance]
+                self.queue.end(instance)
+                self.done[instance] = self.now
+                began, beside = self.began.pop(instance)
+                took_s, waiting = self.now - began, len(self.queue)
+                self.capacity.note("crun", took_s, beside=beside, waiting=waiting)
+
+    def waited_s(self, instance: InstanceId) -> float:
+        return self.done[instance] - self.came[instance]
+
+
+def test_a_wake_in_the_middle_of_a_burst_takes_but_a_few_starts_times() -> None:
+    machine, plain = Machine(), Machine(fair=False)
+    for each in (machine, plain):
+        for _ in range(100):
+            each.plan(0.0, "burst")
+        other = each.plan(0.3, "other")
+        each.run()
+    assert machine.waited_s(other) < 6 * OWN_S
+    assert plain.waited_s(other) > 4 * machine.waited_s(other)
+    assert machine.most <= PROCESSORS + 4
+
+
+def test_it_keeps_the_machine_busy() -> None:
+    """The whole burst is done as soon as without any limit."""
+    machine = Machine()
+    for _ in range(100):
+        machine.plan(0.0, "burst")
+    machine.run()
+    assert machine.now == pytest.approx(100 * OWN_S / PROCESSORS, rel=0.1)
+
+
+def test_a_user_with_many_apps_is_one_user() -> None:
+    machine = Machine()
+    for app in range(50):
+        for _ in range(4):
+            machine.plan(0.0, f"app{app}", user=1000)
+    others = [machine.plan(0.2 + number / 10, "theirs", user=1001) for number in range(10)]
+    machine.run()
+    assert max(map(machine.waited_s, others)) < 6 * OWN_S
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_whatever_comes_all_are_done_and_single_wakes_soon(seed: int) -> None:
+    dice, machine = Random(seed), Machine()
+    for app in range(4):
+        at = dice.uniform(0, 1)
+        for _ in range(dice.randint(20, 80)):
+            machine.plan(at, f"burst{app}", user=app % 2)
+    singles = [machine.plan(dice.uniform(0, 2), f"single{n}", user=2 + n) for n in range(10)]
+    machine.run()
+    assert len(machine.done) == next(machine.numbers)
+    assert max(map(machine.waited_s, singles)) < 15 * OWN_S
