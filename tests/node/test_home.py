@@ -65,7 +65,9 @@ class Rig:
     def start_instance(self, node: NodeName, app: App, instance: InstanceId) -> None:
         self.started.append(instance)
 
-    def freeze_instance(self, node: NodeName, instance: InstanceId, number: int) -> None:
+    def freeze_instance(
+        self, node: NodeName, instance: InstanceId, number: int, reason: str = ""
+    ) -> None:
         self.frozen.append(instance)
 
     def thaw_instance(self, node: NodeName, instance: InstanceId) -> None:

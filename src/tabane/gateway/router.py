@@ -22,7 +22,7 @@ from tabane.gateway.grants import Grants, Lease
 from tabane.gateway.messages import Grant, Refuse, Report, Revoke, StartTrace, ToGateway, ToHome
 from tabane.gateway.routes import Routes, route_to
 from tabane.gateway.slots import AwaitedSlot, ForwardedSlot, LeasedSlot
-from tabane.gateway.uses import Uses
+from tabane.gateway.uses import InUse, Uses
 from tabane.model import (
     PHASES,
     App,
@@ -150,6 +150,12 @@ class GatewayRouter:
         for message in self._grants.cut_off(home, self._clock.now()):
             self._around.tell_home(message.app, message)
             self._forget_pool(message.app, message.instance)
+
+    def in_use(self, node: NodeName) -> tuple[InUse, ...]:
+        """That node's instances of which slots are held here."""
+        now = self._clock.now()
+        held = (lease for lease in self._grants.leases() if lease.node == node)
+        return tuple(InUse(one.instance, one.used, one.unused_s(now)) for one in held)
 
     def homes(self) -> frozenset[str]:
         """The agents that granted what is held here."""

@@ -10,8 +10,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tabane.gateway.grants import Lease
+from tabane.model import InstanceId, Value
 
 LOOK_S = 0.5
+
+
+class InUse(Value, frozen=True):
+    """What a gateway knows of an instance that it holds slots of."""
+
+    instance: InstanceId
+    sessions: int
+    unused_s: float
 
 
 @dataclass(slots=True)

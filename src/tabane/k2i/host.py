@@ -350,14 +350,17 @@ class HostReader:
     def _text(self, name: str) -> str:
         return (self._root / name).read_text()
 
+    def pressure(self, name: str) -> Pressure | None:
+        """On one of `PRESSURES`, if the kernel tells: a container's procfs may lack the files, or
+        refuse them."""
+        try:
+            return parse_pressure(self._text(f"pressure/{name}"))
+        except OSError:
+            return None
+
     def _pressures(self) -> Iterable[tuple[str, Pressure]]:
-        """What the kernel tells; a container's procfs may lack the files, or refuse them."""
         for name in PRESSURES:
-            try:
-                pressure = parse_pressure(self._text(f"pressure/{name}"))
-            except OSError:
-                continue
-            if pressure is not None:
+            if (pressure := self.pressure(name)) is not None:
                 yield name, pressure
 
     def _recent(self, now: float, cpu: Cpu) -> CpuUse | None:

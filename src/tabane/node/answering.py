@@ -45,6 +45,7 @@ class Answering:
             say.Awake: self._heard,
             say.Slow: self._heard,
             say.Asked: self._asked,
+            say.Lower: self._asked,
             say.Hello: self._hello,
             say.Woke: self._woke,
             say.StoreFollow: self._follow,
@@ -94,7 +95,10 @@ class Answering:
 
     async def _freeze(self, sender: str, body: say.FreezeInstance) -> None:
         executor = self._agent.executor
-        (executor.saver.save if body.save else executor.freezer.freeze)(body.instance, body.number)
+        if body.save:
+            executor.saver.save(body.instance, body.number)
+        else:
+            executor.freezer.freeze(body.instance, body.number, body.reason)
 
     async def _thaw(self, sender: str, body: say.ThawInstance) -> None:
         self._agent.executor.freezer.thaw(body.instance)
@@ -108,7 +112,7 @@ class Answering:
     async def _heard(self, sender: str, body: say.FromExecutor) -> None:
         self._agent.hear_of_instance(body)
 
-    async def _asked(self, sender: str, body: say.Asked) -> None:
+    async def _asked(self, sender: str, body: say.Asked | say.Lower) -> None:
         self._agent.home.about(body.event.app, body.event)
 
     async def _hello(self, sender: str, body: say.Hello) -> None:

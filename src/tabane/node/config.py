@@ -103,6 +103,8 @@ class NodeConfig(Value, frozen=True):
     """What checkpoints may take; 0: a share of the disk they are on."""
     checkpoint_memory_bytes: int = 0
     """What opened ones may take of the memory; 0: a share of it."""
+    memory_bytes: int = 0
+    """What the node may use of the machine's memory; 0: all of it."""
 
     @property
     def paths(self) -> NodePaths:

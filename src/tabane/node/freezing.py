@@ -48,7 +48,7 @@ class Freezer:
         self._notify = notify
         self._fail = fail
 
-    def freeze(self, instance_id: InstanceId, number: int) -> None:
+    def freeze(self, instance_id: InstanceId, number: int, reason: str = "") -> None:
         """By the home's order of that number. Of one that is gone, or ends: nothing."""
         running = self._register.running.get(instance_id)
         if running is None or running.stopping:
@@ -58,7 +58,7 @@ class Freezer:
         if instance.state is not State.READY:
             return
         if self._may_freeze(running):
-            self._register.become(running, Event.FREEZE)
+            self._register.become(running, Event.FREEZE, reason)
             self._follow(running)
         else:
             self._tell_awake(running)

@@ -120,6 +120,8 @@ class GatewayProcess:
         match body:
             case say.AskCounted():
                 return say.encode(self._counted())
+            case say.AskUses(node=node):
+                return say.encode(say.Uses(self.router.in_use(node)))
             case say.Routes():
                 self._on_routes(body)
             case say.LocalInstances():

@@ -20,7 +20,9 @@ class Performer(Protocol):
 
     def start_instance(self, node: NodeName, app: App, instance: InstanceId) -> None: ...
 
-    def freeze_instance(self, node: NodeName, instance: InstanceId, number: int) -> None: ...
+    def freeze_instance(
+        self, node: NodeName, instance: InstanceId, number: int, reason: str = ""
+    ) -> None: ...
 
     def save_instance(self, node: NodeName, instance: InstanceId, number: int) -> None: ...
 
@@ -177,8 +179,8 @@ class Home:
             match instruction:
                 case activation.Start(app=app, instance=instance, node=node):
                     self._performer.start_instance(node, app, instance)
-                case activation.Freeze(instance=instance, node=node, number=number):
-                    self._performer.freeze_instance(node, instance, number)
+                case activation.Freeze(instance=instance, node=node, number=number, reason=reason):
+                    self._performer.freeze_instance(node, instance, number, reason)
                 case activation.Save(instance=instance, node=node, number=number):
                     self._performer.save_instance(node, instance, number)
                 case activation.Thaw(instance=instance, node=node):

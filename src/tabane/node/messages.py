@@ -10,15 +10,23 @@ from typing import Any
 import msgspec
 
 from tabane import errors
-from tabane.gateway.activation import InstanceAwake, InstanceEnded, StillStarting, StopAsked
+from tabane.gateway.activation import (
+    InstanceAwake,
+    InstanceEnded,
+    LowerAsked,
+    StillStarting,
+    StopAsked,
+)
 from tabane.gateway.limits import HttpCounters, TcpCounters
 from tabane.gateway.messages import ToGateway, ToHome
+from tabane.gateway.uses import InUse
 from tabane.model import (
     App,
     AppName,
     Generation,
     Instance,
     InstanceId,
+    NodeName,
     Reactive,
     Trust,
     Value,
@@ -41,11 +49,13 @@ class StartInstance(Value, frozen=True, tag="start"):
 
 class FreezeInstance(Value, frozen=True, tag="freeze"):
     """Home to agent: nobody holds slots of it. `number`: of this order, for `Awake`. `save`: it is
-    not to be frozen, but saved, as its agent wants."""
+    not to be frozen, but saved, as its agent wants. `reason`: of a freeze that is not for idleness
+    alone."""
 
     instance: InstanceId
     number: int
     save: bool = False
+    reason: str = ""
 
 
 class ThawInstance(Value, frozen=True, tag="thaw"):
@@ -93,6 +103,25 @@ class Asked(Value, frozen=True, tag="asked"):
     """Agent to home: a person wants this."""
 
     event: StopAsked
+
+
+class Lower(Value, frozen=True, tag="lower"):
+    """Agent to home: short of memory, it wants an instance lower on the ladder. A repeat gives the
+    home more time."""
+
+    event: LowerAsked
+
+
+class AskUses(Value, frozen=True, tag="ask_uses"):
+    """Agent to the gateways of its data center: what of this node do you hold slots of?"""
+
+    node: NodeName
+
+
+class Uses(Value, frozen=True, tag="uses"):
+    """Gateway to agent, the answer."""
+
+    instances: tuple[InUse, ...]
 
 
 class Hello(Value, frozen=True, tag="hello"):
@@ -358,6 +387,9 @@ Message = (
     | Awake
     | Slow
     | Asked
+    | Lower
+    | AskUses
+    | Uses
     | Hello
     | Routes
     | LocalInstances

@@ -37,11 +37,14 @@ class Performing:
             ended = InstanceEnded(app.cohort, instance, node, reason, failed=True)
             self._agent.home.handle(ended)
 
-    def freeze_instance(self, node: NodeName, instance: InstanceId, number: int) -> None:
+    def freeze_instance(
+        self, node: NodeName, instance: InstanceId, number: int, reason: str = ""
+    ) -> None:
         if self._is_here(node):
-            self._agent.executor.freezer.freeze(instance, number)
+            self._agent.executor.freezer.freeze(instance, number, reason)
         else:
-            self._agent.tell(agent_of(node), say.FreezeInstance(instance, number))
+            freeze = say.FreezeInstance(instance, number, reason=reason)
+            self._agent.tell(agent_of(node), freeze)
 
     def save_instance(self, node: NodeName, instance: InstanceId, number: int) -> None:
         if self._is_here(node):

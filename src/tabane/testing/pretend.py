@@ -170,8 +170,10 @@ class PretendNode:
     def start_instance(self, node: NodeName, app: App, instance: InstanceId) -> None:
         self.executor.start(app, instance, self._clock.now())
 
-    def freeze_instance(self, node: NodeName, instance: InstanceId, number: int) -> None:
-        self.executor.freezer.freeze(instance, number)
+    def freeze_instance(
+        self, node: NodeName, instance: InstanceId, number: int, reason: str = ""
+    ) -> None:
+        self.executor.freezer.freeze(instance, number, reason)
 
     def save_instance(self, node: NodeName, instance: InstanceId, number: int) -> None:
         self.executor.saver.save(instance, number)
