@@ -78,6 +78,18 @@ async def test_what_they_share(bench: ContainerBench) -> None:
                 assert len(found) == count, kind
 
 
+@pytest.mark.parametrize("bench", ["crun", "runsc"], indirect=True)
+async def test_who_sees_whose_processes(bench: ContainerBench) -> None:
+    """In a sandbox, the first container sees all."""
+    first = Container("first", command=("sleep", "1001"))
+    async with bench.running(make_app(name="seen", containers=(first, SLEEPER))) as inside:
+        list_all = "cat /proc/[0-9]*/cmdline | tr '\\0' ' '"
+        of_others = {"first": "1000", "sleeper": "1001", "main": "1001"}
+        for name, other in of_others.items():
+            sees = f"sleep {other}" in await inside.run(list_all, name)
+            assert sees == (name == "first" and bench.driver.capabilities.own_stack), name
+
+
 async def test_limits_are_the_pod_s(bench: ContainerBench) -> None:
     resources = Resources(cpu=0.5, memory_bytes=48 << 20, pids=32, disk_bytes=1 << 20)
     app = make_app(name="bounded", resources=resources, containers=(SLEEPER,))
