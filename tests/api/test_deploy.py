@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tabane.api import actions
+from tabane.api.deploying import AppFile, deploy
 from tabane.errors import SpecError
 from tabane.model import Class
 from tabane.runtimes.api import Image
@@ -36,4 +36,4 @@ async def test_a_program_that_is_no_unikernel_is_refused(tmp_path: Path) -> None
     engines = SimpleNamespace(drivers={"solo5-spt": driver})
     agent: Any = SimpleNamespace(images=images, engines=engines)
     with pytest.raises(SpecError, match="it has no ABI1 note of solo5"):
-        await actions.deploy(agent, Principal("token"), TEXT, "a.toml", DIGEST)
+        await deploy(agent, Principal("token"), AppFile(TEXT, "a.toml", DIGEST))

@@ -53,14 +53,14 @@ class Node:
 
 def test_apps_that_no_node_can_work_with_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
     catalog = Catalog(Node(STORED))  # type: ignore[arg-type]
-    assert catalog.all_apps() == [GOOD]
+    assert list(catalog.all_apps()) == [GOOD]
     assert catalog.app(AppName("default/bad")) is catalog.app(AppName("default/broken")) is None
     assert "apps/default/bad is left out: its numbers" in caplog.text
     assert "apps/default/broken is left out: " in caplog.text
 
 
 def test_a_change_that_cannot_be_taken_in_stops_no_other(caplog: pytest.LogCaptureFixture) -> None:
-    node = Node({})
+    node = Node({"floors/default/good": b"{}"})
     cursed = App("cursed", "host")
     stored = {"apps/default/cursed": encode(cursed)} | STORED
     changes = tuple(Change(key, value, 7) for key, value in stored.items())
@@ -69,6 +69,27 @@ def test_a_change_that_cannot_be_taken_in_stops_no_other(caplog: pytest.LogCaptu
     assert AppChanged(GOOD.key, GOOD) in node.told
     assert ([cursed, GOOD], [BAD.key, "default/broken"]) in node.told
     assert node.told[-1] == "spread"
+
+
+def test_apps_of_which_nothing_is_kept_are_not_spread_nor_their_images_looked_for_one_by_one() -> (
+    None
+):
+    node = Node({})
+    looked: list[str] = []
+    node.images = SimpleNamespace(prepare=None)
+
+    def start(name: str, work: Any) -> None:
+        looked.append(name)
+        work.close()
+
+    node.tasks = SimpleNamespace(start=start)
+    apps = [App(f"app-{number}", "host") for number in range(300)]
+    changes = tuple(Change(f"apps/{app.key}", encode(app), 7) for app in apps)
+    Catalog(node).on_changes(changes)  # type: ignore[arg-type]
+    assert "spread" not in node.told
+    assert looked == ["image host"], "one task for all of them"
+    routes = [told for told in node.told if isinstance(told, tuple)]
+    assert routes == [(apps, [])], "gateways get one message"
 
 
 @pytest.mark.parametrize(

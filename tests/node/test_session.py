@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tabane.api.actions import describe_node, remove
+from tabane.api.actions import describe_node
+from tabane.api.deploying import remove
 from tabane.clock import SYSTEM
 from tabane.errors import Closed, NotFound
 from tabane.middlecon.receipts import Replies
@@ -186,7 +187,7 @@ async def test_shares_are_not_moved_by_who_sees_only_itself(is_open):
         spreads.append(datacenters)
 
     agent = make_agent()
-    agent.all_apps = list
+    agent.replica.range = lambda prefix: []
     if is_open:
         agent.session.on_open()
     await spread(agent, SimpleNamespace(spread=store))

@@ -40,7 +40,7 @@ def test_app_files_with_mistakes(
     ("file", "words"),
     [
         ("nowhere.toml", "cannot be read: No such file or directory"),
-        (".", "cannot be read: Is a directory"),
+        (".", "there is no app file (*.toml) in"),
         ("file/app.toml", "cannot be read: Not a directory"),
         ("x" * 300, "cannot be read: File name too long"),
         ("loop", "cannot be read: Too many levels of symbolic links"),

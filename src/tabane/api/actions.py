@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from tabane import spec
-from tabane.api.advice import advise, doubt
+from tabane.api.advice import advise
 from tabane.api.checks import (
     check_command,
     check_container,
-    check_digest,
     check_env,
     check_instance,
     check_text,
 )
 from tabane.errors import NotFound, Unreachable, UsageError
 from tabane.gateway.activation import StopAsked
-from tabane.images.oci import LINUX, SOLO5
-from tabane.images.store import HOST
 from tabane.lifecycle import STANDING
-from tabane.model import App, AppName, Class, Instance, InstanceId, NodeName, State
+from tabane.model import App, AppName, Instance, InstanceId, NodeName, State
 from tabane.node import messages as say
 from tabane.node.config import HTTP_PORT, agent_of
 from tabane.runtimes import registry
@@ -36,15 +34,11 @@ from tabane.runtimes.api import (
     Transfer,
     User,
 )
-from tabane.runtimes.lookup import find_user, resolve
-from tabane.runtimes.unikernel.manifest import parse_unikernel
-from tabane.scheduler.engines import EngineView, misfit
+from tabane.runtimes.lookup import find_user
 from tabane.scheduler.placement import NodeView
 from tabane.security.audit import Line
 from tabane.security.identity import Principal
 from tabane.spec_fields import MAIN
-from tabane.spec_readers import Mistake
-from tabane.units import shorten
 
 if TYPE_CHECKING:
     from tabane.node.agent import Agent
@@ -52,144 +46,22 @@ if TYPE_CHECKING:
 
 ASK_S = 2.0
 """How long nodes have to answer; one that is dead costs this once."""
+APPS_AT_ONCE = 20
+"""So many are described before others have their turn."""
 EVENTS = 2000
 """So many back, an instance that has ended is looked for."""
 
 
-async def deploy(
-    agent: Agent,
-    who: Principal,
-    text: str,
-    file: str,
-    image: str,
-    *,
-    images: dict[str, str] | None = None,
-    force: bool = False,
-) -> dict[str, Any]:
-    """Store the app, unless it is as it was; then ask who knows it already. `images`: of its
-    containers that have one of their own."""
-    app = spec.parse_app(check_text("text", text), file=check_text("file", file))
-    app = with_digests(app, image, images or {})
-    for digest, _ in app.images():
-        if digest != HOST and not agent.images.store.has(check_digest(digest)):
-            raise NotFound(f"image {digest} is not on {agent.config.key}: send it first")
-    kind = agent.images.kind_of(image)
-    app = msgspec.structs.replace(app, image_kind=kind, owner=max(who.uid, 0))
-    try:
-        _check_driver(agent, app)
-        await _check_image(agent, app)
-    except Mistake as mistake:
-        raise spec.error_of(mistake, file=file, text=text) from None
-    deployed = await agent.control(say.DeployApp(app, force))
-    _audit(agent, who, "deploy", f"{app.key} revision {deployed.app.revision}")
-    said = {"changed": deployed.changed, "warnings": _warnings(agent, deployed)}
-    return describe_app(deployed.app) | said | await _who_knows(agent, deployed.revision)
-
-
-def with_digests(app: App, image: str, images: dict[str, str]) -> App:
-    """The app with what its images are now. Raises `UsageError` when these do not fit it."""
-    wanted = {each.name for each in app.containers if each.source}
-    if wanted != images.keys():
-        names = ", ".join(sorted(wanted)) or "none"
-        raise UsageError(f"images: the containers with one of their own are: {names}")
-    containers = tuple(
-        msgspec.structs.replace(each, image=images.get(each.name, image)) for each in app.containers
-    )
-    return msgspec.structs.replace(app, image=image, containers=containers)
-
-
-def _warnings(agent: Agent, deployed: say.Deployed) -> list[str]:
-    warnings = advise(deployed.app, agent.config.cluster.datacenters())
-    warnings += doubt(deployed.app, agent.all_views())
-    if (before := deployed.unscaled) is not None:
-        now = deployed.app.reactive
-        back = f"min is {now.min} and max {now.max} again, as the file says"
-        warnings.append(f"{back}; `tabane scale` had set {before.min} and {before.max}")
-    return warnings
-
-
-def _check_driver(agent: Agent, app: App) -> None:
-    """Refuse what no driver of this version can run, on whatever machine."""
-    drivers = agent.engines.drivers
-    classes = {driver.isolation for driver in drivers.values()}
-    if app.isolation is Class.AUTO:
-        return
-    if app.isolation not in classes:
-        known = ", ".join(sorted(classes))
-        raise Mistake("class", f"no driver runs class {app.isolation} yet (there are: {known})")
-    if app.driver and app.driver not in drivers:
-        raise Mistake("driver", f"there is none named {app.driver} ({', '.join(drivers)})")
-    if app.driver and drivers[app.driver].isolation is not app.isolation:
-        raise Mistake("driver", f"{app.driver} does not run class {app.isolation}")
-    fit = [driver for name, driver in drivers.items() if driver.isolation is app.isolation]
-    fit = [driver for driver in fit if app.driver in ("", driver.name)]
-    if app.containers and not any(driver.capabilities.pods for driver in fit):
-        able = sorted({each.isolation for each in drivers.values() if each.capabilities.pods})
-        who = f"driver {app.driver}" if app.driver else f"class {app.isolation}"
-        raise Mistake("containers", f"{who} has only the main one: class {' or '.join(able)} can")
-
-
-async def _check_image(agent: Agent, app: App) -> None:
-    """Refuse an image that the app's class does not run; one that is a program must be one."""
-    drivers = agent.engines.drivers.values()
-    views = (EngineView(d.name, d.isolation, d.capabilities.images) for d in drivers)
-    if reason := misfit(app, views):
-        raise Mistake("image", f"{shorten(app.source)} {reason}")
-    if app.image_kind != LINUX:
-        try:
-            image = await agent.images.prepare(app.image, app.source)
-            if app.image_kind == SOLO5:
-                await asyncio.to_thread(_check_unikernel, image)
-        except UsageError as error:
-            raise Mistake("image", error.message) from None
-    for number, container in enumerate(app.containers, 1):
-        if (kind := agent.images.kind_of(container.image)) != LINUX:
-            problem = f"is a {kind} image: what runs beside a main program is one of Linux"
-            raise Mistake(f"containers[{number}].image", problem)
-
-
-def _check_unikernel(image: Image) -> None:
-    """Raises `UsageError` for a file without what solo5 writes into each unikernel."""
-    path = resolve(image.tree, image.entrypoint[0])
-    assert path is not None
-    parse_unikernel(path.read_bytes())
-
-
-async def remove(agent: Agent, who: Principal, key: str) -> dict[str, Any]:
-    deployed = await agent.control(say.RemoveApp(AppName(key)))
-    _audit(agent, who, "remove", key)
-    return {"name": key} | await _who_knows(agent, deployed.revision)
-
-
-async def scale(
-    agent: Agent, who: Principal, key: str, low: int | None, high: int | None
-) -> dict[str, Any]:
-    if low is None and high is None:
-        raise UsageError("scale: give min, max, or both")
-    deployed = await agent.control(say.ScaleApp(AppName(key), low, high))
-    _audit(agent, who, "scale", f"{key} min {low} max {high}")
-    return describe_app(deployed.app) | await _who_knows(agent, deployed.revision)
-
-
-async def _who_knows(agent: Agent, revision: int) -> dict[str, Any]:
-    """Data centers where every node has this revision, and those where one did not say so."""
-    answers = await agent.ask_all(say.AskKnown(revision), ASK_S)
-    failed = [node for node, answer in answers.by_node.items() if answer]
-    silent = {node.partition("/")[0] for node in (*answers.silent, *failed)}
-    datacenters = agent.config.cluster.datacenters()
-    return {
-        "known": [dc for dc in datacenters if dc not in silent],
-        "unreachable": sorted(silent),
-    }
-
-
 async def list_apps(agent: Agent) -> dict[str, Any]:
     found, silent = await _instances(agent)
+    there = Counter(i.app for i in found)
+    ready = Counter(i.app for i in found if i.state in STANDING)
     rows = []
-    for app in agent.all_apps():
-        mine = [i for i in found if i.app == app.key]
-        ready = sum(i.state in STANDING for i in mine)
-        rows.append(_describe_here(agent, app) | {"ready": ready, "instances": len(mine)})
+    for number, app in enumerate(agent.all_apps(), 1):
+        told = {"ready": ready[app.key], "instances": there[app.key]}
+        rows.append(_describe_here(agent, app) | told)
+        if not number % APPS_AT_ONCE:
+            await asyncio.sleep(0)  # sessions come meanwhile
     return {"apps": rows, "silent": silent}
 
 

@@ -17,8 +17,9 @@ from fastapi.responses import StreamingResponse
 from pydantic import Field
 from starlette.exceptions import HTTPException
 
-from tabane.api import actions
+from tabane.api import actions, deploying
 from tabane.api.checkpoints import add_checkpoints
+from tabane.api.deploying import AppFile
 from tabane.api.guard import Guard
 from tabane.api.images import add_images
 from tabane.api.instances import add_instances
@@ -42,18 +43,40 @@ if TYPE_CHECKING:
     from tabane.node.agent import Agent
 
 MAX_RECORDS = 2000
+MOST_APPS = 500
+"""In one commit, which has to fit into one message to every node."""
 
 
-class DeployBody(Body):
+class FileBody(Body):
     """An app file's text and name, and the image's digest (`sha256:...`, or `host`). `images`:
-    those of its containers, by their name, that have one of their own. `force`: a new revision even
-    when nothing has changed."""
+    those of its containers, by their name, that have one of their own."""
 
     text: str
     file: str = "app.toml"
     image: str
     images: dict[str, str] = Field(default_factory=dict)
+
+    def app_file(self) -> AppFile:
+        return AppFile(self.text, self.file, self.image, self.images)
+
+
+class DeployBody(FileBody):
+    """`force`: a new revision even when nothing has changed."""
+
     force: bool = False
+
+
+class DeployAllBody(Body):
+    """Up to `MOST_APPS` of them."""
+
+    apps: list[FileBody] = Field(min_length=1, max_length=MOST_APPS)
+    force: bool = False
+
+
+class RemoveAllBody(Body):
+    """Their names with namespaces, up to `MOST_APPS`."""
+
+    apps: list[str] = Field(min_length=1, max_length=MOST_APPS)
 
 
 class ScaleBody(Body):
@@ -135,11 +158,20 @@ def _add_apps(router: APIRouter, agent: Agent) -> None:
     async def deploy(body: DeployBody, request: Request) -> Response:
         """Store an app durably as a new revision; says which data centers know it. 200: it is
         stored as it is already."""
-        who, (text, file, image) = who_asks(request), (body.text, body.file, body.image)
-        stored = await actions.deploy(
-            agent, who, text, file, image, images=body.images, force=body.force
-        )
+        stored = await deploying.deploy(agent, who_asks(request), body.app_file(), force=body.force)
         return Json(stored, 201 if stored["changed"] else 200)
+
+    @router.post("/deployments", status_code=201)
+    async def deploy_all(body: DeployAllBody, request: Request) -> Response:
+        """Store several in one commit, or none of them. 200: all are stored as they are already."""
+        files = [app.app_file() for app in body.apps]
+        stored = await deploying.deploy_all(agent, who_asks(request), files, force=body.force)
+        return Json(stored, 201 if any(app["changed"] for app in stored["apps"]) else 200)
+
+    @router.post("/removals")
+    async def remove_all(body: RemoveAllBody, request: Request) -> Response:
+        """Remove several in one commit, or none of them."""
+        return Json(await deploying.remove_all(agent, who_asks(request), body.apps))
 
     @router.get("/apps")
     async def apps() -> Response:
@@ -151,12 +183,12 @@ def _add_apps(router: APIRouter, agent: Agent) -> None:
 
     @router.delete("/apps/{namespace}/{name}")
     async def remove(namespace: str, name: str, request: Request) -> Response:
-        return Json(await actions.remove(agent, who_asks(request), f"{namespace}/{name}"))
+        return Json(await deploying.remove(agent, who_asks(request), f"{namespace}/{name}"))
 
     @router.post("/apps/{namespace}/{name}/scale")
     async def scale(namespace: str, name: str, body: ScaleBody, request: Request) -> Response:
         key = f"{namespace}/{name}"
-        return Json(await actions.scale(agent, who_asks(request), key, body.min, body.max))
+        return Json(await deploying.scale(agent, who_asks(request), key, body.min, body.max))
 
 
 def _add_records(router: APIRouter, agent: Agent) -> None:

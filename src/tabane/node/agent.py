@@ -12,6 +12,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Iterable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -40,10 +41,10 @@ from tabane.node import messages as say
 from tabane.node.activity import activity_of
 from tabane.node.answering import Answering, Answers
 from tabane.node.calling import call
-from tabane.node.catalog import Catalog
+from tabane.node.catalog import Catalog, StoredApps
 from tabane.node.checkpoints import NodeCheckpoints
 from tabane.node.config import NodeConfig, agent_of, event_socket
-from tabane.node.control import Apps
+from tabane.node.control import Apps, Request
 from tabane.node.engines import Engines, boot_id
 from tabane.node.figures import Figures
 from tabane.node.gateways import Gateways
@@ -207,8 +208,7 @@ class Agent:
         self.tasks.keep("figures", self.figures.watch)
         self.tasks.start("machines", self.figures.try_machines())
         self.triggers.start()
-        for app in self.all_apps():
-            self.catalog.prefetch(app)
+        self.catalog.prefetch(self.all_apps())
 
     async def _open_store(self) -> View:
         """The control node's store, or this node's replica of it."""
@@ -246,7 +246,7 @@ class Agent:
     def app(self, key: AppName) -> App | None:
         return self.catalog.app(key)
 
-    def all_apps(self) -> list[App]:
+    def all_apps(self) -> StoredApps:
         return self.catalog.all_apps()
 
     def all_views(self) -> list[NodeView]:
@@ -453,15 +453,12 @@ class Agent:
         else:
             await self.send(agent_of(self.nodes.home_of(app)), say.encode(say.Asked(asked)))
 
-    async def control(self, request: say.DeployApp | say.RemoveApp | say.ScaleApp) -> say.Deployed:
-        """Have the control node change an app. Raises its refusal, or as `call` does."""
+    async def control(self, request: Request) -> Any:
+        """Have the control node change apps; what it answers. Raises its refusal, or as `call`."""
         if self.apps is not None:
             return await self.apps.perform(request)
         control, hint = self.config.cluster.control, "look with `tabane apps`, or do it again"
-        deployed: say.Deployed = await call(
-            self, control, request, timeout_s=CONTROL_TIMEOUT_S, hint=hint
-        )
-        return deployed
+        return await call(self, control, request, timeout_s=CONTROL_TIMEOUT_S, hint=hint)
 
     async def ask_all(self, request: say.Message, timeout_s: float) -> Answers:
         """Ask every agent, this one included; who did not answer is said. A session with

@@ -17,6 +17,7 @@ from tabane.node.orders import with_pause
 
 if TYPE_CHECKING:
     from tabane.node.agent import Agent
+    from tabane.node.control import Request
     from tabane.node.replication import Follower
 
 encode_json = msgspec.json.Encoder().encode
@@ -52,7 +53,9 @@ class Answering:
             say.StorePage: self._page,
             say.StoreChanges: self._changes,
             say.DeployApp: self._control,
+            say.DeployApps: self._control,
             say.RemoveApp: self._control,
+            say.RemoveApps: self._control,
             say.ScaleApp: self._control,
             say.Happened: self._happened,
             say.AskInstances: self._instances,
@@ -137,9 +140,7 @@ class Answering:
             raise Unsupported(f"{self._agent.config.key} holds the store, and follows nobody")
         return self._agent.follower
 
-    async def _control(
-        self, sender: str, body: say.DeployApp | say.RemoveApp | say.ScaleApp
-    ) -> bytes:
+    async def _control(self, sender: str, body: Request) -> bytes:
         if self._agent.apps is None:
             raise Unsupported(f"{self._agent.config.key} does not hold the store")
         return say.encode(await self._agent.apps.perform(body))

@@ -7,18 +7,36 @@ log: it keeps none of the others from being routed, woken and kept.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from tabane.errors import TabaneError
 from tabane.gateway.activation import AppChanged, FloorChanged
 from tabane.model import App, AppName, Trust, app_of_cohort, name_cohort
 from tabane.node.control import APPS, FLOORS, parse_floors, sound_app
-from tabane.store.api import Change
+from tabane.store.api import Change, Entry
 
 if TYPE_CHECKING:
     from tabane.node.agent import Agent
 
 log = logging.getLogger(__name__)
+
+
+class StoredApps:
+    """The apps of a moment, by name, each unpacked when it is its turn: all of them at once would
+    take many times what is stored."""
+
+    def __init__(self, entries: list[Entry]) -> None:
+        self._entries = entries
+
+    def __len__(self) -> int:
+        """With those that are left out."""
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[App]:
+        for entry in self._entries:
+            if (app := sound_app(entry.key, entry.value)) is not None:
+                yield app
 
 
 class Catalog:
@@ -35,10 +53,8 @@ class Catalog:
         """What of an app shares its instances; None when there is no such app or cohort of it."""
         return _cohort_of(self.app(app_of_cohort(cohort)[0]), cohort)
 
-    def all_apps(self) -> list[App]:
-        entries = self._agent.replica.range(APPS)
-        apps = (sound_app(entry.key, entry.value) for entry in entries)
-        return [app for app in apps if app is not None]
+    def all_apps(self) -> StoredApps:
+        return StoredApps(self._agent.replica.range(APPS))
 
     def floor(self, key: AppName) -> int:
         """This data center's share of the app's `min`."""
@@ -57,9 +73,8 @@ class Catalog:
                 log.exception("%s of revision %d is not taken in", change.key, change.revision)
         self._agent.home.on_store()
         self._agent.gateways.tell_routes(changed, gone)
-        for app in changed:
-            self.prefetch(app)
-        if changed or gone:
+        self.prefetch(changed)
+        if any(self._agent.replica.get(FLOORS + app.key) for app in changed):
             self._agent.spread_soon()
 
     def _on_change(self, change: Change, changed: list[App], gone: list[AppName]) -> None:
@@ -95,12 +110,14 @@ class Catalog:
         if ledger is not None or floor:
             self._agent.home.about(key, FloorChanged(key, floor))
 
-    def prefetch(self, app: App) -> None:
-        """Have an app's images here before a session wants them."""
-        if app.allows(self._agent.config.node.datacenter):
-            for image, source in dict(app.images()).items():
-                work = self.prepare_image(image, source)
-                self._agent.tasks.start(f"image {image[:19]}", work)
+    def prefetch(self, apps: Iterable[App]) -> None:
+        """Have the images of apps here before a session wants them: each once."""
+        here = self._agent.config.node.datacenter
+        images = {
+            image: source for app in apps if app.allows(here) for image, source in app.images()
+        }
+        for image, source in images.items():
+            self._agent.tasks.start(f"image {image[:19]}", self.prepare_image(image, source))
 
     async def prepare_image(self, digest: str, source: str = "") -> None:
         try:

@@ -6,7 +6,8 @@ Keys in the store:
     hosts/HOST              the app that has this HTTP name
     tcp/PORT                the app that has this TCP port, at every gateway
     ids/BASE                the app that has this range of ids
-    floors/NAMESPACE/NAME   how many instances each data center keeps of an app with a `min`
+    floors/NAMESPACE/NAME   how many instances each data center keeps of an app with a `min`; of
+                            others there is none
     volumes/NAMESPACE/NAME  the node that has the app's volumes; stays when the app is removed
     triggers/NAMESPACE/NAME/TRIGGER  which moments of a timer were begun (`tabane.node.timers`)
 """
@@ -15,18 +16,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 import msgspec
 
 from tabane.clock import Clock
-from tabane.errors import Conflict, Denied, NotFound, UsageError
+from tabane.errors import Conflict, Denied, NotFound, TabaneError, UsageError
 from tabane.model import App, AppName, Class, NodeName
-from tabane.node.messages import DeployApp, Deployed, RemoveApp, ScaleApp
+from tabane.node.messages import (
+    DeployApp,
+    DeployApps,
+    Deployed,
+    DeployedApps,
+    RemoveApp,
+    RemoveApps,
+    ScaleApp,
+)
 from tabane.scheduler.placement import Choice, floors
 from tabane.spec_readers import LARGEST
-from tabane.store.api import Delete, Entry, Expect, Put, Store, Write
+from tabane.store.api import Entry, Store
+from tabane.store.edit import Edit, Overtaken
 
 APPS = "apps/"
 HOSTS = "hosts/"
@@ -48,6 +59,7 @@ SPREAD_WRITES = 1000
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+Request = DeployApp | DeployApps | RemoveApp | RemoveApps | ScaleApp
 Ready = Mapping[AppName, Mapping[str, int]]
 """Ready instances of each app by data center."""
 
@@ -72,21 +84,26 @@ def sound_app(key: str, value: bytes) -> App | None:
 
 
 class Apps:
-    """Deploy, remove and scale, each one transaction; repeated when another came between. `place`
-    picks the node for the volumes of an app that has none yet."""
+    """Deploy, remove and scale, each one transaction, however many apps it is for; repeated when
+    another came between. `place` picks the node for the volumes of an app that has none yet."""
 
     def __init__(self, store: Store, clock: Clock, place: Callable[[App], Choice]) -> None:
         self._store = store
         self._clock = clock
         self._place = place
 
-    async def perform(self, request: DeployApp | RemoveApp | ScaleApp) -> Deployed:
+    async def perform(self, request: Request) -> Deployed | DeployedApps:
         """Do what another node asks for."""
         match request:
             case DeployApp(app=wanted, force=force):
                 return await self.deploy(wanted, force=force)
+            case DeployApps(apps=all_wanted, force=force):
+                return DeployedApps(tuple(await self.deploy_all(all_wanted, force=force)))
             case RemoveApp(app=key):
                 return Deployed(*await self.remove(key))
+            case RemoveApps(apps=keys):
+                removed, revision = await self.remove_all(keys)
+                return DeployedApps(tuple(Deployed(app, revision) for app in removed))
             case ScaleApp(app=key, min=low, max=high):
                 return Deployed(*await self.scale(key, low, high))
 
@@ -95,51 +112,58 @@ class Apps:
         `force`). Raises `Conflict` when another app has one of its hosts or TCP ports, `Denied`
         for a port that takes root.
         """
-        return await _repeat(lambda: self._deploy(wanted, force))
+        return (await self.deploy_all([wanted], force=force))[0]
 
-    async def _deploy(self, wanted: App, force: bool) -> Deployed:
-        entry, old = await self._read(wanted.key)
+    async def deploy_all(self, wanted: Sequence[App], *, force: bool = False) -> list[Deployed]:
+        """The same of many, in one commit; none is stored when one cannot be."""
+        return await self._edit(lambda edit: self._deploy_all(edit, wanted, force))
+
+    async def _deploy_all(
+        self, edit: Edit, wanted: Sequence[App], force: bool
+    ) -> Callable[[int], list[Deployed]]:
+        done = []
+        for app in wanted:
+            with _naming(app.key, one_of=len(wanted)):
+                done.append(await self._deploy(edit, app, force))
+        return lambda revision: [finish(revision) for finish in done]
+
+    async def _deploy(self, edit: Edit, wanted: App, force: bool) -> Callable[[int], Deployed]:
+        entry, old = await _read(edit, wanted.key)
         if entry is not None and old is not None and not force and is_as_declared(old, wanted):
-            return Deployed(old, entry.version, changed=False)
-        bases, writes, expect = await self._own_ids(wanted, old)
-        pinned_to = await self._pin(wanted, old, writes, expect)
+            unchanged = Deployed(old, entry.version, changed=False)
+            return lambda revision: unchanged
+        bases = await self._own_ids(edit, wanted, old)
         app = msgspec.structs.replace(
             wanted,
-            pinned_to=pinned_to,
+            pinned_to=await self._pin(edit, wanted, old),
             revision=old.revision + 1 if old else 1,
             id_base=bases[0],
             trusted_id_base=bases[1] if len(bases) > 1 else 0,
             deployed_at=self._clock.wall(),
         )
-        await self._claim(app, old, writes, expect)
-        writes.append(Put(APPS + app.key, encode(app)))
-        expect.append(Expect(APPS + app.key, entry.version if entry else 0))
+        await self._claim(edit, app, old)
+        await _put(edit, app)
         unscaled = old.reactive if old is not None and old.declared is not None else None
-        return Deployed(app, await self._commit(writes, expect), unscaled=unscaled)
+        return lambda revision: Deployed(app, revision, unscaled=unscaled)
 
-    async def _claim(
-        self, app: App, old: App | None, writes: list[Write], expect: list[Expect]
-    ) -> None:
+    async def _claim(self, edit: Edit, app: App, old: App | None) -> None:
         """Its host names and TCP ports, each of which belongs to one app."""
         check_low_ports(app)
         for key, what in claims_of(app).items():
-            taken = await self._store.get(key)
+            taken = await edit.get(key)
             if taken is not None and taken.value.decode() != app.key:
                 other = taken.value.decode()
                 raise Conflict(f"{what} leads to {other} already: remove it there first")
-            writes.append(Put(key, app.key.encode()))
-            expect.append(Expect(key, taken.version if taken else 0))
-        dropped = claims_of(old).keys() - claims_of(app).keys() if old else set()
-        writes += [Delete(key) for key in sorted(dropped)]
+            edit.put(key, app.key.encode())
+        for key in sorted(claims_of(old).keys() - claims_of(app).keys()) if old else ():
+            edit.delete(key)
 
-    async def _pin(
-        self, wanted: App, old: App | None, writes: list[Write], expect: list[Expect]
-    ) -> NodeName:
+    async def _pin(self, edit: Edit, wanted: App, old: App | None) -> NodeName:
         """The node that has the app's volumes, or is to have them. Raises `UsageError`."""
         if not wanted.volumes:
             return NodeName("")
         _check_sizes(wanted, old)
-        entry = await self._store.get(VOLUMES + wanted.key)
+        entry = await edit.get(VOLUMES + wanted.key)
         if entry is not None:
             node = NodeName(entry.value.decode())
             if not wanted.placement.allows(node.partition("/")[0]):
@@ -148,43 +172,54 @@ class Apps:
         choice = self._place(wanted)
         if choice.node is None:
             raise UsageError(f"volumes: no node can have them: {'; '.join(choice.reasons)}")
-        writes.append(Put(VOLUMES + wanted.key, choice.node.encode()))
-        expect.append(Expect(VOLUMES + wanted.key, 0))
+        edit.put(VOLUMES + wanted.key, choice.node.encode())
         return choice.node
 
     async def forget_volumes(self, key: AppName) -> int:
         """An app's volumes are gone, or given up: a node is picked anew when it has some again.
         Returns the commit. Raises `Conflict` when the app has some, `NotFound`."""
-        return await _repeat(lambda: self._forget_volumes(key))
+        return await self._edit(lambda edit: self._forget_volumes(edit, key))
 
-    async def _forget_volumes(self, key: AppName) -> int:
-        app, entry = await self._store.get(APPS + key), await self._store.get(VOLUMES + key)
-        if app is not None and parse_app(app.value).volumes:
+    async def _forget_volumes(self, edit: Edit, key: AppName) -> Callable[[int], int]:
+        _, app = await _read(edit, key)
+        if app is not None and app.volumes:
             raise Conflict(f"{key} uses its volumes: remove the app first, or deploy it without")
-        if entry is None:
+        if await edit.get(VOLUMES + key) is None:
             raise NotFound(f"{key} has no volumes")
-        expect = [Expect(APPS + key, app.version if app else 0)]
-        expect.append(Expect(VOLUMES + key, entry.version))
-        return await self._commit([Delete(VOLUMES + key)], expect)
+        edit.delete(VOLUMES + key)
+        return lambda revision: revision
 
     async def remove(self, key: AppName) -> tuple[App, int]:
         """Remove an app; returns it as it was, and the commit. Raises `NotFound`."""
-        return await _repeat(lambda: self._remove(key))
+        (app,), revision = await self.remove_all([key])
+        return app, revision
 
-    async def _remove(self, key: AppName) -> tuple[App, int]:
-        entry, app = await self._read_known(key)
-        writes: list[Write] = [Delete(claim) for claim in claims_of(app)]
-        writes += [Delete(IDS + str(base)) for base in app.id_bases]
-        writes += [Delete(APPS + key), Delete(FLOORS + key)]
-        return app, await self._commit(writes, [Expect(APPS + key, entry.version)])
+    async def remove_all(self, keys: Sequence[AppName]) -> tuple[list[App], int]:
+        """The same of many, in one commit; none is removed when one is not there."""
+        return await self._edit(lambda edit: self._remove_all(edit, keys))
+
+    async def _remove_all(
+        self, edit: Edit, keys: Sequence[AppName]
+    ) -> Callable[[int], tuple[list[App], int]]:
+        removed = []
+        for key in keys:
+            app = await _read_known(edit, key)
+            for what in (*claims_of(app), *(IDS + str(base) for base in app.id_bases)):
+                edit.delete(what)
+            edit.delete(APPS + key)
+            edit.delete(FLOORS + key)
+            removed.append(app)
+        return lambda revision: (removed, revision)
 
     async def scale(self, key: AppName, low: int | None, high: int | None) -> tuple[App, int]:
         """Change `min` and `max` of the current revision; without `high`, `max` is raised to a
         larger `min`. Raises `NotFound`, `UsageError`."""
-        return await _repeat(lambda: self._scale(key, low, high))
+        return await self._edit(lambda edit: self._scale(edit, key, low, high))
 
-    async def _scale(self, key: AppName, low: int | None, high: int | None) -> tuple[App, int]:
-        entry, app = await self._read_known(key)
+    async def _scale(
+        self, edit: Edit, key: AppName, low: int | None, high: int | None
+    ) -> Callable[[int], tuple[App, int]]:
+        app = await _read_known(edit, key)
         low = app.reactive.min if low is None else low
         high = max(app.reactive.max, low) if high is None else high
         if not 0 <= low <= high or high < 1:
@@ -197,81 +232,104 @@ class Apps:
         reactive = msgspec.structs.replace(app.reactive, min=low, max=high)
         before = app.declared or app.reactive
         declared = before if before != reactive else None
-        app = msgspec.structs.replace(app, reactive=reactive, declared=declared)
-        writes = [Put(APPS + key, encode(app))]
-        return app, await self._commit(writes, [Expect(APPS + key, entry.version)])
+        scaled = msgspec.structs.replace(app, reactive=reactive, declared=declared)
+        await _put(edit, scaled)
+        return lambda revision: (scaled, revision)
 
     async def spread(self, datacenters: Iterable[str], ready: Ready) -> None:
         """Store each app's share of `min` by data center, where it changed."""
         live = tuple(datacenters)
-        while await _repeat(lambda: self._spread(live, ready)):
+        while await self._edit(lambda edit: self._spread(edit, live, ready)):
             pass
 
-    async def _spread(self, live: tuple[str, ...], ready: Ready) -> bool:
+    async def _spread(
+        self, edit: Edit, live: tuple[str, ...], ready: Ready
+    ) -> Callable[[int], bool]:
         """One commit's worth of it; whether there was anything to store."""
-        _, apps = await self._store.range(APPS)
         _, stored = await self._store.range(FLOORS)
-        known = {entry.key: entry.value for entry in stored}
-        writes: list[Write] = []
-        expect = []
-        for entry in apps:
-            if (app := sound_app(entry.key, entry.value)) is None:
+        for entry in stored:
+            if len(edit) == SPREAD_WRITES:
+                break
+            known = await edit.get(entry.key)
+            app = await _read_sound(edit, AppName(entry.key.removeprefix(FLOORS)))
+            if app is None or not app.reactive.min:
+                edit.delete(entry.key)
                 continue
-            key = FLOORS + app.key
-            shares = floors(app, live, ready.get(app.key, {}))
-            wanted = encode(shares) if app.reactive.min else None
-            if wanted != known.pop(key, None):
-                writes.append(Put(key, wanted) if wanted is not None else Delete(key))
-                expect.append(Expect(entry.key, entry.version))
-        writes += [Delete(key) for key in known]  # of apps that are gone
-        if writes:
-            await self._commit(writes[:SPREAD_WRITES], expect[:SPREAD_WRITES])
-        return bool(writes)
+            shares = encode(floors(app, live, ready.get(app.key, {})))
+            if known is None or shares != known.value:
+                edit.put(entry.key, shares)
+        return lambda revision: bool(edit)
 
-    async def _own_ids(
-        self, wanted: App, old: App | None
-    ) -> tuple[list[int], list[Write], list[Expect]]:
+    async def _own_ids(self, edit: Edit, wanted: App, old: App | None) -> list[int]:
         """The ranges of ids that an app has or takes now: one, or of class `auto` one for each
         cohort. What it once had it keeps."""
         bases = list(old.id_bases) if old is not None else []
         missing = (2 if wanted.isolation is Class.AUTO else 1) - len(bases)
-        if missing <= 0:
-            return bases, [], []
-        taken, writes, expect = await self._take_ids(wanted.key, missing)
-        return bases + taken, writes, expect
+        return bases + (await _take_ids(edit, wanted.key, missing) if missing > 0 else [])
 
-    async def _take_ids(
-        self, key: AppName, count: int
-    ) -> tuple[list[int], list[Write], list[Expect]]:
-        """So many that nobody has, from behind the last that was taken. Raises `Conflict`."""
-        last = await self._store.get(LAST_IDS)
-        first, bases = int(last.value) if last is not None else 0, list[int]()
-        for step in range(ID_RANGES):
-            base = FIRST_ID_BASE + (first + step) % ID_RANGES * ID_RANGE
-            if await self._store.get(IDS + str(base)) is None:
-                bases.append(base)
-            if len(bases) == count:
-                following = str((first + step + 1) % ID_RANGES).encode()
-                writes: list[Write] = [Put(IDS + str(base), key.encode()) for base in bases]
-                writes.append(Put(LAST_IDS, following))
-                return bases, writes, [Expect(LAST_IDS, last.version if last else 0)]
-        raise Conflict(f"all {ID_RANGES} id ranges are taken: remove apps that are not needed")
+    async def _edit(self, change: Callable[[Edit], Awaitable[Callable[[int], T]]]) -> T:
+        """Read and commit, again when overtaken; each round one of those who compete gets through.
+        `change` returns what its commit's revision makes of it."""
+        while True:
+            edit = Edit(self._store)
+            finish = await change(edit)
+            try:
+                return finish(await edit.commit() if edit else 0)
+            except Overtaken:
+                await asyncio.sleep(0)
 
-    async def _read(self, key: AppName) -> tuple[Entry | None, App | None]:
-        entry = await self._store.get(APPS + key)
-        return entry, parse_app(entry.value) if entry is not None else None
 
-    async def _read_known(self, key: AppName) -> tuple[Entry, App]:
-        entry, app = await self._read(key)
-        if entry is None or app is None:
-            raise NotFound(f"there is no app {key}")
-        return entry, app
+async def _put(edit: Edit, app: App) -> None:
+    """An app's new text; those with a `min`, and no others, have floors."""
+    edit.put(APPS + app.key, encode(app))
+    has_floors = await edit.get(FLOORS + app.key) is not None
+    if app.reactive.min and not has_floors:
+        edit.put(FLOORS + app.key, encode({}))
+    elif has_floors and not app.reactive.min:
+        edit.delete(FLOORS + app.key)
 
-    async def _commit(self, writes: Sequence[Write], expect: Sequence[Expect]) -> int:
-        try:
-            return await self._store.commit(writes, expect)
-        except Conflict as conflict:
-            raise _Overtaken from conflict
+
+async def _take_ids(edit: Edit, key: AppName, count: int) -> list[int]:
+    """So many that nobody has, from behind the last that was taken. Raises `Conflict`."""
+    last = await edit.get(LAST_IDS)
+    first, bases = int(last.value) if last is not None else 0, list[int]()
+    for step in range(ID_RANGES):
+        base = FIRST_ID_BASE + (first + step) % ID_RANGES * ID_RANGE
+        if await edit.get(IDS + str(base)) is None:
+            bases.append(base)
+            edit.put(IDS + str(base), key.encode())
+        if len(bases) == count:
+            edit.put(LAST_IDS, str((first + step + 1) % ID_RANGES).encode())
+            return bases
+    raise Conflict(f"all {ID_RANGES} id ranges are taken: remove apps that are not needed")
+
+
+async def _read(edit: Edit, key: AppName) -> tuple[Entry | None, App | None]:
+    entry = await edit.get(APPS + key)
+    return entry, parse_app(entry.value) if entry is not None else None
+
+
+async def _read_known(edit: Edit, key: AppName) -> App:
+    _, app = await _read(edit, key)
+    if app is None:
+        raise NotFound(f"there is no app {key}")
+    return app
+
+
+async def _read_sound(edit: Edit, key: AppName) -> App | None:
+    entry = await edit.get(APPS + key)
+    return sound_app(entry.key, entry.value) if entry is not None else None
+
+
+@contextmanager
+def _naming(key: AppName, *, one_of: int) -> Iterator[None]:
+    """Have an error say which of several apps it is about."""
+    try:
+        yield
+    except TabaneError as error:
+        if one_of > 1:
+            raise type(error)(f"{key}: {error.message}") from None
+        raise
 
 
 def claims_of(app: App) -> dict[str, str]:
@@ -305,16 +363,3 @@ def _check_sizes(wanted: App, old: App | None) -> None:
     for volume in wanted.volumes:
         if volume.size_bytes < before.get(volume.name, 0):
             raise UsageError(f"volumes: {volume.name} cannot shrink: leave its size, or enlarge it")
-
-
-class _Overtaken(Exception):
-    """Another transaction came between read and commit."""
-
-
-async def _repeat(attempt: Callable[[], Awaitable[T]]) -> T:
-    """Read and commit, again when overtaken; each round one of those who compete gets through."""
-    while True:
-        try:
-            return await attempt()
-        except _Overtaken:
-            await asyncio.sleep(0)

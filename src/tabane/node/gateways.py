@@ -5,6 +5,7 @@ A gateway says `Hello` to every new agent, gets all, and from then on every chan
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -31,12 +32,11 @@ class Gateways:
     def greet(self, gateway: str) -> None:
         """Tell a gateway all it has to know; from then on it is told of changes."""
         self._agent.tell(gateway, self._all_instances())
-        apps = self._agent.all_apps()
-        for start in range(0, max(1, len(apps)), ROUTES_PER_MESSAGE):
-            page = tuple(map(routed, apps[start : start + ROUTES_PER_MESSAGE]))
-            last = start + ROUTES_PER_MESSAGE >= len(apps)
-            revision = self._agent.replica.revision
-            self._agent.tell(gateway, say.Routes(page, complete=last, revision=revision))
+        revision = self._agent.replica.revision
+        apps = map(routed, self._agent.all_apps())
+        while page := tuple(itertools.islice(apps, ROUTES_PER_MESSAGE)):
+            self._agent.tell(gateway, say.Routes(page, revision=revision))
+        self._agent.tell(gateway, say.Routes((), complete=True, revision=revision))
         self._agent.tell(gateway, say.TcpPorts(self._agent.tcp.open))
         self._greeted.add(gateway)
 

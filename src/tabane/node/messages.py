@@ -330,10 +330,29 @@ class Deployed(Value, frozen=True, tag="deployed"):
     unscaled: Reactive | None = None
 
 
+class DeployApps(Value, frozen=True, tag="deploy_apps"):
+    """The same for several, in one commit, or none of them. Answered with `DeployedApps`."""
+
+    apps: tuple[App, ...]
+    force: bool = False
+
+
+class DeployedApps(Value, frozen=True, tag="deployed_apps"):
+    """In the order in which they were asked for."""
+
+    apps: tuple[Deployed, ...]
+
+
 class RemoveApp(Value, frozen=True, tag="remove"):
     """To the control agent. Answered with `Deployed`, of the app as it was."""
 
     app: AppName
+
+
+class RemoveApps(Value, frozen=True, tag="remove_apps"):
+    """The same for several, in one commit, or none of them. Answered with `DeployedApps`."""
+
+    apps: tuple[AppName, ...]
 
 
 class ScaleApp(Value, frozen=True, tag="scale"):
@@ -421,9 +440,12 @@ Message = (
     | StorePage
     | StoreChanges
     | DeployApp
+    | DeployApps
     | Deployed
+    | DeployedApps
     | RemoveApp
     | ScaleApp
+    | RemoveApps
     | Used
     | FireTrigger
     | Fired

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tabane.lifecycle import STANDING
 from tabane.model import AppName
 from tabane.node import messages as say
-from tabane.node.control import Apps
+from tabane.node.control import FLOORS, Apps
 
 if TYPE_CHECKING:
     from tabane.node.agent import Agent
@@ -29,7 +29,7 @@ async def count_ready(agent: Agent) -> dict[AppName, Counter[str]]:
     """The ready instances of each app, frozen or not, by data center; nobody is asked when no app
     has a `min`."""
     found: dict[AppName, Counter[str]] = {}
-    if not any(app.reactive.min for app in agent.all_apps()):
+    if not agent.replica.range(FLOORS):
         return found
     answers = await agent.ask_all(say.AskInstances(), ASK_S)
     for node, data in answers.by_node.items():

@@ -1,13 +1,10 @@
-"""`tabane deploy`, `apps`, `show`, `rm`, `scale`."""
+"""`tabane apps`, `show`, `scale`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tabane.errors import Corrupt, NotFound, SpecError, UsageError
+from tabane.errors import UsageError
 from tabane.tools.cli.common import (
     Parser,
     app_key,
@@ -21,115 +18,12 @@ from tabane.tools.cli.common import (
     say_silent,
     whole,
 )
-from tabane.tools.cli.images import follow, read_auth, send
 from tabane.tools.cli.places import place_of, placed, placed_app, short
-from tabane.tools.cli.progress import Tell, shown
 from tabane.tools.client import Cluster
-
-if TYPE_CHECKING:
-    from tabane.images import Packed
 
 LONGEST_SOURCE = 14
 LONGEST_HOSTS = 18
 SOME_PORTS = 2
-
-
-def deploy(argv: list[str]) -> int:
-    parser = Parser("deploy", "Store an app. Returns when it is durable; a request will start it.")
-    parser.add_argument("file", help="the app file (TOML); - reads it from stdin")
-    parser.add_argument("--force", action="store_true", help="a new revision, changed or not")
-    parser.add_argument("--dry-run", action="store_true", help="only look for mistakes")
-    parser.add_argument("--authfile", metavar="FILE", help="logins of registries, for this once")
-    parser.add_argument("--json", action="store_true")
-    args = parser.parse_args(argv)
-    from tabane import spec
-
-    path = Path("/dev/stdin" if args.file == "-" else args.file)
-    text = _read(path)
-    base = Path.cwd() if args.file == "-" else path.resolve().parent
-    app = spec.parse_app(text, file=str(path))
-    auth = read_auth(args.authfile)
-    cluster = None if args.dry_run else Cluster(args.root)
-    told = {"file": str(path), "text": text}
-    with shown(quiet=args.json) as tell:
-        with _packed(app.source, base, **told) as packed:
-            image = _bring(cluster, app.source, packed, auth, tell)
-        images = {}
-        for number, each in enumerate(app.containers, 1):
-            if each.source:
-                with _packed(each.source, base, f"containers[{number}].image", **told) as packed:
-                    images[each.name] = _bring(cluster, each.source, packed, auth, tell)
-    if cluster is None:
-        print_json({"app": app.key, "digest": image}) if args.json else say(f"{app.key} is valid")
-        return 0
-    body = {"text": text, "file": str(path), "image": image, "force": args.force}
-    body |= {"images": images} if images else {}
-    return _say_stored(app.key, cluster.post("/api/v1/apps", body), as_json=args.json)
-
-
-def _say_stored(key: str, answer: dict[str, Any], *, as_json: bool) -> int:
-    if as_json:
-        print_json(placed_app(answer))
-    else:
-        known = ", ".join(answer["known"]) or "none yet"
-        done = "stored" if answer["changed"] else "is what the file says, nothing was changed"
-        say(f"{key} revision {answer['revision']} {done}; known in {known}")
-    for warning in answer["warnings"]:
-        complain(f"{key}: {warning}")
-    return say_silent(f"data center {dc}" for dc in answer["unreachable"])
-
-
-def _read(path: Path) -> str:
-    """Raises `NotFound` for a file that cannot be read: nothing is wrong in it then."""
-    from tabane import spec
-
-    try:
-        return spec.read_text(path)
-    except SpecError as error:
-        if isinstance(error.__cause__, OSError):
-            raise NotFound(error.message) from None
-        raise
-
-
-@contextmanager
-def _packed(
-    source: str, base: Path, field: str = "image", *, file: str, text: str
-) -> Iterator[Packed | None]:
-    """An image that is made here; None for one that nodes have or get. Mistakes are the file's, in
-    that field."""
-    from tabane import spec
-    from tabane.spec_readers import Mistake
-
-    if not _is_made_here(source):
-        yield None
-        return
-    from tabane.images import pack
-
-    try:
-        packed = pack(source, base)
-    except (Corrupt, UsageError) as error:
-        raise spec.error_of(Mistake(field, error.message), file=file, text=text) from None
-    except OSError as error:
-        problem = Mistake(field, f"{error.filename} cannot be read: {error.strerror}")
-        raise spec.error_of(problem, file=file, text=text) from None
-    with packed:
-        yield packed
-
-
-def _is_made_here(source: str) -> bool:
-    return source != "host" and not source.startswith("docker://")
-
-
-def _bring(
-    cluster: Cluster | None, source: str, packed: Packed | None, auth: str, tell: Tell
-) -> str:
-    """Have a node get an image, or send it; returns its digest. Without a cluster only what is made
-    here has one."""
-    if packed is not None:
-        return str(send(cluster, packed, source, tell)["digest"]) if cluster else packed.digest
-    if cluster is None or not source.startswith("docker://"):
-        return source
-    return str(follow(cluster, "pull", {"source": source, "auth": auth}, tell)["digest"])
 
 
 def apps(argv: list[str]) -> int:
@@ -322,19 +216,6 @@ def _show_wakes(wakes: list[dict[str, Any]]) -> None:
         for w in wakes
     ]
     print_table(headings, rows)
-
-
-def rm(argv: list[str]) -> int:
-    parser = Parser("rm", "Remove an app; its instances are drained and stopped.")
-    parser.add_argument("app")
-    parser.add_argument("--json", action="store_true")
-    args = parser.parse_args(argv)
-    answer = Cluster(args.root).delete(f"/api/v1/apps/{app_key(args.app)}")
-    if args.json:
-        print_json({"app": answer.pop("name"), **answer})
-    else:
-        say(f"{answer['name']} removed; known in {', '.join(answer['known']) or 'none yet'}")
-    return say_silent(f"data center {dc}" for dc in answer["unreachable"])
 
 
 def scale(argv: list[str]) -> int:
