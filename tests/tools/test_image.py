@@ -208,7 +208,10 @@ def test_gc(tabane: Run, node: Node) -> None:
     assert f"tokyo/tokyo-1: {'1a' * 6} would be removed (5.0MiB)" in ended.out
     assert node.asked[-1][1] == {"dry_run": True, "node": "osaka/osaka-1"}
     node.removed = []
-    assert tabane("image", "gc").out == "nothing removed\n"
+    assert tabane("image", "gc").out == (
+        "nothing removed (what an app names or an instance runs from, or was asked for in the last "
+        "minute, stays)\n"
+    )
 
 
 @pytest.mark.parametrize(

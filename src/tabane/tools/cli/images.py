@@ -296,4 +296,6 @@ def _rm(cluster: Cluster, args: argparse.Namespace) -> int:
 def _gc(cluster: Cluster, args: argparse.Namespace) -> int:
     answer = collect(cluster, "/api/v1/images/gc", args.node, dry_run=args.dry_run)
     done = "would be removed" if args.dry_run else "removed"
-    return say_removed("image", answer["removed"], answer["silent"], done, as_json=args.json)
+    removed, silent = answer["removed"], answer["silent"]
+    stays = "what an app names or an instance runs from, or was asked for in the last minute,"
+    return say_removed("image", removed, silent, done, as_json=args.json, stays=stays)

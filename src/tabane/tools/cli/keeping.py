@@ -50,9 +50,16 @@ def collect(cluster: Cluster, path: str, node: str | None, *, dry_run: bool) -> 
 
 
 def say_removed(
-    command: str, rows: list[Row], silent: list[str], done: str, *, as_json: bool
+    command: str,
+    rows: list[Row],
+    silent: list[str],
+    done: str,
+    *,
+    as_json: bool,
+    stays: str = "",
 ) -> int:
-    """What was `done` to what, on which node. Returns the command's exit code."""
+    """What was `done` to what, on which node; if to nothing, what `stays` is told. Returns the
+    command's exit code."""
     if as_json:
         print_json({"removed": [*map(placed, rows)], "silent": silent})
     for row in rows:
@@ -62,6 +69,6 @@ def say_removed(
         if row["problem"]:
             complain(f"{command}: {row['problem']}")
     if not as_json and not any(row["digests"] or row["problem"] for row in rows):
-        say(f"nothing {done}")
+        say(f"nothing {done}{f' ({stays} stays)' if stays else ''}")
     code = say_silent(silent)
     return 1 if code or any(row["problem"] for row in rows) else 0
