@@ -10,7 +10,7 @@ from tabane.gateway.activation import (
     Start,
     StopAsked,
 )
-from tabane.gateway.decisions import RECALL_S, STARTING_AT_ONCE
+from tabane.gateway.decisions import RECALL_S, STARTING_AT_ONCE, UNPROVEN_AT_ONCE
 from tabane.gateway.messages import Grant, Refuse, StartTrace, StillUsed
 from tabane.model import App, InstanceId
 from tabane.testing.home import NODE, HandledHome
@@ -55,6 +55,7 @@ def test_sessions_that_one_start_will_serve_start_nothing_more() -> None:
 
 def test_of_very_many_instances_only_so_many_start_at_a_time() -> None:
     home = HandledHome(max=1_000_000)
+    home.prove()
     starts = home.handle(floor(home, 1_000_000)).starts
     assert len(starts) == STARTING_AT_ONCE
     assert home.wait(5) == []
@@ -63,9 +64,19 @@ def test_of_very_many_instances_only_so_many_start_at_a_time() -> None:
 
 def test_one_instance_for_each_concurrency_sessions_and_never_above_max() -> None:
     home = HandledHome(concurrency=10, max=20)
+    home.prove()
     assert len(home.demand("g1", 95).starts) == 10
     assert len(home.demand("g1", 5000).starts) == 10
     assert home.wait(10) == []
+
+
+def test_of_a_new_revision_a_few_are_tried_before_the_others_are_started() -> None:
+    home = HandledHome(concurrency=1, max=100)
+    assert len(home.demand("g1", 100).starts) == UNPROVEN_AT_ONCE
+    assert home.wait(5) == []
+    assert len(home.ready("i1").starts) == 100 - UNPROVEN_AT_ONCE
+    home.redeploy()
+    assert home.ledger.proven < home.app.revision
 
 
 def test_when_it_is_ready_those_who_wait_get_its_slots_the_longest_waiting_first() -> None:

@@ -118,6 +118,7 @@ def test_a_start_that_would_fail_the_same_way_is_not_tried_again_at_once() -> No
 
 def test_starts_that_fail_together_count_once() -> None:
     home = HandledHome(concurrency=1, max=20)
+    home.prove()
     for instance in home.demand("g1", 20).starts:
         assert home.ended(instance).refusals == []
     assert home.ledger.setbacks.count == 1

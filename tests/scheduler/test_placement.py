@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from tabane.model import App, AppName, Class, NodeName, Placement, Reactive, Resources
 from tabane.scheduler.engines import EngineView
 from tabane.scheduler.placement import NodeView, floors, home_of, place
+from tabane.scheduler.quotas import Account, Quota, Usage
 
 NODES = [NodeName(f"tokyo/tokyo-{number}") for number in range(5)]
 APPS = [AppName(f"default/app-{number}") for number in range(500)]
@@ -85,6 +86,21 @@ def test_a_node_that_cannot_run_it_says_why(wanted: App, reason: str) -> None:
     choice = place(wanted, [view(memory=200 << 20)], {})
     assert choice.node is None
     assert choice.reasons == (f"tokyo/tokyo-1: {reason}",)
+
+
+def test_idle_instances_leave_where_nothing_else_is_free() -> None:
+    wanted = app(resources=Resources(memory_bytes=300 << 20))
+    tight = msgspec.structs.replace(view("tokyo-1", memory=200 << 20), memory_idle_bytes=100 << 20)
+    choice = place(wanted, [tight], {})
+    assert choice.node == "tokyo/tokyo-1"
+    assert choice.reasons[0].endswith(", idle ones leave for it")
+    free = view("tokyo-2", instances=100, memory=300 << 20)
+    assert place(wanted, [tight, free], {}).node == "tokyo/tokyo-2"
+    tighter = msgspec.structs.replace(tight, memory_idle_bytes=99 << 20)
+    choice = place(wanted, [tighter], {})
+    assert choice.node is None
+    said = "has 200 MiB of memory available, and 99 that idle instances would free, 300 are needed"
+    assert choice.reasons == (f"tokyo/tokyo-1: {said}",)
 
 
 def test_a_layer_in_memory_needs_memory() -> None:
@@ -167,3 +183,18 @@ def test_instances_are_spread_over_kernels_before_nodes() -> None:
     other = msgspec.structs.replace(view("c", instances=9), kernel="two")
     assert place(app(), [first, second, other], {first.name: 1}).node == other.name
     assert place(app(), [first, second, other], {first.name: 1, other.name: 1}).node == second.name
+
+
+def test_a_node_that_declined_lately_and_one_where_its_owner_has_enough_are_passed_over() -> None:
+    account = Account(Quota(instances=2), Usage(instances=2))
+    full = msgspec.structs.replace(view("a"), accounts={1000: account})
+    busy, last = view("b"), view("c", instances=9)
+    told = msgspec.msgpack.decode(msgspec.msgpack.encode(full), type=NodeView)
+    declined = {busy.name: "300 starts wait on it already"}
+    choice = place(app(owner=1000), [told, busy, last], {}, declined)
+    assert choice.node == last.name
+    assert choice.reasons[:2] == (
+        "tokyo/a: user 1000 has 2 instances on it, and may have 2",
+        "tokyo/b: 300 starts wait on it already",
+    )
+    assert place(app(owner=7), [told], {}).node == full.name

@@ -237,6 +237,7 @@ class Activation:
             holding.state, holding.trace = State.READY, trace
             holding.born, holding.last_used = now, max(holding.last_used, now)
             holding.drain_until = now + holding.drain_timeout_s
+            ledger.proven = max(ledger.proven, holding.revision)
             if not holding.is_leaving:
                 ledger.setbacks.on_ready(holding.setbacks_before)
 
@@ -261,6 +262,8 @@ class Activation:
         holding.node = event.node
         decisions = self._decisions(ledger, now)
         failed_starts = ledger.setbacks.failed_starts
+        if event.again_s is not None:
+            ledger.declined[event.node] = now + event.again_s, event.reason
         self._learn(ledger, holding, event, now)
         self._enter_end(ledger, holding)
         if ledger.setbacks.failed_starts > failed_starts:

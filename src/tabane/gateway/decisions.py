@@ -8,7 +8,7 @@ and leaves in `out` what to do. It may be called at any time, and does nothing w
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from tabane.gateway.instructions import (
     Freeze,
@@ -24,7 +24,7 @@ from tabane.gateway.ledger import AppLedger, Holding, proven_at
 from tabane.gateway.lowering import LOWER_IDLE_S
 from tabane.gateway.messages import SAVED, THAW, Revoke, ToGateway
 from tabane.gateway.waiting import why_waiting
-from tabane.model import App, InstanceId, State
+from tabane.model import App, InstanceId, NodeName, State
 from tabane.scheduler.placement import Choice
 from tabane.scheduler.pressure import Rung
 
@@ -44,10 +44,15 @@ says why, comes first; and less than after which gateways give up by themselves.
 STARTING_AT_ONCE = 256
 """So many instances of one app are being started at a time: more than the nodes of a data center
 start in parallel, and few enough to decide in a moment. Each that is ready makes room for one."""
+UNPROVEN_AT_ONCE = 8
+"""The same of a revision of which none has been ready here: it may be one that never is."""
+PATIENCE_S = 1.0
+"""So long sessions wait for the end of a pause of an app that did not start twice or more often.
+When it is longer they are better told at once, and when to come again."""
 
 
-Place = Callable[[App], Choice]
-"""Picks the node for one more instance."""
+Place = Callable[[App, Mapping[NodeName, str]], Choice]
+"""Picks the node for one more instance, but none of those, which declined it for a reason."""
 REASONS_SAID = 3
 """Of why no node can run an app: those of the first nodes stand for all."""
 
@@ -126,7 +131,7 @@ class Decisions:
             return
         left_s, reason = setbacks.left_s(now), setbacks.describe(now)
         waited_s = max(0.0, ledger.current.reactive.start_timeout_s - left_s)
-        if setbacks.is_final:
+        if setbacks.is_final or (setbacks.failed_starts > 1 and left_s > PATIENCE_S):
             waited_s = 0.0
         for gateway in ledger.waiting_gateways():
             since = ledger.accounts[gateway].since
@@ -153,6 +158,7 @@ class Decisions:
             return
         reactive = ledger.app.reactive
         yield ledger.setbacks.blocked_until
+        yield from (until for until, _ in ledger.declined.values())
         for gateway in ledger.waiting_gateways():
             yield ledger.recalled_at + RECALL_S
             yield ledger.accounts[gateway].since + reactive.start_timeout_s + VERDICT_S
@@ -296,14 +302,19 @@ class Decisions:
             return
         if self._may_find_slots(ledger.short_since):
             return
-        for _ in range(min(missing, STARTING_AT_ONCE - len(ledger.starting()))):
-            choice = self._place(ledger.current)
+        declines = ledger.declines(self._now)
+        for _ in range(min(missing, self._most_at_once() - len(ledger.starting()))):
+            choice = self._place(ledger.current, declines)
             if choice.node is None:
                 self._refuse_elsewhere(choice.reasons)
                 return
             instance = self._new_id()
             ledger.add_start(instance, choice.node, self._now)
             self.out.append(Start(ledger.current, instance, choice.node))
+
+    def _most_at_once(self) -> int:
+        is_proven = self._ledger.proven >= self._ledger.revision
+        return STARTING_AT_ONCE if is_proven else UNPROVEN_AT_ONCE
 
     def _missing(self) -> int:
         """How many instances to start now."""

@@ -156,6 +156,10 @@ class AppLedger:
     """Why there is no checkpoint of it, or why it was not used, lately; empty: nothing is wrong."""
     recalled_at: float = NEVER
     """When gateways were last asked for slots because others wait."""
+    declined: dict[NodeName, tuple[float, str]] = field(default_factory=dict)
+    """Nodes that did not take a start on: until when they are not asked again, and why."""
+    proven: int = -1
+    """The latest revision of which an instance was ready here."""
     short_since: float | None = None
     """Since when instances are missing, while they are."""
     due: float | None = None
@@ -178,6 +182,10 @@ class AppLedger:
         if instance not in self.instances:
             self._open(Holding(instance, node, state, began=now))
         return self.instances[instance]
+
+    def declines(self, now: float) -> dict[NodeName, str]:
+        """Why nodes are not to be asked now."""
+        return {node: reason for node, (until, reason) in self.declined.items() if now < until}
 
     def add_start(self, instance: InstanceId, node: NodeName, now: float) -> None:
         app = self.current

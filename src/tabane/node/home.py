@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 from tabane.clock import Clock, Timer
@@ -57,7 +57,7 @@ class Home:
         """Revisions of the store that others have."""
         self._early: set[AppName] = set()
         """Apps that this home has not heard of, and may be about to."""
-        self._activation = Activation(self.explain, new_instance_id)
+        self._activation = Activation(self._place, new_instance_id)
         self._timer: Timer | None = None
         self._leaving: dict[str, Timer] = {}
         self._reported: set[str] = set()
@@ -148,10 +148,14 @@ class Home:
     def explain(self, app: App) -> Choice:
         """Where one more instance would go now, and why."""
         ledger = self._activation.ledger(app.cohort)
+        return self._place(app, ledger.declines(self._clock.now()) if ledger is not None else {})
+
+    def _place(self, app: App, declined: Mapping[NodeName, str]) -> Choice:
+        ledger = self._activation.ledger(app.cohort)
         here: dict[NodeName, int] = {}
         for holding in ledger.instances.values() if ledger is not None else ():
             here[holding.node] = here.get(holding.node, 0) + 1
-        return place(app, self._nodes(), here)
+        return place(app, self._nodes(), here, declined)
 
     def close(self) -> None:
         for timer in (*self._leaving.values(), self._timer):

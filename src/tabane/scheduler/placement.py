@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 
 from tabane.model import App, AppName, NodeName, Value
 from tabane.scheduler.engines import EngineView, explain_none, passed_over, pick_engine
+from tabane.scheduler.quotas import Account, exceeded
 
 
 class NodeView(Value, frozen=True):
@@ -26,6 +27,8 @@ class NodeView(Value, frozen=True):
     """None: not known."""
     kernel: str = ""
     """Id of the kernel that its instances share; nodes of one machine have the same."""
+    accounts: Mapping[int, Account] = {}
+    """Of users who may not have what they like there, by uid."""
 
 
 class Choice(Value, frozen=True):
@@ -44,11 +47,20 @@ def _weight(app: AppName, node: NodeName) -> bytes:
     return hashlib.blake2b(f"{app}\0{node}".encode(), digest_size=8).digest()
 
 
-def place(app: App, nodes: Iterable[NodeView], here: Mapping[NodeName, int]) -> Choice:
-    """Pick a node for one more instance; `here` counts this app's instances by node.
+NONE: Mapping[NodeName, str] = {}
 
-    Feasible (data center, class, driver, memory), then the fewest instances of this app on its
-    kernel, whose end would take them along, then on the node, then the fewest in all.
+
+def place(
+    app: App,
+    nodes: Iterable[NodeView],
+    here: Mapping[NodeName, int],
+    declined: Mapping[NodeName, str] = NONE,
+) -> Choice:
+    """Pick a node for one more instance; `here` counts this app's instances by node, `declined`
+    says why nodes that were asked lately did not take one on.
+
+    Feasible (data center, class, driver, owner's limits, memory), then the fewest instances of this
+    app on its kernel, whose end would take them along, then on the node, then the fewest in all.
     """
     nodes = tuple(nodes)
     beside = Counter[str]()
@@ -57,7 +69,7 @@ def place(app: App, nodes: Iterable[NodeView], here: Mapping[NodeName, int]) -> 
     feasible: list[NodeView] = []
     reasons = []
     for node in nodes:
-        problem = _problem(app, node)
+        problem = declined.get(node.name) or _problem(app, node)
         if problem:
             reasons.append(f"{node.name}: {problem}")
         else:
@@ -89,6 +101,8 @@ def _problem(app: App, node: NodeView) -> str:
     engine = pick_engine(app, node.engines)
     if not engine:
         return explain_none(app, node.engines)
+    if (account := node.accounts.get(app.owner)) and (reason := exceeded(app, account)):
+        return reason
     in_memory = any(each.layer_in_memory for each in node.engines if each.name == engine)
     return _memory_problem(app, node.memory_available_bytes, in_memory=in_memory)
 

@@ -7,6 +7,7 @@ that the next look planned is in the future: decisions are complete, and never a
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from typing import TypeVar
 
 from msgspec.structs import replace
@@ -40,6 +41,7 @@ from tabane.model import App, Generation, Instance, InstanceId, NodeName, State
 from tabane.scheduler.placement import Choice
 
 NODE = NodeName("tokyo/tokyo-1")
+FULL = ("n1: is full",)
 Kind = TypeVar("Kind")
 
 
@@ -106,9 +108,14 @@ class HandledHome:
     def restart(self) -> None:
         """All that was known is lost."""
         self.activation = Activation(
-            lambda app: Choice(self.node, ("n1: is full",)),
+            lambda app, declined: self._place(declined),
             lambda: InstanceId(f"i{next(self.numbers)}"),
         )
+
+    def _place(self, declined: Mapping[NodeName, str]) -> Choice:
+        if self.node is None or self.node in declined:
+            return Choice(None, tuple(f"n1: {why}" for why in declined.values()) or FULL)
+        return Choice(self.node, FULL)
 
     @property
     def ledger(self) -> AppLedger:
@@ -144,6 +151,10 @@ class HandledHome:
         return decided
 
     # What happens
+
+    def prove(self) -> None:
+        """Its current revision is known to become ready."""
+        self.ledger.proven = self.app.revision
 
     def deploy(self, **reactive: object) -> Decided:
         """The same revision with other limits."""
@@ -213,12 +224,25 @@ class HandledHome:
         """It failed."""
         return self._ended(instance, reason, failed=True, retry=retry)
 
+    def declined(
+        self, instance: str, reason: str = "200 starts wait", again_s: float = 1.0
+    ) -> Decided:
+        """Its node did not take it on."""
+        return self._ended(instance, reason, failed=False, retry=True, again_s=again_s)
+
     def stopped(self, instance: str) -> Decided:
         """It ended because it was told to."""
         return self._ended(instance, "stopped", failed=False, retry=True)
 
-    def _ended(self, instance: str, reason: str, *, failed: bool, retry: bool) -> Decided:
+    def _ended(
+        self,
+        instance: str,
+        reason: str,
+        *,
+        failed: bool,
+        retry: bool,
+        again_s: float | None = None,
+    ) -> Decided:
         number = InstanceId(instance)
-        return self.handle(
-            activation.InstanceEnded(self.app.key, number, NODE, reason, failed, retry)
-        )
+        told = self.app.key, number, NODE, reason, failed, retry, again_s
+        return self.handle(activation.InstanceEnded(*told))

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from tabane.errors import Busy
 from tabane.gateway import activation
 from tabane.gateway.activation import Activation
+from tabane.gateway.decisions import PATIENCE_S
 from tabane.gateway.grants import Grants, Lease
 from tabane.gateway.messages import Grant, Refuse, Report, Revoke, ToGateway, ToHome
 from tabane.lifecycle import STANDING
@@ -209,7 +210,7 @@ class VirtualHome:
     def _new(self) -> Activation:
         return Activation(self._place, self._new_id)
 
-    def _place(self, app: App) -> Choice:
+    def _place(self, app: App, declined: Mapping[NodeName, str]) -> Choice:
         return Choice(self._dc.place(app), ())
 
     def _new_id(self) -> InstanceId:
@@ -422,7 +423,8 @@ class VirtualDatacenter:
         """It met a start that failed, or could not wait until the next."""
         limit_s = self.apps[session.app].reactive.start_timeout_s if session.app in self.apps else 0
         waited_s = self.world.now - session.since
-        if refuse.kind == "paused" and waited_s + refuse.retry_after_s < limit_s:
+        patience_s = min(PATIENCE_S, limit_s - waited_s)
+        if refuse.kind == "paused" and refuse.retry_after_s < patience_s:
             self.problem(f"a session was refused after {waited_s} s: {refuse.reason}")
 
     def check_settled(self, decider: Activation) -> None:
