@@ -28,6 +28,8 @@ HOST_LIBRARIES = ("-Wl,-z,relro,-z,now", "-ldl", "-pthread")
 AGENT = Path(__file__).parent / "src/tabane/guest/agent"
 CONFINE = Path(__file__).parent / "src/tabane/runtimes/confine.c"
 RELAY = CONFINE.with_name("relay.c")
+MEMORY = Path(__file__).parent / "src/tabane/runtimes/qemu/memory.c"
+PRIVATE = MEMORY.with_name("private.c")
 STAGE = Path(__file__).parent / "src/tabane/runtimes/criu/stage.c"
 STATIC_FLAGS = ("-static", "-s", "-Os", "-std=gnu11", "-Wall", "-Wextra", "-Wno-format-truncation")
 """For guests, and roots of their own, that have no libraries. A name that is too long is cut."""
@@ -87,6 +89,16 @@ def compile_relay(directory: Path) -> Path:
     return run_compiler(directory / "_relay", *STATIC_FLAGS, str(RELAY))
 
 
+def compile_memory(directory: Path) -> Path:
+    """Compile what saves the memory of virtual machines likewise."""
+    return run_compiler(directory / "_memory", *STATIC_FLAGS, str(MEMORY))
+
+
+def compile_private(directory: Path) -> Path:
+    """Compile what has virtual machines go on with saved memory likewise."""
+    return run_compiler(directory / "_private", *FLAGS, str(PRIVATE))
+
+
 def run_compiler(target: Path, *words: str) -> Path:
     made = target.with_suffix(".new")
     argv = [*find_compiler(), "-o", str(made), *words]
@@ -108,14 +120,16 @@ def parts() -> list[tuple[Callable[[Path], Path], Path, str]]:
         (compile_agent, AGENT.parent, "the node goes without virtual machines"),
         (compile_confine, CONFINE.parent, "the node goes without virtual machines"),
         (compile_relay, RELAY.parent, "the node goes without virtual machines"),
+        (compile_memory, MEMORY.parent, "the node goes without checkpoints of virtual machines"),
+        (compile_private, PRIVATE.parent, "the node goes without checkpoints of virtual machines"),
         (compile_stage, STAGE.parent, "the node goes without checkpoints of containers"),
     ]
 
 
 def find_made() -> list[Path]:
     """What an editable installation has. Each is replaced in one step, since it may be in use."""
-    homes = {"_host": HOST, "_agent": AGENT, "_confine": CONFINE, "_relay": RELAY, "_stage": STAGE}
-    programs = (path.parent / name for name, path in homes.items())
+    homes = (HOST, AGENT, CONFINE, RELAY, STAGE, MEMORY, PRIVATE)
+    programs = (home.with_name(f"_{home.stem}") for home in homes)
     return [*SOURCE.parent.glob("_native.*.so"), *(path for path in programs if path.exists())]
 
 

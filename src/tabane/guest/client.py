@@ -78,12 +78,15 @@ async def connect(
     guest does, once it has answered, that no agent does. Raises `Closed` when the machine ends
     meanwhile.
     """
+    return await greet(await dial(path), services, on_fault)
+
+
+async def dial(path: Path) -> socket.socket:
+    """A connection to the socket at `path`, as soon as it is there."""
     while True:
         with suppress(FileNotFoundError, ConnectionRefusedError):
-            sock = connect_unix(path)
-            break
+            return connect_unix(path)
         await asyncio.sleep(RETRY_S)  # the machine's process makes it, and tells nobody
-    return await greet(sock, services, on_fault)
 
 
 async def greet(

@@ -56,6 +56,8 @@ class Kind(IntEnum):
     LIMIT = 14
     CLOCK = 15
     RESEED = 16
+    HOLD = 17
+    RELEASE = 18
     WELCOME = 64
     OUTPUT = 65
     COMPLAINT = 66

@@ -50,6 +50,23 @@ class ContainerOrder(Value, frozen=True):
     """The numbers of their disks, and where it sees them."""
 
 
+class Identity(Value, frozen=True):
+    """Who a machine is that goes on from a checkpoint; what is not said here is as it was saved.
+    As of `StartOrder`; `mac`: of its own network device."""
+
+    hostname: str
+    address: str
+    mac: str
+    gateway: str
+    gateway_mac: str
+    files: dict[str, str]
+    memory_bytes: int
+    pids: int
+    seed: bytes
+    clock_ns: int
+    epoch: str
+
+
 class StartOrder(Value, frozen=True):
     """All a guest needs to know of the machine's containers, the main one being the last. `files`
     go into their /etc."""
@@ -79,15 +96,7 @@ def encode_start(order: StartOrder) -> bytes:
     """
     fields = b"".join(
         (
-            _words(b"f", (f"{name}={text}" for name, text in order.files.items()), "/etc"),
-            _text(b"h", order.hostname),
-            _field(b"A", IPv4Address(order.address).packed),
-            _field(b"R", IPv4Address(order.gateway).packed),
-            _field(b"M", bytes.fromhex(order.gateway_mac.replace(":", ""))),
-            _number(b"m", order.memory_bytes),
-            _number(b"P", order.pids),
-            _field(b"s", order.seed),
-            _number(b"C", order.clock_ns),
+            _who(order),
             _number(b"T", int(order.stop_timeout_s * 1000)),
             _words(b"x", order.services, "what of its node it uses"),
             *(_container(each) for each in order.containers),
@@ -97,6 +106,30 @@ def encode_start(order: StartOrder) -> bytes:
         raise UsageError(f"its command and environment have {len(fields)} bytes: too many")
     disk = START_MAGIC + struct.pack("<I", len(fields)) + fields
     return disk + bytes(-len(disk) % SECTOR_BYTES)
+
+
+def encode_identity(identity: Identity) -> bytes:
+    """Of a clone. Raises `UsageError` when it is more than fits into a frame."""
+    fields = _who(identity) + _mac(b"H", identity.mac) + _text(b"E", identity.epoch)
+    if len(fields) > MAX_PAYLOAD:
+        raise UsageError(f"the files of its /etc have {len(fields)} bytes: too many")
+    return fields
+
+
+def _who(order: StartOrder | Identity) -> bytes:
+    return b"".join(
+        (
+            _words(b"f", (f"{name}={text}" for name, text in order.files.items()), "/etc"),
+            _text(b"h", order.hostname),
+            _field(b"A", IPv4Address(order.address).packed),
+            _field(b"R", IPv4Address(order.gateway).packed),
+            _mac(b"M", order.gateway_mac),
+            _number(b"m", order.memory_bytes),
+            _number(b"P", order.pids),
+            _field(b"s", order.seed),
+            _number(b"C", order.clock_ns),
+        )
+    )
 
 
 def _container(order: ContainerOrder) -> bytes:
@@ -180,6 +213,10 @@ def _checked(fields: bytes) -> bytes:
 
 def _field(tag: bytes, value: bytes) -> bytes:
     return _FIELD.pack(tag, len(value)) + value
+
+
+def _mac(tag: bytes, address: str) -> bytes:
+    return _field(tag, bytes.fromhex(address.replace(":", "")))
 
 
 def _number(tag: bytes, value: int) -> bytes:

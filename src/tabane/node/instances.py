@@ -286,6 +286,7 @@ class Executor(Register):
         """In place of what did not begin, which is cleared away. Raises as `Driver.prepare`."""
         assert running.record.handle is not None
         await running.driver.destroy(running.record.handle)
+        running.let_go_of_checkpoint()
         instance = replace(running.instance, pid=0)
         running.record = replace(running.record, instance=instance, handle=None, restored="")
         spec = self.spec(running.record)
@@ -458,6 +459,7 @@ class Executor(Register):
             await running.driver.destroy(running.record.handle)
         else:
             await running.driver.discard(self.spec(running.record))
+        running.let_go_of_checkpoint()
         if running.record.app.services.needs_directory:
             await self.services.close(self.spec(running.record))
 

@@ -109,9 +109,13 @@ class Restorer:
         running.record = replace(running.record, restored=stored.digest)
         executor.save(running)
         executor.say(spec.id, running.instance.app, State.STARTING)
-        async with await self._checkpoints.open(stored.digest) as images:
-            opened = self._clock.now()
-            handle = await running.driver.restore(spec, handle, images)
+        lease = running.checkpoint = await self._checkpoints.open(stored.digest)
+        opened = self._clock.now()
+        try:
+            handle = await running.driver.restore(spec, handle, lease.directory)
+        finally:
+            if not running.driver.capabilities.maps_checkpoints:
+                lease.close()
         running.phases_us["open"] = micros(opened - began)
         running.phases_us["engine"] = micros(self._clock.now() - opened)
         instance = replace(running.instance, pid=int(str(handle.data["pid"])))

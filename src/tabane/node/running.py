@@ -144,6 +144,8 @@ class Running:
     """It does not stand still for a dump."""
     restoring: asyncio.Task[None] | None = None
     """Has it begin as a copy, until it is ready or begins cold."""
+    checkpoint: Lease | None = None
+    """That it has in use (`Capabilities.maps_checkpoints`)."""
     option: str = "cold"
     note: str = ""
     """As of `StartTrace`."""
@@ -165,6 +167,11 @@ class Running:
     def is_silent(self) -> bool:
         """Its network stack ended with it: neither FIN nor RST tells those it was connected to."""
         return self.is_over and self.driver.capabilities.own_stack
+
+    def let_go_of_checkpoint(self) -> None:
+        """Nothing of it runs any more. Idempotent."""
+        if self.checkpoint is not None:
+            self.checkpoint.close()
 
     def split_start(self, total_us: int) -> None:
         """Divide the time since the engine was told between it and the program's own boot."""

@@ -48,6 +48,8 @@ class Capabilities(Value, frozen=True):
     """Its checkpoints have state of the node's kernel, and need the same release."""
     saves_processor_state: bool = False
     """They have what programs saw of the processor, and need one that is no less."""
+    maps_checkpoints: bool = False
+    """What it restores has files of the checkpoint in use for as long as it runs."""
     live_migration: bool = False
     exec: bool = False
     terminal: bool = False

@@ -11,11 +11,13 @@
  *     --tap FD=NAME         descriptor FD is that network device
  *     --listen FD=PATH      descriptor FD is a unix socket that listens there
  *     --open FD=PATH        descriptor FD is that file, to be read and written
+ *     --read FD=PATH        descriptor FD is that file, which cannot be written to by it
  *     --write FD=PATH       descriptor FD is that pipe, to be written; waits until somebody reads it
  *     --copy FD=N           descriptor FD is the same as N, which this program was given
  *     --word FD=PATH        what the program writes to FD, the first 512 bytes, is in that file when
  *                           this process has ended
  *     --pid FILE            gets the program's pid
+ *     --preload FILE        a library that the program begins with, as it sees it
  *     --files N, --size N   most descriptors it has open, and bytes of a file it writes
  *     --filter FILE         a compiled seccomp filter for it, which must let it execute and be confined more
  *
@@ -68,7 +70,7 @@ struct given {
 static struct shown shown[MAX_SHOWN];
 static struct given given[MAX_GIVEN];
 static int shown_count, given_count;
-static char *root, *user, *net, *tap, *word_path, *pid_path, *filter_path;
+static char *root, *user, *net, *tap, *word_path, *pid_path, *filter_path, *preload;
 static struct sock_filter filter[BPF_MAXINSNS];
 static unsigned short filter_length;
 static int tap_target, word_target, id, word = -1, word_file = -1, pid_file = -1;
@@ -178,6 +180,10 @@ static char **parse(char **at)
             more = split(value);
             give(atoi(value), keep(open(more, O_RDWR | O_NOFOLLOW | O_CLOEXEC), more));
         }
+        else if (!strcmp(option, "--read")) {
+            more = split(value);
+            give(atoi(value), keep(open(more, O_RDONLY | O_NOFOLLOW | O_CLOEXEC), more));
+        }
         else if (!strcmp(option, "--write")) {
             more = split(value);
             give(atoi(value), keep(open(more, O_WRONLY | O_NOFOLLOW | O_CLOEXEC), more));
@@ -188,6 +194,7 @@ static char **parse(char **at)
         }
         else if (!strcmp(option, "--word")) word_path = split(value), word_target = atoi(value);
         else if (!strcmp(option, "--pid")) pid_path = value;
+        else if (!strcmp(option, "--preload")) preload = value;
         else if (!strcmp(option, "--files")) files = strtoull(value, NULL, 10);
         else if (!strcmp(option, "--size")) size = strtoull(value, NULL, 10);
         else if (!strcmp(option, "--filter")) filter_path = value;
@@ -333,6 +340,8 @@ static void __attribute__((noreturn)) become(char **program, const int alive[2])
         if (dup2(given[n].file, given[n].target) < 0)
             die("cannot pass descriptor %d", given[n].target);
     close_range(FIRST_SPARE, ~0u, CLOSE_RANGE_CLOEXEC);
+    if (preload)
+        setenv("LD_PRELOAD", preload, 1);
     if (filter_length)
         install(filter, filter_length);
     execv(program[0], program);

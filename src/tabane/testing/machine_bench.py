@@ -29,6 +29,7 @@ COMMANDS = {
     Behaviour.STAYS: ("sh", "-c", f"trap '' TERM; {SAY}; sleep 1000"),
     Behaviour.EATS: ("dd", "if=/dev/zero", "of=/dev/null", "bs=128M"),
     Behaviour.BREAKS: ("true",),
+    Behaviour.COUNTS: ("sh", "-c", "i=0; while i=$((i+1)); do echo $i; sleep 0.02; done"),
 }
 
 

@@ -5,6 +5,7 @@
  * talks.c  conversations with the host
  * links.c  connections of programs to sockets of the node
  * boot.c   modules, disks, network, ports; the order on the start disk
+ * clones.c standing still for a checkpoint, and going on as another
  * containers.c  their root file systems and namespaces
  * volumes.c  disks that outlive the machine
  * run.c    programs: the containers' own, and those of conversations
@@ -40,7 +41,7 @@ enum {
 };
 
 enum { HELLO = 1, EXEC, PUT, GET, LIST, INPUT, END_INPUT, RESIZE, SIGNAL, CLOSE, GRANT,
-       LISTEN, STATS, LIMIT, CLOCK, RESEED };
+       LISTEN, STATS, LIMIT, CLOCK, RESEED, HOLD, RELEASE };
 enum { WELCOME = 64, OUTPUT, COMPLAINT, TAKEN, ENDED, ANSWER, REFUSED, BEGUN, DIAL,
        END_OUTPUT };
 enum { USAGE = 'u', BUSY = 'b', FAULT = 'f' };
@@ -82,11 +83,12 @@ struct order {
     struct program asked;           /* what is said before any container */
     char *hostname;
     uint32_t address, gateway;      /* as on the wire */
-    uint8_t gateway_mac[6];
+    uint8_t gateway_mac[6], mac[6]; /* `mac`: our own, where it is not the device's */
     uint64_t memory_bytes, clock_ns;
     uint32_t pids, stop_ms;
     struct words files;             /* "NAME=text": of /etc */
     struct words services;          /* names of sockets in /run/tabane */
+    char *epoch;                    /* of one that goes on as another */
 };
 
 extern struct order order;
@@ -116,6 +118,12 @@ bool enter_spaces(const struct container *container);
 size_t number_of(const struct container *container);
 bool is_main(const struct container *container);
 int reach(const char *root, const char *path);
+void write_etc(const char *root);
+
+/* clones.c */
+bool hold_programs(void);
+void release_programs(void);
+void become(const struct order *other);
 
 /* volumes.c */
 void mount_volumes(void);

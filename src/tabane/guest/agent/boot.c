@@ -292,6 +292,8 @@ static bool parse_field(char tag, const uint8_t *at, size_t length, struct order
     case 'A': memcpy(&into->address, at, length < 4 ? length : 4); return true;
     case 'R': memcpy(&into->gateway, at, length < 4 ? length : 4); return true;
     case 'M': memcpy(into->gateway_mac, at, length < 6 ? length : 6); return true;
+    case 'H': memcpy(into->mac, at, length < 6 ? length : 6); return true;
+    case 'E': into->epoch = keep(at, length); return true;
     case 'm': into->memory_bytes = value; return true;
     case 'P': into->pids = value; return true;
     case 'C': into->clock_ns = value; return true;
@@ -390,6 +392,16 @@ static void set_up(int sock, struct ifreq *request)
     control(sock, SIOCSIFFLAGS, request, "set an interface up");
 }
 
+static void set_own_mac(int sock, struct ifreq *request)
+{
+    static const uint8_t none[6];
+    if (!memcmp(order.mac, none, sizeof none))
+        return;
+    request->ifr_hwaddr.sa_family = ARPHRD_ETHER;
+    memcpy(request->ifr_hwaddr.sa_data, order.mac, sizeof order.mac);
+    control(sock, SIOCSIFHWADDR, request, "set the hardware address");
+}
+
 /* The gateway is on the link, and its hardware address is known: nobody has to ask for it. */
 static void configure_network(void)
 {
@@ -401,6 +413,7 @@ static void configure_network(void)
         struct arpreq neighbour = {.arp_flags = ATF_PERM | ATF_COM};
         if (!find_interface(request.ifr_name))
             fail("there is no network interface");
+        set_own_mac(sock, &request);
         put_address(&request.ifr_addr, order.address);
         control(sock, SIOCSIFADDR, &request, "set the address");
         put_address(&request.ifr_addr, 0xffffffff);

@@ -165,6 +165,11 @@ static struct container *last_running(void)
     return NULL;
 }
 
+bool is_ending(void)
+{
+    return first != NULL;
+}
+
 /* Ask one after the other to end; returns how long there is for that, -1: nobody has to. */
 int64_t see_to_the_end(void)
 {

@@ -13,9 +13,6 @@
 
 #include "talks.h"
 
-#define PLACE "/pod/services"
-#define SHOWN "/run/tabane"
-
 enum { FIRST_LINK = 1u << 31, BACKLOG = 64 };
 
 struct link links[MAX_LINKS];
@@ -25,7 +22,7 @@ static int listen_at(const char *name)
 {
     struct sockaddr_un at = {.sun_family = AF_UNIX};
     int sock = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    snprintf(at.sun_path, sizeof at.sun_path, PLACE "/%s", name);
+    snprintf(at.sun_path, sizeof at.sun_path, SERVICES_PLACE "/%s", name);
     if (sock < 0 || bind(sock, (void *)&at, sizeof at) < 0 || chmod(at.sun_path, 0666) < 0 ||
         listen(sock, BACKLOG) < 0)
         fail("cannot listen at %s: %s", at.sun_path, strerror(errno));
@@ -41,19 +38,19 @@ void open_services(void)
         return;
     if (order.services.count > MAX_SERVICES)
         fail("the start order has more sockets than there can be");
-    attach("services", PLACE, "tmpfs", flags, "size=64k,mode=0755");
+    attach("services", SERVICES_PLACE, "tmpfs", flags, "size=64k,mode=0755");
     for (size_t n = 0; n < order.services.count; n++)
         services[n] = listen_at(order.services.list[n]);
     for (size_t n = 0; n < order.count; n++) {
-        int place = reach(order.containers[n].root, SHOWN);
+        int place = reach(order.containers[n].root, SERVICES_SHOWN);
         snprintf(target, sizeof target, "/proc/self/fd/%d", place);
-        if (mount(PLACE, target, NULL, MS_BIND, NULL) < 0)
-            fail("cannot show %s: %s", SHOWN, strerror(errno));
+        if (mount(SERVICES_PLACE, target, NULL, MS_BIND, NULL) < 0)
+            fail("cannot show %s: %s", SERVICES_SHOWN, strerror(errno));
         close(place);
-        place = reach(order.containers[n].root, SHOWN);
+        place = reach(order.containers[n].root, SERVICES_SHOWN);
         snprintf(target, sizeof target, "/proc/self/fd/%d", place);
         if (mount(NULL, target, NULL, MS_BIND | MS_REMOUNT | MS_RDONLY | flags, NULL) < 0)
-            fail("cannot show %s: %s", SHOWN, strerror(errno));
+            fail("cannot show %s: %s", SERVICES_SHOWN, strerror(errno));
         close(place);
     }
 }

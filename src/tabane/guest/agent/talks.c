@@ -269,12 +269,36 @@ static void set_limits(uint32_t id, const uint8_t *payload, size_t length)
     say(ANSWER, id, "", 0);
 }
 
+static void hold(uint32_t id)
+{
+    if (is_ending() || !hold_programs())
+        return refuse(id, BUSY, is_ending() ? "its program has ended" : "one of its programs does not stop");
+    say(ANSWER, id, "", 0);
+}
+
+/* Without a payload: as before. */
+static void release(uint32_t id, const uint8_t *payload, size_t length)
+{
+    static struct order other;
+    other = (struct order){0};
+    if (length && (!parse_fields(payload, length, &other) || other.count || !other.hostname))
+        return refuse(id, FAULT, "the guest does not understand who it is");
+    if (length)
+        become(&other);
+    release_programs();
+    say(ANSWER, id, "", 0);
+}
+
 static void take_call(uint8_t kind, uint32_t id, const uint8_t *payload, size_t length)
 {
     uint8_t figures[256];
     uint64_t ns = 0;
     if (kind == STATS)
         return say(ANSWER, id, figures, tell_figures(figures));
+    if (kind == HOLD)
+        return hold(id);
+    if (kind == RELEASE)
+        return release(id, payload, length);
     if (kind == LIMIT)
         return set_limits(id, payload, length);
     if (kind == LISTEN && length == 2)

@@ -52,6 +52,9 @@ void close_stream(int *stream);
 void leave_all(void);
 
 /* links.c */
+#define SERVICES_PLACE "/pod/services"
+#define SERVICES_SHOWN "/run/tabane"
+
 void open_services(void);
 void accept_links(void);
 bool has_free_link(void);
@@ -73,6 +76,7 @@ void open_outputs(void);
 void pump_out(struct pump *pump);
 void take_end(struct container *container, int status);
 int64_t see_to_the_end(void);
+bool is_ending(void);
 void __attribute__((noreturn)) quietly_reset(void);
 
 #endif

@@ -14,8 +14,9 @@ from __future__ import annotations
 import asyncio
 import signal
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ WRITE_BACK_S = 10.0
 """How long a guest may take to write to its volumes what it has in memory, after a stop in vain."""
 LOGS_S = 2.0
 """How long what a machine said may take to be in its containers' logs, once it has ended."""
-NO_CHECKPOINTS = "machines cannot be checkpointed yet: only cold starts"
+NO_CHECKPOINTS = "its machines cannot be checkpointed: only cold starts"
 REFUSES = {
     name: f"gives no program {name}"
     for name in sorted(CAPABILITIES - OPTIONAL_CAPABILITIES - DEFAULT_CAPABILITIES)
@@ -172,12 +173,23 @@ class MachineDriver(ABC):
         return Handle(self.name, HANDLE_VERSION, spec.id, data)
 
     async def start(self, spec: InstanceSpec, handle: Handle) -> Handle:
+        begin = partial(self.start_machine, spec, handle)
+        return await self.run_machine(spec, handle, begin, partial(self.bring_up, spec, handle))
+
+    async def run_machine(
+        self,
+        spec: InstanceSpec,
+        handle: Handle,
+        begin: Callable[[], Awaitable[Sequence[str]]],
+        bring_up: Callable[[], Coroutine[Any, Any, None]],
+    ) -> Handle:
+        """As `start`, by two steps as `start_machine` and `bring_up`."""
         for number in range(1, len(spec.sidecars) + 1):
             await self._spawner.spawn(self._parts.relay(spec, number))
-        argv = tuple(await self.start_machine(spec, handle))
+        argv = tuple(await begin())
         async with Supervisor(f"start {handle.id}", on_failure=lambda *_: None) as tasks:
             ended = tasks.start("end", self._spawner.exited(handle.id))
-            running = tasks.start("agent", self.bring_up(spec, handle))
+            running = tasks.start("agent", bring_up())
             await asyncio.wait({ended, running}, return_when=asyncio.FIRST_COMPLETED)
             problem = running.exception() if running.done() else Closed("it has ended")
             if isinstance(problem, Closed):
@@ -242,9 +254,9 @@ class MachineDriver(ABC):
         """The guest, once its programs run. Raises `Closed` when its machine ends, `TimedOut`."""
         return await self._lines.reach(handle, timeout_s)
 
-    async def _running(self, handle: Handle) -> Guest:
+    async def running(self, handle: Handle) -> Guest:
         """The guest of a machine that runs. Raises `NotFound`, `Asleep`, `TimedOut`, `Closed`."""
-        _check_running(handle)
+        check_running(handle)
         if self._lines.of(handle).is_frozen:
             raise Asleep(f"{handle.id} is frozen: thaw it first")
         return await self.reach(handle, AGENT_S)
@@ -301,7 +313,7 @@ class MachineDriver(ABC):
 
     async def _tell_program(self, handle: Handle, number: int) -> None:
         await self._resume(handle)
-        guest = await self._running(handle)
+        guest = await self.running(handle)
         guest.say(Kind.SIGNAL, 0, number.to_bytes(4, "little"), must=True)
 
     async def _kill_programs(self, handle: Handle) -> None:
@@ -312,7 +324,7 @@ class MachineDriver(ABC):
                 await self._spawner.exited(handle.id)
 
     async def freeze(self, handle: Handle) -> None:
-        _check_running(handle)
+        check_running(handle)
         await self.control(handle, "stop")
         self._lines.of(handle).is_frozen = True
 
@@ -326,7 +338,7 @@ class MachineDriver(ABC):
         if not is_running(handle):
             return
         await self._resume(handle)
-        guest = await self._running(handle)
+        guest = await self.running(handle)
         await guest.call(Kind.CLOCK, int(SYSTEM.wall() * 1e9).to_bytes(8, "little"))
 
     async def checkpoint(self, handle: Handle, directory: Path, *, leave_running: bool) -> None:
@@ -368,14 +380,14 @@ class MachineDriver(ABC):
 
     async def exec(self, handle: Handle, execution: Execution) -> Conversation:
         execution = replace(execution, container=_container(handle, execution.container))
-        guest = await self._running(handle)
+        guest = await self.running(handle)
         has_terminal = execution.terminal is not None
         fields = encode_execution(execution)
         return await guest.converse(Kind.EXEC, fields, has_terminal=has_terminal)
 
     async def copy(self, handle: Handle, transfer: Transfer) -> Conversation:
         transfer = replace(transfer, container=_container(handle, transfer.container))
-        guest = await self._running(handle)
+        guest = await self.running(handle)
         kind = Kind.PUT if transfer.inward else Kind.GET
         return await guest.converse(kind, encode_transfer(transfer))
 
@@ -383,10 +395,10 @@ class MachineDriver(ABC):
         """Processor and memory as the node has them, with the machine's own; the number of
         processes, and those killed for want of memory, as the guest tells, unless it stands
         still."""
-        _check_running(handle)
+        check_running(handle)
         stats = _cgroup(handle).stats()
         with suppress(TimedOut, Closed, Asleep):
-            guest = await self._running(handle)
+            guest = await self.running(handle)
             told = parse_numbers(await guest.call(Kind.STATS, timeout_s=1.0))
             return Stats(
                 stats.cpu_us,
@@ -397,7 +409,7 @@ class MachineDriver(ABC):
         return stats
 
     async def limit(self, handle: Handle, resources: Resources) -> None:
-        guest = await self._running(handle)
+        guest = await self.running(handle)
         booted = handle.data["memory_bytes"]
         assert isinstance(booted, int)
         if memory_for(resources.memory_bytes) > memory_for(booted):
@@ -411,7 +423,7 @@ class MachineDriver(ABC):
         return _cgroup(handle).pids()
 
     async def guest_processes(self, handle: Handle) -> Sequence[GuestProcess]:
-        found = await list_processes(await self._running(handle))
+        found = await list_processes(await self.running(handle))
         known = {MAIN, *_sidecars(handle)} if _sidecars(handle) else ()
         return [one if one.container in known else replace(one, container="") for one in found]
 
@@ -427,7 +439,7 @@ def is_running(handle: Handle) -> bool:
     return process.state(pid) not in "ZX"
 
 
-def _check_running(handle: Handle) -> None:
+def check_running(handle: Handle) -> None:
     if not is_running(handle):
         raise NotFound(f"instance {handle.id} does not run")
 

@@ -39,7 +39,8 @@ INNER_ID = 65533
 SEED_BYTES = 64
 BASE_THREADS = 80
 """Of what runs a machine beside its processors: its own, and up to 64 for disks."""
-FILES = ("layer", "start", "mac", END_FILE, CUT)
+MAC, GATEWAY_MAC = "mac", "gateway-mac"
+FILES = ("layer", "start", MAC, GATEWAY_MAC, END_FILE, CUT)
 """In the instance's directory."""
 
 Part = tuple[str, App, Image]
@@ -121,7 +122,8 @@ class MachineParts:
             empty = await layer_disk(spec.app.resources.disk_bytes, self._directory)
         owner = owner_of(spec)
         made = await asyncio.to_thread(tap.make_tap, link, owner)
-        (spec.directory / "mac").write_text(made.mac)
+        (spec.directory / MAC).write_text(made.mac)
+        (spec.directory / GATEWAY_MAC).write_text(made.gateway_mac)
         layer, start = spec.directory / "layer", spec.directory / "start"
         await asyncio.to_thread(copy_sparse, empty, layer)
         start.touch(mode=0o600)

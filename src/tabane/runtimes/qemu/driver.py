@@ -22,20 +22,29 @@ from msgspec.structs import replace
 from tabane.errors import TabaneError
 from tabane.guest import client as guests
 from tabane.runtimes.api import Command, Enforcement, Handle, InstanceSpec, Probe, Spawner
-from tabane.runtimes.machines.driver import COMMON, MachineDriver, directory_of, is_running
+from tabane.runtimes.machines.driver import COMMON, directory_of, is_running
 from tabane.runtimes.machines.ends import read_end
 from tabane.runtimes.machines.parts import first_line
+from tabane.runtimes.machines.saving import SavingDriver
+from tabane.runtimes.machines.sizes import memory_for
 from tabane.runtimes.process import is_same
-from tabane.runtimes.qemu import qmp
+from tabane.runtimes.qemu import qmp, saving
 from tabane.runtimes.qemu.accelerator import find_accelerator
 from tabane.runtimes.qemu.machine import MICROVM, PROGRAM, Q35, Machine
 from tabane.runtimes.qemu.parts import QemuParts
 
 
-class QemuDriver(MachineDriver):
+class QemuDriver(SavingDriver):
     """See the module's text. `directory`: initial file systems and empty layers."""
 
-    capabilities = replace(COMMON, volumes=True, works_emulated=True)
+    capabilities = replace(
+        COMMON,
+        volumes=True,
+        works_emulated=True,
+        checkpoint=True,
+        restore=True,
+        maps_checkpoints=True,
+    )
 
     def __init__(self, machine: Machine, spawner: Spawner, directory: Path) -> None:
         self._qemu = QemuParts(machine, directory)
@@ -48,7 +57,15 @@ class QemuDriver(MachineDriver):
             try:
                 accelerator = await self._qemu.accelerator(find_accelerator)
                 version = await first_line(PROGRAM)
-                self._probe = Probe(True, version, accelerator.emulates, accelerator.reason)
+                self._probe = Probe(
+                    True,
+                    version,
+                    accelerator.emulates,
+                    accelerator.reason,
+                    {"qemu": version.partition("version ")[2], "accelerator": accelerator.name},
+                )
+                has_processor = not accelerator.emulates
+                self.capabilities = replace(self.capabilities, saves_processor_state=has_processor)
             except (TabaneError, OSError) as error:
                 self._probe = Probe(False, str(error))
         return self._probe
@@ -67,6 +84,32 @@ class QemuDriver(MachineDriver):
         await self._spawner.spawn(Command(handle.id, argv, log=spec.log))
         return argv
 
+    async def start_saved(
+        self, spec: InstanceSpec, handle: Handle, directory: Path
+    ) -> tuple[str, ...]:
+        argv = self._qemu.command_line(spec, directory)
+        await self._spawner.spawn(Command(handle.id, argv, log=spec.log))
+        return argv
+
+    async def bring_back(self, spec: InstanceSpec, handle: Handle) -> None:
+        await saving.go_on(await guests.dial(_qmp(handle)))
+
+    async def save_machine(self, handle: Handle, directory: Path) -> None:
+        pid, booted = handle.data["pid"], handle.data["memory_bytes"]
+        assert isinstance(pid, int) and isinstance(booted, int)
+        await saving.save(_qmp(handle), pid, memory_for(booted), directory)
+
+    async def go_on(self, handle: Handle) -> None:
+        await saving.give_up(_qmp(handle))
+        self._lines.of(handle).is_frozen = False
+
+    def layer_of(self, handle: Handle) -> Path:
+        return directory_of(handle) / "layer"
+
+    @property
+    def ticks_khz(self) -> int:
+        return self._qemu.ticks_khz
+
     async def bring_up(self, spec: InstanceSpec, handle: Handle) -> None:
         await self.reach(handle)
 
@@ -76,7 +119,7 @@ class QemuDriver(MachineDriver):
         return await guests.connect(directory_of(handle) / "agent.sock", services, on_fault)
 
     async def control(self, handle: Handle, command: str) -> Any:
-        return await qmp.execute(directory_of(handle) / "qmp.sock", command)
+        return await qmp.execute(_qmp(handle), command)
 
     async def kill_machine(self, handle: Handle) -> bool:
         """QEMU alone, if it is known: what waits beside it then still keeps the guest's word."""
@@ -90,7 +133,7 @@ class QemuDriver(MachineDriver):
     async def recover(self, spec: InstanceSpec, handle: Handle) -> Handle | None:
         if not handle.data["pid"]:
             handle = self.adopt(handle)
-        if not is_running(handle):
+        if not is_running(handle) or not await self.look_after(handle):
             return None
         with suppress(TabaneError):
             status = await self.control(handle, "query-status")
@@ -102,6 +145,10 @@ class QemuDriver(MachineDriver):
 
     def read_end(self, handle: Handle) -> str:
         return read_end(directory_of(handle))
+
+
+def _qmp(handle: Handle) -> Path:
+    return directory_of(handle) / "qmp.sock"
 
 
 def _kill(pid: int, ticks: int) -> bool:

@@ -1,8 +1,8 @@
 """QEMU's command line: pure, from what is asked to the words.
 
 Both machines have the same devices. What differs is how they hang together: `microvm` has no PCI
-and next to no firmware, `q35` is a PC. Chosen so that a snapshot, and the move of a running machine
-will be possible: memory in one shared memfd under a name of its own, disks by node name, a
+and next to no firmware, `q35` is a PC. Chosen so that a snapshot is possible, and the move of a
+running machine will be: memory in one shared memfd under a name of its own, disks by node name, a
 versioned machine type, no host device and no file system of the host's inside.
 """
 
@@ -25,6 +25,8 @@ VOLUME_FD = 16
 """And those after it: the files of volumes."""
 LOG_FD = 32
 """Likewise: what the containers beside the main one say goes into these pipes, two for each."""
+SAVED_MEMORY_FD, SAVED_STATE_FD = 60, 61
+"""Of a machine that goes on from a checkpoint (the first is in private.c, too)."""
 ERR_SET = 2
 """The console's, too."""
 INSIDE = "/vm"
@@ -89,6 +91,8 @@ class Plan(Value, frozen=True):
     volumes: int = 0
     sidecars: int = 0
     """Containers beside the main one."""
+    is_saved: bool = False
+    """It goes on from a checkpoint."""
 
 
 def kernel_options(accelerator: Accelerator, *more: str) -> str:
@@ -115,12 +119,19 @@ def bare_argv(
         *(PROGRAM, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
         *("-M", f"{machine.type},memory-backend=memory", "-accel", accel, "-cpu", cpu),
         *("-smp", str(plan.processors), "-m", str(size)),
-        *("-object", f"memory-backend-memfd,id=memory,size={size}M,share=on"),
+        *("-object", f"{_memory(plan)},id=memory,size={size}M,share=on"),
         *("-kernel", f"{INSIDE}/vmlinux", "-initrd", f"{INSIDE}/initramfs", "-append", options),
         *("-add-fd", f"fd={ERR_FD},set={ERR_SET}"),
         *("-chardev", f"file,id=console,path=/dev/fdset/{ERR_SET},append=on"),
         *("-serial", "chardev:console", "-sandbox", SANDBOX),
     )
+
+
+def _memory(plan: Plan) -> str:
+    """Of a checkpoint it is private (private.c), whatever QEMU is told."""
+    if plan.is_saved:
+        return f"memory-backend-file,mem-path={INSIDE}/memory"
+    return "memory-backend-memfd"
 
 
 def make_argv(machine: Machine, plan: Plan, accelerator: Accelerator) -> tuple[str, ...]:
@@ -142,6 +153,8 @@ def make_argv(machine: Machine, plan: Plan, accelerator: Accelerator) -> tuple[s
         words += ["-add-fd", f"fd={file},set={file}"]
         words += _port(name, f"file,id={name},path=/dev/fdset/{file},append=on")
     words += _port("err", f"file,id=err,path=/dev/fdset/{ERR_SET},append=on")
+    if plan.is_saved:
+        words += ["-incoming", "defer"]
     return tuple(words)
 
 

@@ -14,12 +14,14 @@ from tabane.runtimes.machines.ends import FILE as END_FILE
 from tabane.runtimes.machines.kernel import GuestKernel
 from tabane.runtimes.machines.parts import (
     INNER_ID,
+    MAC,
     MachineParts,
     disks_of,
     owner_of,
     processors_of,
 )
 from tabane.runtimes.machines.relays import Places
+from tabane.runtimes.machines.saved import MEMORY, STATE
 from tabane.runtimes.machines.sizes import memory_for
 from tabane.runtimes.qemu.machine import (
     AGENT_FD,
@@ -28,6 +30,8 @@ from tabane.runtimes.qemu.machine import (
     LOG_FD,
     PROGRAM,
     QMP_FD,
+    SAVED_MEMORY_FD,
+    SAVED_STATE_FD,
     TAP_FD,
     VOLUME_FD,
     Accelerator,
@@ -36,6 +40,7 @@ from tabane.runtimes.qemu.machine import (
     Plan,
     make_argv,
 )
+from tabane.runtimes.qemu.saving import PRIVATE, check_helpers
 
 CONFINE = Path(__file__).parents[1] / "_confine"
 """Compiled when Tabane is installed (hatch_build.py)."""
@@ -70,6 +75,7 @@ class QemuParts(MachineParts):
             )
         if not CONFINE.exists():
             raise Unsupported(f"{CONFINE} was not compiled: install gcc, then Tabane")
+        check_helpers()
         super().check()
 
     def set_up(self) -> tuple[GuestKernel, Path]:
@@ -102,30 +108,42 @@ class QemuParts(MachineParts):
     def log_places(self, spec: InstanceSpec, number: int) -> Places:
         return spec.directory / f"{LOGS}out{number}", spec.directory / f"{LOGS}err{number}"
 
-    def command_line(self, spec: InstanceSpec) -> tuple[str, ...]:
-        """What starts the instance's machine."""
+    @property
+    def is_emulated(self) -> bool:
+        return self._accelerator is not None and self._accelerator.emulates
+
+    @property
+    def ticks_khz(self) -> int:
+        return self._accelerator.ticks_khz if self._accelerator is not None else 0
+
+    def command_line(self, spec: InstanceSpec, saved: Path | None = None) -> tuple[str, ...]:
+        """What starts the instance's machine; `saved`: a checkpoint that it goes on from."""
         common, accelerator = self._confinement(), self._accelerator
         assert spec.link is not None and accelerator is not None
         directory, images = spec.directory, disks_of(spec)
         plan = Plan(
             memory_for(spec.app.resources.memory_bytes),
             processors_of(spec.app),
-            (directory / "mac").read_text(),
+            (directory / MAC).read_text(),
             len(images),
             len(spec.volumes),
             len(spec.sidecars),
+            saved is not None,
         )
         shows = {f"{INSIDE}/image{number}": disk for number, disk in enumerate(images)}
+        own = {f"{INSIDE}/start": directory / "start"}
+        if saved is not None:
+            own[f"{INSIDE}/private"] = PRIVATE
         confinement = Confinement(
             common.confine,
             directory / "root",
             spec.link.user_namespace,
             spec.link.network_namespace,
             INNER_ID,
-            common.shows | shows | {f"{INSIDE}/start": directory / "start"},
+            common.shows | shows | own,
             {f"{INSIDE}/layer": directory / "layer"},
             () if accelerator.emulates else ("/dev/kvm",),
-            self._options(spec, plan),
+            (*self._options(spec, plan), *_options_of(saved)),
             common.filter,
         )
         return confinement.around(make_argv(self._machine, plan, accelerator))
@@ -155,3 +173,13 @@ class QemuParts(MachineParts):
             path.unlink(missing_ok=True)
         if (directory / "root").exists():
             (directory / "root").rmdir()
+
+
+def _options_of(saved: Path | None) -> tuple[str, ...]:
+    if saved is None:
+        return ()
+    return (
+        *("--read", f"{SAVED_MEMORY_FD}={saved / MEMORY}"),
+        *("--read", f"{SAVED_STATE_FD}={saved / STATE}"),
+        *("--preload", f"{INSIDE}/private"),
+    )
