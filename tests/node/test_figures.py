@@ -19,6 +19,12 @@ from tabane.testing import VirtualClock
 MIB = 1 << 20
 
 
+class Instances(tuple[()]):
+    """None, and nobody is limited."""
+
+    admission = SimpleNamespace(accounts=dict)
+
+
 class Machine:
     """A node of straw, whose memory a test sets, and what it told."""
 
@@ -31,7 +37,7 @@ class Machine:
         agent: Any = SimpleNamespace(
             clock=self.clock,
             me=self.me,
-            executor=(),
+            executor=Instances(),
             engines=SimpleNamespace(view=self._view),
             k2i=SimpleNamespace(host=SimpleNamespace(memory=self._memory)),
         )

@@ -60,6 +60,7 @@ from tabane.node.membership import Membership, Terms
 from tabane.node.meters import Meters
 from tabane.node.orders import Orders
 from tabane.node.performing import Performing
+from tabane.node.quotas import QuotaFile
 from tabane.node.replication import Follower, Publisher
 from tabane.node.running import Transition
 from tabane.node.services import NodeServices
@@ -123,6 +124,7 @@ class Agent:
             on_change=self._on_transition,
             on_over=self.gateways.tell_over,
             kernel=boot_id(),
+            quotas=QuotaFile(Path(config.root) / "limits.toml").current,
         )
         self.catalog = Catalog(self)
         self.settling = Settling(self)

@@ -2,6 +2,7 @@
 
 ROOT/cluster.json                     what the cluster consists of
 ROOT/token                            its token, for root only
+ROOT/limits.toml                      what users may have on each node, if there is one
 ROOT/collector.json                   who collects process events for the nodes of one machine,
 ROOT/process-events.sock              and where it tells them
 ROOT/nodes/DATACENTER/NODE/

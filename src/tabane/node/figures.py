@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import msgspec
+from msgspec.structs import replace
 
 from tabane.clock import sleep_until
 from tabane.scheduler.placement import NodeView
@@ -30,7 +31,8 @@ class Figures:
         """This node, as it is now."""
         agent = self._agent
         available_bytes = agent.k2i.host.memory().available_kib << 10
-        return agent.engines.view(len(agent.executor), available_bytes)
+        view = agent.engines.view(len(agent.executor), available_bytes)
+        return replace(view, accounts=agent.executor.admission.accounts())
 
     async def tell(self) -> None:
         """Tell all. Raises as a session to the hub does."""
