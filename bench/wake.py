@@ -53,14 +53,17 @@ REQUEST = "GET /GPL-3 HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
 
 
 class Hand:
-    """The engine by hand, in a node of its own. `apps`: app files by name."""
+    """The engine by hand, in a node of its own. `apps`: app files by name; `program`: of this
+    directory, the node's."""
 
-    def __init__(self, directory: Path, apps: dict[str, str]) -> None:
+    def __init__(
+        self, directory: Path, apps: dict[str, str], program: str = "wake_by_hand.py"
+    ) -> None:
         self.network = set_up_network("bh" + os.urandom(2).hex())
         for name, text in apps.items():
             (directory / f"{name}.toml").write_text(text)
         cgroup = f"/tabane/{self.network.cluster}/hand"
-        script = Path(__file__).with_name("wake_by_hand.py")
+        script = Path(__file__).with_name(program)
         argv = (sys.executable, str(script), str(directory), cgroup)
         (directory / "run").mkdir()
         spec = NodeSpec("hand", 1, argv, directory / "log", cgroup, directory=directory)
@@ -84,7 +87,11 @@ class Hand:
     def measure(self, app: str) -> float:
         self.file.write(app + "\n")
         self.file.flush()
-        return float(self.file.readline())
+        answer = self.file.readline().strip()
+        try:
+            return float(answer)
+        except ValueError:
+            raise TabaneError(f"{app} failed by hand: {answer or 'its node has ended'}") from None
 
     def close(self) -> None:
         self.file.close()

@@ -16,7 +16,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -44,6 +46,29 @@ CONNECT_S = 0.05
 REQUEST = b"GET / HTTP/1.0\r\n\r\n"
 
 
+@dataclass
+class Made:
+    """An instance by hand."""
+
+    spec: InstanceSpec
+    driver: Driver
+    handle: Handle
+
+    @property
+    def is_bare(self) -> bool:
+        return self.driver.name in BARE
+
+    @property
+    def link(self) -> Link:
+        assert self.spec.link is not None
+        return self.spec.link
+
+    @property
+    def port(self) -> int:
+        assert self.spec.app.port is not None
+        return self.spec.app.port
+
+
 class ByHand:
     def __init__(self, directory: Path, cgroup: str) -> None:
         self.directory = directory
@@ -64,12 +89,18 @@ class ByHand:
         image = await self.images.prepare(app.image)
         if is_module(image):
             return await self.first_output(bare_module(image))
-        engine, driver = app.driver, await self.driver(app.driver)
+        made = await self.make(app, image)
+        took_ms = await self.begin(made, self.started(made))
+        await self.end(made)
+        return took_ms
+
+    async def make(self, app: App, image: Image) -> Made:
+        """An instance that its engine has only to start."""
         link = await self.pool.claim(ID_BASE, egress=True)
         instance = new_instance_id()
         place = Path(tempfile.mkdtemp(dir=HERE / "run"))
         place.chmod(0o711)
-        made = InstanceSpec(
+        spec = InstanceSpec(
             id=instance,
             app=app,
             image=image,
@@ -78,21 +109,24 @@ class ByHand:
             log=place / "log",
             cgroup=f"{self.cgroup}/{instance}",
         )
-        handle = await driver.prepare(made)
-        run = (
-            self.run_bare(BARE[engine](driver, made))
-            if engine in BARE
-            else driver.start(made, handle)
-        )
+        driver = await self.driver(app.driver)
+        return Made(spec, driver, await driver.prepare(spec))
+
+    def started(self, made: Made) -> Awaitable[Handle | None]:
+        """Has its engine start it."""
+        if made.is_bare:
+            return self.run_bare(BARE[made.driver.name](made.driver, made.spec))
+        return made.driver.start(made.spec, made.handle)
+
+    async def begin(self, made: Made, run: Awaitable[Handle | None]) -> float:
+        """Milliseconds that `run` takes until the program's first byte."""
         began = time.perf_counter()
         starting = asyncio.ensure_future(run)
-        if driver.capabilities.own_stack:
-            await half_open.wait_listening(link.address, app.port)
-        await self.first_byte(link.address, app.port)
+        if made.driver.capabilities.own_stack:
+            await half_open.wait_listening(made.link.address, made.port)
+        await first_byte(made.link.address, made.port)
         took_ms = (time.perf_counter() - began) * 1000
-        await self.end(engine, driver, await starting or handle)
-        await self.pool.release(link)
-        shutil.rmtree(place)
+        made.handle = await starting or made.handle
         return took_ms
 
     async def first_output(self, argv: tuple[str, ...]) -> float:
@@ -116,14 +150,20 @@ class ByHand:
     async def run_bare(self, argv: tuple[str, ...]) -> None:
         await self.spawner.spawn(Command("bare", argv))
 
-    async def end(self, engine: str, driver: Driver, handle: Handle) -> None:
-        if engine in BARE:
+    async def end(self, made: Made) -> None:
+        if made.is_bare:
             await self.spawner.signal("bare", signal.SIGTERM)
             await self.spawner.exited("bare")
             await self.spawner.forget("bare")
         else:
-            await driver.stop(handle, 2.0)
-        await driver.destroy(handle)
+            await made.driver.stop(made.handle, 2.0)
+        await self.clear(made)
+
+    async def clear(self, made: Made) -> None:
+        """Remove what is left of one that has ended."""
+        await made.driver.destroy(made.handle)
+        await self.pool.release(made.link)
+        shutil.rmtree(made.spec.directory)
 
     async def app(self, name: str) -> App:
         if name not in self.apps:
@@ -145,19 +185,29 @@ class ByHand:
             assert probe.works, probe.reason
         return self.drivers[engine]
 
-    async def first_byte(self, address: str, port: int) -> None:
-        """Tries take little time, so that they take none from the engine."""
-        loop = asyncio.get_running_loop()
-        async with asyncio.timeout(TIMEOUT_S):
-            while True:
-                with socket.socket() as sock:
-                    sock.settimeout(CONNECT_S)
-                    if sock.connect_ex((address, port)) == 0:
-                        sock.sendall(REQUEST)
-                        sock.setblocking(False)
-                        assert await loop.sock_recv(sock, 1)
-                        return
-                await asyncio.sleep(POLL_S)
+
+async def first_byte(address: str, port: int) -> float:
+    """Milliseconds until the program's first byte, from now on. Tries take little time, so that
+    they take none from the engine; some programs (Apache) listen twice, and what came to the first
+    socket is reset."""
+    began = time.perf_counter()
+    async with asyncio.timeout(TIMEOUT_S):
+        while not await is_answered(address, port):  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(POLL_S)
+    return (time.perf_counter() - began) * 1000
+
+
+async def is_answered(address: str, port: int) -> bool:
+    with socket.socket() as sock:
+        sock.settimeout(CONNECT_S)
+        if sock.connect_ex((address, port)) != 0:
+            return False
+        try:
+            sock.sendall(REQUEST)
+            sock.setblocking(False)
+            return bool(await asyncio.get_running_loop().sock_recv(sock, 1))
+        except ConnectionError:
+            return False
 
 
 async def _in_chunks(packed: Packed) -> AsyncIterator[bytes]:
@@ -271,17 +321,26 @@ BARE = {
 }
 
 
+async def serve(directory: Path, answer: Callable[[str], Awaitable[float]]) -> None:
+    """Answer each line at the socket in `directory`, for ever; with words when that fails."""
+
+    async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while line := await reader.readline():
+            try:
+                writer.write(b"%f\n" % await answer(line.decode().strip()))
+            except Exception as error:
+                traceback.print_exc()
+                writer.write(f"{type(error).__name__}: {error}".replace("\n", " ").encode() + b"\n")
+
+    server = await asyncio.start_unix_server(take, directory / "hand.sock")
+    await server.serve_forever()
+
+
 async def main() -> None:
     directory = Path(sys.argv[1])
     hand = ByHand(directory, sys.argv[2])
     await hand.start()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while line := await reader.readline():
-            writer.write(b"%f\n" % await hand.measure(line.decode().strip()))
-
-    server = await asyncio.start_unix_server(serve, directory / "hand.sock")
-    await server.serve_forever()
+    await serve(directory, hand.measure)
 
 
 if __name__ == "__main__":
