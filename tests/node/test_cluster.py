@@ -51,9 +51,9 @@ def test_a_cluster_without_the_node_of_the_store_is_refused(
 
 
 def test_a_stopped_cluster_is_remembered_as_it_was(tmp_path: Path, before: ClusterConfig) -> None:
-    assert former_shape(tmp_path) == (["tokyo", "osaka"], 2, 2, "runc", True, 0, 0, 0)
+    assert former_shape(tmp_path) == (["tokyo", "osaka"], 2, 2, "runc", True, 0, 0, 0, 0)
     NodePaths(node_directory(tmp_path, TOKYO)).config.unlink()
-    assert former_shape(tmp_path) == (["tokyo", "osaka"], 2, 1, "", False, 0, 0, 0)
+    assert former_shape(tmp_path) == (["tokyo", "osaka"], 2, 1, "", False, 0, 0, 0, 0)
 
 
 def test_another_user_s_cluster_is_left_alone(

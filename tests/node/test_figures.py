@@ -30,6 +30,7 @@ class Machine:
 
     def __init__(self) -> None:
         self.available_mib = 1000
+        self.idle_mib = 0
         self.told: list[NodeView] = []
         self.looked = asyncio.Event()
         self.clock = VirtualClock()
@@ -39,7 +40,7 @@ class Machine:
             me=self.me,
             executor=Instances(),
             engines=SimpleNamespace(view=self._view),
-            k2i=SimpleNamespace(host=SimpleNamespace(memory=self._memory)),
+            pressure=self,
         )
         self.figures = Figures(agent)
 
@@ -47,9 +48,12 @@ class Machine:
         assert key == "node"
         self.told.append(msgspec.msgpack.decode(value, type=NodeView))
 
-    def _memory(self) -> SimpleNamespace:
+    def free_bytes(self) -> int:
         asyncio.get_running_loop().call_soon(self.looked.set)
-        return SimpleNamespace(available_kib=self.available_mib << 10)
+        return self.available_mib * MIB
+
+    def idle_bytes(self) -> int:
+        return self.idle_mib * MIB
 
     def _view(self, instances: int, available: int) -> NodeView:
         return NodeView(NodeName("a/b"), instances=instances, memory_available_bytes=available)
@@ -81,6 +85,13 @@ async def test_it_is_told_again_when_it_is_worth_it(machine: Machine) -> None:
         machine.available_mib -= step
         await machine.look()
     assert [view.memory_available_bytes for view in machine.told] == [1000 * MIB, 936 * MIB]
+
+
+async def test_what_idle_instances_would_free_is_told_too(machine: Machine) -> None:
+    await machine.figures.tell()
+    machine.idle_mib = 100
+    await machine.look()
+    assert [view.memory_idle_bytes for view in machine.told] == [0, 100 * MIB]
 
 
 async def test_without_a_session_it_is_told_later(machine: Machine) -> None:

@@ -44,11 +44,12 @@ def test_a_new_cluster_leaves_nothing_out(capsys: pytest.CaptureFixture[str]) ->
 def test_what_is_not_said_stays_as_it_was() -> None:
     before = THREE._replace(allow_emulation=True, image_quota_bytes=5 << 30)
     said = dict.fromkeys(("datacenters", "nodes", "gateways", "driver", "allow_emulation"))
-    said |= dict.fromkeys(("checkpoint_quota", "checkpoint_memory"))
+    said |= dict.fromkeys(("checkpoint_quota", "checkpoint_memory", "memory"))
     assert _shape_of(Namespace(**said, image_quota=None), before) == before
     smaller = _shape_of(Namespace(**said, image_quota=1 << 30), before)
     assert smaller == before._replace(image_quota_bytes=1 << 30)
     assert _shape_of(Namespace(**said, image_quota=0), before).image_quota_bytes == 0
-    said |= {"checkpoint_quota": 2 << 30, "checkpoint_memory": 1 << 30}
+    said |= {"checkpoint_quota": 2 << 30, "checkpoint_memory": 1 << 30, "memory": 4 << 30}
     shape = _shape_of(Namespace(**said, image_quota=None), before)
     assert (shape.checkpoint_quota_bytes, shape.checkpoint_memory_bytes) == (2 << 30, 1 << 30)
+    assert shape.memory_bytes == 4 << 30

@@ -57,6 +57,7 @@ from tabane.node.k2i import ClusterK2i
 from tabane.node.lag import Lag
 from tabane.node.leases import NodeLeases, Nodes, keep_lease
 from tabane.node.membership import Membership, Terms
+from tabane.node.memory import pressure_of
 from tabane.node.meters import Meters
 from tabane.node.orders import Orders
 from tabane.node.performing import Performing
@@ -145,8 +146,8 @@ class Agent:
         self.process_events = EventFeed(self.table, collector=collector, clock=clock)
         self.watching = Watching(self)
         self.k2i = self._make_k2i()
-        self.cluster_k2i = ClusterK2i(self)
-        self.orders = Orders(self)
+        self.pressure = pressure_of(self)
+        self.cluster_k2i, self.orders = ClusterK2i(self), Orders(self)
         self.figures, self.triggers = Figures(self), Triggers(self)
         self.answers = Answering(self)
         self.later = Later()
@@ -208,6 +209,7 @@ class Agent:
         self.process_events.start(self.tasks)
         self.k2i.start(self.tasks, self.process_events)
         self.tasks.keep("figures", self.figures.watch)
+        self.tasks.keep("pressure", self.pressure.watch)
         self.tasks.start("machines", self.figures.try_machines())
         self.triggers.start()
         self.catalog.prefetch(self.all_apps())
@@ -364,6 +366,7 @@ class Agent:
 
     def _on_transition(self, transition: Transition) -> None:
         self.happenings.record(transition)
+        self.pressure.follow(transition)
         self.watching.follow(transition.instance, transition.state)
         if transition.state is State.ABSENT:
             self.gateways.tell_instances()

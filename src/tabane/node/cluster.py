@@ -56,6 +56,7 @@ def bring_up(
     image_quota_bytes: int = 0,
     checkpoint_quota_bytes: int = 0,
     checkpoint_memory_bytes: int = 0,
+    memory_bytes: int = 0,
 ) -> ClusterConfig:
     """Start a cluster below `root` with `nodes` nodes in each data center.
 
@@ -80,7 +81,8 @@ def bring_up(
     try:
         start_collector(root)
         for number, peer in enumerate(peers, 1):
-            quotas = image_quota_bytes, checkpoint_quota_bytes, checkpoint_memory_bytes
+            checkpoints = checkpoint_quota_bytes, checkpoint_memory_bytes
+            quotas = image_quota_bytes, *checkpoints, memory_bytes
             start(root, cluster, number, peer, gateways, driver, allow_emulation, *quotas)
     except BaseException:
         bring_down(root, timeout_s=START_BROKEN_OFF_S)
@@ -142,6 +144,7 @@ class Shape(NamedTuple):
     image_quota_bytes: int = 0
     checkpoint_quota_bytes: int = 0
     checkpoint_memory_bytes: int = 0
+    memory_bytes: int = 0
 
 
 def former_shape(root: Path) -> Shape | None:
@@ -218,6 +221,7 @@ def start(
     image_quota_bytes: int,
     checkpoint_quota_bytes: int,
     checkpoint_memory_bytes: int,
+    memory_bytes: int,
 ) -> None:
     """Write a node's files and start its holder."""
     paths = NodePaths(places.node_directory(root, peer.key))
@@ -237,6 +241,7 @@ def start(
         image_quota_bytes=image_quota_bytes,
         checkpoint_quota_bytes=checkpoint_quota_bytes,
         checkpoint_memory_bytes=checkpoint_memory_bytes,
+        memory_bytes=memory_bytes,
     )
     places.save(paths.config, node, mode=0o600)
     paths.holder_config.write_bytes(msgspec.json.encode(holder_config(node)))

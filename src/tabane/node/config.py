@@ -116,9 +116,10 @@ class NodeConfig(Value, frozen=True):
         return self.node.key
 
     @property
-    def quotas(self) -> tuple[int, int, int]:
-        """Of images, of checkpoints, of opened checkpoints."""
-        return self.image_quota_bytes, self.checkpoint_quota_bytes, self.checkpoint_memory_bytes
+    def quotas(self) -> tuple[int, int, int, int]:
+        """Of images, of checkpoints, of opened checkpoints; of memory."""
+        checkpoints = self.checkpoint_quota_bytes, self.checkpoint_memory_bytes
+        return self.image_quota_bytes, *checkpoints, self.memory_bytes
 
     @property
     def is_control(self) -> bool:

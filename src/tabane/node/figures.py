@@ -1,5 +1,5 @@
-"""What a node tells of itself for placement: its drivers, its instances, and k2i's figures of the
-machine. Each node tells it when it changes, all read what was told; nobody asks for it.
+"""What a node tells of itself for placement: its drivers, its instances, and what memory there is
+for more. Each node tells it when it changes, all read what was told; nobody asks for it.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ class Figures:
 
     def view(self) -> NodeView:
         """This node, as it is now."""
-        agent = self._agent
-        available_bytes = agent.k2i.host.memory().available_kib << 10
-        view = agent.engines.view(len(agent.executor), available_bytes)
-        return replace(view, accounts=agent.executor.admission.accounts())
+        agent, pressure = self._agent, self._agent.pressure
+        view = agent.engines.view(len(agent.executor), pressure.free_bytes())
+        accounts = agent.executor.admission.accounts()
+        return replace(view, memory_idle_bytes=pressure.idle_bytes(), accounts=accounts)
 
     async def tell(self) -> None:
         """Tell all. Raises as a session to the hub does."""
         view = self.view()
-        self._told_bytes = view.memory_available_bytes or 0
+        self._told_bytes = _room_bytes(view)
         await self._agent.me.state.put("node", msgspec.msgpack.encode(view))
 
     async def try_machines(self) -> None:
@@ -51,6 +51,10 @@ class Figures:
         clock = self._agent.clock
         while True:
             await sleep_until(clock, clock.now() + LOOK_S)
-            now_bytes = self.view().memory_available_bytes or 0
+            now_bytes = _room_bytes(self.view())
             if abs(now_bytes - self._told_bytes) >= WORTH_BYTES and self._agent.me.connected:
                 await self.tell()
+
+
+def _room_bytes(view: NodeView) -> int:
+    return (view.memory_available_bytes or 0) + view.memory_idle_bytes

@@ -24,11 +24,13 @@ class NodeView(Value, frozen=True):
     """Those that there are, the preferred first."""
     instances: int = 0
     memory_available_bytes: int | None = None
-    """None: not known."""
+    """For more instances; None: not known."""
     kernel: str = ""
     """Id of the kernel that its instances share; nodes of one machine have the same."""
     accounts: Mapping[int, Account] = {}
     """Of users who may not have what they like there, by uid."""
+    memory_idle_bytes: int = 0
+    """What comes free for a start when idle instances leave."""
 
 
 class Choice(Value, frozen=True):
@@ -59,8 +61,9 @@ def place(
     """Pick a node for one more instance; `here` counts this app's instances by node, `declined`
     says why nodes that were asked lately did not take one on.
 
-    Feasible (data center, class, driver, owner's limits, memory), then the fewest instances of this
-    app on its kernel, whose end would take them along, then on the node, then the fewest in all.
+    Feasible (data center, class, driver, owner's limits, memory), then where no idle instance has
+    to leave for it, then the fewest instances of this app on its kernel, whose end would take them
+    along, then on the node, then the fewest in all.
     """
     nodes = tuple(nodes)
     beside = Counter[str]()
@@ -78,10 +81,12 @@ def place(
             engine = pick_engine(app, node.engines)
             why = f" ({passed})" if (passed := passed_over(app, node.engines)) else ""
             there = f"has {count} of this app, {node.instances} in all"
+            there += ", idle ones leave for it" if _missing_bytes(app, node) else ""
             reasons.append(f"{node.name}: can run it with {engine}{why}, {there}")
 
-    def crowd(node: NodeView) -> tuple[int, int, int, str]:
+    def crowd(node: NodeView) -> tuple[bool, int, int, int, str]:
         return (
+            _missing_bytes(app, node) > 0,
             beside[node.kernel or node.name],
             here.get(node.name, 0),
             node.instances,
@@ -103,16 +108,32 @@ def _problem(app: App, node: NodeView) -> str:
         return explain_none(app, node.engines)
     if (account := node.accounts.get(app.owner)) and (reason := exceeded(app, account)):
         return reason
-    in_memory = any(each.layer_in_memory for each in node.engines if each.name == engine)
-    return _memory_problem(app, node.memory_available_bytes, in_memory=in_memory)
+    return _memory_problem(app, node) if _missing_bytes(app, node) > node.memory_idle_bytes else ""
 
 
-def _memory_problem(app: App, available: int | None, *, in_memory: bool) -> str:
-    limits = app.resources.with_layer() if in_memory else app.resources
-    wanted, what = limits.memory_bytes, " for memory and disk" if in_memory else ""
-    if available is None or available >= wanted:
-        return ""
-    return f"has {available >> 20} MiB of memory available, {wanted >> 20} are needed{what}"
+def _memory_problem(app: App, node: NodeView) -> str:
+    what = " for memory and disk" if _layer_in_memory(app, node) else ""
+    available, idle = (node.memory_available_bytes or 0) >> 20, node.memory_idle_bytes >> 20
+    beside = f", and {idle} that idle instances would free" if idle else ""
+    wanted = _wanted_bytes(app, node) >> 20
+    return f"has {available} MiB of memory available{beside}, {wanted} are needed{what}"
+
+
+def _missing_bytes(app: App, node: NodeView) -> int:
+    """Of the memory that one instance may take there; 0 when nothing is, or that is not known."""
+    if node.memory_available_bytes is None:
+        return 0
+    return max(0, _wanted_bytes(app, node) - node.memory_available_bytes)
+
+
+def _wanted_bytes(app: App, node: NodeView) -> int:
+    limits = app.resources.with_layer() if _layer_in_memory(app, node) else app.resources
+    return limits.memory_bytes
+
+
+def _layer_in_memory(app: App, node: NodeView) -> bool:
+    engine = pick_engine(app, node.engines)
+    return any(each.layer_in_memory for each in node.engines if each.name == engine)
 
 
 def floors(app: App, datacenters: Iterable[str], ready: Mapping[str, int]) -> dict[str, int]:

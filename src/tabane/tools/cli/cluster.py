@@ -55,6 +55,12 @@ def up(argv: list[str]) -> int:
         metavar="SIZE",
         help="what opened ones may take of its memory (default: a tenth)",
     )
+    parser.add_argument(
+        "--memory",
+        type=_quota,
+        metavar="SIZE",
+        help="what each node may use of the machine's, itself included (default: all of it)",
+    )
     parser.epilog = "A cluster that was stopped starts as it was, where nothing else is said."
     args = parser.parse_args(argv)
     from tabane.node.cluster import check_owner, former_shape
@@ -91,6 +97,7 @@ def _shape_of(args: argparse.Namespace, before: Shape | None) -> Shape:
         "image_quota_bytes": args.image_quota,
         "checkpoint_quota_bytes": args.checkpoint_quota,
         "checkpoint_memory_bytes": args.checkpoint_memory,
+        "memory_bytes": args.memory,
     }
     return before._replace(**{name: value for name, value in said.items() if value is not None})
 
@@ -155,13 +162,15 @@ def running_cluster(
     image_quota_bytes: int = 0,
     checkpoint_quota_bytes: int = 0,
     checkpoint_memory_bytes: int = 0,
+    memory_bytes: int = 0,
 ) -> Iterator[None]:
     """A cluster that ends with the block, however that ends."""
     from tabane.node.cluster import check_free
 
     check_free(root.resolve())
     try:
-        quotas = image_quota_bytes, checkpoint_quota_bytes, checkpoint_memory_bytes
+        checkpoints = checkpoint_quota_bytes, checkpoint_memory_bytes
+        quotas = image_quota_bytes, *checkpoints, memory_bytes
         start_cluster(root, datacenters, nodes, gateways, driver, allow_emulation, *quotas)
         yield
     finally:
@@ -179,6 +188,7 @@ def start_cluster(
     image_quota_bytes: int = 0,
     checkpoint_quota_bytes: int = 0,
     checkpoint_memory_bytes: int = 0,
+    memory_bytes: int = 0,
 ) -> None:
     """Start it, wait until every node answers, and say where the gateways are."""
     from tabane.node import cluster as local
@@ -200,6 +210,7 @@ def start_cluster(
         image_quota_bytes=image_quota_bytes,
         checkpoint_quota_bytes=checkpoint_quota_bytes,
         checkpoint_memory_bytes=checkpoint_memory_bytes,
+        memory_bytes=memory_bytes,
     )
     try:
         wait_until_up(Cluster(root))
