@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tabane.clock import SYSTEM
 from tabane.model import App, InstanceId, Reactive, Resources
 from tabane.node import admission
-from tabane.node.admission import AGAIN_S, Admission, NoTurn
+from tabane.node.admission import AGAIN_S, LOOK_S, Admission, NoTurn
 from tabane.scheduler.quotas import Quota, Quotas, Usage
 from tabane.supervise import Supervisor
+from tabane.testing import VirtualClock
 
 ALICE, BOB = 1000, 1001
 BURST = App("burst", "host", port=80, owner=ALICE)
@@ -24,8 +24,14 @@ class Starts:
 
     def __init__(self, tasks: Supervisor, quotas: Quotas | None = None) -> None:
         self.used: dict[int, Usage] = {}
+        self.are_busy = False
+        self.clock = VirtualClock()
         self.admission = Admission(
-            SYSTEM, lambda but: self.used, lambda: quotas or Quotas(), processors=2
+            self.clock,
+            lambda but: self.used,
+            lambda: quotas or Quotas(),
+            processors=2,
+            is_busy=lambda: self.are_busy,
         )
         self.order: list[str] = []
         self.refused: dict[str, NoTurn] = {}
@@ -33,16 +39,18 @@ class Starts:
         self.tasks: dict[str, asyncio.Task[None]] = {}
         self._tasks = tasks
 
-    async def ask(self, *names: str, app: App = BURST, admitted: bool = False) -> None:
+    async def ask(self, *names: str, app: App = BURST, again: bool = False) -> None:
         for name in names:
             self.ends[name] = asyncio.Event()
-            work = self._ask(name, app, admitted)
+            work = self._ask(name, app, again)
             self.tasks[name] = self._tasks.start(name, work)
         await settle()
 
-    async def _ask(self, name: str, app: App, admitted: bool) -> None:
+    async def _ask(self, name: str, app: App, again: bool) -> None:
         try:
-            async with self.admission.turn(app, InstanceId(name), admitted=admitted):
+            if not again:
+                self.admission.admit(app, InstanceId(name))
+            async with self.admission.turn(app, InstanceId(name), again=again):
                 self.order.append(name)
                 await self.ends[name].wait()
         except NoTurn as no:
@@ -121,7 +129,7 @@ async def test_when_a_start_fails_those_like_it_are_not_tried(starts: Starts) ->
     await starts.ask(*names(6))
     await starts.ask("other", app=OTHER)
     await starts.ask("newer", app=newer)
-    await starts.ask("again", admitted=True)
+    await starts.ask("again", again=True)
     held = starts.admission.hold(BURST)
     await starts.end("b0")
     assert starts.order == ["b0", "b1", "other"]
@@ -151,13 +159,60 @@ async def test_one_that_could_not_be_in_time_is_refused_at_once(starts: Starts) 
     assert "other" not in starts.refused, "it is its turn soon, whatever waits of others"
 
 
+async def boot(starts: Starts, *instances: str) -> None:
+    """Their engines are done, their programs not."""
+    for instance in instances:
+        starts.admission.begin_boot(InstanceId(instance), BURST)
+    await starts.end(*instances)
+
+
+async def test_while_the_processors_are_busy_an_app_waits_for_its_own_programs(
+    starts: Starts,
+) -> None:
+    starts.are_busy = True
+    await starts.ask(*names(8))
+    await boot(starts, "b0", "b1")
+    await boot(starts, "b2", "b3")
+    assert starts.order == names(4), "four on their way are more than two processors"
+    await starts.ask("other", app=OTHER)
+    assert starts.order[4:] == ["other"], "who has none on its way is not held back"
+    starts.admission.end_boot(InstanceId("b0"))
+    await settle()
+    assert starts.order[5:] == []
+    starts.admission.end_boot(InstanceId("b1"))
+    await settle()
+    assert starts.order[5:] == ["b4"]
+    await starts.end("other")
+
+
+async def test_it_is_looked_again_whether_they_are_busy(starts: Starts) -> None:
+    starts.are_busy = True
+    await starts.ask(*names(6))
+    await boot(starts, "b0", "b1")
+    await boot(starts, "b2", "b3")
+    starts.clock.advance(LOOK_S)
+    await settle()
+    assert starts.order == names(4)
+    starts.are_busy = False
+    starts.clock.advance(LOOK_S)
+    await settle()
+    assert starts.order == names(6)
+
+
+async def test_programs_that_only_wait_hold_nobody_back(starts: Starts) -> None:
+    await starts.ask(*names(8))
+    for first in range(0, 8, 2):
+        await boot(starts, f"b{first}", f"b{first + 1}")
+    assert starts.order == names(8)
+
+
 async def test_there_is_an_end_to_what_waits(
     starts: Starts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(admission, "MOST_WAITING", 3)
     await starts.ask(*names(8))
     assert [*starts.refused] == ["b5", "b6", "b7"]
-    await starts.ask("again", admitted=True)
+    await starts.ask("again", again=True)
     assert "again" not in starts.refused
 
 

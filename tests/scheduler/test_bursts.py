@@ -10,7 +10,7 @@ from random import Random
 import pytest
 
 from tabane.model import AppName, InstanceId
-from tabane.scheduler.capacity import Capacity
+from tabane.scheduler.capacity import Boots, Capacity
 from tabane.scheduler.fair_queue import FairQueue, Start
 
 PROCESSORS = 2
@@ -20,11 +20,17 @@ STEP_S = 0.001
 
 
 class Machine:
-    """`fair` False: whoever comes first is first, as many at once as there are."""
+    """`fair` False: whoever comes first is first, as many at once as there are. A program takes a
+    processor for `boot_s` after its engine has; if it `sleeps`, it only waits so long."""
 
-    def __init__(self, *, fair: bool = True) -> None:
+    def __init__(self, *, fair: bool = True, boot_s: float = 0.0, sleeps: bool = False) -> None:
         self.now = 0.0
         self.queue, self.capacity = FairQueue(), Capacity(PROCESSORS)
+        self.boots, self.boot_s, self.sleeps = Boots(PROCESSORS), boot_s, sleeps
+        self.booting: dict[InstanceId, float] = {}
+        self.launched: dict[InstanceId, float] = {}
+        self.apps: dict[InstanceId, AppName] = {}
+        self.are_busy = False
         self.fair = fair
         self.left: dict[InstanceId, float] = {}
         """Work of those under way."""
@@ -41,19 +47,23 @@ class Machine:
         return InstanceId(f"i{number}")
 
     def run(self) -> None:
-        while self.plans or len(self.queue) or self.left:
+        while self.plans or len(self.queue) or self.left or self.booting:
             while self.plans and self.plans[0][0] <= self.now:
                 _, number, app, user = heapq.heappop(self.plans)
                 key = AppName("all" if not self.fair else app)
                 start = Start(InstanceId(f"i{number}"), key, user if self.fair else 0)
                 self.came[start.instance] = self.now
+                self.apps[start.instance] = start.app
                 self.queue.add(start)
             self.give()
             self.work()
 
     def give(self) -> None:
         limit = self.capacity.limit if self.fair else 1_000
-        while self.queue.turns < limit and (start := self.queue.take()) is not None:
+        while self.queue.turns < limit:
+            held = self.boots.held(is_busy=self.are_busy and self.fair)
+            if (start := self.queue.take(held)) is None:
+                return
             self.left[start.instance] = OWN_S
             beside = self.queue.turns - 1
             self.began |= {each: (at, max(n, beside)) for each, (at, n) in self.began.items()}
@@ -62,16 +72,32 @@ class Machine:
 
     def work(self) -> None:
         self.now += STEP_S
-        share = min(1.0, PROCESSORS / max(1, len(self.left))) * STEP_S
+        working = len(self.left) + (0 if self.sleeps else len(self.booting))
+        self.are_busy = working >= PROCESSORS
+        share = min(1.0, PROCESSORS / max(1, working)) * STEP_S
+        self.boot(STEP_S if self.sleeps else share)
         for instance in list(self.left):
             self.left[instance] -= share
             if self.left[instance] <= 1e-9:
                 del self.left[instance]
                 self.queue.end(instance)
-                self.done[instance] = self.now
+                self.launched[instance] = self.now
+                self.booting[instance] = self.boot_s
+                self.boots.begin(instance, self.apps[instance])
                 began, beside = self.began.pop(instance)
                 took_s, waiting = self.now - began, len(self.queue)
                 self.capacity.note("crun", took_s, beside=beside, waiting=waiting)
+
+    def boot(self, share: float) -> None:
+        for instance in list(self.booting):
+            self.booting[instance] -= share
+            if self.booting[instance] <= 1e-9:
+                del self.booting[instance]
+                self.boots.end(instance)
+                self.done[instance] = self.now
+
+    def boot_took_s(self, instance: InstanceId) -> float:
+        return self.done[instance] - self.launched[instance]
 
     def waited_s(self, instance: InstanceId) -> float:
         return self.done[instance] - self.came[instance]
@@ -119,3 +145,34 @@ def test_whatever_comes_all_are_done_and_single_wakes_soon(seed: int) -> None:
     machine.run()
     assert len(machine.done) == next(machine.numbers)
     assert max(map(machine.waited_s, singles)) < 15 * OWN_S
+
+
+START_TIMEOUT_S = 10.0
+
+
+@pytest.mark.parametrize("fair", [True, False])
+def test_programs_that_take_a_second_of_a_processor_are_ready_in_time(fair: bool) -> None:
+    """Sixty at once would all take thirty."""
+    machine = Machine(fair=fair, boot_s=1.0)
+    burst = [machine.plan(0.0, "burst") for _ in range(60)]
+    machine.run()
+    late = [each for each in burst if machine.boot_took_s(each) > START_TIMEOUT_S]
+    assert bool(late) is not fair
+
+
+def test_a_wake_beside_such_programs_does_not_wait_for_them() -> None:
+    machine = Machine(boot_s=1.0)
+    for _ in range(60):
+        machine.plan(0.0, "burst")
+    other = machine.plan(5.0, "other")
+    machine.run()
+    assert machine.launched[other] - machine.came[other] < 10 * OWN_S
+    assert machine.waited_s(other) < 6.0
+
+
+def test_programs_that_only_wait_are_started_all_the_same() -> None:
+    machine = Machine(boot_s=3.0, sleeps=True)
+    for _ in range(100):
+        machine.plan(0.0, "burst")
+    machine.run()
+    assert machine.now == pytest.approx(3.0 + 100 * OWN_S / PROCESSORS, rel=0.3)

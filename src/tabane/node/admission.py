@@ -1,9 +1,10 @@
 """Which starts a node takes on, and when each has its turn: asks `scheduler.fair_queue` for the
 order, `scheduler.capacity` for how many at once, and `scheduler.quotas` for what users may have.
 
-A turn lasts until the engine has done its part. Cold starts and restores have one each, as they
-cost the node about the same; what is thawed, stopped or forwarded needs none. A start that could
-not be in time is refused when it comes, and so is one of a user who has enough.
+A turn lasts until the engine has done its part; while the processors are busy, an app also waits
+for its programs that are not ready yet (`scheduler.capacity.Boots`). Cold starts and restores have
+a turn each, as they cost the node about the same; what is thawed, stopped or forwarded needs none.
+A start that could not be in time is refused when it comes, and so is one of a user who has enough.
 """
 
 from __future__ import annotations
@@ -14,14 +15,17 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from tabane.clock import Clock
+from tabane.clock import Clock, Timer
 from tabane.model import App, InstanceId
-from tabane.scheduler.capacity import Capacity
+from tabane.node.processors import Processors
+from tabane.scheduler.capacity import Boots, Capacity
 from tabane.scheduler.fair_queue import FairQueue, Start
 from tabane.scheduler.quotas import Account, Quota, Quotas, Usage, exceeded
 
 MOST_WAITING = 4_096
 """Starts of one node: the fair order is found among them in a moment."""
+LOOK_S = 0.1
+"""How often it is looked whether the processors are still busy, while somebody waits for that."""
 AGAIN_S = 1.0
 """A node that refused a start of an app is not asked for another before that."""
 
@@ -55,12 +59,13 @@ class Turn:
 @dataclass(eq=False)
 class Waiting:
     app: App
-    admitted: bool
+    again: bool
     turn: asyncio.Future[Turn]
 
 
 class Admission:
-    """See the module's text. `processors`: those that there are, unless told."""
+    """See the module's text. `processors`: the machine's, unless told. `is_busy`: whether they all
+    have something to do."""
 
     def __init__(
         self,
@@ -69,30 +74,46 @@ class Admission:
         quotas: Callable[[], Quotas] = Quotas,
         *,
         processors: int | None = None,
+        is_busy: Callable[[], bool] | None = None,
     ) -> None:
+        processors = processors or len(os.sched_getaffinity(0))
         self._clock = clock
         self._used = used
         self._quotas = quotas
         self._queue = FairQueue()
         self._waiting: dict[InstanceId, Waiting] = {}
         self._turns: dict[InstanceId, Turn] = {}
-        self.capacity = Capacity(processors or len(os.sched_getaffinity(0)))
+        self.capacity = Capacity(processors)
+        self._boots = Boots(processors)
+        self._is_busy = is_busy or Processors(clock).are_busy
+        self._looks: Timer | None = None
+
+    def admit(self, app: App, instance: InstanceId) -> None:
+        """Raises `NoTurn` for a start that is not taken on."""
+        if reason := self._refusal(app, Start(instance, app.cohort, app.owner)):
+            raise NoTurn(reason, again_s=AGAIN_S)
 
     @asynccontextmanager
     async def turn(
-        self, app: App, instance: InstanceId, *, admitted: bool = False
+        self, app: App, instance: InstanceId, *, again: bool = False
     ) -> AsyncIterator[Turn]:
-        """Wait for the turn of a start, and have it. Raises `NoTurn`: at once if it is refused,
-        and later if it is not to be tried any more; not for one that was `admitted` before."""
-        identity = InstanceId(f"{instance} again") if admitted else instance
-        start = Start(identity, app.cohort, app.owner)
-        if not admitted and (reason := self._refusal(app, start)):
-            raise NoTurn(reason, again_s=AGAIN_S)
-        turn = await self._wait(app, start, admitted=admitted)
+        """Wait for the turn of a start that was admitted, and have it; or another turn of one that
+        had one before. Raises `NoTurn` for the first when it is not to be tried any more."""
+        identity = InstanceId(f"{instance} again") if again else instance
+        turn = await self._wait(app, Start(identity, app.cohort, app.owner), again=again)
         try:
             yield turn
         finally:
             self._end(identity, turn)
+
+    def begin_boot(self, instance: InstanceId, app: App) -> None:
+        """Its engine has done its part, and its program is not ready yet."""
+        self._boots.begin(instance, app.cohort)
+
+    def end_boot(self, instance: InstanceId) -> None:
+        """It is ready, or no more. Of another one: nothing."""
+        if self._boots.end(instance):
+            self._give()
 
     def withdraw(self, instance: InstanceId, reason: str) -> None:
         """It is not wanted any more. One that does not wait is left alone."""
@@ -106,7 +127,7 @@ class Admission:
         alike = [
             instance
             for instance, waiting in self._waiting.items()
-            if (waiting.app.cohort, waiting.app.revision) == same and not waiting.admitted
+            if (waiting.app.cohort, waiting.app.revision) == same and not waiting.again
         ]
         return [self._waiting[each] for each in alike if self._queue.remove(each)]
 
@@ -154,9 +175,9 @@ class Admission:
         usage, starts = self._used(but).get(user, Usage()), self._queue.waiting_of(user)
         return Account(quota, Usage(usage.instances, usage.memory_bytes, starts))
 
-    async def _wait(self, app: App, start: Start, *, admitted: bool) -> Turn:
+    async def _wait(self, app: App, start: Start, *, again: bool) -> Turn:
         turn: asyncio.Future[Turn] = asyncio.get_running_loop().create_future()
-        self._waiting[start.instance] = Waiting(app, admitted, turn)
+        self._waiting[start.instance] = Waiting(app, again, turn)
         self._queue.add(start)
         self._give()
         try:
@@ -170,8 +191,10 @@ class Admission:
 
     def _give(self) -> None:
         """A turn to as many as there is room for."""
-        while self._queue.turns < self.capacity.limit:
-            if (start := self._queue.take()) is None:
+        while len(self._queue) and self._queue.turns < self.capacity.limit:
+            held = self._boots.held(is_busy=self._is_busy())
+            if (start := self._queue.take(held)) is None:
+                self._look_later()
                 return
             waiting = self._waiting[start.instance].turn
             if waiting.done():  # its task is being cancelled
@@ -182,6 +205,14 @@ class Admission:
                 other.beside = max(other.beside, beside)
             turn = self._turns[start.instance] = Turn(self._clock.now(), beside)
             waiting.set_result(turn)
+
+    def _look_later(self) -> None:
+        if self._looks is None:
+            self._looks = self._clock.call_at(self._clock.now() + LOOK_S, self._look)
+
+    def _look(self) -> None:
+        self._looks = None
+        self._give()
 
     def _end(self, instance: InstanceId, turn: Turn) -> None:
         del self._turns[instance]

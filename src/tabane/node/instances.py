@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from msgspec.structs import replace
 
@@ -37,6 +37,7 @@ from tabane.node.restoring import Restorer
 from tabane.node.running import (
     Beginning,
     Checkpoints,
+    Fetched,
     Images,
     Links,
     Notify,
@@ -46,7 +47,7 @@ from tabane.node.running import (
 )
 from tabane.node.saving import Saver
 from tabane.runtimes import mounts
-from tabane.runtimes.api import EPOCH, Driver, Image, InstanceSpec
+from tabane.runtimes.api import EPOCH, Driver, InstanceSpec
 from tabane.runtimes.pods import log_of
 from tabane.runtimes.volumes import VolumeFiles
 from tabane.scheduler.quotas import Quotas
@@ -56,14 +57,6 @@ T = TypeVar("T")
 
 STILL_S = 1.0
 """How often a home hears of a start that is not done yet."""
-
-
-class Fetched(NamedTuple):
-    """What an instance is to be made from and by, and how long that took to get, s."""
-
-    driver: Driver
-    images: list[Image]
-    took_s: float
 
 
 class Executor(Register):
@@ -171,6 +164,7 @@ class Executor(Register):
         if came is None:
             return
         try:
+            self.admission.admit(begun.app, begun.instance.id)
             async with self.admission.turn(begun.app, begun.instance.id) as turn:
                 turn.kind = await self._begin(begun, came, decided)
         except NoTurn as no:
@@ -192,6 +186,8 @@ class Executor(Register):
             await self._end(running, begun.unwanted, failed=False)
             return ""
         await self._launch(running)
+        if not (running.stopping or running.was_ready):
+            self.admission.begin_boot(begun.instance.id, begun.app)
         what = "a copy" if running.record.restored else "cold"
         return "" if running.stopping or running.note else f"{running.driver.name}, {what}"
 
@@ -369,6 +365,7 @@ class Executor(Register):
         instance = replace(running.instance, savable=self.saver.is_wanted(running))
         running.record = replace(running.record, instance=instance)
         self.beginning.pop(instance.id, None)
+        self.admission.end_boot(instance.id)
         total_us = micros(self.clock.now() - running.began) + running.phases_us["decide"]
         trace = StartTrace(dict(running.phases_us), total_us, running.option, running.note)
         self.notify(InstanceReady(running.instance, trace))
@@ -429,6 +426,7 @@ class Executor(Register):
         self.beginning.pop(running.instance.id, None)
         handle, app = running.record.handle, running.record.app
         held = self.admission.hold(app) if failed and not running.was_ready else []
+        self.admission.end_boot(running.instance.id)
         self.become(running, Event.FAIL if failed else Event.STOP, reason=reason)
         await self.restorer.let_go(running)
         await self.saver.let_go(running)

@@ -176,7 +176,7 @@ class Restorer:
         running.phases_us.pop("engine", None)
         running.phases_us["open"] = micros(self._clock.now() - began)
         app, admission = running.record.app, executor.admission
-        async with nullcontext() if has_turn else admission.turn(app, identity, admitted=True):
+        async with nullcontext() if has_turn else admission.turn(app, identity, again=True):
             running.restoring = None
             await executor.launch_cold(running)
 

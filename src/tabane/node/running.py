@@ -7,7 +7,7 @@ from collections.abc import Callable, Container, Iterable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from tabane.gateway.activation import (
     InstanceAwake,
@@ -93,6 +93,14 @@ def without_end(told: Iterable[Transition], known: Container[InstanceId]) -> lis
     latest = {each.instance: each for each in told if not each.part}
     gone = (each for each in latest.values() if each.state is not State.ABSENT)
     return [each for each in gone if each.instance not in known]
+
+
+class Fetched(NamedTuple):
+    """What an instance is to be made from and by, and how long that took to get, s."""
+
+    driver: Driver
+    images: list[Image]
+    took_s: float
 
 
 @dataclass

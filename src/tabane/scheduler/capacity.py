@@ -13,11 +13,36 @@ What a start takes alone is told by those that were alone, and by any that was f
 
 from __future__ import annotations
 
+from tabane.model import AppName, InstanceId
+
 LEAST_QUEUED, MOST_QUEUED = 1.0, 3.0
 ROUND = 8
 """The limit is looked at after so many starts, or after as many as it allows at once."""
 MOST_PER_PROCESSOR = 16
 """Starts that wait for disks more than for processors may be this many."""
+
+
+class Boots:
+    """The programs of a node that were started and are not ready yet. They have no turn any more,
+    since many only wait for something then; but where all processors are busy, each more makes
+    the others later, until none is in time. So an app is held back then that has one on its
+    way, as long as there are more of these than processors. Whoever has none is not."""
+
+    def __init__(self, processors: int) -> None:
+        self._processors = max(1, processors)
+        self._apps: dict[InstanceId, AppName] = {}
+
+    def begin(self, instance: InstanceId, app: AppName) -> None:
+        self._apps[instance] = app
+
+    def end(self, instance: InstanceId) -> bool:
+        """It is ready, or no more. Whether it was one of these."""
+        return self._apps.pop(instance, None) is not None
+
+    def held(self, *, is_busy: bool) -> frozenset[AppName]:
+        """The apps to be held back."""
+        many = len(self._apps) > self._processors
+        return frozenset(self._apps.values()) if is_busy and many else frozenset()
 
 
 class Capacity:

@@ -12,7 +12,7 @@ Turns are counted while they last, so that starts that take long weigh more than
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
@@ -44,6 +44,11 @@ class _AppShare(_Share):
 class _UserShare(_Share):
     apps: dict[AppName, _AppShare] = field(default_factory=dict)
     waiting: int = 0
+
+    def has_next(self, held: Container[AppName]) -> bool:
+        if not self.waiting:
+            return False
+        return not held or any(app.waiting and name not in held for name, app in self.apps.items())
 
 
 Share = TypeVar("Share", bound=_Share)
@@ -81,12 +86,16 @@ class FairQueue:
         user.waiting += 1
         self._waiting[start.instance] = start
 
-    def take(self) -> Start | None:
-        """The next one, which has its turn until `end`; None when nobody waits."""
-        if not self._waiting:
+    def take(self, held: Container[AppName] = ()) -> Start | None:
+        """The next one, which has its turn until `end`; of no app that is `held` back. None when
+        there is none."""
+        users = (share for share in self._users.values() if share.has_next(held))
+        if (user := _next(users)) is None:
             return None
-        user = _next(share for share in self._users.values() if share.waiting)
-        app = _next(share for share in user.apps.values() if share.waiting)
+        app = _next(
+            share for name, share in user.apps.items() if share.waiting and name not in held
+        )
+        assert app is not None
         start = app.waiting.popleft()
         user.waiting -= 1
         del self._waiting[start.instance]
@@ -155,5 +164,5 @@ class FairQueue:
         return self._number
 
 
-def _next(shares: Iterable[Share]) -> Share:
-    return min(shares, key=lambda share: (share.turns, share.latest))
+def _next(shares: Iterable[Share]) -> Share | None:
+    return min(shares, key=lambda share: (share.turns, share.latest), default=None)
