@@ -165,6 +165,8 @@ class Executor(Register):
             return
         try:
             self.admission.admit(begun.app, begun.instance.id)
+            begun.doing = "it waits for room in the memory of its node"
+            await self.find_room(begun.instance.id, begun.app, came.driver)
             async with self.admission.turn(begun.app, begun.instance.id) as turn:
                 turn.kind = await self._begin(begun, came, decided)
         except NoTurn as no:
@@ -172,8 +174,6 @@ class Executor(Register):
 
     async def _begin(self, begun: Beginning, came: Fetched, decided: float) -> str:
         """In its turn. What was done in it, as of `Turn`."""
-        begun.doing = "it waits for room in the memory of its node"
-        await self.find_room(begun.instance.id, begun.app, came.driver)
         phases = {"decide": micros(self.clock.now() - decided - came.took_s)}
         if begun.unwanted:
             self._fail_early(begun, begun.unwanted)
