@@ -10,16 +10,24 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from tabane.testing.leaks import Guard, Presence, enter_own_namespaces, leaked_tasks
+from tabane.testing.leaks import (
+    Guard,
+    Presence,
+    enter_own_namespaces,
+    leaked_tasks,
+    take_shared_presence,
+)
 
 RUN = uuid.uuid4().hex[:8]
 NUMBERS = itertools.count(1)
 REPORTED: set[str] = set()
 WHY_NOT_REAL = pytest.StashKey[str]()
+SHARED_PRESENCE = pytest.StashKey[int | None]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[WHY_NOT_REAL] = enter_own_namespaces()
+    config.stash[SHARED_PRESENCE] = take_shared_presence()
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -49,8 +57,8 @@ def no_leaks_at_the_end(
 
 
 @pytest.fixture(scope="session")
-def presence() -> Iterator[Presence]:
-    presence = Presence()
+def presence(request: pytest.FixtureRequest) -> Iterator[Presence]:
+    presence = Presence(request.config.stash[SHARED_PRESENCE])
     yield presence
     presence.close()
 
@@ -60,7 +68,8 @@ def no_leaks(request: pytest.FixtureRequest, no_leaks_at_the_end: None) -> Itera
     """Set up before and closed after all else that belongs to one test."""
     real = request.node.get_closest_marker("real") is not None
     presence = request.getfixturevalue("presence") if real else None
-    guard = Guard(f"{RUN}-{next(NUMBERS)}", machine=real, presence=presence)
+    nodes = request.node.get_closest_marker("nodes") is not None
+    guard = Guard(f"{RUN}-{next(NUMBERS)}", machine=real, presence=presence, nodes=nodes)
     yield
     fail_for(guard.close())
 

@@ -143,9 +143,29 @@ def test_a_run_knows_when_it_is_not_alone(tmp_path: Path, monkeypatch: pytest.Mo
     ours.close()
 
 
-@pytest.mark.parametrize(("starter", "found"), [("mine-3", True), ("another", False)])
+def test_runs_that_share_their_lock_are_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leaks, "PRESENCE", tmp_path / "presence")
+    with leaks.PRESENCE.open("w") as lock:
+        monkeypatch.setenv(leaks.SHARED_PRESENCE, str(os.dup(lock.fileno())))
+        theirs = leaks.Presence(os.dup(lock.fileno()))
+        shared = leaks.take_shared_presence()
+        assert shared is not None and leaks.take_shared_presence() is None
+        ours = leaks.Presence(shared)
+        assert ours.is_alone() and theirs.is_alone()
+        other = leaks.Presence()
+        assert not ours.is_alone() and not theirs.is_alone()
+        for one in (ours, theirs, other):
+            one.close()
+
+
+@pytest.mark.parametrize(
+    ("starter", "nodes", "found"),
+    [("mine-3", True, True), ("another", True, False), ("mine-3", False, False)],
+)
 def test_a_nodes_empty_cgroup_may_be_of_somebody_who_runs_nodes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, starter: str, found: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, starter: str, nodes: bool, found: bool
 ) -> None:
     monkeypatch.setattr(leaks, "CGROUPS", tmp_path)
     monkeypatch.setattr(leaks, "PRESENCE", tmp_path / "presence")
@@ -157,14 +177,32 @@ def test_a_nodes_empty_cgroup_may_be_of_somebody_who_runs_nodes(
         while not leaks.runs_a_node(node.pid):
             pass  # its arguments are there a moment after it is executed
         monkeypatch.setattr(leaks, "all_pids", lambda: {node.pid})
-        guard = leaks.Guard("mine", machine=True, presence=presence)
-        for name in ("tabane/3f2a/tokyo-1", "tabane-test-7"):
+        guard = leaks.Guard("mine", machine=True, presence=presence, nodes=nodes)
+        for name in ("tabane/3f2a/tokyo-1", "tabane-trial-7"):
             (tmp_path / "pids" / name).mkdir(parents=True)
         left = [phrase for phrase in guard.close() if phrase.startswith("cgroup ")]
         node.kill()
     presence.close()
-    assert f"cgroup {tmp_path}/pids/tabane-test-7" in left
+    assert f"cgroup {tmp_path}/pids/tabane-trial-7" in left
     assert (f"cgroup {tmp_path}/pids/tabane/3f2a/tokyo-1" in left) is found
+
+
+def test_a_cgroup_that_a_test_named_is_its_own_whoever_else_is_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leaks, "CGROUPS", tmp_path)
+    monkeypatch.setattr(leaks, "PRESENCE", tmp_path / "presence")
+    monkeypatch.setattr(leaks, "SETTLE_S", 0.0)
+    presence, other = leaks.Presence(), leaks.Presence()
+    guard = leaks.Guard("mine-3", machine=True, presence=presence)
+    ours = leaks.name_cgroup("abc").lstrip("/")
+    assert ours == "tabane-test-mine-abc"
+    for name in (ours, "tabane-test-another-abc"):
+        (tmp_path / "pids" / name).mkdir(parents=True)
+    left = [phrase for phrase in guard.close() if phrase.startswith("cgroup ")]
+    assert left == [f"cgroup {tmp_path}/pids/{ours}"]
+    presence.close()
+    other.close()
 
 
 def test_other_peoples_processes_are_left_alone() -> None:

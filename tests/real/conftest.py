@@ -32,10 +32,20 @@ from tabane.tools.client import Cluster
 
 Found = TypeVar("Found")
 
+STARTS_NODES = {"LocalCluster", "Factory", "start_cluster", "start_node"}
+"""Who has one of these names starts nodes."""
+
 DATACENTERS = ("tokyo", "osaka", "ishikari")
 HTTPD = ("busybox", "httpd", "-f", "-p", "8000", "-h", "/usr/share/common-licenses")
 POLL_S = 0.02
 GIVE_UP_S = 60.0
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if isinstance(item, pytest.Function) and STARTS_NODES & vars(item.module).keys():
+            item.add_marker("nodes")
 
 
 def wait_for(look: Callable[[], Found | None], what: str = "what was waited for") -> Found:

@@ -25,6 +25,7 @@ from tabane.runtimes.runsc.driver import RunscDriver
 from tabane.testing.container_bench import Running, make_app
 from tabane.testing.containers import ID_BASE, SMALL, find_left, open_directory
 from tabane.testing.drivers import wait_until_said
+from tabane.testing.leaks import name_cgroup
 from tabane.testing.spawner import PlainSpawner
 
 pytestmark = pytest.mark.real
@@ -87,7 +88,7 @@ class Ground:
             resources=replace(SMALL, memory_bytes=128 << 20),
             port=PORT,
         )
-        log, cgroup = self.directory / f"{identity}.log", f"/tabane-test-{identity}"
+        log, cgroup = self.directory / f"{identity}.log", name_cgroup(identity)
         spec = InstanceSpec(identity, app, image, link, place, log, cgroup)
         handle = await self.driver.prepare(spec)
         try:

@@ -13,6 +13,7 @@ from tabane.runtimes import mounts
 from tabane.runtimes.api import Image, InstanceSpec
 from tabane.runtimes.cgroups import Cgroup
 from tabane.runtimes.trial import parked
+from tabane.testing.leaks import name_cgroup
 
 BUSYBOX = Path("/bin/busybox")
 """Debian's busybox-static."""
@@ -76,7 +77,7 @@ async def make_instance(directory: Path, image: Image, app: App) -> AsyncIterato
         logs = directory / "logs" / identity
         logs.mkdir(parents=True)
         log = logs / "log"
-        yield InstanceSpec(identity, app, image, link, place, log, f"/tabane-test-{identity}")
+        yield InstanceSpec(identity, app, image, link, place, log, name_cgroup(identity))
     shutil.rmtree(place)
 
 

@@ -4,10 +4,12 @@ A machine is shared, so each finding must be the test's own. Descriptors and chi
 process. Other processes are known by `TABANE_TEST_ID`, which a test's offspring inherits
 (`/proc/PID/environ`), and containers, whose environment is their image's, by mounts that lead into
 the run's directory (`/proc/PID/mountinfo`). Mounts and interfaces are compared inside namespaces
-that the test run made for itself (`enter_own_namespaces`). Cgroups cannot be had privately: a new
-one below `tabane*` is the test's if no other test run is on this machine (`Presence`) and nobody
-else's process lives in its tree; one of a node's, only if nobody else runs nodes here, as a node's
-are there before any process is in them.
+that the test run made for itself (`enter_own_namespaces`). Cgroups cannot be had privately: those
+that tests name themselves say whose they are (`name_cgroup`); another new one below `tabane*` is
+the test's if no other test run is on this machine (`Presence`) and nobody else's process lives in
+its tree; one of a node's, only if the test starts nodes and nobody else runs some here, as a node's
+are there before any process is in them. Runs that `scripts/test` starts together count as one: only
+one of them starts nodes.
 
 What is still going away (a child being reaped, a transport closing) gets `SETTLE_S` to do so.
 """
@@ -41,6 +43,9 @@ LOOP_ROUNDS = 10
 CGROUPS = Path("/sys/fs/cgroup")
 OF_NODES = "tabane"
 """The cgroup above those of all nodes."""
+OF_TESTS = "tabane-test"
+SHARED_PRESENCE = "TABANE_TEST_PRESENCE"
+"""The descriptor of the lock of several runs that are one."""
 NETNS_DIRECTORY = "/run/netns"
 """`ip netns add` mounts it when it is first used, for good."""
 CLONE_NEWNS, CLONE_NEWNET = 0x00020000, 0x40000000
@@ -65,11 +70,22 @@ def enter_own_namespaces() -> str:
     return ""
 
 
-class Presence:
-    """That a test run is on this machine: a shared lock, by which each can tell if it is alone."""
+def take_shared_presence() -> int | None:
+    """What `Presence` wants, if it was handed to this process; no child gets it any more."""
+    if (given := os.environ.pop(SHARED_PRESENCE, None)) is None:
+        return None
+    os.set_inheritable(int(given), False)
+    return int(given)
 
-    def __init__(self) -> None:
-        self._file = PRESENCE.open("w")
+
+class Presence:
+    """That a test run is on this machine: a shared lock, by which each can tell if it is alone.
+
+    `shared`: a descriptor of the lock's file that was inherited. All who have it are as one.
+    """
+
+    def __init__(self, shared: int | None = None) -> None:
+        self._file = PRESENCE.open("w") if shared is None else os.fdopen(shared, "w")
         fcntl.flock(self._file, fcntl.LOCK_SH)
 
     def is_alone(self) -> bool:
@@ -94,7 +110,7 @@ class Belongings:
     processes: frozenset[int]
     mounts: frozenset[str]
     interfaces: frozenset[str]
-    cgroups: frozenset[Path]
+    cgroups: frozenset[str]
 
     @classmethod
     def now(cls, *, machine: bool) -> Belongings:
@@ -139,11 +155,24 @@ def mount_points() -> list[str]:
     return [point for point in points if point != NETNS_DIRECTORY]
 
 
-def tabane_cgroups() -> set[Path]:
+def name_cgroup(identity: str) -> str:
+    """Of an instance that a test makes without a node."""
+    return f"/{OF_TESTS}-{run_of(os.environ.get(TEST_ID, ''))}-{identity}"
+
+
+def run_of(test_id: str) -> str:
+    return test_id.partition("-")[0]
+
+
+def tabane_cgroups() -> set[str]:
     tops = {
         path.resolve() for pattern in ("tabane*", "*/tabane*") for path in CGROUPS.glob(pattern)
     }
-    return {Path(directory) for top in tops for directory, _, _ in os.walk(top)}
+    found = list(map(str, tops))
+    for directory in found:  # which grows meanwhile
+        with suppress(FileNotFoundError), os.scandir(directory) as entries:
+            found += [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+    return set(found)
 
 
 def starter_of(pid: int) -> str:
@@ -194,8 +223,9 @@ class Guard:
     """Looks when it is made, and says what is new and the test's own when asked.
 
     While it is current, `TABANE_TEST_ID` is in the environment. `machine` also compares mounts and
-    interfaces, a `presence` cgroups, and `files` is a directory of the test's: processes with
-    mounts from it are its own. A guard of `ID` also answers for those of `ID-1` and so on.
+    interfaces, a `presence` cgroups, with `nodes` those of nodes, too, and `files` is a directory
+    of the test's: processes with mounts from it are its own. A guard of `ID` also answers for those
+    of `ID-1` and so on.
     """
 
     def __init__(
@@ -204,11 +234,13 @@ class Guard:
         *,
         machine: bool,
         presence: Presence | None = None,
+        nodes: bool = False,
         files: Path | None = None,
     ) -> None:
         self.test_id = test_id
         self.machine = machine
         self.presence = presence
+        self.nodes = nodes
         self.files = files
         self._outer_id = os.environ.get(TEST_ID)
         os.environ[TEST_ID] = test_id
@@ -237,7 +269,7 @@ class Guard:
     def _find(self) -> list[str]:
         before, now = self._before, Belongings.now(machine=self.machine)
         descriptors = sorted(now.descriptors - before.descriptors)
-        cgroups = sorted(filter(self._owns, now.cgroups - before.cgroups))
+        cgroups = sorted(filter(self._owns, map(Path, now.cgroups - before.cgroups)))
         left = self._own_among(now.processes) | (now.children - before.children)
         return [
             *(f"descriptor {number} ({target})" for number, target in descriptors),
@@ -258,10 +290,14 @@ class Guard:
 
     def _owns(self, cgroup: Path) -> bool:
         """Whether nobody else made it: no other run, nor one whose process is in its tree."""
-        if self.presence is None or not self.presence.is_alone():
+        if self.presence is None:
             return False
         top = next(path for path in (cgroup, *cgroup.parents) if path.name.startswith("tabane"))
-        if top.name == OF_NODES and self._others_run_nodes():
+        if top.name.startswith(f"{OF_TESTS}-"):
+            return top.name.startswith(f"{OF_TESTS}-{run_of(self.test_id)}-")
+        if not self.presence.is_alone():
+            return False
+        if top.name == OF_NODES and (not self.nodes or self._others_run_nodes()):
             return False
         tree = top.joinpath(*cgroup.relative_to(top).parts[:1])
         try:
@@ -276,10 +312,8 @@ class Guard:
 
     def _others_run_nodes(self) -> bool:
         """Whether somebody does who is none of the whole run's."""
-        run = self.test_id.partition("-")[0]
-        return any(
-            runs_a_node(pid) and starter_of(pid).partition("-")[0] != run for pid in all_pids()
-        )
+        run = run_of(self.test_id)
+        return any(runs_a_node(pid) and run_of(starter_of(pid)) != run for pid in all_pids())
 
 
 def settled(find: Callable[[], list[str]]) -> list[str]:

@@ -15,6 +15,7 @@ from tabane.network.addresses import GATEWAY
 from tabane.runtimes.api import Image, InstanceSpec, Link
 from tabane.runtimes.trial import parked
 from tabane.runtimes.volumes import VolumeFiles
+from tabane.testing.leaks import name_cgroup
 
 _slots = itertools.count(2)
 
@@ -55,7 +56,7 @@ async def make_machine(directory: Path, image: Image, app: App) -> AsyncIterator
         logs = directory / "logs" / identity
         logs.mkdir(parents=True)
         log = logs / "log"
-        cgroup = f"/tabane-test-{identity}"
+        cgroup = name_cgroup(identity)
         mine = volumes.of(app)
         yield InstanceSpec(identity, app, image, link, place, log, cgroup, volumes=mine)
     for volume in app.volumes:
