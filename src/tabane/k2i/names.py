@@ -12,6 +12,14 @@ _PTY_MAJORS = range(136, 144)
 _TTY_MAJOR = 4
 
 
+ACCOUNTS = (Path("/etc/passwd"), Path("/etc/group"))
+ELSEWHERE_S = 60.0
+"""So often names are looked up again while `ACCOUNTS` do not change: a directory service may have
+them. There may be a user for each instance, and each costs a look through these files."""
+MOST = 4096
+"""Of instances that are long gone there are names, too: beyond so many, all are forgotten."""
+
+
 class Names:
     """Of users and groups. They are looked up once, since the same few are asked for again and
     again, until `refresh`: names change."""
@@ -19,6 +27,8 @@ class Names:
     def __init__(self) -> None:
         self._users: dict[int, str] = {}
         self._groups: dict[int, str] = {}
+        self._accounts: list[tuple[int, int, int]] = []
+        self._looked_at = float("-inf")
 
     def user(self, uid: int) -> str:
         """The uid itself when nobody has it."""
@@ -33,13 +43,29 @@ class Names:
             name = self._groups[gid] = _look_up_group(gid)
         return name
 
-    def refresh(self) -> bool:
-        """Look all up again; whether any name changed."""
+    def refresh(self, now: float) -> bool:
+        """Look all up again, if they may have changed; whether any name has, or may have."""
+        accounts = [_state_of(path) for path in ACCOUNTS]
+        if accounts == self._accounts and now - self._looked_at < ELSEWHERE_S:
+            return False
+        self._accounts, self._looked_at = accounts, now
+        if len(self._users) + len(self._groups) > MOST:
+            self._users, self._groups = {}, {}
+            return True
         users = {uid: _look_up_user(uid) for uid in self._users}
         groups = {gid: _look_up_group(gid) for gid in self._groups}
         changed = users != self._users or groups != self._groups
         self._users, self._groups = users, groups
         return changed
+
+
+def _state_of(path: Path) -> tuple[int, int, int]:
+    """What differs when a file was written, or another one put in its place."""
+    try:
+        status = path.stat()
+    except OSError:
+        return 0, 0, 0
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def _look_up_user(uid: int) -> str:

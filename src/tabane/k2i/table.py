@@ -175,7 +175,7 @@ class ProcessTable:
         if now - self._names_at < MOVED_S:
             return False
         self._names_at = now
-        changed = self._names.refresh()
+        changed = self._names.refresh(now)
         if changed:
             self._rows.clear()
         return changed
