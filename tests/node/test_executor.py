@@ -206,6 +206,43 @@ async def test_a_volume_that_is_removed_while_its_apps_image_comes_is_not_made(n
     assert list(node.executor.volumes.sizes()) == []
 
 
+@pytest.mark.parametrize("node", [Script(start_takes=3600.0)], indirect=True)
+async def test_what_waits_for_its_turn_says_so(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(instances, "STILL_S", 0.001)
+    app, more = replace(APP, containers=()), node.executor.admission.capacity.limit
+    busy = [InstanceId(f"busy{number}") for number in range(more)]
+    for one in (*busy, ID):
+        node.executor.start(app, one, SYSTEM.now())
+    await until(lambda: node.heard_of(ID))
+    said = {still.doing for still in node.stills if still.instance == ID}
+    assert said <= {"it waits for its turn, 0 other starts of its node are before it", "it begins"}
+    (shown,) = [one for one in node.executor.instances() if one.id == ID]
+    assert shown.state is State.PREPARING
+    assert shown.reason == "it waits for its turn among the starts of its node"
+    node.executor.stop(ID, "the app was removed")
+    assert (await node.ended()).reason == "the app was removed", "it need not wait to leave"
+    await asyncio.gather(*(node.executor.tasks.start("end", _end(node, one)) for one in busy))
+
+
+async def _end(node: Node, instance: InstanceId) -> None:
+    node.fake.world.lives[instance].end(Script().dies)
+
+
+@pytest.mark.parametrize("node", [Script(start_takes=0.01, fail_start=50)], indirect=True)
+async def test_of_a_burst_of_what_does_not_start_those_that_wait_are_not_tried(
+    node: Node,
+) -> None:
+    app = replace(APP, containers=(), port=8000)
+    burst = [InstanceId(f"i{number}") for number in range(50)]
+    for one in burst:
+        node.executor.start(app, one, SYSTEM.now())
+    await until(lambda: node.has_ended(*burst))
+    tried = [end for end in node.ends if "not tried" not in end.reason]
+    assert 1 <= len(tried) <= 2 * node.executor.admission.capacity.limit
+    assert node.ends[0] in tried, "its home hears first why"
+    assert all(end.failed for end in node.ends)
+
+
 @pytest.mark.parametrize("node", [Script(prepare_takes=3600.0)], indirect=True)
 async def test_what_a_driver_prepares_for_long_is_said(
     node: Node, monkeypatch: pytest.MonkeyPatch

@@ -167,6 +167,7 @@ class Executor(Register):
             self.admission.admit(begun.app, begun.instance.id)
             begun.doing = "it waits for room in the memory of its node"
             await self.find_room(begun.instance.id, begun.app, came.driver)
+            begun.doing = "it waits for its turn among the starts of its node"
             async with self.admission.turn(begun.app, begun.instance.id) as turn:
                 turn.kind = await self._begin(begun, came, decided)
         except NoTurn as no:

@@ -40,7 +40,11 @@ class Register:
 
     def instances(self) -> list[Instance]:
         """All that this node answers for, also those ended whose address is still kept."""
-        preparing = (b.instance for one, b in self.beginning.items() if one not in self.running)
+        preparing = (
+            replace(begun.instance, reason=begun.doing)
+            for one, begun in self.beginning.items()
+            if one not in self.running
+        )
         return [*preparing, *(running.instance for running in self.running.values())]
 
     def get(self, instance: InstanceId) -> Running:
