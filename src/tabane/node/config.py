@@ -105,7 +105,7 @@ class NodeConfig(Value, frozen=True):
     checkpoint_memory_bytes: int = 0
     """What opened ones may take of the memory; 0: a share of it."""
     memory_bytes: int = 0
-    """What the node may use of the machine's memory; 0: all of it."""
+    """What the node's instances may use of the machine's memory in all; 0: all of it."""
 
     @property
     def paths(self) -> NodePaths:

@@ -26,8 +26,8 @@ USES_TIMEOUT_S = 1.0
 
 
 class NodeMemory:
-    """The machine's; or, when the node was given `limit_bytes` of it, what is left of those: all
-    processes of its cgroup count, Tabane's own, too."""
+    """The machine's; or, when the node's instances were given `limit_bytes` of it, what is left of
+    those. Their processes are all that is in the node's cgroup."""
 
     def __init__(self, host: HostReader, cgroup: str, limit_bytes: int) -> None:
         self._host, self._limit_bytes = host, limit_bytes

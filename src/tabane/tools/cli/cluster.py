@@ -59,7 +59,7 @@ def up(argv: list[str]) -> int:
         "--memory",
         type=_quota,
         metavar="SIZE",
-        help="what each node may use of the machine's, itself included (default: all of it)",
+        help="what the instances of each node may use of the machine's (default: all of it)",
     )
     parser.epilog = "A cluster that was stopped starts as it was, where nothing else is said."
     args = parser.parse_args(argv)
