@@ -44,6 +44,8 @@ class PlainSpawner:
 
     def __init__(self) -> None:
         self._jobs: dict[str, _Job] = {}
+        self._forgotten: list[_Job] = []
+        """Before their end."""
         self._watched: dict[int, int] = {}
 
     async def spawn(self, command: Command) -> int:
@@ -120,15 +122,20 @@ class PlainSpawner:
 
     async def forget(self, key: str) -> None:
         job = self._jobs.pop(key, None)
-        if job is not None and job.command.log is not None:
-            job.output.close()  # who writes to it has it open itself
+        if job is not None and not job.exited.done():
+            self._forgotten.append(job)
+            if job.command.log is not None:
+                job.output.close()  # who writes to it has it open itself
         self._reap_helpers()
-        if not self._jobs:
+        if not self._jobs and not self._forgotten:
             _adopt_orphans(False)
 
     async def signal(self, key: str, number: int) -> bool:
         job = self._jobs.get(key)
-        if job is None or job.exited.done():
+        return job is not None and self._signal(job, number)
+
+    def _signal(self, job: _Job, number: int) -> bool:
+        if job.exited.done():
             return False
         signal.pidfd_send_signal(self._watched[job.pid], number)
         return True
@@ -151,12 +158,20 @@ class PlainSpawner:
                     os.waitpid(pid, os.WNOHANG)
 
     async def aclose(self) -> None:
-        """Kill what still runs and wait for its end."""
+        """Kill what still runs, forgotten or not, and wait for its end."""
         for key, job in list(self._jobs.items()):
-            await self.finished(key)
-            await self.signal(key, signal.SIGKILL)
-            await asyncio.shield(job.exited)
+            await self._end(job)
             await self.forget(key)
+        for job in self._forgotten:
+            await self._end(job)
+        self._forgotten.clear()
+        _adopt_orphans(False)
+
+    async def _end(self, job: _Job) -> None:
+        if job.command.pid_file is not None:
+            await asyncio.shield(job.finished)  # what it leaves behind is known then
+        self._signal(job, signal.SIGKILL)
+        await asyncio.shield(job.exited)
 
 
 def _adopt_orphans(wanted: bool) -> None:
