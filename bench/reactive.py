@@ -83,7 +83,7 @@ def add_rows(report: Report, each: Tried, climb: Climb | None, ladder: Ladder) -
     row = {"class": each.isolation, "engine": f"{each.engine}{' (emulated)' if emulated else ''}"}
     row["server"] = each.server
     if climb is None:
-        report.row(**row, note=each.why_not or ladder.reason(each.engine))
+        report.row(**row, note=each.why_not or ladder.reasons[each.engine])
         return
     for rung in RUNGS:
         for who in MARKERS:

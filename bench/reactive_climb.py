@@ -37,6 +37,8 @@ class Ladder(Tabane):
     def __init__(self, directory: Path, tried: list[Tried]) -> None:
         super().__init__(directory, {})
         self.drivers = wait_tried(self)
+        rows = self.cluster.get("/api/v1/doctor")["drivers"]
+        self.reasons = {row["driver"]: row["reason"] for row in rows}
         self.seen: list[dict[str, Any]] = []
         for each in tried:
             for name, text in each.texts.items() if each.engine in self.drivers else ():
@@ -44,11 +46,6 @@ class Ladder(Tabane):
                 file.write_text(text)
                 if run(["--root", str(directory), "deploy", str(file)]) != 0:
                     raise TabaneError(f"{name} could not be deployed")
-
-    def reason(self, engine: str) -> str:
-        """Why a driver does not work here."""
-        rows = self.cluster.get("/api/v1/doctor")["drivers"]
-        return next(str(row["reason"]) for row in rows if row["driver"] == engine)
 
     def can(self, each: Tried, rung: str) -> bool:
         """As its driver says of itself."""

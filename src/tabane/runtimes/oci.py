@@ -54,6 +54,8 @@ class Engine(Value, frozen=True):
     name: str
     takes_bpf: bool = False
     """It takes a compiled seccomp filter from an annotation (crun's `run.oci.seccomp_bpf_data`)."""
+    copies_itself: bool = False
+    """At each start, unless it lies on a read-only mount (`Bundles.show_engine`)."""
 
 
 class OciDriver(SpawnedDriver, PodOfCgroup):
@@ -109,6 +111,8 @@ class OciDriver(SpawnedDriver, PodOfCgroup):
                 raise Unsupported(f"{self._engine.name} is not installed")
             self._bundles.set_up()
             self._state.mkdir(mode=0o700, exist_ok=True)
+            if self._engine.copies_itself:
+                path = str(self._bundles.show_engine(Path(path)))
             self._path = path
 
     # Life

@@ -316,7 +316,7 @@ def freezer_of(cgroup: Cgroup) -> Path:
 
 
 def crun(spawner: Spawner, directory: Path) -> CriuDriver:
-    return CriuDriver(Engine("crun", takes_bpf=True), spawner, directory)
+    return CriuDriver(Engine("crun", takes_bpf=True, copies_itself=True), spawner, directory)
 
 
 def runc(spawner: Spawner, directory: Path) -> CriuDriver:
