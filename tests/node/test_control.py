@@ -22,7 +22,14 @@ from tabane.model import (
     Volume,
 )
 from tabane.node import control as module
-from tabane.node.control import FIRST_ID_BASE, ID_RANGE, Apps, parse_app, parse_floors
+from tabane.node.control import (
+    FIRST_ID_BASE,
+    ID_RANGE,
+    SAME_OWNER,
+    Apps,
+    parse_app,
+    parse_floors,
+)
 from tabane.node.messages import DeployApp, Deployed, RemoveApp, ScaleApp
 from tabane.scheduler.placement import Choice
 from tabane.store import Expect, MemoryStore, Put, SqliteStore, Store, Write
@@ -395,7 +402,7 @@ async def test_what_was_deployed_outlives_a_restart(tmp_path: Path) -> None:
 
 async def test_an_unchanged_deploy_changes_nothing(apps: Apps, store: Store) -> None:
     first = await apps.deploy(app(hosts=("a.test",), reactive=Reactive(min=1)))
-    again = await apps.deploy(app(hosts=("a.test",), reactive=Reactive(min=1), owner=7))
+    again = await apps.deploy(app(hosts=("a.test",), reactive=Reactive(min=1), owner=SAME_OWNER))
     assert again == Deployed(first.app, first.revision, changed=False)
     forced = await apps.deploy(app(hosts=("a.test",), reactive=Reactive(min=1)), force=True)
     assert (forced.app.revision, forced.changed) == (2, True)
@@ -479,3 +486,14 @@ async def test_volumes_are_forgotten_when_no_app_uses_them(apps: Apps, store: St
     assert await read(store, "volumes/") == {}
     with pytest.raises(NotFound):
         await apps.forget_volumes(KEY)
+
+
+async def test_an_app_stays_whose_it_is_unless_told_otherwise(apps: Apps) -> None:
+    async def deploy(owner: int) -> tuple[int, bool]:
+        deployed = await apps.deploy(app(owner=owner))
+        return deployed.app.owner, deployed.changed
+
+    assert await deploy(SAME_OWNER) == (0, True)
+    assert await deploy(1000) == (1000, True)
+    assert await deploy(SAME_OWNER) == (1000, False)
+    assert await deploy(0) == (0, True)

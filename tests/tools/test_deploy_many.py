@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pwd
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,21 @@ def directory(tmp_path: Path) -> Path:
         (made / f"{number}.toml").write_text(APP.format(name=f"app-{number}"))
     (made / "README").write_text("not an app file")
     return made
+
+
+def test_root_says_whose_apps_they_are_to_be(
+    tabane: Run, directory: Path, pretended: Pretended
+) -> None:
+    store = Store()
+    pretended.begin(tokyo=store.answer)
+    daemon = pwd.getpwnam("daemon").pw_uid
+    for user, uid in (("daemon", daemon), ("4242", 4242)):
+        assert tabane("deploy", "--owner", user, str(directory)).code == 0
+        assert {app["owner"] for app in store.batches.pop()["apps"]} == {uid}
+    assert tabane("deploy", str(directory)).code == 0
+    assert not any("owner" in app for app in store.batches.pop()["apps"])
+    refused = tabane("deploy", "--owner", "nobody-of-that-name", str(directory))
+    check_refusal(refused, 2, "deploy: there is no user nobody-of-that-name here: give the uid")
 
 
 class Store:

@@ -45,19 +45,22 @@ if TYPE_CHECKING:
 MAX_RECORDS = 2000
 MOST_APPS = 500
 """In one commit, which has to fit into one message to every node."""
+LARGEST_UID = (1 << 32) - 2
 
 
 class FileBody(Body):
     """An app file's text and name, and the image's digest (`sha256:...`, or `host`). `images`:
-    those of its containers, by their name, that have one of their own."""
+    those of its containers, by their name, that have one of their own. `owner`: the uid of whose it
+    is to be; as it is, or at first whoever asks, unless told."""
 
     text: str
     file: str = "app.toml"
     image: str
     images: dict[str, str] = Field(default_factory=dict)
+    owner: int | None = Field(default=None, ge=0, le=LARGEST_UID)
 
     def app_file(self) -> AppFile:
-        return AppFile(self.text, self.file, self.image, self.images)
+        return AppFile(self.text, self.file, self.image, self.images, self.owner)
 
 
 class DeployBody(FileBody):

@@ -13,11 +13,12 @@ from tabane import spec
 from tabane.api.actions import ASK_S, describe_app, note
 from tabane.api.advice import advise, doubt
 from tabane.api.checks import check_digest, check_text
-from tabane.errors import NotFound, UsageError
+from tabane.errors import Denied, NotFound, UsageError
 from tabane.images.oci import LINUX, SOLO5
 from tabane.images.store import HOST
 from tabane.model import App, AppName, Class
 from tabane.node import messages as say
+from tabane.node.control import SAME_OWNER
 from tabane.runtimes.api import Image
 from tabane.runtimes.lookup import resolve
 from tabane.runtimes.unikernel.manifest import parse_unikernel
@@ -33,12 +34,13 @@ if TYPE_CHECKING:
 
 class AppFile(NamedTuple):
     """An app file's text and name, the digest of its image (or `host`), and those of its containers
-    that have one of their own."""
+    that have one of their own; the uid of whose it is to be, if that was told."""
 
     text: str
     file: str
     image: str
     images: Mapping[str, str] = MappingProxyType({})
+    owner: int | None = None
 
 
 async def deploy(
@@ -83,13 +85,21 @@ async def _read(agent: Agent, who: Principal, given: AppFile) -> App:
         if digest != HOST and not agent.images.store.has(check_digest(digest)):
             raise NotFound(f"image {digest} is not on {agent.config.key}: send it first")
     kind = agent.images.kind_of(given.image)
-    app = msgspec.structs.replace(app, image_kind=kind, owner=max(who.uid, 0))
+    app = msgspec.structs.replace(app, image_kind=kind, owner=owner_for(who, given.owner))
     try:
         _check_driver(agent, app)
         await _check_image(agent, app)
     except Mistake as mistake:
         raise spec.error_of(mistake, file=file, text=text) from None
     return app
+
+
+def owner_for(who: Principal, wanted: int | None) -> int:
+    """Whose an app is to be that is deployed by `who`. Raises `Denied` for another's name."""
+    own = SAME_OWNER if who.is_root else who.uid
+    if wanted in (None, who.uid) or who.is_root:
+        return own if wanted is None else wanted
+    raise Denied(f"owner: uid {who.uid} may not deploy in the name of uid {wanted}: use sudo")
 
 
 def _note(agent: Agent, who: Principal, deployed: say.Deployed) -> None:

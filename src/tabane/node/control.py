@@ -52,6 +52,8 @@ ID_RANGE = 1 << 16
 ID_RANGES = (1 << 15) - (1 << 8)
 """Ranges of 65,536 ids between 2^24 and 2^31, where no distribution gives ids to people."""
 
+SAME_OWNER = -1
+"""The owner of an app that is to be deployed: whose it was, or else root."""
 LOWEST_FREE_PORT = 1024
 SPREAD_WRITES = 1000
 """In one commit, which has to fit into one message to every node."""
@@ -129,6 +131,8 @@ class Apps:
 
     async def _deploy(self, edit: Edit, wanted: App, force: bool) -> Callable[[int], Deployed]:
         entry, old = await _read(edit, wanted.key)
+        if wanted.owner == SAME_OWNER:
+            wanted = msgspec.structs.replace(wanted, owner=old.owner if old is not None else 0)
         if entry is not None and old is not None and not force and is_as_declared(old, wanted):
             unchanged = Deployed(old, entry.version, changed=False)
             return lambda revision: unchanged
@@ -353,7 +357,7 @@ def is_as_declared(stored: App, wanted: App) -> bool:
     declared = msgspec.structs.replace(stored, reactive=stored.declared or stored.reactive)
     plain = App("", "")
     ids = ("id_base", "trusted_id_base")
-    added = (*ids, "pinned_to", "revision", "owner", "deployed_at", "declared")
+    added = (*ids, "pinned_to", "revision", "deployed_at", "declared")
     same = {name: getattr(plain, name) for name in added}
     return msgspec.structs.replace(declared, **same) == msgspec.structs.replace(wanted, **same)
 

@@ -46,14 +46,18 @@ def deploy(argv: list[str]) -> int:
     parser.add_argument("files", metavar="file", nargs="+", help=what)
     parser.add_argument("--force", action="store_true", help="a new revision, changed or not")
     parser.add_argument("--dry-run", action="store_true", help="only look for mistakes")
+    parser.add_argument("--owner", metavar="USER", help="whose apps these are to be: name or uid")
     parser.add_argument("--authfile", metavar="FILE", help="logins of registries, for this once")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
+    owner = _uid(args.owner) if args.owner is not None else None
     files = _read_all(_find(args.files))
     _check_apart(files)
     images = Images(None if args.dry_run else Cluster(args.root), read_auth(args.authfile))
     with shown(quiet=args.json) as tell:
         bodies = [_body_of(file, images, tell) for file in files]
+    if owner is not None:
+        bodies = [body | {"owner": owner} for body in bodies]
     if images.cluster is None:
         return _say_valid(files, bodies, args)
     if len(args.files) == 1 and not _is_directory(args.files[0]):
@@ -61,6 +65,18 @@ def deploy(argv: list[str]) -> int:
         answer = images.cluster.post("/api/v1/apps", body)
         return _say_stored(files[0].app.key, answer, as_json=args.json)
     return _store_all(images.cluster, bodies, args)
+
+
+def _uid(user: str) -> int:
+    """Of this machine's user, or as it stands."""
+    import pwd
+
+    if user.isascii() and user.isdecimal():
+        return int(user)
+    try:
+        return pwd.getpwnam(user).pw_uid
+    except KeyError:
+        raise UsageError(f"deploy: there is no user {user} here: give the uid") from None
 
 
 def _find(names: Sequence[str]) -> list[Path]:
