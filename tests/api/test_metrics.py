@@ -40,13 +40,14 @@ def node(api: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(metrics, "ask_gateways", ask_gateways)
     instance = SimpleNamespace(isolation=Class.CONTAINER, driver="crun", state=State.READY)
     room = SimpleNamespace(used_bytes=10, limit_bytes=100)
+    admission = SimpleNamespace(waiting=7, under_way=3, capacity=SimpleNamespace(limit=4))
     vars(api.agent).update(
         meters=meters,
         home=SimpleNamespace(
             apps=lambda: ["a/b", "a/c"],
             ledger=lambda app: SimpleNamespace(total_waiting=lambda: 5) if app == "a/b" else None,
         ),
-        executor=SimpleNamespace(instances=lambda: [instance, instance]),
+        executor=SimpleNamespace(instances=lambda: [instance, instance], admission=admission),
         all_apps=lambda: [1, 2, 3],
         nodes=SimpleNamespace(live_nodes=lambda: ["tokyo/tokyo-1"]),
         checkpoints=SimpleNamespace(store=SimpleNamespace(room=room)),
@@ -77,6 +78,9 @@ async def test_parsers_find_every_figure(node: Any, parse: Any, accept: str) -> 
         ("tabane_sessions_waiting",): 5,
         ("tabane_apps",): 3,
         ("tabane_nodes_live",): 1,
+        ("tabane_starts", "waiting"): 7,
+        ("tabane_starts", "under_way"): 3,
+        ("tabane_starts", "limit"): 4,
         ("tabane_checkpoint_bytes", "used"): 10,
         ("tabane_gateway_up", "gateway-0"): 1,
         ("tabane_gateway_up", "gateway-1"): 0,

@@ -87,6 +87,13 @@ def _agent_families(agent: Agent) -> Iterator[Metric]:
     yield _gauge(
         "tabane_apps", "Deployed apps that this node knows.", (), {(): len(agent.all_apps())}
     )
+    admission = agent.executor.admission
+    starts = {
+        ("waiting",): admission.waiting,
+        ("under_way",): admission.under_way,
+        ("limit",): admission.capacity.limit,
+    }
+    yield _gauge("tabane_starts", "Starts of instances, by their turns.", ("what",), starts)
     live = len(agent.nodes.live_nodes())
     yield _gauge("tabane_nodes_live", "Nodes that this one sees, itself included.", (), {(): live})
     store = agent.checkpoints.store

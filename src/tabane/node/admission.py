@@ -88,6 +88,14 @@ class Admission:
         self._is_busy = is_busy or Processors(clock).are_busy
         self._looks: Timer | None = None
 
+    @property
+    def waiting(self) -> int:
+        return len(self._queue)
+
+    @property
+    def under_way(self) -> int:
+        return self._queue.turns
+
     def admit(self, app: App, instance: InstanceId) -> None:
         """Raises `NoTurn` for a start that is not taken on."""
         if reason := self._refusal(app, Start(instance, app.cohort, app.owner)):
