@@ -99,8 +99,8 @@ class Reactive(Value, frozen=True, omit_defaults=True):
     wake_budget_s: float | None = None
     """What a cold start may take where the class is chosen (`auto`); None: whatever it takes."""
     freeze_after_s: float | None = None
-    """Without a session for so long an instance is frozen, where its engine can; None: never. This,
-    `checkpoint_after_s` and `stop_after_s` grow in this order, and count from the last session."""
+    """Without a session for so long an instance is frozen (`checkpoint_after_s`: put away, saved as
+    it is and ended), where its engine can; None: never. They, and `stop_after_s`, grow in order."""
     checkpoint_after_s: float | None = None
     checkpoint: bool = False
     """After its first `ready` an instance is saved, and others begin as its copies."""
@@ -387,11 +387,11 @@ class Instance(Value, frozen=True, omit_defaults=True):
     trust: Trust | None = None
     """Of the callers that it is for, where that chose its class."""
     freezable: bool = False
-    """Its engine can freeze it."""
+    puttable: bool = False
     savable: bool = False
-    """Its node wants a checkpoint of it, as soon as no session uses it."""
+    """Its engine can freeze it; it may be put away; its node wants a checkpoint of it."""
     freezes: int = 0
-    """The number of its home's latest order to freeze or to save it."""
+    """The number of its home's latest order to freeze it, to save it or to put it away."""
     leases: int = 0
     """By which its programs keep it from being idle: told to those who ask what runs."""
     paused: bool = False
@@ -471,8 +471,8 @@ class WakeRecord(Value, frozen=True, omit_defaults=True):
     node: NodeName
     gateway: str
     option: str
-    """`cold`, or `restore` of a checkpoint, or `thaw` of one that was frozen, or `wait` when a slot
-    of a running instance came free first, or `failed`."""
+    """`cold`, or `restore` of a checkpoint, or `resume` of one that was put away, or `thaw` of one
+    that was frozen, or `wait` when a slot of a running instance came free first, or `failed`."""
     at: float
     phases_us: dict[str, int]
     total_us: int

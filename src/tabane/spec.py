@@ -214,6 +214,9 @@ def _check_rest(app: App) -> None:
             raise Mistake(f"reactive.{name}", problem)
     if reactive.checkpoint and not app.takes_sessions:
         raise Mistake("reactive.checkpoint", "needs a port: only a session brings it back")
+    if reactive.checkpoint_after_s is not None and app.volumes:
+        problem = "is not possible with volumes, whose files might not fit what was put away"
+        raise Mistake("reactive.checkpoint_after", problem)
     if reactive.checkpoint and app.volumes:
         problem = "is not possible with volumes, whose files would not fit the memory of a copy"
         raise Mistake("reactive.checkpoint", problem)

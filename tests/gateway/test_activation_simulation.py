@@ -87,6 +87,7 @@ class Chaos:
             max_age_s=self.dice.choice([None, None, 3.0]),
             freeze_after_s=self.dice.choice([None, 0.0, 0.1, 0.9]),
             checkpoint=self.dice.choice([False, True]),
+            checkpoint_after_s=self.dice.choice([None, None, 0.05, 0.2]),
         )
         revision = self.revisions[name]
         app = App(

@@ -62,7 +62,9 @@ class Rig:
             revision=lambda: self.revision,
         )
 
-    def start_instance(self, node: NodeName, app: App, instance: InstanceId) -> None:
+    def start_instance(
+        self, node: NodeName, app: App, instance: InstanceId, *, resume: bool = False
+    ) -> None:
         self.started.append(instance)
 
     def freeze_instance(

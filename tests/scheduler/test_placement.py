@@ -198,3 +198,12 @@ def test_a_node_that_declined_lately_and_one_where_its_owner_has_enough_are_pass
         "tokyo/b: 300 starts wait on it already",
     )
     assert place(app(owner=7), [told], {}).node == full.name
+
+
+def test_of_equal_nodes_the_one_with_a_checkpoint_begins_it() -> None:
+    nodes = [view("tokyo-1"), view("tokyo-2", instances=5)]
+    saved = {nodes[1].name}
+    choice = place(app(), nodes, {}, saved=saved)
+    assert choice.node == nodes[1].name
+    assert choice.reasons[1].endswith("5 in all, and a checkpoint of it")
+    assert place(app(), nodes, {nodes[1].name: 1}, saved=saved).node == nodes[0].name

@@ -18,6 +18,11 @@ moment (`Save`): as idle as one that is frozen, so that no session is in the mid
 no connection is kept to it. A session that comes all the same is granted its slot, and answered
 when the dump is done, in less than a start takes.
 
+One that is *put away* (`checkpoint_after`) ends once it is saved as it is. Its slots are granted
+again only when its node has said that it goes on after all; when it has said that it ended, the
+next instance that is needed is that very one, on that very node (`Start.resume`), and another only
+where that cannot be.
+
 A new revision first gets one ready instance; then those of the old one are drained.
 
 Messages may be lost when a connection breaks. A gateway then reports how things stand, and a node
@@ -27,9 +32,12 @@ Messages may be lost when a connection breaks. A gateway then reports how things
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable, Iterable
 
-from tabane.gateway.decisions import Decisions, Place
+from msgspec.structs import replace
+
+from tabane.gateway.decisions import Decisions
 from tabane.gateway.events import (
     AppChanged,
     Event,
@@ -54,7 +62,7 @@ from tabane.gateway.instructions import (
     Tell,
     Thaw,
 )
-from tabane.gateway.ledger import AppLedger, Holding, proven_at
+from tabane.gateway.ledger import AppLedger, Away, Holding, proven_at
 from tabane.gateway.lowering import LOWER_S, LowerAsked, Lowering
 from tabane.gateway.messages import (
     Broken,
@@ -66,8 +74,9 @@ from tabane.gateway.messages import (
     StillUsed,
     ToHome,
 )
+from tabane.gateway.place import Place
 from tabane.lifecycle import STANDING
-from tabane.model import AppName, Instance, InstanceId, NodeName, State
+from tabane.model import App, AppName, Instance, InstanceId, NodeName, State
 
 __all__ = [
     "Activation",
@@ -111,6 +120,8 @@ class Activation:
         self._apps: dict[AppName, AppLedger] = {}
         self._silent: set[str] = set()
         """Gateways that have not reported yet, and so may hold slots nobody here knows of."""
+        self._copies: dict[NodeName, set[tuple[AppName, int]]] = {}
+        """What a node has checkpoints of, from which others begin: app and revision."""
         self._timers: list[tuple[float, AppName]] = []
         self._out: list[Instruction] = []
 
@@ -228,9 +239,12 @@ class Activation:
         holding.is_saving = False
         if trace is not None and (trace.note or trace.option == "restore"):
             ledger.unsaved = trace.note
+            self._note_copy(instance.app, instance.revision, instance.node, is_there=not trace.note)
+        if trace is not None and holding.note:
+            trace = replace(trace, note="; ".join(filter(None, (holding.note, trace.note))))
         if instance.savable:
             holding.save_at = min(holding.save_at, now)
-        if holding.state is State.FROZEN:
+        if holding.state in (State.FROZEN, State.CHECKPOINTING):
             holding.state = State.READY
         elif holding.state is not State.READY:
             holding.doubtful = holding.state is not State.STARTING
@@ -246,13 +260,17 @@ class Activation:
         holding = ledger.instances.get(event.instance)
         if not event.used:
             ledger.unsaved = event.reason
-        if holding is not None and event.again_s is not None:
+        if holding is not None and event.ends:
+            holding.away_at = now + event.again_s if event.again_s is not None else math.inf
+        elif holding is not None and event.again_s is not None:
             holding.save_at = now + event.again_s
+        if holding is not None and event.saved:
+            self._note_copy(event.app, holding.revision, holding.node, is_there=True)
         if holding is not None and holding.freezes == event.number:
             holding.is_saving = False
             if event.used:
                 holding.last_used = max(holding.last_used, now)
-            if holding.state is State.FROZEN:
+            if holding.state in (State.FROZEN, State.CHECKPOINTING):
                 holding.state = State.READY
         self._settle(event.app, now)
 
@@ -264,7 +282,13 @@ class Activation:
         failed_starts = ledger.setbacks.failed_starts
         if event.again_s is not None:
             ledger.declined[event.node] = now + event.again_s, event.reason
-        self._learn(ledger, holding, event, now)
+        ledger.away.pop(event.instance, None)
+        if event.kept_after_s is not None:
+            ledger.put_away(holding, event.kept_after_s, event.reason, now)
+        elif holding.was_away and holding.state is State.STARTING:
+            ledger.lost = f"{holding.id} was put away, and is lost: {event.reason}"
+        else:
+            self._learn(ledger, holding, event, now)
         self._enter_end(ledger, holding)
         if ledger.setbacks.failed_starts > failed_starts:
             decisions.refuse_failed()
@@ -287,6 +311,8 @@ class Activation:
 
     def _on_node_report(self, report: NodeReport, now: float) -> None:
         named = {instance.id for instance in report.instances}
+        self._copies[report.node] = {*report.saved.copies}
+        self._enter_away(report, now)
         for ledger in self._apps.values():
             for holding in ledger.instances.values():
                 there = holding.node == report.node and holding.began < report.asked_at
@@ -297,6 +323,32 @@ class Activation:
         for key in list(self._apps):
             self._settle(key, now)
 
+    def _enter_away(self, report: NodeReport, now: float) -> None:
+        """What is put away on a node; what had been before it was asked, and is not named, is
+        not any more."""
+        found = {each.instance: each for each in report.saved.away}
+        for ledger in self._apps.values():
+            for away in [*ledger.away.values()]:
+                there = away.node == report.node and away.since < report.asked_at
+                if there and away.id not in found:
+                    del ledger.away[away.id]
+        for each in found.values():
+            ledger = self._ledger(each.app)
+            if each.instance in ledger.away or each.instance in ledger.instances:
+                continue
+            used = now - each.age_s
+            away = Away(each.instance, report.node, each.revision, now, used)
+            ledger.away[each.instance] = away
+
+    def _note_copy(self, app: AppName, revision: int, node: NodeName, *, is_there: bool) -> None:
+        there = self._copies.setdefault(node, set())
+        (there.add if is_there else there.discard)((app, revision))
+
+    def nodes_with_copy(self, app: App) -> frozenset[NodeName]:
+        """Where there is a checkpoint that an instance of `app` can begin from."""
+        kept = (app.key, app.revision)
+        return frozenset(node for node, there in self._copies.items() if kept in there)
+
     def _enter_found(self, instance: Instance, now: float, asked_at: float) -> None:
         """A node has it; it may be new here. What it was told since it was asked, to freeze or to
         thaw, it had not heard of."""
@@ -306,9 +358,10 @@ class Activation:
             if holding.turned_at < asked_at:
                 self._enter_ready(instance, None, now)
                 holding.freezes = max(holding.freezes, instance.freezes)
-                if instance.state is not State.READY:
+                if instance.state is State.CHECKPOINTING:
+                    holding.state, holding.is_called = State.CHECKPOINTING, False
+                elif instance.state is not State.READY:
                     holding.state = State.FROZEN
-                    holding.is_saving = instance.state is State.CHECKPOINTING
             return
         ledger.set_instance(holding, instance)
         if instance.state not in (State.PREPARING, State.STARTING, State.STOPPING):
@@ -381,7 +434,8 @@ class Activation:
         """Decide what is left to decide, and when to look again."""
         decisions.settle()
         self._out += decisions.out
-        if ledger.app is None and not (ledger.instances or ledger.floor or ledger.is_early):
+        empty = not (ledger.instances or ledger.away or ledger.floor or ledger.is_early)
+        if ledger.app is None and empty:
             self._apps.pop(ledger.key, None)
             return
         due = min((at for at in decisions.moments() if at > now), default=None)

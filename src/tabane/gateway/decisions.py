@@ -8,7 +8,7 @@ and leaves in `out` what to do. It may be called at any time, and does nothing w
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 
 from tabane.gateway.instructions import (
     Freeze,
@@ -23,9 +23,10 @@ from tabane.gateway.instructions import (
 from tabane.gateway.ledger import AppLedger, Holding, proven_at
 from tabane.gateway.lowering import LOWER_IDLE_S
 from tabane.gateway.messages import SAVED, THAW, Revoke, ToGateway
+from tabane.gateway.place import Place
+from tabane.gateway.putting_away import away_after_s, bring_back, call_back, drop, drop_old
 from tabane.gateway.waiting import why_waiting
-from tabane.model import App, InstanceId, NodeName, State
-from tabane.scheduler.placement import Choice
+from tabane.model import InstanceId, State
 from tabane.scheduler.pressure import Rung
 
 RECALL_S = 0.1
@@ -51,8 +52,6 @@ PATIENCE_S = 1.0
 When it is longer they are better told at once, and when to come again."""
 
 
-Place = Callable[[App, Mapping[NodeName, str]], Choice]
-"""Picks the node for one more instance, but none of those, which declined it for a reason."""
 REASONS_SAID = 3
 """Of why no node can run an app: those of the first nodes stand for all."""
 
@@ -89,7 +88,9 @@ class Decisions:
             self._roll()
             self._retire()
             self._trim()
+            self.out += drop_old(self._ledger, self._now)
             self._grant()
+            self.out += call_back(self._ledger)
             self._recall()
             self._start()
             self._refuse_overdue()
@@ -157,6 +158,7 @@ class Decisions:
         if ledger.app is None:
             return
         reactive = ledger.app.reactive
+        yield from (away.last_used + reactive.stop_after_s for away in ledger.away.values())
         yield ledger.setbacks.blocked_until
         yield from (until for until, _ in ledger.declined.values())
         for gateway in ledger.waiting_gateways():
@@ -177,6 +179,9 @@ class Decisions:
             for after_s in (reactive.stop_after_s, self._freeze_after_s(holding)):
                 if after_s is not None:
                     yield max(holding.last_used + after_s, holding.asked_at + ASK_AGAIN_S)
+            if (after_s := away_after_s(ledger, holding)) is not None:
+                idle_at = holding.last_used + after_s
+                yield max(idle_at, holding.away_at, holding.asked_at + ASK_AGAIN_S)
             if self._may_save(holding):
                 idle_at = holding.last_used + self._save_after_s()
                 yield max(idle_at, holding.save_at, holding.asked_at + ASK_AGAIN_S)
@@ -201,6 +206,8 @@ class Decisions:
         self.refuse("gone", f"the app {self._ledger.key} was removed", 0.0)
         for holding in self._ledger.instances.values():
             self.drain(holding, "the app was removed")
+        for away in [*self._ledger.away.values()]:
+            self.out.append(drop(self._ledger, away, "the app was removed"))
 
     def _forgive(self) -> None:
         ledger = self._ledger
@@ -304,12 +311,16 @@ class Decisions:
             return
         declines = ledger.declines(self._now)
         for _ in range(min(missing, self._most_at_once() - len(ledger.starting()))):
+            note = bring_back(ledger, self._place, self._now)
+            if not isinstance(note, str):
+                self.out += [note] if note is not None else []
+                continue
             choice = self._place(ledger.current, declines)
             if choice.node is None:
                 self._refuse_elsewhere(choice.reasons)
                 return
             instance = self._new_id()
-            ledger.add_start(instance, choice.node, self._now)
+            ledger.add_start(instance, choice.node, self._now, note)
             self.out.append(Start(ledger.current, instance, choice.node))
 
     def _most_at_once(self) -> int:
@@ -329,8 +340,9 @@ class Decisions:
                 return 1 if len(starting) + len(standing) <= reactive.max else 0
             if standing or ledger.setbacks.count:
                 return 0
-        existing = len(starting) + len(standing) + len(ledger.unconfirmed())
-        short = ledger.total_waiting() - len(starting) * reactive.concurrency
+        going = len(ledger.going())
+        existing = len(starting) + len(standing) + len(ledger.unconfirmed()) + going
+        short = ledger.total_waiting() - (len(starting) + going) * reactive.concurrency
         for_sessions = -(-short // reactive.concurrency)
         missing = min(max(for_sessions, ledger.floor - existing), reactive.max - existing)
         return min(missing, 1) if trial and ledger.setbacks.count else missing
@@ -368,10 +380,16 @@ class Decisions:
         due = self._may_save(holding) and self._now >= holding.save_at
         return due and self._is_idle(holding, self._save_after_s())
 
+    def _is_to_be_put_away(self, holding: Holding) -> bool:
+        after_s = away_after_s(self._ledger, holding)
+        if after_s is None or self._now < holding.away_at:
+            return False
+        return self._is_idle(holding, after_s)
+
     def _rest_idle(self) -> None:
         """Save what its node wants a checkpoint of, as soon as no session uses it; stop what none
-        used for `stop_after`, but for what is to be kept, and freeze what none used for
-        `freeze_after`; where slots are held, ask first."""
+        used for `stop_after`, and put away what none used for `checkpoint_after`, but for what is
+        to be kept; freeze what none used for `freeze_after`; where slots are held, ask first."""
         if self._partial:
             return
         ledger, stop_after_s = self._ledger, self._ledger.current.reactive.stop_after_s
@@ -385,6 +403,8 @@ class Decisions:
                 self._save(holding)
             elif holding not in kept and self._is_idle(holding, stop_after_s):
                 self._stop(holding, f"idle for {stop_after_s:g} s")
+            elif holding not in kept and self._is_to_be_put_away(holding):
+                self._put_away(holding)
             elif freeze_after_s is not None and self._is_idle(holding, freeze_after_s):
                 self._freeze(holding)
 
@@ -411,12 +431,20 @@ class Decisions:
         if over:
             return False
         if asked.rung is Rung.LEAVE and (asked.last or holding not in kept):
-            self._stop(holding, asked.reason)
+            self._leave(holding, asked.reason)
             return True
         if asked.rung is Rung.REST and holding.can_freeze:
             self._freeze(holding, asked.reason)
             return True
         return False
+
+    def _leave(self, holding: Holding, reason: str) -> None:
+        """Put away, if that is what its app wants of those that leave."""
+        is_kept = away_after_s(self._ledger, holding) is not None and self._now >= holding.away_at
+        if is_kept:
+            self._put_away(holding)
+        else:
+            self._stop(holding, reason)
 
     def _freeze(self, holding: Holding, reason: str = "") -> None:
         self._rest(holding)
@@ -434,6 +462,11 @@ class Decisions:
             if (other.node, other.revision) == (holding.node, holding.revision):
                 other.save_at = math.inf
         self.out.append(Save(holding.id, holding.node, holding.freezes))
+
+    def _put_away(self, holding: Holding) -> None:
+        self._rest(holding)
+        holding.state, holding.is_called = State.CHECKPOINTING, False
+        self.out.append(Save(holding.id, holding.node, holding.freezes, ends=True))
 
     def _thaw(self, holding: Holding) -> None:
         """If it is frozen."""

@@ -28,8 +28,9 @@ class InstanceReady(Value, frozen=True):
 
 class InstanceEnded(Value, frozen=True):
     """It is gone, on purpose or not. `retry` False: a new start would end the same way at once.
-    `again_s`: its node did not take it on, and is not to be asked for another one before that; None:
-    that is not what ended it."""
+    `again_s`: its node did not take it on, and is not to be asked for another one before that;
+    None: that is not what ended it. `kept_after_s`: it is put away on its node, and may be had go
+    on from there after so long."""
 
     app: AppName
     instance: InstanceId
@@ -38,12 +39,14 @@ class InstanceEnded(Value, frozen=True):
     failed: bool
     retry: bool = True
     again_s: float | None = None
+    kept_after_s: float | None = None
 
 
 class InstanceAwake(Value, frozen=True):
     """It is not frozen, or no more, whatever the order of that `number` said: a person uses it, or
-    its engine could not, or (`used` False) it was to be saved, and that is over. `again_s`: it was
-    not, for that `reason`, and may be told to again after so long; None: never, or it was."""
+    its engine could not, or (`used` False) it was to be saved, or (`ends`) put away, and that is
+    over. `again_s`: it was not, for that `reason`, and may be told to again after so long; None:
+    never, or it was. `saved`: its node has a checkpoint of its revision."""
 
     app: AppName
     instance: InstanceId
@@ -51,6 +54,8 @@ class InstanceAwake(Value, frozen=True):
     used: bool = True
     again_s: float | None = None
     reason: str = ""
+    ends: bool = False
+    saved: bool = False
 
 
 class StillStarting(Value, frozen=True):
@@ -62,6 +67,27 @@ class StillStarting(Value, frozen=True):
     doing: str
 
 
+class PutAway(Value, frozen=True):
+    """An instance that was saved as it was, that long ago, and ended: it can go on from there."""
+
+    app: AppName
+    """Its cohort."""
+    instance: InstanceId
+    revision: int
+    age_s: float
+
+
+class SavedThere(Value, frozen=True):
+    """What a node has checkpoints of. `copies`: app and revision, of those that others begin
+    from."""
+
+    away: tuple[PutAway, ...] = ()
+    copies: tuple[tuple[AppName, int], ...] = ()
+
+
+NOTHING_SAVED = SavedThere()
+
+
 class NodeReport(Value, frozen=True):
     """All that a node runs of the apps whose home is here, as it answered what it was asked at
     `asked_at` because its agent, or this home, is new or was out of touch. Messages keep order, so
@@ -70,6 +96,7 @@ class NodeReport(Value, frozen=True):
     node: NodeName
     instances: tuple[Instance, ...]
     asked_at: float
+    saved: SavedThere = NOTHING_SAVED
 
 
 class GatewayJoined(Value, frozen=True):

@@ -7,9 +7,12 @@ from tabane.model import App, AppName, InstanceId, NodeName, Value
 
 
 class Start(Value, frozen=True):
+    """`resume`: it was put away on that node, and goes on from there; no other begins instead."""
+
     app: App
     instance: InstanceId
     node: NodeName
+    resume: bool = False
 
 
 class Stop(Value, frozen=True):
@@ -32,11 +35,14 @@ class Freeze(Value, frozen=True):
 
 class Save(Value, frozen=True):
     """Have a checkpoint made of it, which goes on afterwards and is said to (`InstanceAwake`). As
-    of `Freeze`, nobody uses it meanwhile; sessions that come after all wait for the dump's end."""
+    of `Freeze`, nobody uses it meanwhile; sessions that come after all wait for the dump's end.
+    `ends`: it is put away, saved as it is and ended (`InstanceEnded`), unless it is thawed before
+    that or it cannot be (`InstanceAwake`); nobody gets a slot of it before either is said."""
 
     instance: InstanceId
     node: NodeName
     number: int
+    ends: bool = False
 
 
 class Thaw(Value, frozen=True):

@@ -10,14 +10,16 @@ from tabane.gateway.messages import Demand, Grant, Refuse, StartTrace
 from tabane.gateway.setbacks import HEALTHY_S, NEVER, Setbacks
 from tabane.model import App, AppName, Instance, InstanceId, NodeName, Reactive, State
 
+DRAINABLE = (State.READY, State.FROZEN, State.CHECKPOINTING)
+
 
 @dataclass(slots=True)
 class Holding:
     """One instance and the slots of it that gateways hold.
 
-    Its `state` is `starting`, `ready`, `frozen` (it was told to freeze), `stopping`, `absent` (it
-    ended, its address is still kept) or `unknown` (a gateway holds slots of it, no node has told of
-    it yet).
+    Its `state` is `starting`, `ready`, `frozen` (it was told to freeze), `checkpointing` (it is
+    being put away, or was found being saved), `stopping`, `absent` (it ended, its address is still
+    kept) or `unknown` (a gateway holds slots of it, no node has told of it yet).
     """
 
     id: InstanceId
@@ -50,6 +52,10 @@ class Holding:
     """It was told to be saved, and has not said that it goes on; its state is `frozen`."""
     save_at: float = math.inf
     """From when on it may be told to."""
+    away_at: float = NEVER
+    """From when on it may be put away."""
+    is_called: bool = False
+    """While it is being put away: its node was told that sessions wait."""
     turned_at: float = NEVER
     """When it was last told to freeze, to be saved or to thaw."""
     asked_at: float = NEVER
@@ -64,6 +70,10 @@ class Holding:
     reached: bool = True
     trace: StartTrace | None = None
     """What its start cost, while those who waited for it have not been told."""
+    was_away: bool = False
+    """It was put away, and goes on."""
+    note: str = ""
+    """Why it began, and none that was put away went on instead."""
 
     @property
     def used(self) -> int:
@@ -77,6 +87,11 @@ class Holding:
     @property
     def can_save(self) -> bool:
         return self.state is State.READY and self.save_at < math.inf
+
+    @property
+    def can_put_away(self) -> bool:
+        instance, standing = self.instance, self.state in (State.READY, State.FROZEN)
+        return standing and instance is not None and instance.puttable
 
     @property
     def drain_timeout_s(self) -> float:
@@ -126,6 +141,21 @@ def proven_at(holding: Holding) -> float:
 
 
 @dataclass(slots=True)
+class Away:
+    """An instance that was saved as it was, and ended."""
+
+    id: InstanceId
+    node: NodeName
+    revision: int
+    since: float
+    """When that was learnt."""
+    last_used: float
+    not_before: float = NEVER
+    """It could not go on, and is left alone until then."""
+    reason: str = ""
+
+
+@dataclass(slots=True)
 class Account:
     """What one gateway wants and what it was answered, in one epoch."""
 
@@ -149,6 +179,9 @@ class AppLedger:
     app: App | None = None
     floor: int = 0
     instances: dict[InstanceId, Holding] = field(default_factory=dict)
+    away: dict[InstanceId, Away] = field(default_factory=dict)
+    lost: str = ""
+    """What became of one that was to go on, and has to be said yet."""
     accounts: dict[str, Account] = field(default_factory=dict)
     """By gateway."""
     setbacks: Setbacks = field(default_factory=Setbacks)
@@ -187,9 +220,30 @@ class AppLedger:
         """Why nodes are not to be asked now."""
         return {node: reason for node, (until, reason) in self.declined.items() if now < until}
 
-    def add_start(self, instance: InstanceId, node: NodeName, now: float) -> None:
+    def add_start(self, instance: InstanceId, node: NodeName, now: float, note: str = "") -> None:
         app = self.current
-        self._open(Holding(instance, node, State.STARTING, app, app.revision, began=now))
+        holding = Holding(instance, node, State.STARTING, app, app.revision, began=now, note=note)
+        if (away := self.away.pop(instance, None)) is not None:
+            holding.last_used = away.last_used
+            holding.was_away = True
+        self._open(holding)
+
+    def put_away(self, holding: Holding, kept_after_s: float, reason: str, now: float) -> None:
+        """It can go on from where it was saved, after so long."""
+        last_used = holding.last_used if holding.last_used > NEVER else now
+        kept = Away(holding.id, holding.node, holding.revision, now, last_used)
+        if kept_after_s:
+            kept.not_before, kept.reason = now + kept_after_s, reason
+        self.away[holding.id] = kept
+
+    def away_ones(self) -> list[Away]:
+        """Of the current revision, those used last first."""
+        found = [each for each in self.away.values() if each.revision == self.revision]
+        return sorted(found, key=lambda away: -away.last_used)
+
+    def going(self) -> list[Holding]:
+        """Being put away: they end, or go on."""
+        return [h for h in self.instances.values() if h.state is State.CHECKPOINTING]
 
     def _open(self, holding: Holding) -> None:
         holding.setbacks_before = self.setbacks.total
@@ -253,7 +307,7 @@ class AppLedger:
         return [h for h in self.instances.values() if h.state is State.STOPPING]
 
     def draining(self) -> list[Holding]:
-        found = (h for h in self.instances.values() if h.state in (State.READY, State.FROZEN))
+        found = (h for h in self.instances.values() if h.state in DRAINABLE)
         return [holding for holding in found if holding.draining]
 
     def unconfirmed(self) -> list[Holding]:

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from tabane.clock import Clock
-from tabane.errors import Closed, TabaneError, Unavailable
+from tabane.errors import Closed, Unavailable
 from tabane.gateway.activation import (
     InstanceAwake,
     InstanceEnded,
@@ -35,7 +35,7 @@ from tabane.gateway.messages import (
 )
 from tabane.k2i import EventFeed, K2i, ProcessTable
 from tabane.middlecon import Change, Client, Message, Room, connect
-from tabane.model import App, AppName, Instance, NodeName, State, WakeRecord
+from tabane.model import App, AppName, NodeName, State, WakeRecord
 from tabane.network import NetworkPool, prepare_node
 from tabane.node import messages as say
 from tabane.node.activity import activity_of
@@ -63,6 +63,7 @@ from tabane.node.orders import Orders
 from tabane.node.performing import Performing
 from tabane.node.quotas import QuotaFile
 from tabane.node.replication import Follower, Publisher
+from tabane.node.reports import Reports
 from tabane.node.running import Transition
 from tabane.node.services import NodeServices
 from tabane.node.session import HubSession
@@ -128,7 +129,7 @@ class Agent:
             quotas=QuotaFile(Path(config.root) / "limits.toml").current,
         )
         self.catalog = Catalog(self)
-        self.settling = Settling(self)
+        self.settling, self.reports = Settling(self), Reports(self)
         self.home = Home(
             Performing(self),
             clock,
@@ -152,7 +153,7 @@ class Agent:
         self.answers = Answering(self)
         self.later = Later()
         self.happenings = Happenings(self)
-        self.terms = Terms(clock, self.later, self._on_term_over, HYSTERESIS_S)
+        self.terms = Terms(clock, self.later, self.reports.on_term_over, HYSTERESIS_S)
 
     def _make_k2i(self) -> K2i:
         return K2i(
@@ -199,7 +200,7 @@ class Agent:
         self.room.on_message(concurrent=True)(self._on_message)
         self.room.on_presence(lambda presence: self._on_presence(presence.member, presence.change))
         self.room.on_presence(self.happenings.on_presence)
-        self._begin_home()
+        self.reports.begin_home()
         await self.me.join(say.NODES)  # now the others see this agent, and tell it how things stand
         self.session.on_open()
         self.lag = Lag(self)
@@ -301,56 +302,23 @@ class Agent:
         if came and member == agent_of(self.config.cluster.control) and not self.config.is_control:
             self.tell(member, say.StoreFollow(self.replica.revision))
         if part == "agent" and came and self.nodes.is_near(node):
-            self._ask_node(NodeName(node))
-
-    def _ask_node(self, node: NodeName) -> None:
-        if node != self.config.key and agent_of(node) in self.room.members:
-            self.tasks.start(f"ask {node}", self._ask_what_runs(node))
-
-    async def _ask_what_runs(self, node: NodeName) -> None:
-        """Learn what a node has of the apps whose home is here."""
-        asked_at = self.clock.now()
-        try:
-            data = await self.me.call(
-                agent_of(node), say.encode(say.AskInstances()), timeout_s=CONTROL_TIMEOUT_S
-            )
-        except TabaneError as error:
-            log.info("%s did not say what it runs, it is asked when it is back: %s", node, error)
-            return
-        self._on_node_report(node, say.parse(data).instances, asked_at)
-
-    def _on_node_report(
-        self, node: NodeName, instances: Iterable[Instance], asked_at: float
-    ) -> None:
-        mine = tuple(instance for instance in instances if self.nodes.is_home(instance.cohort))
-        self.home.on_node_report(node, mine, asked_at)
-        self.settling.on_report(node, asked_at)
-
-    def _begin_home(self) -> None:
-        """What runs here its home is to know before gateways ask for slots; of what they hold it
-        knows nothing yet."""
-        self.home.expect(self.nodes.gateways())
-        mine = (one for one in self.executor.instances() if self.nodes.is_home(one.cohort))
-        self.home.on_node_report(self.config.key, tuple(mine), self.clock.now())
+            self.reports.ask(NodeName(node))
 
     def _on_hub(self, hub: str, is_open: bool) -> None:
         """A node came or went: homes move, and `min` is spread anew."""
         self._take_over()
         self.later.call("spread", SETTLE_S if is_open else HYSTERESIS_S, self._start_spread)
         for node in self.nodes.neighbours():
-            self._ask_node(node)
+            self.reports.ask(node)
         if self.nodes.is_near(hub):
             self.terms.on_hub(hub, is_open)
-
-    def _on_term_over(self, hub: str) -> None:
-        self._on_node_report(NodeName(hub), (), self.clock.now())
 
     def _take_over(self) -> None:
         """Become home of what is ours now, and forget what is not."""
         for key in self.home.apps():
             if not self.nodes.is_home(key):
                 self.home.forget(key)
-        self._on_node_report(self.config.key, self.executor.instances(), self.clock.now())
+        self.reports.tell_own()
         self.settling.begin()
 
     def spread_soon(self) -> None:

@@ -14,6 +14,7 @@ from tabane.node import k2i_messages as wire
 from tabane.node import messages as say
 from tabane.node import volumes
 from tabane.node.orders import with_pause
+from tabane.node.putting_away import save_as_told
 
 if TYPE_CHECKING:
     from tabane.node.agent import Agent
@@ -94,12 +95,13 @@ class Answering:
             return say.encode(say.to_failure(error))
 
     async def _start(self, sender: str, body: say.StartInstance) -> None:
-        self._agent.executor.start(body.app, body.instance, self._agent.clock.now())
+        now, executor = self._agent.clock.now(), self._agent.executor
+        executor.start(body.app, body.instance, now, resume=body.resume)
 
     async def _freeze(self, sender: str, body: say.FreezeInstance) -> None:
         executor = self._agent.executor
         if body.save:
-            executor.saver.save(body.instance, body.number)
+            save_as_told(executor, body.instance, body.number, ends=body.ends)
         else:
             executor.freezer.freeze(body.instance, body.number, body.reason)
 
@@ -156,7 +158,8 @@ class Answering:
     async def _instances(self, sender: str, body: say.AskInstances) -> bytes:
         found = map(self._agent.activity.show, self._agent.executor.instances())
         instances = tuple(map(with_pause, found))
-        return say.encode(say.Instances(instances, self._agent.clock.wall()))
+        saved = self._agent.checkpoints.told()
+        return say.encode(say.Instances(instances, self._agent.clock.wall(), saved))
 
     async def _known(self, sender: str, body: say.AskKnown) -> bytes:
         await self._agent.wait_revision(body.revision)

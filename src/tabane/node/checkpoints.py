@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from tabane.errors import Conflict, NotFound, TabaneError
+from tabane.gateway.events import PutAway, SavedThere
 from tabane.images.checkpoint import (
     About,
     CheckpointStore,
     Dump,
     Here,
+    Kept,
     Lease,
     Manifest,
     Stored,
@@ -29,7 +31,7 @@ from tabane.images.checkpoint import (
 )
 from tabane.images.checkpoint.preflight import parse_processor
 from tabane.images.store import HOST
-from tabane.model import App, AppName, InstanceId, NodeName, Value
+from tabane.model import App, AppName, InstanceId, NodeName, Value, name_cohort
 from tabane.node.messages import Removed
 from tabane.runtimes import mounts
 from tabane.scheduler.attempts import Attempts
@@ -105,6 +107,7 @@ class NodeCheckpoints:
         self._vendor, self._flags = "", ""
         self._attempts: dict[tuple[AppName, str], tuple[int, Attempts]] = {}
         """By cohort and driver, of the latest revision that was asked for."""
+        self._kept_attempts: dict[str, Attempts] = {}
         self._useless: set[str] = set()
         """Those that are to be removed as soon as they are not open."""
 
@@ -122,7 +125,7 @@ class NodeCheckpoints:
 
     # For instances
 
-    def about(self, app: App, driver: str, instance: InstanceId) -> About:
+    def about(self, app: App, driver: str, instance: InstanceId, kept: Kept | None = None) -> About:
         """What is to be remembered of an instance of `app` that is dumped here by that driver."""
         engines = self._agent.engines
         able = engines.drivers[driver].capabilities
@@ -139,7 +142,36 @@ class NodeCheckpoints:
             kernel=os.uname().release if able.saves_kernel_state else "",
             versions=engines.probes[driver].versions,
             instance=instance,
+            kept=kept,
         )
+
+    def told(self) -> SavedThere:
+        """For homes."""
+        now, away = self._agent.clock.wall(), []
+        copies = []
+        for stored in self.store.all():
+            about = stored.about
+            if about.kept is None:
+                copies.append((about.app, about.revision))
+                continue
+            cohort = name_cohort(about.app, about.kept.trust)
+            age_s = max(0.0, now - stored.made_at)
+            away.append(PutAway(cohort, about.instance, about.revision, age_s))
+        return SavedThere(tuple(away), tuple(dict.fromkeys(copies)))
+
+    def kept(self, instance: InstanceId) -> Stored | None:
+        """As which an instance was put away, if it was."""
+        return self.store.kept(instance)
+
+    def kept_attempts(self, digest: str) -> Attempts:
+        """How restores of one that is put away went so far."""
+        return self._kept_attempts.setdefault(digest, Attempts())
+
+    async def use_up(self, digest: str) -> None:
+        """As `CheckpointStore.use_up`; its room comes free later."""
+        await self.store.use_up(digest)
+        self._kept_attempts.pop(digest, None)
+        self._agent.tasks.start(f"remove {digest[:19]}", self.discard(digest))
 
     def choose(self, app: App, driver: str) -> tuple[Stored | None, tuple[str, ...]]:
         """What an instance of `app` by that driver can begin from: the latest checkpoint of its
@@ -209,7 +241,9 @@ class NodeCheckpoints:
 
     def _wants(self, about: About) -> bool:
         app = self._agent.app(about.app)
-        return app is not None and app.revision == about.revision
+        if app is None or app.revision != about.revision:
+            return False
+        return about.kept is None or app.reactive.checkpoint_after_s is not None
 
     # For those who look after them
 

@@ -75,6 +75,7 @@ class Freezer:
     def hold(self, running: Running) -> None:
         """Somebody uses it beside its sessions: have it run for a while."""
         running.held_until = max(running.held_until, self._register.clock.now() + HOLD_S)
+        running.is_wanted = running.is_wanted or running.saving is not None
         if not running.stopping and running.instance.state in AT_REST:
             self._wake(running)
             self._tell_awake(running)

@@ -8,6 +8,7 @@ from typing import Protocol
 from tabane.clock import Clock, Timer
 from tabane.gateway import activation
 from tabane.gateway.activation import Activation, AppChanged, GatewayGone
+from tabane.gateway.events import NOTHING_SAVED, SavedThere
 from tabane.gateway.ledger import AppLedger
 from tabane.gateway.messages import Broken, Demand, Report, ToGateway, ToHome
 from tabane.model import App, AppName, Instance, InstanceId, NodeName, new_instance_id
@@ -18,13 +19,17 @@ from tabane.scheduler.placement import Choice, NodeView, place
 class Performer(Protocol):
     """Carries the home's decisions to nodes and gateways, this node included."""
 
-    def start_instance(self, node: NodeName, app: App, instance: InstanceId) -> None: ...
+    def start_instance(
+        self, node: NodeName, app: App, instance: InstanceId, *, resume: bool = False
+    ) -> None: ...
 
     def freeze_instance(
         self, node: NodeName, instance: InstanceId, number: int, reason: str = ""
     ) -> None: ...
 
-    def save_instance(self, node: NodeName, instance: InstanceId, number: int) -> None: ...
+    def save_instance(
+        self, node: NodeName, instance: InstanceId, number: int, *, ends: bool = False
+    ) -> None: ...
 
     def thaw_instance(self, node: NodeName, instance: InstanceId) -> None: ...
 
@@ -92,12 +97,16 @@ class Home:
         self._perform(self._activation.hear(gateway, message, self._clock.now()))
 
     def on_node_report(
-        self, node: NodeName, instances: tuple[Instance, ...], asked_at: float
+        self,
+        node: NodeName,
+        instances: tuple[Instance, ...],
+        asked_at: float,
+        saved: SavedThere = NOTHING_SAVED,
     ) -> None:
         """All that a node has of this home's apps, as it was asked at `asked_at`."""
-        for instance in instances:
-            self._know(instance.cohort)
-        self.handle(activation.NodeReport(node, instances, asked_at))
+        for cohort in (*(one.cohort for one in instances), *(one.app for one in saved.away)):
+            self._know(cohort)
+        self.handle(activation.NodeReport(node, instances, asked_at, saved))
 
     def on_gateway(self, gateway: str, *, joined: bool) -> None:
         """A gateway's hub session came or went. Until it has reported in its next one, or its
@@ -155,7 +164,8 @@ class Home:
         here: dict[NodeName, int] = {}
         for holding in ledger.instances.values() if ledger is not None else ():
             here[holding.node] = here.get(holding.node, 0) + 1
-        return place(app, self._nodes(), here, declined)
+        saved = self._activation.nodes_with_copy(app)
+        return place(app, self._nodes(), here, declined, saved)
 
     def close(self) -> None:
         for timer in (*self._leaving.values(), self._timer):
@@ -181,12 +191,12 @@ class Home:
     def _perform(self, instructions: list[activation.Instruction]) -> None:
         for instruction in instructions:
             match instruction:
-                case activation.Start(app=app, instance=instance, node=node):
-                    self._performer.start_instance(node, app, instance)
+                case activation.Start(app=app, instance=instance, node=node, resume=resume):
+                    self._performer.start_instance(node, app, instance, resume=resume)
                 case activation.Freeze(instance=instance, node=node, number=number, reason=reason):
                     self._performer.freeze_instance(node, instance, number, reason)
-                case activation.Save(instance=instance, node=node, number=number):
-                    self._performer.save_instance(node, instance, number)
+                case activation.Save(instance=instance, node=node, number=number, ends=ends):
+                    self._performer.save_instance(node, instance, number, ends=ends)
                 case activation.Thaw(instance=instance, node=node):
                     self._performer.thaw_instance(node, instance)
                 case activation.Stop(instance=instance, node=node, reason=reason):

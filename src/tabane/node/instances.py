@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from msgspec.structs import replace
 
 from tabane.clock import Clock
-from tabane.errors import Busy, TabaneError, Unsupported
+from tabane.errors import TabaneError
 from tabane.gateway.activation import InstanceEnded, InstanceReady, StillStarting
 from tabane.gateway.messages import StartTrace
+from tabane.images.checkpoint import Kept
 from tabane.lifecycle import Event
 from tabane.model import App, Generation, Instance, InstanceId, NodeName, State
 from tabane.node.admission import Admission, NoTurn
@@ -29,7 +31,9 @@ from tabane.node.ends import (
     with_last_line,
     would_repeat,
 )
+from tabane.node.fetching import Fetching, open_services, ready_volumes
 from tabane.node.freezing import Freezer
+from tabane.node.putting_away import PuttingAway
 from tabane.node.records import Record
 from tabane.node.recovery import Recovery
 from tabane.node.register import Register
@@ -54,6 +58,10 @@ from tabane.scheduler.quotas import Quotas
 from tabane.supervise import Supervisor, harmless
 
 T = TypeVar("T")
+
+NEW = Kept(counter=0)
+FAILED_AGAIN_S = 1.0
+"""Of one that is put away, and could not even be prepared."""
 
 STILL_S = 1.0
 """How often a home hears of a start that is not done yet."""
@@ -95,7 +103,7 @@ class Executor(Register):
         self.services = services
         self.volumes = volumes
         self._images = images
-        self._driver_for = driver_for
+        self._fetching = Fetching(images, driver_for, driver_named, clock)
         self.driver_named = driver_named
         self.tasks = tasks
         self.notify = harmless("notify", notify)
@@ -104,6 +112,9 @@ class Executor(Register):
         self._loop = asyncio.get_running_loop()
         self.freezer = Freezer(self, tasks, self.notify, self.fail)
         self.saver = Saver(self, checkpoints, tasks, self.notify)
+        ends = partial(self._end, failed=False), self.fail
+        self.putting_away = PuttingAway(self, checkpoints, tasks, self.notify, *ends)
+        self.checkpoints = checkpoints
         self.restorer = Restorer(self, checkpoints)
         self.admission = Admission(clock, self.used, quotas)
         self.find_room = room_for_all
@@ -128,22 +139,30 @@ class Executor(Register):
 
     # Start
 
-    def start(self, app: App, instance_id: InstanceId, decided: float) -> None:
+    def start(
+        self, app: App, instance_id: InstanceId, decided: float, *, resume: bool = False
+    ) -> None:
         """Begin to start an instance; `decided` is when its home did. The outcome is notified, and
-        every second that it is still starting."""
+        every second that it is still starting. `resume`: it is put away here, and goes on."""
+        kept = self.checkpoints.kept(instance_id) if resume else None
+        life = kept.about.kept if kept is not None and kept.about.kept else NEW
         instance = Instance(
             id=instance_id,
             app=app.key,
             revision=app.revision,
             node=self.node,
-            generation=Generation(self._incarnation, instance_id, 1),
+            generation=Generation(self._incarnation, instance_id, life.counter + 1),
             state=State.PREPARING,
             cgroup=f"{self.cgroup}/{instance_id}",
             kernel=self._kernel,
-            created_at=self.clock.wall(),
+            created_at=life.created_at or self.clock.wall(),
             trust=app.trust,
         )
-        begun = self.beginning[instance_id] = Beginning(instance, app)
+        begun = Beginning(instance, app, kept=kept)
+        if resume and kept is None:
+            self._fail_early(begun, "what it was put away as is not there any more")
+            return
+        self.beginning[instance_id] = begun
         self.tasks.start(f"start {instance_id}", self._start(begun, decided))
         self._tell_later(begun)
 
@@ -160,7 +179,7 @@ class Executor(Register):
             self._tell_later(begun)
 
     async def _start(self, begun: Beginning, decided: float) -> None:
-        came = await self._try(begun, self._fetch(begun))
+        came = await self._try(begun, self._fetching.fetch(begun))
         if came is None:
             return
         try:
@@ -200,14 +219,6 @@ class Executor(Register):
             self._fail_early(begun, str(error), failed=True, retry=not would_repeat(error))
             return None
 
-    async def _fetch(self, begun: Beginning) -> Fetched:
-        """The images of its containers, from elsewhere if need be. No other start waits for it."""
-        began, app = self.clock.now(), begun.app
-        driver = self._driver_for(app)
-        apps = (app, *map(app.beside, app.containers))
-        images = [await self._images.prepare_for(each) for each in apps]
-        return Fetched(driver, images, self.clock.now() - began)
-
     async def _prepare(self, begun: Beginning, came: Fetched, phases: dict[str, int]) -> Running:
         app, driver, began = begun.app, came.driver, self.clock.now()
         begun.doing = "it waits for a link to the network"
@@ -221,7 +232,8 @@ class Executor(Register):
             freezable=driver.capabilities.freeze,
         )
         image, *others = came.images
-        record = Record(instance, app, image, link, sidecar_images=tuple(others))
+        away = begun.kept is not None
+        record = Record(instance, app, image, link, sidecar_images=tuple(others), resumed=away)
         running = Running(record, driver, phases, began - came.took_s)
         self.running[instance.id] = running
         spec = self.spec(running.record)
@@ -229,8 +241,8 @@ class Executor(Register):
         self.save(running)
         try:
             begun.doing = "its volumes are being made"
-            await self._ready_volumes(running)
-            await self._open_services(driver, spec)
+            await ready_volumes(self, self.volumes, running)
+            await open_services(self.services, driver, spec)
             begun.doing = driver.capabilities.preparation
             handle = await driver.prepare(spec)
         except BaseException:
@@ -243,23 +255,6 @@ class Executor(Register):
         self.step(running, Event.START)
         self.save(running)
         return running
-
-    async def _ready_volumes(self, running: Running) -> None:
-        """Have them there, and nobody else's."""
-        app = running.record.app
-        if not app.volumes:
-            return
-        if user := self.volume_holder(app.key, but=running):
-            raise Busy(f"instance {user} still has the volumes of {app.key}")
-        await asyncio.to_thread(self.volumes.ensure, app)
-
-    async def _open_services(self, driver: Driver, spec: InstanceSpec) -> None:
-        if spec.services is None:
-            return
-        if not driver.capabilities.services:
-            raise Unsupported(f"its driver {driver.name} cannot show services to an instance")
-        spec.services.mkdir()
-        await self.services.open(spec)
 
     def _fail_early(
         self,
@@ -275,7 +270,9 @@ class Executor(Register):
         self.beginning.pop(instance_id, None)
         self.say(instance_id, app.key, State.FAILED if failed else State.ABSENT, reason)
         ended = InstanceEnded(app.cohort, instance_id, self.node, reason, failed, retry, again_s)
-        self.notify(ended)
+        later_s = again_s or (FAILED_AGAIN_S if failed else 0.0)
+        kept_after_s = self.putting_away.kept_after_s(instance_id, later_s)
+        self.notify(replace(ended, kept_after_s=kept_after_s))
         if failed:
             self.admission.tell_untried(self.admission.hold(app), reason, retry=retry)
 
@@ -363,8 +360,8 @@ class Executor(Register):
         """Tell first, and write when that is on its way: sessions wait. A record that was not
         written says `starting`, and `recover` looks again whether such an instance is ready."""
         self.step(running, Event.READY)
-        instance = replace(running.instance, savable=self.saver.is_wanted(running))
-        running.record = replace(running.record, instance=instance)
+        self.saver.tell_wishes(running, self.putting_away.is_possible(running))
+        instance = running.instance
         self.beginning.pop(instance.id, None)
         self.admission.end_boot(instance.id)
         total_us = micros(self.clock.now() - running.began) + running.phases_us["decide"]
@@ -412,6 +409,8 @@ class Executor(Register):
             self.admission.withdraw(instance_id, reason)
         elif running is not None and not running.stopping and not running.ended:
             self.tasks.start(f"stop {instance_id}", self._end(running, reason, failed=False))
+        elif (kept := self.checkpoints.kept(instance_id)) is not None:
+            self.putting_away.drop(kept, reason)
 
     def fail(self, running: Running, reason: str) -> None:
         """Begin to end one that is of no use."""
@@ -431,6 +430,7 @@ class Executor(Register):
         self.become(running, Event.FAIL if failed else Event.STOP, reason=reason)
         await self.restorer.let_go(running)
         await self.saver.let_go(running)
+        await self.putting_away.kill(running)
         await self.freezer.let_go(running)
         if handle is not None and (not failed or running.is_hung or app.containers):
             try:
@@ -450,7 +450,8 @@ class Executor(Register):
         event = InstanceEnded(
             instance.cohort, instance.id, self.node, instance.reason, failed, retry
         )
-        self.notify(event)
+        kept_after_s = self.putting_away.kept_after_s(instance.id)
+        self.notify(replace(event, kept_after_s=kept_after_s))
 
     async def clean_up(self, running: Running) -> None:
         """Remove what the driver left; the log stays, the link until it is released."""
@@ -471,7 +472,8 @@ class Executor(Register):
         running = self.running.get(instance_id)
         if running is not None and running.ended:
             del self.running[instance_id]
-            self.tasks.start(f"release {instance_id}", self._release(running))
+            releasing = self.tasks.start(f"release {instance_id}", self._release(running))
+            self._fetching.after(instance_id, releasing)
 
     async def _release(self, running: Running) -> None:
         if running.record.link is not None:

@@ -17,6 +17,7 @@ from tabane.gateway.activation import (
     StillStarting,
     StopAsked,
 )
+from tabane.gateway.events import NOTHING_SAVED, SavedThere
 from tabane.gateway.limits import HttpCounters, TcpCounters
 from tabane.gateway.messages import ToGateway, ToHome
 from tabane.gateway.uses import InUse
@@ -41,21 +42,24 @@ NODES = "nodes"
 
 
 class StartInstance(Value, frozen=True, tag="start"):
-    """Home to agent: run one. Answered at once; how it went comes as `Started` or `Ended`."""
+    """Home to agent: run one. Answered at once; how it went comes as `Started` or `Ended`.
+    `resume`: it is put away there, and goes on; nothing else begins in its place."""
 
     app: App
     instance: InstanceId
+    resume: bool = False
 
 
 class FreezeInstance(Value, frozen=True, tag="freeze"):
     """Home to agent: nobody holds slots of it. `number`: of this order, for `Awake`. `save`: it is
-    not to be frozen, but saved, as its agent wants. `reason`: of a freeze that is not for idleness
-    alone."""
+    not to be frozen, but saved, as its agent wants; `ends`: and ended, to go on from there.
+    `reason`: of a freeze that is not for idleness alone."""
 
     instance: InstanceId
     number: int
     save: bool = False
     reason: str = ""
+    ends: bool = False
 
 
 class ThawInstance(Value, frozen=True, tag="thaw"):
@@ -186,6 +190,7 @@ class Instances(Value, frozen=True, tag="instances_are"):
     instances: tuple[Instance, ...]
     at: float = 0.0
     """When it says so, by the clock that the instances' times are of."""
+    saved: SavedThere = NOTHING_SAVED
 
 
 class AskKnown(Value, frozen=True, tag="ask_known"):

@@ -10,6 +10,7 @@ from tabane.gateway.messages import ToGateway
 from tabane.model import App, InstanceId, NodeName
 from tabane.node import messages as say
 from tabane.node.config import agent_of
+from tabane.node.putting_away import save_as_told
 
 if TYPE_CHECKING:
     from tabane.node.agent import Agent
@@ -21,16 +22,18 @@ class Performing:
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
 
-    def start_instance(self, node: NodeName, app: App, instance: InstanceId) -> None:
+    def start_instance(
+        self, node: NodeName, app: App, instance: InstanceId, *, resume: bool = False
+    ) -> None:
         if self._is_here(node):
-            self._agent.executor.start(app, instance, self._agent.clock.now())
+            self._agent.executor.start(app, instance, self._agent.clock.now(), resume=resume)
         else:
-            there = self._start_there(node, app, instance)
+            there = self._start_there(node, say.StartInstance(app, instance, resume))
             self._agent.tasks.start(f"start {instance}", there)
 
-    async def _start_there(self, node: NodeName, app: App, instance: InstanceId) -> None:
+    async def _start_there(self, node: NodeName, start: say.StartInstance) -> None:
+        app, instance = start.app, start.instance
         try:
-            start = say.StartInstance(app, instance)
             await self._agent.send(agent_of(node), say.encode(start))
         except TabaneError as error:
             reason = f"{node} could not be told to start it: {error}"
@@ -46,11 +49,14 @@ class Performing:
             freeze = say.FreezeInstance(instance, number, reason=reason)
             self._agent.tell(agent_of(node), freeze)
 
-    def save_instance(self, node: NodeName, instance: InstanceId, number: int) -> None:
+    def save_instance(
+        self, node: NodeName, instance: InstanceId, number: int, *, ends: bool = False
+    ) -> None:
         if self._is_here(node):
-            self._agent.executor.saver.save(instance, number)
+            save_as_told(self._agent.executor, instance, number, ends=ends)
         else:
-            self._agent.tell(agent_of(node), say.FreezeInstance(instance, number, save=True))
+            order = say.FreezeInstance(instance, number, save=True, ends=ends)
+            self._agent.tell(agent_of(node), order)
 
     def thaw_instance(self, node: NodeName, instance: InstanceId) -> None:
         if self._is_here(node):

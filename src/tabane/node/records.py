@@ -26,6 +26,8 @@ class Record(Value, frozen=True):
     """Of `app.containers`."""
     restored: str = ""
     """Digest of the checkpoint that it begins from, if it does."""
+    resumed: bool = False
+    """It was put away, and goes on."""
     ordered: Resources | None = None
     """The limits that somebody ordered for it while it ran: they stand, and follow nothing."""
 

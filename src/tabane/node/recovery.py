@@ -15,6 +15,7 @@ from tabane.lifecycle import STANDING
 from tabane.model import State
 from tabane.node.ends import explain_end, with_last_line
 from tabane.node.records import Record, read_record
+from tabane.node.restoring import option_of
 from tabane.node.running import Running, Transition, without_end
 from tabane.runtimes import mounts
 from tabane.runtimes.api import Handle
@@ -47,7 +48,9 @@ class Recovery:
         for record in records:
             await self._adopt(record)
         for last in without_end(told, self._executor.running):
-            self._executor.say(last.instance, last.app, State.ABSENT, "its node ended")
+            kept = self._executor.checkpoints.kept(last.instance) is not None
+            reason = "its node ended; it is put away" if kept else "its node ended"
+            self._executor.say(last.instance, last.app, State.ABSENT, reason)
 
     async def _clear_unknown(self, directory: Path) -> None:
         """End an instance whose record nobody can read: it cannot be answered for."""
@@ -69,6 +72,8 @@ class Recovery:
         running.record = replace(record, handle=handle, instance=instance)
         life = self._executor.tasks.start(f"life {instance.id}", self._executor.watch(running))
         if record.instance.state in STANDING:
+            if await self._executor.putting_away.adopt(running):
+                return
             await self._executor.freezer.adopt(running)
             self._executor.saver.adopt(running)
             if running.instance.state is State.READY:
@@ -90,7 +95,7 @@ class Recovery:
         """The rest of a start that the end of an agent interrupted."""
         running.began = self._executor.clock.now()
         running.phases_us["decide"] = 0
-        running.option = "restore" if running.record.restored else "cold"
+        running.option = option_of(running)
         wait = self._executor.restorer.wait_ready(running)
         ready = self._executor.tasks.start(f"ready {running.instance.id}", wait)
         await self._executor.await_verdict(running, ready, life)

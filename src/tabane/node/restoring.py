@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from tabane.errors import Corrupt, TabaneError
+from tabane.errors import Corrupt, EngineError, TabaneError, Unavailable
 from tabane.images.checkpoint import Stored
 from tabane.model import State
 from tabane.node.ends import describe_ready
 from tabane.node.hooks import tell_restored
 from tabane.node.running import Checkpoints, Running
+from tabane.scheduler.attempts import Attempts
 
 if TYPE_CHECKING:
     from tabane.node.instances import Executor
@@ -45,6 +46,8 @@ class Restorer:
     def choose(self, running: Running) -> Stored | None:
         """What it can begin from. If there is something that it cannot, it has a note of why."""
         app, driver = running.record.app, running.driver
+        if running.record.resumed:
+            return self._checkpoints.kept(running.instance.id)
         if not (app.reactive.checkpoint and driver.capabilities.restore):
             return None
         stored, refused = self._checkpoints.choose(app, driver.name)
@@ -74,11 +77,14 @@ class Restorer:
             await asyncio.wait({restoring})
 
     async def wait_ready(self, running: Running) -> None:
-        """As `Running.wait_ready`; a copy has also been told that it is one. Raises
-        `EngineError`, `Unsupported` when it does not answer that."""
+        """As `Running.wait_ready`; a copy has also been told that it is one, and nothing else will
+        go on from where one was put away. Raises `EngineError`, `Unsupported` when it does not
+        answer that, and `OSError`."""
         await running.wait_ready()
         if running.record.restored:
             await tell_restored(running)
+        if running.record.resumed:
+            await self._checkpoints.use_up(running.record.restored)
 
     async def _start(
         self, running: Running, stored: Stored, restored: asyncio.Future[None]
@@ -90,22 +96,46 @@ class Restorer:
             problem = await self._find_problem(running)
         except (TabaneError, OSError) as error:
             problem = str(error)
+            if running.record.resumed and not isinstance(error, (Corrupt, EngineError)):
+                self._attempts(running, stored).put_off(self._clock.now())
+                self._give_back(running, problem)
+                return
             if isinstance(error, Corrupt):  # the store told, and has discarded it
                 await self._checkpoints.discard(stored.digest)
-        attempts = self._checkpoints.attempts(running.record.app, running.driver.name)
+        attempts = self._attempts(running, stored)
         if not problem:
             attempts.on_restored()
             self._become_ready(running)
             return
         if attempts.on_restore_failed(problem, began, self._clock.now()):
             await self._checkpoints.discard(stored.digest)
+        if running.record.resumed:
+            self._give_back(running, problem)
+            return
         await self._start_cold(running, problem, began, has_turn=not restored.done())
+
+    def _attempts(self, running: Running, stored: Stored) -> Attempts:
+        if running.record.resumed:
+            return self._checkpoints.kept_attempts(stored.digest)
+        return self._checkpoints.attempts(running.record.app, running.driver.name)
+
+    def _give_back(self, running: Running, problem: str) -> None:
+        """It ends again, and is put away as before, unless that is of no use; its home has another
+        begin in its place."""
+        running.restoring = None
+        kept = self._checkpoints.kept(running.instance.id) is not None
+        lost = "" if kept else ", and is given up"
+        reason = f"it could not go on from where it was put away{lost}: {problem}"
+        log.warning("%s of %s: %s", running.instance.id, running.instance.app, reason)
+        self._executor.putting_away.give_back(running, reason)
 
     async def _restore(self, running: Running, stored: Stored) -> None:
         """Raises as `CheckpointStore.open` and `Driver.restore`."""
         executor, began = self._executor, self._clock.now()
         spec, handle = executor.spec(running.record), running.record.handle
         assert handle is not None
+        if running.record.resumed and (no := self._checkpoints.refusals(stored, spec.app)):
+            raise Unavailable(f"what it was put away as is refused: {'; '.join(no)}")
         running.record = replace(running.record, restored=stored.digest)
         executor.save(running)
         executor.say(spec.id, running.instance.app, State.STARTING)
@@ -155,7 +185,7 @@ class Restorer:
         return ""
 
     def _become_ready(self, running: Running) -> None:
-        running.restoring, running.option = None, "restore"
+        running.restoring, running.option = None, option_of(running)
         watch = self._executor.watch(running)
         self._executor.tasks.start(f"life {running.instance.id}", watch)
         self._executor.become_ready(running)
@@ -179,6 +209,13 @@ class Restorer:
         async with nullcontext() if has_turn else admission.turn(app, identity, again=True):
             running.restoring = None
             await executor.launch_cold(running)
+
+
+def option_of(running: Running) -> str:
+    """How it began, as of `tabane.model.WakeRecord`."""
+    if running.record.resumed:
+        return "resume"
+    return "restore" if running.record.restored else "cold"
 
 
 def micros(seconds: float) -> int:

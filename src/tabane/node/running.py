@@ -15,7 +15,7 @@ from tabane.gateway.activation import (
     InstanceReady,
     StillStarting,
 )
-from tabane.images.checkpoint import About, Dump, Lease, Stored
+from tabane.images.checkpoint import About, Dump, Kept, Lease, Stored
 from tabane.lifecycle import STANDING
 from tabane.model import App, Instance, InstanceId, State, Value
 from tabane.node.checking import wait_well
@@ -64,7 +64,21 @@ class Checkpoints(Protocol):
     def is_tried(self, driver: str) -> bool:
         """Whether it is known by which versions its engines save."""
 
-    def about(self, app: App, driver: str, instance: InstanceId) -> About: ...
+    def about(
+        self, app: App, driver: str, instance: InstanceId, kept: Kept | None = None
+    ) -> About: ...
+
+    def refusals(self, checkpoint: Stored, app: App) -> tuple[str, ...]:
+        """Why it cannot be restored here now."""
+
+    def kept(self, instance: InstanceId) -> Stored | None:
+        """As which an instance was put away, if it was."""
+
+    def kept_attempts(self, digest: str) -> Attempts:
+        """How restores of one that is put away went so far."""
+
+    async def use_up(self, digest: str) -> None:
+        """As `CheckpointStore.use_up`; its room comes free later."""
 
     def dump(self, app: App, expected_bytes: int) -> AbstractAsyncContextManager[Dump]: ...
 
@@ -116,6 +130,8 @@ class Beginning:
     """It was told to stop before it had begun to run, and why."""
     is_made: bool = False
     """What it is to have is being made: its volumes, too."""
+    kept: Stored | None = None
+    """It was put away as this, and goes on from there."""
 
 
 @dataclass
@@ -148,6 +164,8 @@ class Running:
     """Sessions come to it, since it was last told that there are none."""
     saving: asyncio.Task[None] | None = None
     """Has it dumped, while it stands still for that."""
+    put_away: Attempts = field(default_factory=Attempts)
+    """How it went when it was to be put away."""
     goes_on: asyncio.Event = field(default_factory=asyncio.Event)
     """It does not stand still for a dump."""
     restoring: asyncio.Task[None] | None = None

@@ -53,6 +53,11 @@ class Saver:
         attempts = self._checkpoints.attempts(app, driver.name)
         return not attempts.is_final and self._checkpoints.choose(app, driver.name)[0] is None
 
+    def tell_wishes(self, running: Running, puttable: bool) -> None:
+        """Have it known of an instance what its home may have done with it."""
+        wishes = {"savable": self.is_wanted(running), "puttable": puttable}
+        running.record = replace(running.record, instance=replace(running.instance, **wishes))
+
     def save(self, instance_id: InstanceId, number: int) -> None:
         """By the home's order of that number. Of one that is gone, or ends: nothing."""
         running = self._register.running.get(instance_id)
@@ -79,8 +84,7 @@ class Saver:
         the driver, when it took the instance over, had it go on."""
         if running.instance.state is State.CHECKPOINTING:
             self._register.become(running, Event.BACK_TO_READY, "the agent that saved it ended")
-        instance = replace(running.instance, savable=self.is_wanted(running))
-        running.record = replace(running.record, instance=instance)
+        self.tell_wishes(running, running.instance.puttable)
 
     async def let_go(self, running: Running) -> None:
         """It is about to end. A dump that goes on is broken off as far as its engine can."""
@@ -109,7 +113,10 @@ class Saver:
     def _tell(self, running: Running, again_s: float | None = None, reason: str = "") -> None:
         instance = running.instance
         told = instance.cohort, instance.id, instance.freezes
-        self._notify(InstanceAwake(*told, used=False, again_s=again_s, reason=reason))
+        app, driver = running.record.app, running.driver.name
+        saved = self._checkpoints.choose(app, driver)[0] is not None
+        event = InstanceAwake(*told, used=False, again_s=again_s, reason=reason, saved=saved)
+        self._notify(event)
 
     async def _save(self, running: Running) -> None:
         app, handle = running.record.app, running.record.handle

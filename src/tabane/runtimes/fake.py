@@ -12,7 +12,8 @@ Nothing is started. What an instance does is its app's `Script`:
     Script(listens_after=0.1)       its HTTP server listens 0.1 s after the start (None: never)
     Script(answers=b"...")          what that server says; `{id}` is the instance's,
                                     `{origin}` that of which it is a copy, `{told}` how
-                                    often POST came
+                                    often POST came, `{answered}` how often sessions did:
+                                    what goes on from a checkpoint remembers these
     Script(prints=b"...")           what it writes to its log
     Script(works=False)             `probe` says no
     Script(guests=(GuestProcess(...), ...))  what runs within it (unless told: one, `init`)
@@ -112,6 +113,7 @@ class Life:
     origin: str = ""
     """Of what it is a copy; its own id if of nothing."""
     told: int = 0
+    answered: int = 0
     ended: asyncio.Future[ExitStatus] = field(default_factory=asyncio.Future)
     frozen: bool = False
     listener: socket.socket | None = None
@@ -146,6 +148,10 @@ class Life:
         _, answer = await loop.connect_accepted_socket(lambda: HttpAnswer(self), connection)
         await answer.over.wait()
         self.accepted.discard(connection)
+
+    def is_session(self, request: bytes) -> bool:
+        """And no look whether it is ready."""
+        return any(host.encode() in request for host in self.spec.app.hosts)
 
     def when_running(self, answer: Callable[[], None]) -> None:
         if self.frozen:
@@ -303,7 +309,7 @@ class FakeDriver:
             raise Unsupported(f"the fake driver was told that {handle.id} cannot be saved")
         if saves[app] <= life.script.fail_save:
             raise EngineError(f"fake could not save {handle.id}: told to fail", status=1)
-        (directory / STATE).write_text(life.origin)
+        (directory / STATE).write_text(f"{life.origin} {life.answered}")
         if not leave_running:
             life.end(ExitStatus(signal=signal.SIGKILL))
 
@@ -320,7 +326,8 @@ class FakeDriver:
             raise
         if count <= life.script.fail_restore:
             raise EngineError(f"fake could not restore {handle.id}: told to fail", status=1)
-        life.origin = (directory / STATE).read_text()
+        life.origin, answered = (directory / STATE).read_text().split()
+        life.answered = int(answered)
         if spec.app.port is not None and count > life.script.deaf_copies:
             life.listen()
         return await self._begin(life)
@@ -410,8 +417,10 @@ class HttpAnswer(asyncio.Protocol):
         *requests, self._head = (self._head + data).split(b"\r\n\r\n")
         life = self._life
         life.told += sum(request.startswith(b"POST ") for request in requests)
+        life.answered += sum(life.is_session(request) for request in requests)
         body = life.script.answers.replace(b"{id}", life.spec.id.encode())
         body = body.replace(b"{origin}", life.origin.encode()).replace(b"{told}", b"%d" % life.told)
+        body = body.replace(b"{answered}", b"%d" % life.answered)
         for request in requests:
             status = life.script.posts if request.startswith(b"POST ") else "200 OK"
             head = f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n\r\n".encode()

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 NEVER = float("-inf")
 DUMP_FIRST_S, DUMP_LAST_S = 2.0, 600.0
 RESTORE_FIRST_S = 1.0
+PUT_OFF_S = 5.0
 RESTORES = 3
 """After so many failures in a row a checkpoint is given up."""
 
@@ -60,6 +61,10 @@ class Attempts:
         self.restores = 0
         self.on_dump_failed(f"its checkpoint was discarded: {reason}", now)
         return True
+
+    def put_off(self, now: float) -> None:
+        """A restore was not even tried, and nothing is wrong with the checkpoint."""
+        self.restore_at = now + PUT_OFF_S
 
     def dump_in_s(self, now: float) -> float | None:
         """How long until one may be dumped; None: never."""

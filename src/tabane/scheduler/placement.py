@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 
 from tabane.model import App, AppName, NodeName, Value
 from tabane.scheduler.engines import EngineView, explain_none, passed_over, pick_engine
@@ -57,13 +57,15 @@ def place(
     nodes: Iterable[NodeView],
     here: Mapping[NodeName, int],
     declined: Mapping[NodeName, str] = NONE,
+    saved: Container[NodeName] = (),
 ) -> Choice:
     """Pick a node for one more instance; `here` counts this app's instances by node, `declined`
-    says why nodes that were asked lately did not take one on.
+    says why nodes that were asked lately did not take one on; `saved` are those that have a
+    checkpoint which it can begin from.
 
     Feasible (data center, class, driver, owner's limits, memory), then where no idle instance has
     to leave for it, then the fewest instances of this app on its kernel, whose end would take them
-    along, then on the node, then the fewest in all.
+    along, then on the node, then where it begins soonest, then the fewest in all.
     """
     nodes = tuple(nodes)
     beside = Counter[str]()
@@ -81,14 +83,16 @@ def place(
             engine = pick_engine(app, node.engines)
             why = f" ({passed})" if (passed := passed_over(app, node.engines)) else ""
             there = f"has {count} of this app, {node.instances} in all"
+            there += ", and a checkpoint of it" if node.name in saved else ""
             there += ", idle ones leave for it" if _missing_bytes(app, node) else ""
             reasons.append(f"{node.name}: can run it with {engine}{why}, {there}")
 
-    def crowd(node: NodeView) -> tuple[bool, int, int, int, str]:
+    def crowd(node: NodeView) -> tuple[bool, int, int, bool, int, str]:
         return (
             _missing_bytes(app, node) > 0,
             beside[node.kernel or node.name],
             here.get(node.name, 0),
+            node.name not in saved,
             node.instances,
             node.name,
         )

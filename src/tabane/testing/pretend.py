@@ -38,6 +38,7 @@ from tabane.gateway.router import GatewayRouter
 from tabane.model import App, AppName, Class, InstanceId, NodeName, WakeRecord
 from tabane.node.home import Home
 from tabane.node.instances import Executor
+from tabane.node.putting_away import save_as_told
 from tabane.node.running import Transition
 from tabane.runtimes.api import Image, InstanceSpec, Link
 from tabane.runtimes.fake import FakeDriver, Script
@@ -167,16 +168,20 @@ class PretendNode:
 
     # The home's performer
 
-    def start_instance(self, node: NodeName, app: App, instance: InstanceId) -> None:
-        self.executor.start(app, instance, self._clock.now())
+    def start_instance(
+        self, node: NodeName, app: App, instance: InstanceId, *, resume: bool = False
+    ) -> None:
+        self.executor.start(app, instance, self._clock.now(), resume=resume)
 
     def freeze_instance(
         self, node: NodeName, instance: InstanceId, number: int, reason: str = ""
     ) -> None:
         self.executor.freezer.freeze(instance, number, reason)
 
-    def save_instance(self, node: NodeName, instance: InstanceId, number: int) -> None:
-        self.executor.saver.save(instance, number)
+    def save_instance(
+        self, node: NodeName, instance: InstanceId, number: int, *, ends: bool = False
+    ) -> None:
+        save_as_told(self.executor, instance, number, ends=ends)
 
     def thaw_instance(self, node: NodeName, instance: InstanceId) -> None:
         self.executor.freezer.thaw(instance)

@@ -7,7 +7,9 @@ import os
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
-from tabane.images.checkpoint import About, CheckpointStore, Dump, Lease, Stored
+from msgspec.structs import replace
+
+from tabane.images.checkpoint import About, CheckpointStore, Dump, Kept, Lease, Stored
 from tabane.model import App, Class, InstanceId
 from tabane.scheduler.attempts import Attempts
 
@@ -24,6 +26,7 @@ class PretendCheckpoints:
         self.refused: tuple[str, ...] = ()
         self.discarded: list[str] = []
         self._attempts: dict[tuple[str, int], Attempts] = {}
+        self._kept_attempts: dict[str, Attempts] = {}
 
     def attempts(self, app: App, driver: str) -> Attempts:
         return self._attempts.setdefault((app.cohort, app.revision), Attempts())
@@ -38,10 +41,22 @@ class PretendCheckpoints:
     def is_tried(self, driver: str) -> bool:
         return not self.is_pending
 
-    def about(self, app: App, driver: str, instance: InstanceId) -> About:
-        return About(
-            app.key, app.revision, driver, Class.CONTAINER, id_base=app.id_base, instance=instance
-        )
+    def about(self, app: App, driver: str, instance: InstanceId, kept: Kept | None = None) -> About:
+        made = About(app.key, app.revision, driver, Class.CONTAINER, id_base=app.id_base)
+        return replace(made, instance=instance, kept=kept)
+
+    def refusals(self, checkpoint: Stored, app: App) -> tuple[str, ...]:
+        return self.refused
+
+    def kept(self, instance: InstanceId) -> Stored | None:
+        return self.store.kept(instance)
+
+    def kept_attempts(self, digest: str) -> Attempts:
+        return self._kept_attempts.setdefault(digest, Attempts())
+
+    async def use_up(self, digest: str) -> None:
+        await self.store.use_up(digest)
+        await self.store.remove(digest)
 
     def dump(self, app: App, expected_bytes: int) -> AbstractAsyncContextManager[Dump]:
         return self.store.dump(os.getgid(), expected_bytes)

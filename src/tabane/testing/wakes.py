@@ -227,9 +227,9 @@ class VirtualHome:
                 self._know(instance.app)
             case activation.InstanceEnded(app=key) | activation.InstanceAwake(app=key):
                 self._know(key)
-            case activation.NodeReport(instances=instances):
-                for instance in instances:
-                    self._know(instance.app)
+            case activation.NodeReport(instances=instances, saved=saved):
+                for app in (*(one.app for one in instances), *(one.app for one in saved.away)):
+                    self._know(app)
         assert isinstance(event, activation.Event)
         self._perform(self.activation.handle(event, self._dc.world.now))
 
@@ -466,6 +466,16 @@ class VirtualDatacenter:
         holding = thawed.instances.get(running.instance) if thawed is not None else None
         if old and (holding is None or holding.state is State.FROZEN) and self.home.up:
             self.problem(f"{running.instance} freezes with {len(old)} sessions in it")
+
+    def check_going(self, running: Running) -> None:
+        """Of what is put away, no session is lost."""
+        if any(lease.instance == running.instance for _, lease in self.in_use.values()):
+            self.problem(f"{running.instance} is put away with sessions in it")
+
+    def check_only(self, instance: InstanceId) -> None:
+        """Of what goes on, there is no other."""
+        if self.find(instance) is not None:
+            self.problem(f"{instance} is started twice")
 
     def check_release(self, release: activation.Release) -> None:
         if self.holders(release.instance):

@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from tabane.gateway import activation
+from tabane.gateway.events import PutAway, SavedThere
 from tabane.lifecycle import STANDING
 from tabane.model import App, AppName, Generation, Instance, InstanceId, NodeName, State
 
@@ -80,6 +83,10 @@ class Running:
     ready_at: float = 0.0
     freezes: int = 0
     savable: bool = False
+    is_going: bool = False
+    """It is being put away."""
+    is_wanted: bool = False
+    """Sessions came to it since."""
     held_until: float = 0.0
     """Until then a person uses it, and it refuses to be frozen."""
 
@@ -95,6 +102,7 @@ class Running:
             freezable=True,
             freezes=self.freezes,
             savable=self.savable,
+            puttable=self.app.reactive.checkpoint_after_s is not None,
         )
 
 
@@ -106,6 +114,8 @@ class VirtualNode:
         self.running: dict[InstanceId, Running] = {}
         self.saved: set[tuple[AppName, int]] = set()
         """The revisions of which it has a checkpoint."""
+        self.away: dict[InstanceId, Running] = {}
+        """What is put away here."""
         self.up = True
         self._dc = dc
         self.inbox = Channel(dc.world, self._on_message, dc.late_s)
@@ -120,7 +130,7 @@ class VirtualNode:
             if running.state is State.STARTING and self._dc.world.random.random() < 0.5:
                 del self.running[running.instance]
             elif running.state is State.CHECKPOINTING:
-                running.state = State.READY
+                running.state, running.is_going = State.READY, False
         self._dc.world.after(down_s, self._come_back)
 
     def _come_back(self) -> None:
@@ -131,7 +141,12 @@ class VirtualNode:
         if not self.up:
             return
         match message:
-            case activation.Start(app=app, instance=instance):
+            case activation.Start(app=app, instance=instance, resume=resume):
+                if resume and instance not in self.away:
+                    gone = activation.InstanceEnded(app.key, instance, self.name, "gone", False)
+                    self._tell(gone)
+                    return
+                self._dc.check_only(instance)
                 running = self.running[instance] = Running(app, instance, self.name)
                 self._dc.world.after(self._dc.start_takes(app), lambda: self._started(running))
             case activation.Stop(instance=instance, reason=reason):
@@ -140,19 +155,55 @@ class VirtualNode:
                     found.told_to_stop = reason
                     found.state = State.STOPPING
                     self._dc.world.after(self._dc.stop_takes_s, lambda: self.end(found, reason))
+                elif found is None:
+                    self.away.pop(instance, None)
             case activation.Freeze(instance=instance, number=number):
                 self._freeze(instance, number)
-            case activation.Save(instance=instance, number=number):
-                self._save(instance, number)
+            case activation.Save(instance=instance, number=number, ends=ends):
+                (self._put_away if ends else self._save)(instance, number)
             case activation.Thaw(instance=instance):
                 if (frozen := self.running.get(instance)) and frozen.state is State.FROZEN:
                     frozen.state = State.READY
+                elif frozen:
+                    frozen.is_wanted = True
             case activation.Release(instance=instance):
                 if (ended := self.running.get(instance)) and ended.state is State.ABSENT:
                     del self.running[instance]
             case float(asked_at):
                 views = tuple(running.view() for running in self.running.values())
-                self.to_home.send(activation.NodeReport(self.name, views, asked_at))
+                self.to_home.send(activation.NodeReport(self.name, views, asked_at, self._kept()))
+
+    def _kept(self) -> SavedThere:
+        now = self._dc.world.now
+        away = (
+            PutAway(one.app.key, one.instance, one.app.revision, now - one.last_used)
+            for one in self.away.values()
+        )
+        return SavedThere(tuple(away), tuple(self.saved))
+
+    def _put_away(self, instance: InstanceId, number: int) -> None:
+        """It takes a moment, goes wrong now and then, and sessions win."""
+        running, dice = self.running.get(instance), self._dc.world.random
+        if running is None or running.state not in (State.READY, State.FROZEN):
+            return
+        running.freezes, running.is_going, running.is_wanted = number, True, False
+        self._dc.check_freeze(running)
+        running.state = State.CHECKPOINTING
+        self._dc.world.after(dice.choice([0.0, 0.1, 0.7]), lambda: self._gone(running))
+
+    def _gone(self, running: Running) -> None:
+        if running.state is not State.CHECKPOINTING or not running.is_going:
+            return
+        fails = self._dc.world.random.random() < 0.2
+        if fails or running.is_wanted or self._dc.world.now < running.held_until:
+            running.state, running.is_going = State.READY, False
+            told = running.app.key, running.instance, running.freezes
+            again_s = 0.2 if fails else 0.0
+            self._tell(activation.InstanceAwake(*told, used=False, again_s=again_s, ends=True))
+            return
+        self._dc.check_going(running)
+        self.away[running.instance] = running
+        self.end(running, "put away")
 
     def _freeze(self, instance: InstanceId, number: int) -> None:
         running = self.running.get(instance)
@@ -204,8 +255,10 @@ class VirtualNode:
         if running.state is not State.STARTING:
             return
         if self._dc.fails(running.app):
-            self.end(running, "the program exited with code 1", failed=True)
+            is_away = running.instance in self.away
+            self.end(running, "the program exited with code 1", failed=not is_away)
             return
+        self.away.pop(running.instance, None)
         running.state, running.ready_at = State.READY, self._dc.world.now
         running.last_used = running.ready_at
         is_saved = (running.app.key, running.app.revision) in self.saved
@@ -221,9 +274,10 @@ class VirtualNode:
             return
         running.state = State.ABSENT
         app = running.app.key
-        self._tell(
-            activation.InstanceEnded(app, running.instance, self.name, reason, failed=failed)
-        )
+        ended = activation.InstanceEnded(app, running.instance, self.name, reason, failed=failed)
+        kept_after_s = 0.3 if reason != "put away" else 0.0
+        is_away = running.instance in self.away
+        self._tell(replace(ended, kept_after_s=kept_after_s if is_away else None))
 
     def _tell(self, event: activation.Event) -> None:
         if self.up:

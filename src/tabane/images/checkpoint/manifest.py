@@ -20,7 +20,7 @@ from typing import NamedTuple
 import msgspec
 
 from tabane.errors import Corrupt
-from tabane.model import AppName, Class, InstanceId, Value
+from tabane.model import AppName, Class, InstanceId, Trust, Value
 
 FORMAT = 1
 WINDOW_BYTES = 256 << 10
@@ -33,6 +33,15 @@ DIGEST = re.compile("[0-9a-f]{64}")
 MAX_MANIFEST_BYTES = 64 << 20
 
 
+class Kept(Value, frozen=True, omit_defaults=True):
+    """What else is remembered of an instance that was put away: it goes on under its own name.
+    `counter`: of its generation."""
+
+    counter: int = 1
+    created_at: float = 0.0
+    trust: Trust | None = None
+
+
 class About(Value, frozen=True, omit_defaults=True):
     """Who a checkpoint is of, and what a restore of it needs; what is empty there needs nothing.
 
@@ -40,7 +49,8 @@ class About(Value, frozen=True, omit_defaults=True):
     app's id range, whose ids the saved state has; `machine`: as `uname -m` says; `cpu_vendor` and
     `cpu_flags` (names with blanks between): what the program may have seen of the processor, if it
     has; `kernel`: the release, when the kernel's state is part of it; `versions`: of the engines
-    (`runc`, `criu`, ...); `instance`: that was dumped.
+    (`runc`, `criu`, ...); `instance`: that was dumped; `kept`: it was put away, and nobody else
+    begins from here.
     """
 
     app: AppName
@@ -55,6 +65,7 @@ class About(Value, frozen=True, omit_defaults=True):
     kernel: str = ""
     versions: dict[str, str] = msgspec.field(default_factory=dict)
     instance: InstanceId = InstanceId("")
+    kept: Kept | None = None
 
 
 class File(Value, frozen=True):

@@ -44,7 +44,7 @@ from tabane.images.checkpoint.seal import Damaged, Sealer, load_key
 from tabane.images.checkpoint.vault import Vault, restore_files
 from tabane.images.checkpoint.writing import Writing
 from tabane.images.room import FULL, NoRoom, Room
-from tabane.model import AppName
+from tabane.model import AppName, InstanceId
 from tabane.units import show_size
 
 log = logging.getLogger(__name__)
@@ -187,11 +187,18 @@ class CheckpointStore:
         return self._stored[digest]
 
     def find(self, app: AppName, revision: int) -> list[Stored]:
-        """Those of a revision, the latest first."""
+        """Those of a revision from which others begin, the latest first."""
         found = [
-            s for s in self._stored.values() if (s.about.app, s.about.revision) == (app, revision)
+            s
+            for s in self._stored.values()
+            if (s.about.app, s.about.revision) == (app, revision) and s.about.kept is None
         ]
         return sorted(found, key=lambda stored: stored.made_at, reverse=True)
+
+    def kept(self, instance: InstanceId) -> Stored | None:
+        """As which this instance was put away, if it was."""
+        kept = (s for s in self._stored.values() if s.about.kept and s.about.instance == instance)
+        return next(kept, None)
 
     async def manifest(self, digest: str) -> Manifest:
         """Raises `NotFound`, `Corrupt`."""
@@ -364,6 +371,15 @@ class CheckpointStore:
         await self.remove_files([directory] if directory is not None else [])
         return max(0, before - self.room.stored_bytes)
 
+    async def use_up(self, digest: str) -> None:
+        """Nothing ever goes on from it again, whatever happens from here on: it is gone from the
+        disk when this returns, but for what takes room (`remove`). Of what is not here: nothing.
+        Raises `OSError`: then it may still be here."""
+        vault = self.vault
+        if digest in self._stored:
+            await run(lambda stop: vault.forget(digest))
+            self._stored.pop(digest, None)
+
     def is_used(self, digest: str) -> bool:
         """Whether it is open, or being opened."""
         return digest in self._waiting or self.memory.users(digest) > 0
@@ -373,8 +389,10 @@ class CheckpointStore:
         return [one for one in choose_unwanted(self.all(), self._wants) if not self.is_used(one)]
 
     async def _remove_one(self) -> bool:
-        """The one that is missed least, if there is any that may go."""
-        candidates = [*self.unwanted(), *(stored.digest for stored in self.all())]
+        """The one that is missed least, if there is any that may go. Another can be made of each,
+        but for instances that are put away."""
+        others = (stored.digest for stored in self.all() if stored.about.kept is None)
+        candidates = [*self.unwanted(), *others]
         for digest in candidates:
             if not self.is_used(digest):
                 log.info("checkpoint %s is removed, as there is no room for another", digest[:19])
@@ -418,7 +436,8 @@ def choose_unwanted(stored: Iterable[Stored], wants: Callable[[About], bool]) ->
 
 
 def _kind(about: About) -> tuple[object, ...]:
-    return about.app, about.revision, about.driver, about.isolation
+    itself = about.instance if about.kept is not None else ""
+    return about.app, about.revision, about.driver, about.isolation, itself
 
 
 async def run(work: Callable[[Event], T]) -> T:

@@ -161,6 +161,12 @@ class Vault:
         self.unlink(self.manifest_path(digest))
         self.release(self._names.pop(digest, ()))
 
+    def forget(self, digest: str) -> None:
+        """Its manifest goes, and does not come back when the power fails."""
+        path = self.manifest_path(digest)
+        self.unlink(path)
+        sync_file(path.parent)
+
     def discard(self, digest: str, chunk: str = "") -> None:
         """Take a checkpoint away that is damaged (its `chunk`, if it is not its manifest), and keep
         what tells why."""
@@ -277,5 +283,8 @@ def size_on_disk(size: int) -> int:
 
 
 def sync_file(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
