@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from tabane.errors import EngineError, Unsupported, UsageError
+from tabane.errors import EngineError, NotFound, Unsupported, UsageError
 from tabane.images import ImageStore
 from tabane.model import ExitStatus, NetworkPolicy, Resources, SecurityPolicy, Volume
 from tabane.runtimes import load, rootfs, trial
@@ -348,6 +348,47 @@ async def test_a_failed_start_says_why(bench: ContainerBench) -> None:
     assert failure.value.message.startswith(f"{bench.driver.name} could not start {spec.id}: ")
     assert "not a directory" in failure.value.output.lower()
     assert failure.value.argv[0].endswith(bench.driver.name)
+
+
+def list_children() -> set[str]:
+    tasks = Path("/proc/self/task").glob("*/children")
+    return {pid for task in tasks for pid in task.read_text().split()}
+
+
+@pytest.mark.parametrize("moment", ["it has begun", "the container is there"])
+async def test_an_engine_killed_in_the_middle_of_a_start(
+    bench: ContainerBench, moment: str
+) -> None:
+    """Nothing is left, nor of a container that it made and cannot tell of any more. An engine that
+    was done before is no case: then again."""
+    was_killed, before = False, list_children()
+    while not was_killed:
+        async with make_instance(bench.ground, bench.image, make_app(("sleep", "1000"))) as spec:
+            handle = await bench.driver.prepare(spec)
+            start = asyncio.ensure_future(bench.driver.start(spec, handle))
+            state = bench.ground / bench.driver.name / "state" / spec.id
+
+            async def is_half_way(state: Path = state, cgroup: str = spec.cgroup) -> bool:
+                made = state.exists() if moment == "it has begun" else bool(Cgroup(cgroup).pids())
+                return made or start.done()  # noqa: B023 - it is asked in this turn only
+
+            await until(is_half_way)
+            await bench.spawner.signal(spec.id, signal.SIGKILL)
+            try:
+                await start
+            except EngineError as error:
+                was_killed = True
+                assert error.message.startswith(f"{bench.driver.name} could not start {spec.id}: ")
+                with pytest.raises(NotFound):
+                    await bench.driver.stats(handle)
+            await bench.driver.destroy(handle)
+            assert bench.left_of(spec) == []
+
+        async def is_reaped(key: str = spec.id) -> bool:
+            await bench.spawner.forget(key)
+            return list_children() <= before
+
+        await until(is_reaped)
 
 
 async def test_a_frozen_container_stands_still(bench: ContainerBench) -> None:

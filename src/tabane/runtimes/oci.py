@@ -164,6 +164,10 @@ class OciDriver(SpawnedDriver, PodOfCgroup):
         """What a start failed for, of an engine's log; empty when that does not say."""
         return str(entries[-1].get("msg", "")) if entries else ""
 
+    def _engine_processes(self, handle: Handle) -> list[int]:
+        """crun does all its work in a child, which goes on when crun itself is killed."""
+        return process.running(self._path, handle.id) if self._path else []
+
     async def _wait_for_init(self, handle: Handle) -> None:
         pid, ticks = handle.data["pid"], handle.data["pid_start"]
         assert isinstance(pid, int) and isinstance(ticks, int)

@@ -5,12 +5,13 @@ Read from /proc at the moment of the question, where k2i's table would be some m
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from pathlib import Path
 
 from tabane.k2i.procfs import start_ticks, stat_of
 
-__all__ = ["descendants", "handles", "ignores", "is_same", "start_ticks", "state"]
+__all__ = ["descendants", "handles", "ignores", "is_same", "running", "start_ticks", "state"]
 
 
 def ignores(pid: int, name: str, number: int) -> bool:
@@ -51,6 +52,18 @@ def descendants(pid: int) -> list[int]:
         level = [child for parent in level for child in _children(parent)]
         found += level
     return [pid for pid in found if state(pid) not in "ZX"]
+
+
+def running(program: str, word: str) -> list[int]:
+    """The processes that were started as `program` with `word` among their arguments, and what
+    they forked that is no other program yet."""
+    found = []
+    for directory in Path("/proc").glob("[1-9]*"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            first, *words = (directory / "cmdline").read_bytes().split(b"\0")
+            if first == os.fsencode(program) and os.fsencode(word) in words:
+                found.append(int(directory.name))
+    return found
 
 
 def _children(pid: int) -> list[int]:

@@ -7,18 +7,20 @@ that an engine leaves behind for the spawner, having written its pid to a file.
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
-from tabane.errors import EngineError, NotFound, Unsupported
+from tabane.errors import Busy, EngineError, NotFound, Unsupported
 from tabane.model import ExitStatus, GuestProcess, Resources
 from tabane.runtimes import process, rootfs
 from tabane.runtimes.api import Command, Handle, InstanceSpec, Spawner, Stats
-from tabane.runtimes.cgroups import Cgroup
+from tabane.runtimes.cgroups import POLL_S, Cgroup
 from tabane.runtimes.pods import layers_of
 
 ENGINE_TIMEOUT_S = 10.0
@@ -175,9 +177,28 @@ class SpawnedDriver(OfCgroup):
     async def destroy(self, handle: Handle) -> None:
         if handle.id in self._starting:
             await self._wait_for_engine(handle.id)
+        if not handle.data["pid"]:
+            await self._end_engine(handle)
         await cgroup_of(handle).remove()
         await asyncio.to_thread(self._remove, handle)
         await self._spawner.forget(handle.id)
+
+    async def _end_engine(self, handle: Handle) -> None:
+        """Kill what works on at its start although the engine that was spawned for that is gone."""
+        left: list[int] = []
+        try:
+            async with asyncio.timeout(ENGINE_TIMEOUT_S):
+                while left := await asyncio.to_thread(self._engine_processes, handle):
+                    for pid in left:
+                        with suppress(ProcessLookupError):
+                            os.kill(pid, signal.SIGKILL)
+                    await asyncio.sleep(POLL_S)
+        except TimeoutError:
+            raise Busy(f"{self.name} still starts {handle.id}: {left} do not end") from None
+
+    def _engine_processes(self, handle: Handle) -> list[int]:
+        """Those that the engine may have forked to start the instance."""
+        return []
 
     def _remove(self, handle: Handle) -> None:
         """Remove what was made for it, but for its cgroup. Idempotent."""
