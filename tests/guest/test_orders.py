@@ -16,8 +16,10 @@ from tabane.guest.orders import (
     SECTOR_BYTES,
     START_MAGIC,
     ContainerOrder,
+    Identity,
     StartOrder,
     encode_execution,
+    encode_identity,
     encode_limits,
     encode_start,
     encode_transfer,
@@ -44,6 +46,7 @@ ORDER = StartOrder(
     containers=(CACHE, MAIN),
     hostname="guest",
     address="100.64.0.2",
+    mac="02:7a:b0:01:00:01",
     gateway="100.64.0.1",
     gateway_mac="02:7a:b0:00:00:01",
     files={"hosts": "127.0.0.1 localhost\n"},
@@ -91,6 +94,19 @@ def test_what_follows_a_container_s_name_is_its_own() -> None:
 
 def test_without_a_neighbour_the_guest_has_to_ask() -> None:
     assert dict(fields_of(encode_start(replace(ORDER, gateway_mac=""))))[b"M"] == b""
+
+
+def test_who_a_clone_is_has_the_same_fields_as_a_start_order() -> None:
+    epoch = "8a8f9ac6-9e3b-4f0a-8f0e-0d5a1f1c7a11"
+    common = {name: getattr(ORDER, name) for name in Identity.__struct_fields__ if name != "epoch"}
+    found = dict(parse_fields(encode_identity(Identity(**common, epoch=epoch))))
+    told = dict(fields_of(encode_start(ORDER)))
+    assert found.pop(b"E") == epoch.encode()
+    assert found == {tag: told[tag] for tag in found}
+    assert {*found} == {b"f", b"h", b"A", b"H", b"R", b"M", b"m", b"P", b"s", b"C"}
+    large = {"hosts": "x" * MAX_PAYLOAD}
+    with pytest.raises(UsageError, match="bytes: too many"):
+        encode_identity(Identity(**common | {"files": large}, epoch=epoch))
 
 
 @pytest.mark.parametrize(

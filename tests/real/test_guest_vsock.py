@@ -29,6 +29,7 @@ ORDER = StartOrder(
     containers=(ContainerOrder("main", 0, ("/greet",), ("PATH=/",), "/", User(0, 0), 0, 15),),
     hostname="guest",
     address="10.0.0.2",
+    mac="",
     gateway="10.0.0.1",
     gateway_mac="02:00:00:00:00:01",
     files={"hostname": "guest\n"},

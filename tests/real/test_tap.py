@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from tabane.errors import EngineError, NotFound
-from tabane.network.addresses import NODE_MAC, mac_of
+from tabane.network.addresses import INSTANCE_MAC, NODE_MAC
 from tabane.network.netlink import run_in_network_of
 from tabane.runtimes.api import Link
 from tabane.runtimes.tap import TAP, make_tap
@@ -60,12 +60,12 @@ async def take(device: int, node: socket.socket, words: bytes, to: tuple[str, in
 async def test_the_guest_is_at_the_links_address() -> None:
     async with linked(ID_BASE) as link:
         tap = make_tap(link, OWNER)
-        assert tap.mac == mac_of(link.slot).hex(":")
+        assert tap.mac == INSTANCE_MAC.hex(":")
         assert tap.gateway_mac == NODE_MAC.hex(":")
         with opened(link) as device, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as node:
             node.bind((link.gateway, 0))
             frame = await take(device, node, b"hello guest", (link.address, 4000))
-            assert frame[:6] == mac_of(link.slot)
+            assert frame[:6] == INSTANCE_MAC
             assert frame[6:12] == NODE_MAC
             assert socket.inet_ntoa(frame[30:34]) == link.address
 

@@ -52,7 +52,7 @@ class ContainerOrder(Value, frozen=True):
 
 class Identity(Value, frozen=True):
     """Who a machine is that goes on from a checkpoint; what is not said here is as it was saved.
-    As of `StartOrder`; `mac`: of its own network device."""
+    As of `StartOrder`."""
 
     hostname: str
     address: str
@@ -74,6 +74,8 @@ class StartOrder(Value, frozen=True):
     containers: tuple[ContainerOrder, ...]
     hostname: str
     address: str
+    mac: str
+    """Of its own network device."""
     gateway: str
     gateway_mac: str
     files: dict[str, str]
@@ -110,7 +112,7 @@ def encode_start(order: StartOrder) -> bytes:
 
 def encode_identity(identity: Identity) -> bytes:
     """Of a clone. Raises `UsageError` when it is more than fits into a frame."""
-    fields = _who(identity) + _mac(b"H", identity.mac) + _text(b"E", identity.epoch)
+    fields = _who(identity) + _text(b"E", identity.epoch)
     if len(fields) > MAX_PAYLOAD:
         raise UsageError(f"the files of its /etc have {len(fields)} bytes: too many")
     return fields
@@ -123,6 +125,7 @@ def _who(order: StartOrder | Identity) -> bytes:
             _text(b"h", order.hostname),
             _field(b"A", IPv4Address(order.address).packed),
             _field(b"R", IPv4Address(order.gateway).packed),
+            _mac(b"H", order.mac),
             _mac(b"M", order.gateway_mac),
             _number(b"m", order.memory_bytes),
             _number(b"P", order.pids),

@@ -1,9 +1,9 @@
 """Who has which address: the instance network of a node and the subnet of a local cluster.
 
 Instances of every node live in 100.64.0.0/18 (shared address space, RFC 6598), which is never seen
-outside the node. An instance has a *slot*, and address, interface name and hardware address follow
-from its number. The lower half of the slots may not open connections to the outside, the upper
-half may, so the packet filter's rules name two networks and never change.
+outside the node. An instance has a *slot*, and address and interface name follow from its number.
+The lower half of the slots may not open connections to the outside, the upper half may, so the
+packet filter's rules name two networks and never change.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ GATEWAY = IPv4Address("100.64.0.1")
 """The node's own address in the instance network: every instance's router, resolver and proxy."""
 LINK_PREFIX = "inst"
 """The node's ends of all links are named with it; the packet filter matches `inst*`."""
-NODE_MAC = bytes.fromhex("027ab0000001")
-"""Of the node's end of every link: each is a wire with two ends, so they can all be the same."""
+NODE_MAC, INSTANCE_MAC = bytes.fromhex("027ab0000001"), bytes.fromhex("027ab0010001")
+"""Of the two ends of every link: each is a wire for itself, so they can all be the same. What is
+saved with one link and goes on with another (a machine) has the right one already."""
 
 _PRIVATE = IPv4Network("10.0.0.0/8")
 _SUBNETS = 1 << 16
@@ -42,11 +43,6 @@ def slot_of_link(name: str) -> int | None:
     """The slot of an interface, or None when it is not one of ours."""
     number = name.removeprefix(LINK_PREFIX)
     return int(number) if number != name and number.isdecimal() else None
-
-
-def mac_of(slot: int) -> bytes:
-    """The hardware address of an instance: locally administered, its last 16 bits are the slot."""
-    return bytes.fromhex("027ab001") + slot.to_bytes(2, "big")
 
 
 def has_egress(address: str) -> bool:

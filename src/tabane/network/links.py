@@ -19,10 +19,10 @@ from shutil import which
 from tabane.network import netlink
 from tabane.network.addresses import (
     GATEWAY,
+    INSTANCE_MAC,
     NODE_MAC,
     address_of,
     link_name,
-    mac_of,
     slot_of_link,
 )
 from tabane.network.netlink import Rtnetlink
@@ -80,12 +80,12 @@ def connect(slot: int, pid: int, ticks: int) -> Link:
     """Lay the wire into the namespaces of a parked process, and configure both ends."""
     address, name = address_of(slot), link_name(slot)
     with Rtnetlink() as node, netlink.run_in_network_of(pid, _open_inside) as inside:
-        node.perform([netlink.new_veth(name, NODE_MAC, INSIDE, mac_of(slot), pid)])
+        node.perform([netlink.new_veth(name, NODE_MAC, INSIDE, INSTANCE_MAC, pid)])
         here, there = node.index(name), inside.index(INSIDE)
         node.perform(
             [
                 netlink.add_route(here, IPv4Network(address), source=GATEWAY),
-                netlink.add_neighbour(here, address, mac_of(slot)),
+                netlink.add_neighbour(here, address, INSTANCE_MAC),
             ]
         )
         inside.perform(

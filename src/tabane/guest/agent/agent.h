@@ -103,6 +103,8 @@ void attach(const char *source, const char *target, const char *kind, unsigned l
 void boot(void);
 void read_order(void);
 void configure(void);
+void configure_network(void);
+bool find_interface(char *name);
 bool uses_vsock(void);
 int open_port(const char *name);
 void write_file(const char *path, const char *text);
@@ -118,12 +120,11 @@ bool enter_spaces(const struct container *container);
 size_t number_of(const struct container *container);
 bool is_main(const struct container *container);
 int reach(const char *root, const char *path);
-void write_etc(const char *root);
 
 /* clones.c */
 bool hold_programs(void);
-void release_programs(void);
-void become(const struct order *other);
+void release_programs(const struct order *other);
+bool listened(uint16_t port);
 
 /* volumes.c */
 void mount_volumes(void);

@@ -341,10 +341,10 @@ void read_order(void)
 
 void add_entropy(const uint8_t *seed, size_t length)
 {
-    struct { struct rand_pool_info info; uint8_t data[64]; } pool;
-    int device = open("/dev/urandom", O_WRONLY | O_CLOEXEC);
+    static struct { struct rand_pool_info info; uint8_t data[64]; } pool;
+    static int device = -1;
     if (device < 0)
-        return;
+        device = open("/dev/urandom", O_WRONLY | O_CLOEXEC);
     if (length > sizeof pool.data)
         length = sizeof pool.data;
     pool.info.entropy_count = length * 8;
@@ -352,7 +352,6 @@ void add_entropy(const uint8_t *seed, size_t length)
     memcpy(pool.info.buf, seed, length);
     if (!ioctl(device, RNDADDENTROPY, &pool))
         ioctl(device, RNDRESEEDCRNG);
-    close(device);
 }
 
 void set_clock(uint64_t ns)
@@ -367,7 +366,7 @@ static void control(int sock, unsigned long request, void *argument, const char 
         fail("cannot %s: %s", what, strerror(errno));
 }
 
-static bool find_interface(char *name)
+bool find_interface(char *name)
 {
     DIR *all = opendir("/sys/class/net");
     struct dirent *entry;
@@ -392,18 +391,8 @@ static void set_up(int sock, struct ifreq *request)
     control(sock, SIOCSIFFLAGS, request, "set an interface up");
 }
 
-static void set_own_mac(int sock, struct ifreq *request)
-{
-    static const uint8_t none[6];
-    if (!memcmp(order.mac, none, sizeof none))
-        return;
-    request->ifr_hwaddr.sa_family = ARPHRD_ETHER;
-    memcpy(request->ifr_hwaddr.sa_data, order.mac, sizeof order.mac);
-    control(sock, SIOCSIFHWADDR, request, "set the hardware address");
-}
-
 /* The gateway is on the link, and its hardware address is known: nobody has to ask for it. */
-static void configure_network(void)
+void configure_network(void)
 {
     int sock = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
     struct ifreq request = {.ifr_name = "lo"};
@@ -413,7 +402,6 @@ static void configure_network(void)
         struct arpreq neighbour = {.arp_flags = ATF_PERM | ATF_COM};
         if (!find_interface(request.ifr_name))
             fail("there is no network interface");
-        set_own_mac(sock, &request);
         put_address(&request.ifr_addr, order.address);
         control(sock, SIOCSIFADDR, &request, "set the address");
         put_address(&request.ifr_addr, 0xffffffff);

@@ -123,7 +123,7 @@ static void make_devices(const char *root, const char *layer)
     attach(path, target, NULL, MS_BIND, NULL);
 }
 
-void write_etc(const char *root)
+static void write_etc(const char *root)
 {
     char etc[64];
     struct stat found;

@@ -222,7 +222,7 @@ static bool pump_output(struct talk *talk, int which)
 
 void look_after(struct talk *talk)
 {
-    if (talk->port && listens(talk->port)) {
+    if (talk->port && (listened(talk->port) || listens(talk->port))) {
         say(ANSWER, talk->id, "", 0);
         forget(talk);
     } else if (talk->kill_at) {
@@ -266,6 +266,8 @@ static void set_limits(uint32_t id, const uint8_t *payload, size_t length)
     limits = (struct order){0};
     if (!parse_fields(payload, length, &limits) || !limit(&limits))
         return refuse(id, FAULT, "the guest's kernel refuses these limits");
+    order.memory_bytes = limits.memory_bytes ? limits.memory_bytes : order.memory_bytes;
+    order.pids = limits.pids ? limits.pids : order.pids;
     say(ANSWER, id, "", 0);
 }
 
@@ -283,9 +285,7 @@ static void release(uint32_t id, const uint8_t *payload, size_t length)
     other = (struct order){0};
     if (length && (!parse_fields(payload, length, &other) || other.count || !other.hostname))
         return refuse(id, FAULT, "the guest does not understand who it is");
-    if (length)
-        become(&other);
-    release_programs();
+    release_programs(length ? &other : NULL);
     say(ANSWER, id, "", 0);
 }
 

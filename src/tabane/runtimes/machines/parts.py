@@ -219,6 +219,7 @@ def _start_order(
         ),
         hostname=spec.hostname or spec.id,
         address=link.address,
+        mac=made.mac,
         gateway=link.gateway,
         gateway_mac=made.gateway_mac,
         files=etc_files(spec, link),
