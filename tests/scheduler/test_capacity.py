@@ -91,3 +91,7 @@ def test_how_long_one_waits_for_its_turn() -> None:
     assert capacity.wait_s(0, 1) == 0.0
     assert capacity.wait_s(0, 2) == pytest.approx(0.05)
     assert capacity.wait_s(200, 2) == pytest.approx(201 * 0.1 / 2)
+    for _ in range(4):
+        capacity.note("qemu, cold", 3.0, beside=1, waiting=0)
+    assert capacity.limit == 2
+    assert capacity.wait_s(200, 2) == pytest.approx(201 * 0.1 / 2), "nobody is refused on a guess"

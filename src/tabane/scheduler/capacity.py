@@ -52,8 +52,8 @@ class Capacity:
         self._least = max(1, processors)
         self._most = MOST_PER_PROCESSOR * self._least
         self.limit = self._least
-        self.turn_s: float | None = None
-        """What a start takes of late, whatever its kind; None: not known yet."""
+        self._took_s: dict[str, float] = {}
+        """What starts of each kind take of late."""
         self._own_s: dict[str, float] = {}
         self._queued: list[float] = []
         """By each start of this round: how many of those with it waited for each other."""
@@ -64,7 +64,8 @@ class Capacity:
         """A start of that kind is done. `beside`: how many others were under way with it, at most;
         `waiting`: how many wait for their turn now."""
         took_s = max(took_s, 1e-6)
-        self.turn_s = took_s if self.turn_s is None else self.turn_s + (took_s - self.turn_s) / 8
+        before_s = self._took_s.get(kind, took_s)
+        self._took_s[kind] = before_s + (took_s - before_s) / 8
         worked = self._learn(kind, took_s, beside) / took_s
         self._queued.append((beside + 1) * (1 - worked))
         self._was_full &= waiting > 0 and beside + 1 >= self.limit
@@ -76,10 +77,10 @@ class Capacity:
         return self._own_s.get(kind)
 
     def wait_s(self, ahead: int, turns: int) -> float:
-        """How long one has to wait that has `ahead` others before it, while so many have their
-        turn: not long, as far as nothing is known."""
+        """How long one has to wait at the least that has `ahead` others before it, while so many
+        have their turn: as if all were of the kind that takes the shortest."""
         before = ahead + 1 + turns - self.limit
-        return max(0, before) * (self.turn_s or 0.0) / self.limit
+        return max(0, before) * min(self._took_s.values(), default=0.0) / self.limit
 
     def _learn(self, kind: str, took_s: float, beside: int) -> float:
         """What it would have taken alone: never more than it took."""
