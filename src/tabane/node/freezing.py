@@ -148,7 +148,7 @@ class Freezer:
         except (TabaneError, OSError) as error:
             self._fail(running, f"it could not be thawed: {error}")
         running.is_frozen = False
-        self._write(running)
+        asyncio.get_running_loop().call_soon(self._write, running)  # once its slots are granted
 
     async def _freeze(self, running: Running, handle: Handle) -> None:
         running.is_frozen = True  # or may be, from here on

@@ -356,8 +356,11 @@ def _read(path: Path) -> str:
 
 def _write(path: Path, text: str) -> None:
     """Write to a file that exists: the kernel's are not to be made."""
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC), "w") as file:
-        file.write(text)
+    file = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
+    try:
+        os.write(file, text.encode())
+    finally:
+        os.close(file)
 
 
 def _number(path: Path) -> int:
