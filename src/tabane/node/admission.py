@@ -37,7 +37,7 @@ class NoTurn(Exception):
     """A start has not begun, and will not. The attributes are as of `InstanceEnded`."""
 
     def __init__(
-        self, reason: str, *, again_s: float | None = None, failed: bool = False, retry: bool = True
+        self, reason: str, failed: bool = False, retry: bool = True, *, again_s: float | None = None
     ) -> None:
         super().__init__(reason)
         self.reason = reason

@@ -190,7 +190,7 @@ class Executor(Register):
             async with self.admission.turn(begun.app, begun.instance.id) as turn:
                 turn.kind = await self._begin(begun, came, decided)
         except NoTurn as no:
-            self._fail_early(begun, no.reason, failed=no.failed, retry=no.retry, again_s=no.again_s)
+            self._forget(begun, State.ABSENT, no)
 
     async def _begin(self, begun: Beginning, came: Fetched, decided: float) -> str:
         """In its turn. What was done in it, as of `Turn`."""
@@ -257,24 +257,23 @@ class Executor(Register):
         return running
 
     def _fail_early(
-        self,
-        begun: Beginning,
-        reason: str,
-        *,
-        failed: bool = False,
-        retry: bool = True,
-        again_s: float | None = None,
+        self, begun: Beginning, reason: str, *, failed: bool = False, retry: bool = True
     ) -> None:
         """Nothing was started: say so, and forget it."""
+        self._forget(begun, State.FAILED if failed else State.ABSENT, NoTurn(reason, failed, retry))
+        if failed:
+            held = self.admission.hold(begun.app)
+            self.admission.tell_untried(held, reason, retry=retry)
+
+    def _forget(self, begun: Beginning, state: State, why: NoTurn) -> None:
         app, instance_id = begun.app, begun.instance.id
         self.beginning.pop(instance_id, None)
-        self.say(instance_id, app.key, State.FAILED if failed else State.ABSENT, reason)
-        ended = InstanceEnded(app.cohort, instance_id, self.node, reason, failed, retry, again_s)
-        later_s = again_s or (FAILED_AGAIN_S if failed else 0.0)
+        self.say(instance_id, app.key, state, why.reason)
+        told = why.reason, why.failed, why.retry, why.again_s
+        ended = InstanceEnded(app.cohort, instance_id, self.node, *told)
+        later_s = why.again_s or (FAILED_AGAIN_S if why.failed else 0.0)
         kept_after_s = self.putting_away.kept_after_s(instance_id, later_s)
         self.notify(replace(ended, kept_after_s=kept_after_s))
-        if failed:
-            self.admission.tell_untried(self.admission.hold(app), reason, retry=retry)
 
     async def prepare_anew(self, running: Running) -> None:
         """In place of what did not begin, which is cleared away. Raises as `Driver.prepare`."""
