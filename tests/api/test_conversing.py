@@ -16,7 +16,7 @@ from tests.api.conftest import Api
 from tabane.api import frames
 from tabane.api.forwarding import Forward
 from tabane.api.server import ApiServer
-from tabane.errors import TabaneError, Unreachable
+from tabane.errors import Closed, TabaneError, Unreachable
 from tabane.model import State
 from tabane.runtimes.api import Execution, Image, TerminalSize
 from tabane.runtimes.fake_talk import FakeTalk, begin
@@ -239,6 +239,25 @@ async def test_a_time_out_is_said(api: Api, driver: Driver, tmp_path: Path) -> N
         talk = connect()
         talk.begin(EXEC, {"argv": ["cat"], "stdin": True, "timeout_s": 0.01})
         with pytest.raises(TabaneError, match=r"cat in abc did not end within 0\.01 s"):
+            await hear_end(talk)
+
+
+class Cut(FakeTalk):
+    """Its instance ends while it runs."""
+
+    async def wait(self) -> int:
+        raise Closed("its machine has ended")
+
+
+async def test_an_instance_that_ends_meanwhile_is_said(
+    api: Api, driver: Driver, tmp_path: Path
+) -> None:
+    """Who left is not the client."""
+    driver.make = lambda _: Cut(b"up\n")
+    async with serving(api, tmp_path) as connect:
+        talk = connect()
+        talk.begin(EXEC, {"argv": ["cat"]})
+        with pytest.raises(Closed, match="cat in abc was lost: its machine has ended"):
             await hear_end(talk)
 
 

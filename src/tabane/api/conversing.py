@@ -111,8 +111,10 @@ class ConversationResponse(Response):
             problem: TabaneError = TimedOut(
                 f"{self._what} did not end within {self._timeout_s:g} s and was killed"
             )
-        except Closed:
-            return None
+        except Closed as error:
+            if said not in done:
+                return None
+            problem = Closed(f"{self._what} was lost: {error.message}")
         except TabaneError as error:
             problem = error
         except Exception:
