@@ -9,7 +9,7 @@ import pytest
 
 from tabane.model import App, InstanceId, Reactive, Resources
 from tabane.node import admission
-from tabane.node.admission import AGAIN_S, LOOK_S, Admission, NoTurn
+from tabane.node.admission import AGAIN_S, HOLD_SHARE, LOOK_S, Admission, NoTurn
 from tabane.scheduler.quotas import Quota, Quotas, Usage
 from tabane.supervise import Supervisor
 from tabane.testing import VirtualClock
@@ -196,6 +196,21 @@ async def test_it_is_looked_again_whether_they_are_busy(starts: Starts) -> None:
     starts.are_busy = False
     starts.clock.advance(LOOK_S)
     await settle()
+    assert starts.order == names(6)
+
+
+async def test_an_app_is_not_held_back_for_ever(starts: Starts) -> None:
+    """What else keeps the processors busy may go on and on."""
+    starts.are_busy = True
+    await starts.ask(*names(8))
+    await boot(starts, "b0", "b1")
+    await boot(starts, "b2", "b3")
+    assert starts.order == names(4)
+    starts.clock.advance(BURST.reactive.start_timeout_s * HOLD_SHARE)
+    starts.clock.advance(LOOK_S)
+    await settle()
+    assert starts.order == names(6)
+    await boot(starts, "b4")
     assert starts.order == names(6)
 
 

@@ -17,6 +17,7 @@ PROCESSORS = 2
 OWN_S = 0.025
 """Of processor time for each start."""
 STEP_S = 0.001
+HOLD_S = 2.0
 
 
 class Machine:
@@ -61,7 +62,7 @@ class Machine:
     def give(self) -> None:
         limit = self.capacity.limit if self.fair else 1_000
         while self.queue.turns < limit:
-            held = self.boots.held(is_busy=self.are_busy and self.fair)
+            held = self.boots.held(self.now, is_busy=self.are_busy and self.fair)
             if (start := self.queue.take(held)) is None:
                 return
             self.left[start.instance] = OWN_S
@@ -83,7 +84,7 @@ class Machine:
                 self.queue.end(instance)
                 self.launched[instance] = self.now
                 self.booting[instance] = self.boot_s
-                self.boots.begin(instance, self.apps[instance])
+                self.boots.begin(instance, self.apps[instance], self.now + HOLD_S)
                 began, beside = self.began.pop(instance)
                 took_s, waiting = self.now - began, len(self.queue)
                 self.capacity.note("crun", took_s, beside=beside, waiting=waiting)

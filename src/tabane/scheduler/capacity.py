@@ -26,23 +26,31 @@ class Boots:
     """The programs of a node that were started and are not ready yet. They have no turn any more,
     since many only wait for something then; but where all processors are busy, each more makes
     the others later, until none is in time. So an app is held back then that has one on its
-    way, as long as there are more of these than processors. Whoever has none is not."""
+    way, as long as there are more of these than processors; whoever has none is not. And only for
+    some time after its latest: what else keeps the processors busy may be no start at all."""
 
     def __init__(self, processors: int) -> None:
         self._processors = max(1, processors)
         self._apps: dict[InstanceId, AppName] = {}
+        self._until: dict[AppName, float] = {}
 
-    def begin(self, instance: InstanceId, app: AppName) -> None:
+    def begin(self, instance: InstanceId, app: AppName, hold_until: float) -> None:
+        """Its engine has done its part. Its app is not held back for longer than that."""
         self._apps[instance] = app
+        self._until[app] = hold_until
 
     def end(self, instance: InstanceId) -> bool:
         """It is ready, or no more. Whether it was one of these."""
-        return self._apps.pop(instance, None) is not None
+        app = self._apps.pop(instance, None)
+        if app is not None and app not in self._apps.values():
+            del self._until[app]
+        return app is not None
 
-    def held(self, *, is_busy: bool) -> frozenset[AppName]:
+    def held(self, now: float, *, is_busy: bool) -> frozenset[AppName]:
         """The apps to be held back."""
-        many = len(self._apps) > self._processors
-        return frozenset(self._apps.values()) if is_busy and many else frozenset()
+        if not is_busy or len(self._apps) <= self._processors:
+            return frozenset()
+        return frozenset(app for app, until in self._until.items() if now < until)
 
 
 class Capacity:
