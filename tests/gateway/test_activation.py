@@ -3,6 +3,7 @@
 import pytest
 
 from tabane.gateway.activation import (
+    REST_S,
     AppChanged,
     FloorChanged,
     GatewayGone,
@@ -161,7 +162,7 @@ def test_where_nothing_can_run_it_sessions_are_sent_elsewhere() -> None:
     assert (gateway, refuse.kind, refuse.sessions) == ("g1", "elsewhere", 2)
     assert "no node of this data center can run default/hello now (n1: is full)" in refuse.reason
     assert refuse.retry_after_s > 0
-    assert home.wait(60) == []
+    assert home.wait(REST_S - 1) == []
     home.node = NODE
     assert home.demand("g1", 1).starts == ["i1"]
 
@@ -265,7 +266,29 @@ def test_what_nobody_holds_is_stopped_when_nothing_used_it_for_stop_after() -> N
     assert home.wait(29.9).stops == {}
     assert home.wait(0.2).stops == {"i1": "idle for 30 s"}
     assert home.stopped("i1").releases == ["i1"]
+    assert home.wait(REST_S - 1) == [] and home.activation.ledger(home.app.key) is not None
+    assert home.wait(1) == [] and home.activation.ledger(home.app.key) is None
     assert home.activation.next_due() is None
+
+
+def test_what_is_forgotten_at_rest_was_proven_and_is_not_while_something_is_in_the_way() -> None:
+    home = HandledHome()
+    home.demand("g1", 1)
+    home.ready("i1")
+    home.returned("g1", "i1", 1)
+    home.wait(31)
+    home.stopped("i1")
+    home.wait(REST_S)
+    home.activation.handle(AppChanged(home.app.key, home.app), home.now)
+    assert home.ledger.proven == home.app.revision, "a burst starts as many as it did before"
+    home.activation.forget(home.app.key)
+    assert not home.activation._proven
+    home.activation.handle(AppChanged(home.app.key, home.app), home.now)
+    home.demand("g1", 1)
+    (started,) = home.ledger.instances
+    home.ended(started, "it exits")
+    home.wait(10 * REST_S)
+    assert home.activation.ledger(home.app.key) is not None, "its pauses go on"
 
 
 def test_where_slots_are_held_the_gateways_are_asked_first() -> None:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from tabane.errors import Busy
-from tabane.gateway.grants import Grants, Lease
+from tabane.gateway.grants import FEW_APPS, REST_S, Grants, Lease
 from tabane.gateway.messages import (
     Broken,
     Demand,
@@ -422,3 +422,34 @@ def test_what_the_home_is_told_survives_the_wire(message: object) -> None:
 @pytest.mark.parametrize("message", [grant(1, 2), revoke(None), revoke(0.0), refuse(1, 2)])
 def test_what_gateways_are_told_survives_the_wire(message: object) -> None:
     assert parse_to_gateway(encode(message)) == message
+
+
+def test_books_without_a_slot_or_a_session_are_closed_when_there_are_many(
+    grants: Grants[str],
+) -> None:
+    """Their number follows that of the apps in use, not that of all that ever were."""
+    lease = hold(grants, 2, 1)
+    grants.wait(OTHER, "waits", 10, 100.0)
+    for number in range(10 * FEW_APPS):
+        app = AppName(f"default/app-{number}")
+        now = 100.0 + number
+        told = grants.wait(app, "one", 10, now)
+        grants.on_grant(grant(1, 1, epoch=told.epoch, app=app), now)
+        ((_, served),) = [(app, lease) for lease in grants.leases() if lease.app == app]
+        grants.release(served, now)
+        grants.on_revoke(Revoke(app, I1, None), now)
+    assert len(grants.apps()) <= FEW_APPS + REST_S + 2
+    assert {APP, OTHER} <= grants.apps(), "what is in use stays"
+    grants.release(lease, 1e6)
+
+
+def test_books_that_are_opened_again_are_of_another_epoch(grants: Grants[str]) -> None:
+    """Their home may remember how many it answered in the one before: it would answer none."""
+    first = grants.wait(APP, "one", 10, 0.0)
+    grants.give_up(APP, "one", 0.0)
+    for number in range(FEW_APPS):
+        grants.wait(AppName(f"default/app-{number}"), "one", 10, 2 * REST_S)
+    assert APP not in grants.apps()
+    again = grants.wait(APP, "two", 10, 2 * REST_S)
+    assert again.epoch != first.epoch and again.waiting == 1
+    assert grants.on_grant(grant(1, 1), 2 * REST_S) == ([], []), "what was meant for those before"

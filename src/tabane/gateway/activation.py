@@ -107,6 +107,9 @@ __all__ = [
 SUSPECT_S = 1.0
 """An instance that a gateway could not reach gets no sessions for so long; one that broke off an
 answer, those that no other has room for."""
+REST_S = 60.0
+"""An app at rest for so long is forgotten until it is heard of again: what was said to gateways has
+reached them, or they have reported since. So a home's memory follows what is used."""
 SPARE_TIMERS = 64
 """Outdated entries among the timers are cleared away when they are more than the apps and these."""
 
@@ -118,6 +121,8 @@ class Activation:
         self._place = place
         self._new_id = new_id
         self._apps: dict[AppName, AppLedger] = {}
+        self._proven: dict[AppName, int] = {}
+        """Of apps that were forgotten at rest, as in their books."""
         self._silent: set[str] = set()
         """Gateways that have not reported yet, and so may hold slots nobody here knows of."""
         self._copies: dict[NodeName, set[tuple[AppName, int]]] = {}
@@ -190,8 +195,9 @@ class Activation:
         self._ledger(key).is_early = True
 
     def forget(self, key: AppName) -> None:
-        """Another node is this app's home now."""
+        """Another node is this app's home now, or it is no more."""
         self._apps.pop(key, None)
+        self._proven.pop(key, None)
 
     def _take(self) -> list[Instruction]:
         out, self._out = self._out, []
@@ -200,7 +206,7 @@ class Activation:
     def _ledger(self, key: AppName) -> AppLedger:
         ledger = self._apps.get(key)
         if ledger is None:
-            ledger = self._apps[key] = AppLedger(key)
+            ledger = self._apps[key] = AppLedger(key, proven=self._proven.pop(key, -1))
         return ledger
 
     # What people want
@@ -438,10 +444,25 @@ class Activation:
         if ledger.app is None and empty:
             self._apps.pop(ledger.key, None)
             return
-        due = min((at for at in decisions.moments() if at > now), default=None)
+        rests_until = self._rests_until(ledger, now)
+        if rests_until is not None and rests_until <= now:
+            del self._apps[ledger.key]
+            self._proven[ledger.key] = ledger.proven
+            return
+        moments = (*decisions.moments(), *((rests_until,) if rests_until is not None else ()))
+        due = min((at for at in moments if at > now), default=None)
         if due is not None and (ledger.due is None or due < ledger.due):
             ledger.due = due
             heapq.heappush(self._timers, (due, ledger.key))
+
+    def _rests_until(self, ledger: AppLedger, now: float) -> float | None:
+        """When it will be forgotten, if it stays at rest; None while it is not, or may not be."""
+        if self._silent or not ledger.at_rest():
+            ledger.rests_since = None
+            return None
+        if ledger.rests_since is None:
+            ledger.rests_since = now
+        return ledger.rests_since + REST_S
 
     def _run_due(self, now: float) -> None:
         """Look again at the apps whose time has come. A later moment than planned is found out

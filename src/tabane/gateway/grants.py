@@ -29,6 +29,11 @@ from tabane.gateway.messages import (
 )
 from tabane.model import AppName, Generation, InstanceId, NodeName
 
+REST_S = 60.0
+"""Books without a slot or a session for so long may be closed: no answer is on its way to them."""
+FEW_APPS = 256
+"""Fewer books are not looked through for what can be closed."""
+
 Waiter = TypeVar("Waiter", bound=Hashable)
 
 
@@ -79,6 +84,8 @@ class AppGrants(Generic[Waiter]):
     queue: OrderedDict[Waiter, float] = field(default_factory=OrderedDict)
     """Who waits, since when."""
     ended: dict[InstanceId, Generation] = field(default_factory=dict)
+    used_at: float = 0.0
+    """When a session or a slot last came, or a slot went."""
 
 
 Served = list[tuple[Waiter, Lease]]
@@ -95,6 +102,7 @@ class Grants(Generic[Waiter]):
         self.known = 0
         """The revision of the store that this gateway's routes are of."""
         self._epoch = epoch
+        self._most = FEW_APPS
         self._apps: dict[AppName, AppGrants[Waiter]] = {}
 
     def take(self, app: AppName, now: float) -> Lease | None:
@@ -111,7 +119,7 @@ class Grants(Generic[Waiter]):
 
     def wait(self, app: AppName, waiter: Waiter, limit: int, now: float) -> Demand:
         """Queue a session. Raises `Busy` when `limit` sessions wait here already."""
-        books = self._books(app)
+        books = self._books(app, now)
         if len(books.queue) >= limit:
             raise Busy(f"{len(books.queue)} sessions wait for {app} already, its queue is full")
         books.queue[waiter] = now
@@ -131,8 +139,8 @@ class Grants(Generic[Waiter]):
         if lease.revoked or lease.recalled:
             lease.recalled = False
             return [], [self._return(lease, 1, now)]
-        books = self._apps[lease.app]
-        if not books.queue:
+        books = self._apps.get(lease.app)
+        if books is None or not books.queue:
             return [], []
         served = self._serve(books, now)
         return served, [self._demand(lease.app, books, now)] if served else []
@@ -149,7 +157,7 @@ class Grants(Generic[Waiter]):
         self, grant: Grant, now: float, home: str = ""
     ) -> tuple[Served[Waiter], list[ToHome]]:
         """More slots, from the agent `home`."""
-        books = self._books(grant.app)
+        books = self._books(grant.app, now)
         if grant.epoch != books.epoch:
             return [], []
         books.answered_seen = grant.answered
@@ -211,7 +219,7 @@ class Grants(Generic[Waiter]):
         return refused, [self._demand(refuse.app, books, now)] if waits_on else []
 
     def apps(self) -> frozenset[AppName]:
-        """All that sessions came for since this process began."""
+        """All that sessions came for lately, or hold slots of."""
         return frozenset(self._apps)
 
     def report(self, now: float, apps: frozenset[AppName]) -> tuple[AppReport, ...]:
@@ -233,7 +241,7 @@ class Grants(Generic[Waiter]):
 
     def demand(self, app: AppName, now: float) -> Demand:
         """What waits now."""
-        return self._demand(app, self._books(app), now)
+        return self._demand(app, self._books(app, now), now)
 
     def ended_generation(self, app: AppName, instance: InstanceId) -> Generation | None:
         """The generation of an instance whose last slot was given back; told once."""
@@ -243,11 +251,25 @@ class Grants(Generic[Waiter]):
     def leases(self) -> list[Lease]:
         return [lease for books in self._apps.values() for lease in books.leases.values()]
 
-    def _books(self, app: AppName) -> AppGrants[Waiter]:
+    def _books(self, app: AppName, now: float) -> AppGrants[Waiter]:
+        """Opened if need be."""
         books = self._apps.get(app)
         if books is None:
+            if len(self._apps) >= self._most:
+                self._close_resting(now)
             books = self._apps[app] = AppGrants(self._epoch)
+        books.used_at = now
         return books
+
+    def _close_resting(self, now: float) -> None:
+        """So that their number follows that of the apps in use. Those that are opened later are of
+        another epoch: homes may remember these."""
+        for app, books in tuple(self._apps.items()):
+            is_used = books.queue or books.leases or now - books.used_at < REST_S
+            if not is_used:
+                del self._apps[app]
+        self._epoch += 1
+        self._most = max(FEW_APPS, 2 * len(self._apps))
 
     def _demand(self, app: AppName, books: AppGrants[Waiter], now: float) -> Demand:
         since = next(iter(books.queue.values()), now)
@@ -270,8 +292,10 @@ class Grants(Generic[Waiter]):
 
     def _return(self, lease: Lease, slots: int, now: float) -> Returned:
         lease.slots -= slots
-        books = self._apps[lease.app]
-        if not lease.slots and books.leases.get(lease.instance) is lease:
+        books = self._apps.get(lease.app)
+        if books is not None:
+            books.used_at = now
+        if books is not None and not lease.slots and books.leases.get(lease.instance) is lease:
             del books.leases[lease.instance]
             books.ended[lease.instance] = lease.generation
         return Returned(lease.app, lease.instance, slots, lease.unused_s(now))

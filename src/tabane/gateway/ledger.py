@@ -195,6 +195,8 @@ class AppLedger:
     """The latest revision of which an instance was ready here."""
     short_since: float | None = None
     """Since when instances are missing, while they are."""
+    rests_since: float | None = None
+    """Since when it is `at_rest`, while it is."""
     due: float | None = None
     is_early: bool = False
     """This home has not heard of the app, and may be about to: nothing is said or done yet."""
@@ -282,6 +284,12 @@ class AppLedger:
     def has_any(self) -> bool:
         """Is an instance there, in whatever state before its end?"""
         return any(holding.state is not State.ABSENT for holding in self.instances.values())
+
+    def at_rest(self) -> bool:
+        """Whether nothing of it runs, is kept, waits, or is in the way: all else is learnt anew."""
+        kept = self.instances or self.away or self.floor
+        needed = kept or self.is_early or self.total_waiting()
+        return not (needed or self.setbacks.count or self.unsaved)
 
     def serves_current(self) -> bool:
         """Is an instance of the current revision ready, or was it before it was frozen?"""

@@ -88,6 +88,8 @@ class Catalog:
             for cohort in (key, *(name_cohort(key, trust) for trust in Trust)):
                 if self._agent.home.ledger(cohort) is not None:
                     self._agent.home.handle(AppChanged(cohort, _cohort_of(app, cohort)))
+                elif app is None:
+                    self._agent.home.forget(cohort)
             self._on_floor(key)
         elif change.key.startswith(FLOORS):
             self._on_floor(AppName(change.key.removeprefix(FLOORS)))

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from tabane.clock import SYSTEM
 from tabane.errors import Closed
 from tabane.gateway.dns import Resolver, find_upstreams
-from tabane.gateway.grants import Lease
+from tabane.gateway.grants import FEW_APPS, Lease
 from tabane.gateway.http import HttpGateway
 from tabane.gateway.messages import ToGateway, ToHome
 from tabane.gateway.router import GatewayRouter, Local
@@ -230,8 +230,16 @@ class GatewayProcess:
 
     def _home(self, app: AppName) -> NodeName:
         if app not in self._homes:
+            self._forget_homes()
             self._homes[app] = self.nodes.home_of(app)
         return self._homes[app]
+
+    def _forget_homes(self) -> None:
+        """Of apps that are not in use any more, when they are many."""
+        if len(self._homes) >= 2 * FEW_APPS:
+            in_use = self.router.apps_in_use()
+            if len(self._homes) >= 2 * len(in_use):
+                self._homes = {app: self._homes[app] for app in in_use if app in self._homes}
 
     def _tell(self, member: str, message: say.Message) -> None:
         """In order; what is lost with a hub session is made good by the next report."""
