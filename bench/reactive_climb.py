@@ -17,7 +17,7 @@ from report import percentile
 from tabane.errors import TabaneError
 from tabane.tools.cli import run
 from tabane.units import shorten
-from wake import Hand, Tabane
+from wake import REST_S, Hand, Tabane
 
 COLD = int(os.environ.get("COLD", "40"))
 SLOW = int(os.environ.get("SLOW", "10"))
@@ -161,9 +161,10 @@ class Climb:
 
     def rounds(self, rung: str, name: str, times: int) -> Iterator[int]:
         """In each, the others have been asked for that rung."""
+        line, rest_s = f"{rung} {name}", 0.0 if rung == "warm" else REST_S
         for number in range(-WARM_UP, times):
             for who, other in self.others.items():
-                self.attempt(rung, who, number, lambda o=other: o.measure(f"{rung} {name}"))
+                self.attempt(rung, who, number, lambda o=other: o.measure(line, rest_s))
             yield number
 
     def own(self, rung: str, name: str, number: int) -> None:

@@ -22,6 +22,8 @@ from wake_by_hand import ByHand, Made, first_byte, serve
 
 SETTLED_S = 0.2
 """After its first request, before it is saved: Tabane's own pause."""
+FROZEN_S = 0.15
+"""What is thawed has stood still for so long at least."""
 MACHINES = (Class.MICROVM, Class.VM)
 
 
@@ -61,15 +63,18 @@ class Rungs(ByHand):
     async def thaw(self, made: Made) -> float:
         if made.is_bare and made.driver.isolation in MACHINES:
             await qmp(made, "stop")
+            await asyncio.sleep(FROZEN_S)
             began = time.perf_counter()
             await qmp(made, "cont")
         elif made.is_bare:
             cgroup = Cgroup(made.spec.cgroup)
             await cgroup.freeze()
+            await asyncio.sleep(FROZEN_S)
             began = time.perf_counter()
             cgroup.thaw()
         else:
             await made.driver.freeze(made.handle)
+            await asyncio.sleep(FROZEN_S)
             began = time.perf_counter()
             await made.driver.thaw(made.handle)
         await first_byte(made.link.address, made.port)

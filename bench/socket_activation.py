@@ -21,6 +21,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
+from rungs_by_hand import FROZEN_S
 from tabane import spec
 from tabane.images import ImageStore
 from tabane.model import App
@@ -42,8 +43,9 @@ exec {proxy} {address}:{port}
 
 
 class Podman:
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, cgroup: str) -> None:
         self.directory = directory
+        self.cgroup = cgroup
         self.images = ImageStore(directory / "images")
         self.sockets = SocketTable(os.getpid())
         self.activation: asyncio.subprocess.Process | None = None
@@ -78,6 +80,7 @@ class Podman:
         elif rung == "thaw":
             await self.let_go()
             self.podman("pause", NAME)
+            await asyncio.sleep(FROZEN_S)
             return await self.wake(app, self.words("unpause", NAME), keep=True)
         elif rung == "save":
             await self.wake(app, self.run(app))
@@ -101,6 +104,7 @@ class Podman:
 
     def run(self, app: App) -> str:
         options = ["--detach", "--name", NAME, "--network", "host", "--log-driver", "none"]
+        options += ["--cgroup-parent", self.cgroup, "--cgroups", "no-conmon"]
         options += ["--memory", str(app.resources.memory_bytes)]
         if not Path(app.image, "bin/busybox").exists():
             options += ["--volume", "/usr:/usr:ro"]
@@ -141,7 +145,7 @@ class Podman:
 async def main() -> None:
     directory = Path(sys.argv[1])
     await prepare_node([])
-    await serve(directory, Podman(directory).answer)
+    await serve(directory, Podman(directory, sys.argv[2]).answer)
 
 
 if __name__ == "__main__":

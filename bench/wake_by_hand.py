@@ -34,6 +34,7 @@ from tabane.runtimes.api import Command, Driver, Handle, Image, InstanceSpec, Li
 from tabane.runtimes.cgroups import Cgroup
 from tabane.runtimes.machines.disks import disk_of
 from tabane.runtimes.machines.kernel import find_kernel
+from tabane.runtimes.oci import OciDriver
 from tabane.runtimes.qemu.machine import AGENT_FD, END_FD, ERR_SET, INSIDE, OUT_FD, QMP_FD, TAP_FD
 from tabane.runtimes.runsc.engine import find_engine
 from tabane.runtimes.tap import TAP
@@ -183,6 +184,8 @@ class ByHand:
             self.drivers[engine] = registry.load(engine, self.spawner, place)
             probe = await self.drivers[engine].probe()
             assert probe.works, probe.reason
+            if isinstance(self.drivers[engine], OciDriver):
+                self.drivers[engine]._path = shutil.which(engine)  # where anybody finds it
         return self.drivers[engine]
 
 
