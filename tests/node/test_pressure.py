@@ -120,6 +120,9 @@ class Bench:
         found = (one.instance for one in self.node.executor.running.values() if not one.ended)
         return next((one.state for one in found if one.app == f"default/{name}"), State.ABSENT)
 
+    def app_of(self, instance: InstanceId) -> AppName:
+        return self.node.executor.running[instance].instance.app
+
     def reasons(self, name: str, state: State) -> list[str]:
         key = AppName(f"default/{name}")
         told = (one for one in self.node.events if one.app == key)
@@ -306,3 +309,28 @@ async def test_one_that_takes_long_to_stop_counts_as_coming() -> None:
         await bench.look()
         await bench.look()
         assert [one.app for one in bench.machine.lowered] == ["default/a"]
+
+
+async def test_what_is_put_away_otherwise_is_put_away_for_that_too() -> None:
+    apps = [make_app("keeps", checkpoint_after_s=1800.0), make_app("other")]
+    async with bench_of(*apps, script=Script(saves=True)) as bench:
+        for name in ("keeps", "other"):
+            await bench.wake(name)
+        (before,) = (one for one in bench.node.executor.running if "keeps" in bench.app_of(one))
+        bench.machine.used_by_others_mib = 750
+        await bench.look(2.0)
+        assert (bench.state("keeps"), bench.state("other")) == (State.ABSENT, State.READY)
+        reason = bench.reasons("keeps", State.STOPPING)[0]
+        assert reason.startswith("put away, as its node is short of memory (50 MiB available")
+        bench.machine.used_by_others_mib = 0
+        assert await bench.wake("keeps") == 200
+        assert before in bench.node.executor.running
+
+
+async def test_for_others_that_are_starting_nobody_leaves(bench: Bench) -> None:
+    """What they may come to hold is waited for, until it is seen what they do."""
+    bench.machine.used_by_others_mib = 400  # 236 are left beside what is kept
+    starts = (fetch(bench.node.port, f"{name}.test") for name in "de")
+    answers = await bench.let_pass(gathered(starts))
+    assert [status for status, _ in answers] == [200, 200]
+    assert bench.machine.lowered == []

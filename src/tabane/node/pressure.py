@@ -107,9 +107,7 @@ class Pressure:
     def free_bytes(self) -> int:
         """What more instances may have: of what is available, without what is kept free, and what
         those that are starting were let in for."""
-        memory = self._around.memory()
-        kept = kept_bytes(memory.capacity_bytes)
-        return max(0, memory.available_bytes - kept - self._claimed_bytes())
+        return max(0, _open_bytes(self._around.memory()) - self._claimed_bytes())
 
     def idle_bytes(self) -> int:
         """What idle instances would free for a start, when memory is scarce; else 0. Those that
@@ -133,6 +131,8 @@ class Pressure:
         running = self._executor.running.get(instance)
         if transition.state is State.READY:
             self._used[instance] = now
+            if running is not None:
+                running.lowered = ""
         elif transition.state is State.FREEZING and running is not None:
             idle_s = running.record.app.reactive.freeze_after_s or 0.0
             self._used[instance] = max(self._used.get(instance, 0.0), now - idle_s)
@@ -249,14 +249,17 @@ class Pressure:
             return enough
 
     def _ask(self, step: Step, why: str) -> None:
+        running = self._executor.running.get(step.instance)
+        if running is None or running.stopping:
+            return
         self._asked[step.instance] = Asked(step, self._clock.now() + ASKED_S)
         reason = f"{why}: it was idle for {step.idle_s:.0f} s"
         if step.last:
             reason += ", and nothing else that is idle is left, so its app's min is not kept"
-        running = self._executor.running.get(step.instance)
-        if step.rung is Rung.REST and running is not None and running.instance.state in AT_REST:
+        if step.rung is Rung.REST and running.instance.state in AT_REST:
             self._have_back(running)
         else:
+            running.lowered = reason
             asked = LowerAsked(step.app, step.instance, step.rung, reason, step.last)
             self._around.lower(asked)
 
@@ -265,9 +268,10 @@ class Pressure:
         now, coming = self._clock.now(), 0
         for instance, asked in list(self._asked.items()):
             running = self._executor.running.get(instance)
-            if running is not None and running.stopping:
-                coming += 0 if running.is_over else asked.step.frees_bytes
-            elif now < asked.until:
+            if running is not None and running.is_over:
+                continue
+            is_going = running is not None and (running.stopping or running.saving is not None)
+            if is_going or now < asked.until:
                 coming += asked.step.frees_bytes
             else:
                 del self._asked[instance]
@@ -278,13 +282,16 @@ class Pressure:
 
     async def find_room(self, instance: InstanceId, app: App, driver: Driver) -> None:
         """Return when a start may have its app's memory, after who is coldest has left if need be;
-        it counts until the instance is ready, or is no more. Raises `NoTurn` without room."""
+        it counts until the instance is ready, or is no more: what is short only for such is waited
+        for. Raises `NoTurn` without room."""
         wanted_bytes, deadline = _wanted(app, driver), self._clock.now() + ROOM_S
-        while (missing := wanted_bytes - self.free_bytes()) > 0:
-            memory, why = self._around.memory(), f"its node needs its memory for {app.key}"
-            lowered = await self._lower(plan_room, missing, memory, why)
+        why = f"its node needs its memory for {app.key}"
+        while wanted_bytes > self.free_bytes():
+            memory = self._around.memory()
+            missing = wanted_bytes - _open_bytes(memory)
+            is_coming = missing <= 0 or await self._lower(plan_room, missing, memory, why)
             now = self._clock.now()
-            if now >= deadline or not (lowered or self._claims):
+            if now >= deadline or not (is_coming or self._claims):
                 raise NoTurn(self._explain(wanted_bytes), again_s=AGAIN_S)
             await self._wait_changed(min(deadline, now + ROOM_LOOK_S))
         self._claims[instance] = wanted_bytes
@@ -301,6 +308,11 @@ class Pressure:
             await self._changed.wait()
         finally:
             timer.cancel()
+
+
+def _open_bytes(memory: Memory) -> int:
+    """Available beside what is kept free; negative when that is touched."""
+    return memory.available_bytes - kept_bytes(memory.capacity_bytes)
 
 
 def _wanted(app: App, driver: Driver) -> int:

@@ -117,6 +117,8 @@ class PuttingAway:
         self._tasks.start(f"end {running.instance.id}", self._end(running, reason))
 
     def _describe(self, running: Running) -> str:
+        if running.lowered:
+            return f"put away, as {running.lowered}"
         after_s = running.record.app.reactive.checkpoint_after_s or 0.0
         return f"put away, as idle for {format_duration(after_s)}"
 

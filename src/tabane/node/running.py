@@ -160,6 +160,8 @@ class Running:
     """Somebody uses it beside its sessions, so it is not frozen."""
     paused: bool = False
     """By somebody's order, which stands until another."""
+    lowered: str = ""
+    """Why its node, short of memory, asked its home to have it go down the ladder."""
     is_wanted: bool = False
     """Sessions come to it, since it was last told that there are none."""
     saving: asyncio.Task[None] | None = None
