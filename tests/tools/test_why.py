@@ -57,3 +57,16 @@ def test_why_it_cannot_run(tabane: Run, pretended: Pretended) -> None:
     assert f"  2 sessions wait for it: {waits_for}\n  it does not start\n" in shown.out
     assert "  the last session that broke off: it closed\n" in shown.out
     assert "it was not woken yet" in shown.out
+
+
+def test_why_an_instance_went_down_the_ladder(tabane: Run, pretended: Pretended) -> None:
+    at = {"instance": "abc", "app": "default/hello", "node": "tokyo/tokyo-1"}
+    events = [
+        at | {"at": 1.0, "state": "ready"},
+        at | {"at": 2.0, "state": "freezing"},
+        at | {"at": 3.0, "state": "stopping", "reason": "its node is short of memory"},
+        at | {"at": 4.0, "state": "absent", "reason": "its node is short of memory"},
+    ]
+    pretended.begin(tokyo=reply(TOLD | {"homes": [HOME], "wakes": [], "events": events}))
+    shown = tabane("why", "hello")
+    assert "  abc on tokyo/tokyo-1 was stopped: its node is short of memory\n" in shown.out

@@ -19,6 +19,7 @@ from tabane.tools.client import Cluster
 SLOWEST = 3
 """Phases of a wake that are named."""
 LATEST = 3
+DOWN = {"freezing": "frozen", "stopping": "stopped", "failed": "lost"}
 
 
 def why(argv: list[str]) -> int:
@@ -33,6 +34,9 @@ def why(argv: list[str]) -> int:
         return say_silent(answer["silent"])
     for home in answer["homes"]:
         _explain(home)
+    if (down := _latest_down(answer["events"])) is not None:
+        what = f"{down['instance']} on {down['node']} was {DOWN[down['state']]}"
+        say(f"\n{format_at(down['at'])}  {what}: {down['reason']}")
     wakes = answer["wakes"][-LATEST:]
     print("\nlatest wakes" if wakes else "\nit was not woken yet")
     for wake in reversed(wakes):
@@ -56,6 +60,12 @@ def _explain(home: dict[str, Any]) -> None:
         say(f"  of checkpoints: {unsaved}")
     if home["trouble"]:
         say(f"  the last session that broke off: {home['trouble']}")
+
+
+def _latest_down(events: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The last time that one of its instances went down the ladder, or off it, for a reason."""
+    went = (event for event in events if event["state"] in DOWN and event.get("reason"))
+    return max(went, key=lambda event: float(event["at"]), default=None)
 
 
 def _describe(wake: dict[str, Any]) -> str:
