@@ -189,6 +189,31 @@ async def test_what_is_paused_by_order_is_left_to_that() -> None:
         assert (rested.state, len(rested.awakes)) == (State.READY, 1)
 
 
+async def test_a_session_waits_neither_for_the_engine_nor_for_the_disk() -> None:
+    """Its slot goes out first, then the word to the engine; then the thaw is written down."""
+    async with PretendNode(make_app(stop_after_s=3600.0)) as node:
+        rested = Rested(node)
+        assert await rested.ask() == 200
+        await rested.freeze()
+        told: list[str] = []
+        thaw, save = node.driver.thaw, node.executor.save
+
+        async def note_thaw(handle: Handle) -> None:
+            told.append("engine")
+            await thaw(handle)
+
+        def note_save(running: Running) -> None:
+            told.append("disk")
+            save(running)
+
+        node.driver.thaw = note_thaw  # type: ignore[method-assign]
+        node.executor.save = note_save  # type: ignore[method-assign]
+        node.executor.freezer.thaw(rested.running.instance.id)
+        asyncio.get_running_loop().call_soon(told.append, "slot")
+        await until(lambda: "disk" in told)
+        assert told == ["slot", "engine", "disk"]
+
+
 async def test_an_engine_that_cannot_is_asked_once() -> None:
     async with PretendNode(make_app()) as node:
         rested = Rested(node)

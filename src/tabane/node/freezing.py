@@ -143,6 +143,9 @@ class Freezer:
             running.resting = None
 
     async def _thaw(self, running: Running, handle: Handle) -> None:
+        """The slots that are granted with it go out first: their gateways connect meanwhile, and
+        the many threads of a sandbox that wakes would take the processor from us."""
+        await asyncio.sleep(0)
         try:
             await running.driver.thaw(handle)
         except (TabaneError, OSError) as error:
