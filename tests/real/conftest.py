@@ -43,8 +43,9 @@ GIVE_UP_S = 60.0
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if isinstance(item, pytest.Function) and STARTS_NODES & vars(item.module).keys():
+    here = Path(__file__).parent
+    for item in (item for item in items if isinstance(item, pytest.Function)):
+        if item.path.parent == here and STARTS_NODES & vars(item.module).keys():
             item.add_marker("nodes")
 
 
@@ -113,6 +114,12 @@ class LocalCluster:
 
     def wait_whole(self) -> None:
         wait_until_up(self.api)
+
+    def clear(self) -> None:
+        """Remove all apps; returns when their instances are gone."""
+        for app in self.api.get("/api/v1/apps")["apps"]:
+            self.api.delete(f"/api/v1/apps/{app['namespace']}/{app['name']}")
+        wait_for(lambda: not self.api.get("/api/v1/instances")["instances"], "the end of all")
 
     # Commands and records
 
@@ -303,6 +310,23 @@ def make_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Factory]:
 def cluster(make_cluster: Factory) -> LocalCluster:
     """Three data centers of one node each, for all tests of a module."""
     return make_cluster()
+
+
+@pytest.fixture(scope="session")
+def common(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    """Use `borrowed`."""
+    cluster = LocalCluster(open_to_all(tmp_path_factory.mktemp("common")))
+    yield cluster
+    cluster.close()
+
+
+@pytest.fixture(scope="module")
+def borrowed(common: LocalCluster) -> Iterator[LocalCluster]:
+    """Three data centers of one node each, which modules have one after the other, since a start
+    takes seconds: for those that leave it whole, and in which nothing counts that was before."""
+    common.wait_whole()
+    yield common
+    common.clear()
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,11 @@ stop_timeout = "1s"
 """
 
 
+@pytest.fixture(scope="module")
+def cluster(borrowed: LocalCluster) -> LocalCluster:
+    return borrowed
+
+
 def ask(cluster: LocalCluster, token: str = "") -> Answer:
     with socket.create_connection((cluster.addresses["tokyo/tokyo-1"], 80), timeout=60) as sock:
         field = f"tabane-token: {token}\r\n" if token else ""

@@ -26,6 +26,11 @@ exec busybox httpd -f -p 8000 -h /tmp
 """
 
 
+@pytest.fixture(scope="module")
+def cluster(borrowed: LocalCluster) -> LocalCluster:
+    return borrowed
+
+
 def test_a_new_revision_takes_over_without_a_failed_request(cluster: LocalCluster) -> None:
     cluster.deploy("rolling", saying("one"))
     old = cluster.wake("rolling", path="/")

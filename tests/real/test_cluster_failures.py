@@ -30,6 +30,11 @@ MOST_STARTS = 8
 """In `BACK_OFF_S`: with no back-off there would be tens."""
 
 
+@pytest.fixture(scope="module")
+def cluster(borrowed: LocalCluster) -> LocalCluster:
+    return borrowed
+
+
 def assert_refused(cluster: LocalCluster, name: str, answer: Answer, reason: str) -> None:
     """The reason is in the 503, which says when to come again, and in `tabane show`."""
     assert answer.status == 503, answer
@@ -67,7 +72,8 @@ def test_what_does_not_start(
     cluster: LocalCluster, name: str, command: list[str], reason: str
 ) -> None:
     limits = {"memory": "16MiB", "disk": "1MiB"}
-    cluster.deploy(name, command, reactive={"start_timeout": "1s"}, resources=limits)
+    timeout = "1s" if "within 1 s" in reason else "1m"
+    cluster.deploy(name, command, reactive={"start_timeout": timeout}, resources=limits)
     assert_refused(cluster, name, cluster.get(name), reason)
     wait_for(lambda: not cluster.instances(name), "the end of what failed")
     (record,) = wait_for(lambda: cluster.records("wakes", name), "its record")

@@ -21,6 +21,11 @@ SECONDS = "2"
 OUTSIDE = IPv4Address("198.51.100.1")
 
 
+@pytest.fixture(scope="module")
+def cluster(borrowed: LocalCluster) -> LocalCluster:
+    return borrowed
+
+
 class Outside(BaseHTTPRequestHandler):
     """The world: a server that is in no network of the cluster's."""
 

@@ -21,6 +21,11 @@ MTIME_NS = 1_234_567_890_123_456_789
 
 
 @pytest.fixture(scope="module")
+def cluster(borrowed: LocalCluster) -> LocalCluster:
+    return borrowed
+
+
+@pytest.fixture(scope="module")
 def awake(cluster: LocalCluster) -> dict[str, Any]:
     cluster.deploy("files", HTTPD, resources={"memory": "64MiB", "disk": "8MiB"})
     return cluster.wake("files", at="ishikari")

@@ -35,6 +35,11 @@ with open(sys.argv[2], "w") as file:
 """
 
 
+@pytest.fixture(scope="module")
+def cluster(borrowed: LocalCluster) -> LocalCluster:
+    return borrowed
+
+
 @contextmanager
 def served(directory: Path) -> Iterator[Client]:
     path = directory / "k2i.sock"

@@ -20,6 +20,11 @@ echo here >/tmp/index.html; exec busybox httpd -f -p 8000 -h /tmp
 """
 
 
+@pytest.fixture(scope="module")
+def cluster(borrowed: LocalCluster) -> LocalCluster:
+    return borrowed
+
+
 class Followed:
     """What a `tabane logs -f` has said so far, in two files."""
 

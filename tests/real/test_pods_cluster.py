@@ -43,6 +43,7 @@ memory = "96MiB"
 [reactive]
 stop_after = "1h"
 stop_timeout = "2s"
+start_timeout = "1m"
 ready = "http:/"
 [[volumes]]
 name = "data"
@@ -66,6 +67,11 @@ ENGINES = {
     "containerd": "container",
     "runsc": "sandbox",
 }
+
+
+@pytest.fixture(scope="module")
+def cluster(borrowed: LocalCluster) -> LocalCluster:
+    return borrowed
 
 
 @pytest.fixture(params=ENGINES)

@@ -29,6 +29,11 @@ FAR = "ishikari"
 
 
 @pytest.fixture(scope="module")
+def cluster(borrowed: LocalCluster) -> LocalCluster:
+    return borrowed
+
+
+@pytest.fixture(scope="module")
 def awake(cluster: LocalCluster) -> dict[str, Any]:
     """An instance in the data center that is not asked first."""
     cluster.deploy("far")
