@@ -36,9 +36,9 @@ PARALLEL = len(os.sched_getaffinity(0)) + 2
 ENGINE = "crun"
 BURST_PORT, OTHER_PORT = 7100, 7200
 TIMEOUT_S = 60.0
-LONGER, SLOWER, FAIRER = 2.0, 8.0, 0.5
-"""What is allowed: of the burst's time by hand, of a wake alone (medians), and of what a session
-waits that comes last in the line."""
+LONGER, SLOWER, FAIRER = 2.5, 5.0, 0.25
+"""What is allowed: of the burst's time by hand, which makes no links and starts for nobody else
+meanwhile; of a wake alone; and of what a session waits behind the burst. All of medians."""
 APP = """\
 name = "{name}"
 image = "host"
