@@ -10,9 +10,11 @@ engine by hand (`rungs_by_hand`: asked where it runs) and, for containers, syste
 activation of podman (`socket_activation`). That Tabane woke from the rung that was meant is read in
 its wake record. What somebody cannot do is a row that says so.
 
-`COLD`, `SLOW`, `THAWS`, `RESTORES`, `WARM` and `MACHINES` are how often (`SLOW`: cold starts of the
-slow starter; `MACHINES`: of emulated machines); `ONLY` names engines, separated by commas.
-All samples are in `bench/results/reactive-samples.json`.
+`COLD`, `SLOW`, `THAWS`, `RESTORES`, `WARM`, `MACHINES` and `PEERS` are how often (`SLOW`: cold starts
+of the slow starter; `MACHINES`: everything of emulated machines; `PEERS`: what podman does, which
+takes long); `ONLY` names engines, separated by commas.
+All samples are in `bench/results/reactive-samples.json`, and a run of all engines writes the tables
+of docs/reactive.md.
 """
 
 from __future__ import annotations
@@ -24,14 +26,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import reactive_page
 from reactive_apps import ENGINES, SERVERS, Tried, make_tried
-from reactive_climb import HAND, PEER, TABANE, Climb, Ladder
+from reactive_climb import HAND, PEER, RUNGS, TABANE, Climb, Ladder
 from report import RESULTS, Better, Report, percentile, summary
 from wake import Hand
 
 ONLY = os.environ.get("ONLY", ",".join(ENGINES)).split(",")
 CONTAINERS = [engine for engine, isolation in ENGINES.items() if isolation == "container"]
-RUNGS = ("warm", "thaw", "restore", "cold")
 COLORS = dict(zip(RUNGS, ("tab:green", "tab:blue", "tab:purple", "tab:red"), strict=True))
 MARKERS = {TABANE: "o", HAND: "|", PEER: "x"}
 
@@ -61,6 +63,9 @@ def main() -> int:
     for each in tried:
         add_rows(report, each, climbs.get((each.engine, each.server)), ladder)
     write_samples(climbs, phases)
+    if set(ENGINES) <= set(ONLY):
+        emulated = [name for name, row in ladder.drivers.items() if row["emulated"]]
+        reactive_page.write(tried, climbs, ladder.reasons, emulated)
     missing = add_bars(report, climbs)
     status = report.finish(lambda axes: draw(axes, climbs))
     for what in missing:

@@ -19,13 +19,15 @@ from tabane.tools.cli import run
 from tabane.units import shorten
 from wake import REST_S, Hand, Tabane
 
-COLD = int(os.environ.get("COLD", "40"))
-SLOW = int(os.environ.get("SLOW", "10"))
-THAWS = int(os.environ.get("THAWS", "40"))
-RESTORES = int(os.environ.get("RESTORES", "25"))
-WARM = int(os.environ.get("WARM", "200"))
-MACHINES = int(os.environ.get("MACHINES", "8"))
+COLD = int(os.environ.get("COLD", "20"))
+SLOW = int(os.environ.get("SLOW", "5"))
+THAWS = int(os.environ.get("THAWS", "20"))
+RESTORES = int(os.environ.get("RESTORES", "12"))
+WARM = int(os.environ.get("WARM", "100"))
+MACHINES = int(os.environ.get("MACHINES", "4"))
+PEERS = int(os.environ.get("PEERS", "5"))
 WARM_UP = 2
+RUNGS = ("warm", "thaw", "restore", "cold")
 TABANE, HAND, PEER = "tabane", "engine by hand", "systemd + podman"
 POLL_S = 0.01
 PATIENCE_S = 60.0
@@ -122,7 +124,7 @@ class Climb:
         if self.each.engine == "wasmtime":
             for rung in ("warm", "thaw", "restore"):
                 self.why_not[rung, HAND] = "by hand a CGI program ends with each request"
-        self.kept(min(WARM, 50) if emulated else WARM)
+        self.kept(MACHINES if emulated else WARM)
         self.restored(MACHINES if emulated else RESTORES)
 
     def cold(self, times: int) -> None:
@@ -138,7 +140,7 @@ class Climb:
         for number in self.rounds("warm", name, times):
             self.own("warm", name, number)
         if self.ladder.can(self.each, "thaw"):
-            for number in self.rounds("thaw", name, THAWS):
+            for number in self.rounds("thaw", name, min(THAWS, times)):
                 self.own("thaw", name, number)
         else:
             self.why_not["thaw", TABANE] = "its driver cannot freeze"
@@ -164,7 +166,8 @@ class Climb:
         line, rest_s = f"{rung} {name}", 0.0 if rung == "warm" else REST_S
         for number in range(-WARM_UP, times):
             for who, other in self.others.items():
-                self.attempt(rung, who, number, lambda o=other: o.measure(line, rest_s))
+                if who != PEER or rung == "warm" or number < PEERS:
+                    self.attempt(rung, who, number, lambda o=other: o.measure(line, rest_s))
             yield number
 
     def own(self, rung: str, name: str, number: int) -> None:
