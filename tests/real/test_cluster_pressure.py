@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from tests.real.conftest import LocalCluster, open_to_all, wait_for
 
+from tabane.model import AppName, NodeName
+from tabane.scheduler.placement import home_of
 from tabane.tools.cli.cluster import start_cluster
 from tabane.tools.client import Cluster
 
@@ -24,11 +26,12 @@ ROOM = {"memory": "32MiB", "disk": "96MiB"}
 
 
 class SmallCluster(LocalCluster):
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, nodes: int, node_mib: int) -> None:
         self.root = root
-        start_cluster(root, ["tokyo"], 1, 1, "", memory_bytes=NODE_MIB << 20)
+        start_cluster(root, ["tokyo"], nodes, 1, "", memory_bytes=node_mib << 20)
         self.api = Cluster(root)
-        self.addresses = {"tokyo/tokyo-1": self.api.config["nodes"][0]["address"]}
+        peers = self.api.config["nodes"]
+        self.addresses = {f"tokyo/{peer['name']}": peer["address"] for peer in peers}
 
     def deploy_holding(self, name: str, **reactive: object) -> None:
         self.deploy(name, ["sh", "-c", HOLDS], resources=ROOM, reactive=reactive)
@@ -41,7 +44,15 @@ class SmallCluster(LocalCluster):
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallCluster]:
-    cluster = SmallCluster(open_to_all(tmp_path_factory.mktemp("cluster")))
+    cluster = SmallCluster(open_to_all(tmp_path_factory.mktemp("cluster")), 1, NODE_MIB)
+    yield cluster
+    cluster.close()
+
+
+@pytest.fixture
+def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallCluster]:
+    """Two nodes, each of them the home of some apps that run on the other."""
+    cluster = SmallCluster(open_to_all(tmp_path_factory.mktemp("two")), 2, NODE_MIB // 2)
     yield cluster
     cluster.close()
 
@@ -86,3 +97,15 @@ def test_an_app_for_which_there_cannot_be_room_is_refused_with_the_reason(
     answer = small.get("huge")
     assert answer.status == 503
     assert "MiB of memory available" in answer.body
+
+
+def test_a_node_takes_down_what_has_its_home_on_another(two: SmallCluster) -> None:
+    names = [f"app-{number}" for number in range(14)]
+    places = [NodeName(node) for node in two.addresses]
+    for number, name in enumerate(names):
+        two.deploy_holding(name)
+        assert two.get(name, at=places[number % 2]).status == 200, name
+    events = two.api.get("/api/v1/events?limit=2000")["records"]
+    stopped = [one for one in events if one["state"] == "stopping"]
+    assert all("its node needs its memory for" in one["reason"] for one in stopped)
+    assert any(home_of(AppName(one["app"]), places) != one["node"] for one in stopped)
