@@ -437,8 +437,8 @@ void boot(void)
 
 void configure(void)
 {
-    if (order.clock_ns)
-        set_clock(order.clock_ns);
+    if (order.clock_ns)             /* of the moment before the machine began */
+        set_clock(order.clock_ns + now_ms() * 1000000);
     if (order.hostname && sethostname(order.hostname, strlen(order.hostname)) < 0)
         fail("cannot be called %s: %s", order.hostname, strerror(errno));
     configure_network();
