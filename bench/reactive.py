@@ -10,9 +10,9 @@ engine by hand (`rungs_by_hand`: asked where it runs) and, for containers, syste
 activation of podman (`socket_activation`). That Tabane woke from the rung that was meant is read in
 its wake record. What somebody cannot do is a row that says so.
 
-`COLD`, `SLOW`, `THAWS`, `RESTORES`, `WARM`, `MACHINES` and `PEERS` are how often (`SLOW`: cold starts
-of the slow starter; `MACHINES`: everything of emulated machines; `PEERS`: what podman does, which
-takes long); `ONLY` names engines, separated by commas.
+`COLD`, `SLOW`, `THAWS`, `RESTORES`, `WARM`, `MACHINES` and `PEERS` are how often (`SLOW`: cold
+starts of the slow starter; `MACHINES`: everything of emulated machines; `PEERS`: what podman does,
+which takes long); `ONLY` names engines, separated by commas.
 All samples are in `bench/results/reactive-samples.json`, and a run of all engines writes the tables
 of docs/reactive.md.
 """
