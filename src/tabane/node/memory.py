@@ -7,6 +7,7 @@ import logging
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from tabane.clock import Clock
 from tabane.errors import TabaneError
 from tabane.gateway.activation import LowerAsked
 from tabane.gateway.uses import InUse
@@ -23,17 +24,28 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 USES_TIMEOUT_S = 1.0
+FRESH_S = 0.01
+"""One wake asks for it when it is placed and when it is let in."""
 
 
 class NodeMemory:
     """The machine's; or, when the node's instances were given `limit_bytes` of it, what is left of
     those. Their processes are all that is in the node's cgroup."""
 
-    def __init__(self, host: HostReader, cgroup: str, limit_bytes: int) -> None:
+    def __init__(self, host: HostReader, cgroup: str, limit_bytes: int, clock: Clock) -> None:
         self._host, self._limit_bytes = host, limit_bytes
-        self._cgroup = cgroup
+        self._cgroup, self._clock = cgroup, clock
+        self._told: Memory | None = None
+        self._told_at = 0.0
 
     def read(self) -> Memory:
+        """Not older than `FRESH_S`."""
+        now = self._clock.now()
+        if self._told is None or now >= self._told_at + FRESH_S:
+            self._told, self._told_at = self._read(), now
+        return self._told
+
+    def _read(self) -> Memory:
         told = self._host.memory()
         memory = Memory(told.total_kib << 10, told.available_kib << 10, told.swap_free_kib << 10)
         if not self._limit_bytes:
@@ -57,7 +69,7 @@ class _Around:
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
         config = agent.config
-        self._memory = NodeMemory(agent.k2i.host, config.cgroup, config.memory_bytes)
+        self._memory = NodeMemory(agent.k2i.host, config.cgroup, config.memory_bytes, agent.clock)
         self.memory, self.stalled_percent = self._memory.read, self._memory.stalled_percent
 
     async def uses(self) -> list[InUse]:
