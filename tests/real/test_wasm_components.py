@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
+from wasmtime import wat2wasm
 
 from tabane.errors import UsageError
 from tabane.model import ExitStatus, Reactive, Resources
@@ -20,6 +22,7 @@ from tabane.runtimes.unikernel.host import INNER_ID
 from tabane.runtimes.unikernel.wasmtime import COMPONENT_HOST_BYTES
 from tabane.spec import load_app
 from tabane.testing.containers import ID_BASE, make_instance
+from tabane.testing.drivers import until
 from tabane.testing.tracing import read_filter
 from tabane.testing.wasm import make_program_image
 from tabane.testing.wasm_bench import PORT, WasmBench, listening, make_app, make_images, open_bench
@@ -91,6 +94,26 @@ async def test_the_example_in_python(bench: WasmBench, component: Image) -> None
         assert seen <= {"bin", "lib", "lib64", "usr", "program.cwasm"}
         await inside.driver.stop(inside.handle, 20)
         assert await inside.driver.wait(inside.handle) == ExitStatus()
+
+
+async def test_a_component_that_loops_for_ever(bench: WasmBench) -> None:
+    """Its time is up, as a module's: it uses no processor any more, and the next one is heard."""
+    program = bench.ground / "loops.wasm"
+    program.write_bytes(wat2wasm((SOURCES / "loops.wat").read_text()))
+    reactive = Reactive(concurrency=1, response_timeout_s=0.5)
+    app = make_app(port=PORT, resources=ROOMY, reactive=reactive)
+    async with bench.running(app, make_program_image(program, bench.ground)) as inside:
+        await listening(inside.link)
+        for _ in range(2):
+            assert (await inside.get("/")).status == 500
+
+        async def is_at_rest() -> bool:
+            before = (await inside.driver.stats(inside.handle)).cpu_us
+            await asyncio.sleep(0.1)
+            return (await inside.driver.stats(inside.handle)).cpu_us - before < 10_000
+
+        await until(is_at_rest)
+        await inside.driver.stop(inside.handle, 20)
 
 
 async def test_a_component_is_killed_like_others(bench: WasmBench, component: Image) -> None:
