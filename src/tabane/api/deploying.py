@@ -31,6 +31,9 @@ from tabane.units import shorten
 if TYPE_CHECKING:
     from tabane.node.agent import Agent
 
+MOST_BYTES = 512 << 10
+"""Of all files of one commit, which goes to every node in one message of at most 1 MiB."""
+
 
 class AppFile(NamedTuple):
     """An app file's text and name, the digest of its image (or `host`), and those of its containers
@@ -59,6 +62,9 @@ async def deploy_all(
 ) -> dict[str, Any]:
     """The same of many, in one commit; none of them is stored when one cannot be. Of each is told
     what became of it, not what it is."""
+    if (size := sum(len(file.text.encode(errors="replace")) for file in files)) > MOST_BYTES:
+        together = f"these {len(files)} files have {size} bytes together"
+        raise UsageError(f"{together}: send at most {MOST_BYTES} at once")
     apps: dict[AppName, App] = {}
     for file in files:
         app = await _read(agent, who, file)
