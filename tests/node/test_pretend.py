@@ -271,7 +271,7 @@ async def test_what_a_node_has_lost_is_started_again() -> None:
     async with PretendNode(app) as node:
         lost: list[InstanceId] = []
         start = node.executor.start
-        node.executor.start = lambda app, instance, decided: lost.append(instance)  # type: ignore
+        node.executor.start = lambda app, instance, *told, **more: lost.append(instance)  # type: ignore
         waiting = asyncio.create_task(fetch(node.port, HOST))
         await until(lambda: lost)
         node.executor.start = start  # type: ignore
