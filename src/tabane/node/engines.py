@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from functools import cache
 from pathlib import Path
 from statistics import median
 
@@ -26,6 +27,7 @@ LATEST = 15
 """Cold starts whose median is how long one takes."""
 
 
+@cache
 def boot_id() -> str:
     """Of the kernel that runs here: what shares it ends with it."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
