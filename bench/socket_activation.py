@@ -23,12 +23,13 @@ from msgspec.structs import replace
 
 from rungs_by_hand import FROZEN_S
 from tabane import spec
+from tabane.errors import Unsupported
 from tabane.images import ImageStore
 from tabane.model import App
 from tabane.network import prepare_node
 from tabane.network.sockets import SocketTable
 from tabane.node.local import HERE
-from tabane.runtimes.criu.engine import find_criu
+from tabane.runtimes.criu.engine import Criu, find_criu
 from wake_by_hand import first_byte, serve
 
 ADDRESS, PORT = "127.0.0.1", 7000
@@ -55,12 +56,15 @@ class Podman:
         self.show_criu(HERE / "run" / "bin")
 
     def show_criu(self, place: Path) -> None:
-        """podman and runc look for it among the programs."""
-        place.mkdir()
-        program = place / "criu"
-        program.write_text(f'#!/bin/sh\nexec {shlex.join(find_criu().argv)} "$@"\n')
+        """podman and runc look for it among the programs. Without one they say so themselves."""
+        with suppress(Unsupported):
+            self.make_criu(place / "criu", find_criu())
+            os.environ["PATH"] = f"{place}:{os.environ['PATH']}"
+
+    def make_criu(self, program: Path, criu: Criu) -> None:
+        program.parent.mkdir()
+        program.write_text(f'#!/bin/sh\nexec {shlex.join(criu.argv)} "$@"\n')
         program.chmod(0o755)
-        os.environ["PATH"] = f"{place}:{os.environ['PATH']}"
 
     async def answer(self, line: str) -> float:
         """Milliseconds of a rung; 0 where nothing is timed."""
