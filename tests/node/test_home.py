@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tabane.gateway.activation import AppChanged, InstanceReady
+from tabane.gateway.activation import AppChanged, InstanceEnded, InstanceReady
 from tabane.gateway.messages import AppReport, Demand, Grant, Held, Refuse, Report, ToGateway
 from tabane.model import (
     App,
@@ -220,6 +220,22 @@ def test_a_report_that_overtakes_the_news_of_its_gateway_counts(rig: Rig) -> Non
     rig.find()
     rig.clock.advance(2.0)
     assert rig.stopped == ["found"]
+
+
+def test_a_node_that_declined_is_shown_with_its_reason_and_asked_again_later(rig: Rig) -> None:
+    rig.joins("g1", waiting=1)
+    (first,) = rig.started
+    told = "9 starts wait on it already", False, True, 1.0
+    rig.home.handle(InstanceEnded(APP.key, first, NODE, *told))
+    assert rig.refusals() == ["elsewhere"]
+    assert rig.home.explain(APP).node is None
+    assert rig.home.explain(APP).reasons == (f"{NODE}: 9 starts wait on it already",)
+    rig.joins("g2", waiting=1)
+    assert rig.started == [first]
+    rig.clock.advance(1.0)
+    assert rig.home.explain(APP).node == NODE
+    rig.joins("g3", waiting=1)
+    assert len(rig.started) == 2
 
 
 def test_a_closed_home_does_nothing_more(rig: Rig) -> None:
