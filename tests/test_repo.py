@@ -55,6 +55,16 @@ def test_nothing_foreign_is_tracked(what: str, texts: dict[Path, str]) -> None:
     assert not wrong, f"{what}:\n" + "\n".join(wrong)
 
 
+def test_pages_name_commands_that_there_are(texts: dict[Path, str]) -> None:
+    from tabane.tools.cli import COMMANDS
+
+    lines = re.compile(r"(?:`|^    (?:[.]venv/bin/)?)tabane ([a-z][a-z0-9]*)\b", re.MULTILINE)
+    pages = {path: text for path, text in texts.items() if path.suffix == ".md"}
+    named = {(str(path), name) for path, text in pages.items() for name in lines.findall(text)}
+    assert len(named) > len(COMMANDS)
+    assert [(path, name) for path, name in sorted(named) if name not in COMMANDS] == []
+
+
 def test_no_test_is_skipped(texts: dict[Path, str]) -> None:
     this = Path(__file__).relative_to(ROOT)
     wrong = [

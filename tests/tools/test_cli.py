@@ -20,7 +20,7 @@ from tests.tools.conftest import (
 )
 
 from tabane import __version__
-from tabane.tools.cli import COMMANDS, run
+from tabane.tools.cli import COMMANDS, MEANT, run
 from tabane.tools.cli.common import Parser
 
 NO_CLUSTER_NEEDED = {"up", "node", "demo", "doctor", "completion"}
@@ -116,6 +116,9 @@ def test_unknown_commands(name: str, tabane: Run) -> None:
 
 def test_a_near_miss_is_corrected(tabane: Run) -> None:
     check_refusal(tabane("deplyo"), 2, "did you mean 'deploy'?")
+    check_refusal(tabane("pull"), 2, "did you mean 'image pull'?")
+    assert not MEANT.keys() & COMMANDS
+    assert {meant.split()[0] for meant in MEANT.values()} <= COMMANDS.keys()
 
 
 @pytest.mark.parametrize("name", ["top", "htop"])

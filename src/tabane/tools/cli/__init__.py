@@ -69,6 +69,20 @@ SBIN = ("/usr/sbin", "/sbin")
 INTERRUPTED = 130
 IN_THE_SHELL = frozenset({"top", "htop"})
 """What `tabane shell` has of the machine's own."""
+MEANT = {
+    "build": "image import",
+    "images": "image ls",
+    "inspect": "show",
+    "nodes": "members",
+    "pull": "image pull",
+    "push": "image push",
+    "rmi": "image rm",
+    "run": "deploy",
+    "start": "deploy",
+    "stats": "ps",
+    "status": "members",
+}
+"""What does here what users know by these names from elsewhere."""
 PASSES_CODE_ON = frozenset({"exec", "nice"})
 OWN_FAILURE = 125
 """Of a command that ends as another does: as of docker, nice and timeout."""
@@ -218,7 +232,7 @@ def _hint(name: str) -> str:
 
     if name in IN_THE_SHELL:
         return f"`tabane shell -c {name}` is this machine's, over all nodes"
-    near = get_close_matches(name, COMMANDS, 1)
+    near = [MEANT[name]] if name in MEANT else get_close_matches(name, COMMANDS, 1)
     return f"did you mean '{near[0]}'?" if near else "see 'tabane --help'"
 
 
