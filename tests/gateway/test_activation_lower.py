@@ -6,11 +6,12 @@ import pytest
 from msgspec.structs import replace
 
 from tabane.gateway.activation import FloorChanged, GatewayJoined, InstanceAwake, LowerAsked
+from tabane.gateway.decisions import SHORT_AGAIN_S
 from tabane.gateway.instructions import Freeze
 from tabane.gateway.lowering import LOWER_IDLE_S, LOWER_S
 from tabane.model import InstanceId
 from tabane.scheduler.pressure import Rung
-from tabane.testing.home import Decided, HandledHome
+from tabane.testing.home import NODE, Decided, HandledHome
 
 I1, I2 = InstanceId("i1"), InstanceId("i2")
 WHY = "its node is short of memory"
@@ -142,3 +143,12 @@ def test_of_what_is_gone_or_never_was_nothing_is_asked() -> None:
     assert lower(home) == []
     home.stopped("i1")
     assert lower(home) == []
+
+
+def test_what_min_keeps_is_tried_again_when_no_node_had_room_for_it() -> None:
+    home = HandledHome()
+    home.node = None
+    home.handle(FloorChanged(home.app.key, 1))
+    assert home.wait(60.0).starts == []
+    home.node = NODE
+    assert home.wait(SHORT_AGAIN_S).starts == ["i1"]

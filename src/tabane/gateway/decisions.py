@@ -39,6 +39,8 @@ SAVE_IDLE_S = 0.2
 so that one whose sessions come one after the other is left alone until there is a gap."""
 ELSEWHERE_RETRY_S = 1.0
 LATE_RETRY_S = 1.0
+SHORT_AGAIN_S = 5.0
+"""What `min` keeps, and no node could take, is tried again: memory comes free without a word."""
 VERDICT_S = 0.5
 """Sessions wait this much longer than `start_timeout`, so that a node's verdict on the start, which
 says why, comes first; and less than after which gateways give up by themselves."""
@@ -166,6 +168,7 @@ class Decisions:
             yield ledger.accounts[gateway].since + reactive.start_timeout_s + VERDICT_S
         if ledger.short_since is not None:
             yield ledger.short_since + RECALL_S
+            yield self._now + SHORT_AGAIN_S
         for holding in ledger.standing():
             yield holding.suspect_until
             if ledger.setbacks.count:
