@@ -73,7 +73,10 @@ NAMESPACE = "tabane"
 KEEP_OPEN = ("sleep", "infinity")
 RUNNING, PAUSED = 2, 4
 """States of a task."""
-NO_CHECKPOINTS = "what containerd runs cannot be checkpointed yet: only cold starts"
+NO_CHECKPOINTS = (
+    "what containerd runs cannot be checkpointed: Kata saves no pods, and runc's own way gives a "
+    "copy neither its network nor its ids: only cold starts"
+)
 FORGET_TIMEOUT_S = 10.0
 POLL_S = 0.005
 REPEATS = 3
