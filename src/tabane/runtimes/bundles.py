@@ -20,7 +20,7 @@ from pathlib import Path
 from tabane.errors import Unsupported
 from tabane.model import AppName
 from tabane.runtimes import bundle, mounts, rootfs, volumes
-from tabane.runtimes.api import InstanceSpec, Link
+from tabane.runtimes.api import InstanceSpec, Link, User
 from tabane.runtimes.cgroups import counts_swap, missing_controllers
 
 INIT_SOURCE = Path("/usr/bin/tini-static")
@@ -119,6 +119,10 @@ class Bundles:
             program = bundle.make_program(app, spec.image, mounts)
             known = self._programs[app.key] = (app.revision, spec.image.digest, program)
         return known[2]
+
+    def user_of(self, spec: InstanceSpec) -> User:
+        """Whom its program runs as. Raises as `build`."""
+        return self._program(spec).user
 
     def _map_usr(self, spec: InstanceSpec, link: Link) -> Path | None:
         if not spec.image.host_usr:

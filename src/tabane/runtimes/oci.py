@@ -45,6 +45,7 @@ from tabane.runtimes.spawned import (
 )
 
 HANDLE_VERSION = 1
+OUTPUTS = (1, 2)
 _DECODER = json.JSONDecoder()
 
 
@@ -138,6 +139,14 @@ class OciDriver(SpawnedDriver, PodOfCgroup):
         os.chown(spec.directory, spec.app.id_base, spec.app.id_base)
         spec.directory.chmod(0o700)
         return await self._launch(spec, handle, self._run(spec, handle), self._watched(spec))
+
+    def _on_spawned(self, spec: InstanceSpec, pid: int) -> None:
+        """Give the outputs to the program's user, who may open them anew as /dev/stdout: crun does
+        so itself. An engine that has ended needs it no more."""
+        user, base = self._bundles.user_of(spec), spec.app.id_base
+        for output in OUTPUTS:
+            with suppress(FileNotFoundError, ProcessLookupError):
+                os.chown(f"/proc/{pid}/fd/{output}", base + user.uid, base + user.gid)
 
     def _watched(self, spec: InstanceSpec) -> Path | None:
         """The file with the pid of the process whose end is the container's."""

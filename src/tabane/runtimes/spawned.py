@@ -94,7 +94,8 @@ class SpawnedDriver(OfCgroup):
         """Start what leaves the instance behind. `pid_file`: of the process whose end is the
         instance's."""
         self._starting.add(handle.id)
-        await self._spawner.spawn(Command(handle.id, argv, log=spec.log, pid_file=pid_file))
+        pid = await self._spawner.spawn(Command(handle.id, argv, log=spec.log, pid_file=pid_file))
+        self._on_spawned(spec, pid)
         finished = await self._spawner.finished(handle.id)
         self._starting.discard(handle.id)
         if (status := finished.status) == ExitStatus():
@@ -102,6 +103,9 @@ class SpawnedDriver(OfCgroup):
         words = self._last_words(handle) or status.describe()
         problem = f"{self.name} could not start {handle.id}: {words}"
         raise EngineError(problem, argv=argv, status=-status.signal or status.code, output=words)
+
+    def _on_spawned(self, spec: InstanceSpec, pid: int) -> None:
+        """Its engine has begun, with that pid; its outputs will be the instance's."""
 
     def _last_words(self, handle: Handle) -> str:
         """Of an engine that failed; empty: it said nothing."""
