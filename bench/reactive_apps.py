@@ -35,7 +35,7 @@ cat >/tmp/httpd.conf <<'END'
 ServerName web
 Listen 8080
 PidFile /tmp/httpd.pid
-ErrorLog /tmp/error.log
+ErrorLog /dev/stderr
 User #33
 Group #33
 LoadModule mpm_event_module {MODULES}/mod_mpm_event.so
