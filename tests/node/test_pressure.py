@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -106,15 +106,26 @@ class Bench:
                 self.clock.advance(0.01)
         return task.result()
 
-    async def look(self, seconds: float = LOOK_S) -> None:
-        """Look, and let what follows from it happen."""
+    async def look(self, *, wait: bool = True) -> None:
+        """Look, and let what follows from it happen; `wait`: to its end."""
         looked = asyncio.ensure_future(self.pressure.look())
-        async with asyncio.timeout(WAIT_S):
-            while not looked.done():  # noqa: ASYNC110 (the virtual clock stands still)
-                await asyncio.sleep(0.001)
-        for _ in range(int(seconds / 0.05)):
+        await self.until(looked.done)
+        for _ in range(int(LOOK_S / 0.05)):
             self.clock.advance(0.05)
             await asyncio.sleep(0.002)
+        if wait:
+            await self.until(self.is_settled)
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(WAIT_S):
+            while not condition():  # noqa: ASYNC110 (the virtual clock stands still)
+                await asyncio.sleep(0.002)
+
+    def is_settled(self) -> bool:
+        """No instance is on its way from one rung to another."""
+        rungs = (State.READY, State.FROZEN)
+        there = (one for one in self.node.executor.running.values() if not one.ended)
+        return all(one.instance.state in rungs and one.saving is None for one in there)
 
     def state(self, name: str) -> str:
         found = (one.instance for one in self.node.executor.running.values() if not one.ended)
@@ -306,8 +317,8 @@ async def test_one_that_takes_long_to_stop_counts_as_coming() -> None:
         for name in "abc":
             await bench.wake(name)
         bench.machine.used_by_others_mib = 650
-        await bench.look()
-        await bench.look()
+        await bench.look(wait=False)
+        await bench.look(wait=False)
         assert [one.app for one in bench.machine.lowered] == ["default/a"]
 
 
@@ -318,7 +329,7 @@ async def test_what_is_put_away_otherwise_is_put_away_for_that_too() -> None:
             await bench.wake(name)
         (before,) = (one for one in bench.node.executor.running if "keeps" in bench.app_of(one))
         bench.machine.used_by_others_mib = 750
-        await bench.look(2.0)
+        await bench.look()
         assert (bench.state("keeps"), bench.state("other")) == (State.ABSENT, State.READY)
         reason = bench.reasons("keeps", State.STOPPING)[0]
         assert reason.startswith("put away, as its node is short of memory (50 MiB available")

@@ -41,7 +41,9 @@ ROOM_S = 5.0
 """So long a start waits for room, longer than most programs take to stop."""
 ROOM_LOOK_S = 0.1
 SCARCE_SHARE = 0.5
-"""When less of its memory is available a node keeps track of what its idle instances would free."""
+"""When less of its memory is available a node keeps track of what its idle instances would free,"""
+SCARCE_LOOK_S = 5.0
+"""so often."""
 
 
 class Memory(NamedTuple):
@@ -101,6 +103,7 @@ class Pressure:
         self._found_none = False
         self._frees: dict[InstanceId, int] = {}
         """What each would free, when that was last looked at."""
+        self._looked_at = -SCARCE_LOOK_S
 
     # What is known
 
@@ -113,7 +116,7 @@ class Pressure:
         """What idle instances would free for a start, when memory is scarce; else 0. Those that
         were not looked at yet count with all that they may hold: the start finds out."""
         memory = self._around.memory()
-        if memory.available_bytes >= memory.capacity_bytes * SCARCE_SHARE:
+        if not _is_scarce(memory):
             return 0
         there = (one for one in self._executor.running.values() if _stands(one))
         leave = (one for one in there if not one.record.app.reactive.min)
@@ -152,7 +155,7 @@ class Pressure:
 
     async def _standing(self, swap_bytes: int) -> list[Standing]:
         """What runs here, with what it would free; what is on its way already left out."""
-        now = self._clock.now()
+        now = self._looked_at = self._clock.now()
         sessions: dict[InstanceId, int] = {}
         for use in await self._around.uses():
             sessions[use.instance] = sessions.get(use.instance, 0) + use.sessions
@@ -216,7 +219,7 @@ class Pressure:
         if need:
             why = f"its node is short of memory ({_mib(memory.available_bytes)} MiB available, "
             await self._lower(plan, need, memory, f"{why}{_mib(kept)} are kept free)")
-        elif memory.available_bytes < memory.capacity_bytes * SCARCE_SHARE:
+        elif _is_scarce(memory) and self._clock.now() >= self._looked_at + SCARCE_LOOK_S:
             await self._standing(memory.swap_bytes)
 
     def _say(self, memory: Memory, kept: int) -> None:
@@ -313,6 +316,10 @@ class Pressure:
 def _open_bytes(memory: Memory) -> int:
     """Available beside what is kept free; negative when that is touched."""
     return memory.available_bytes - kept_bytes(memory.capacity_bytes)
+
+
+def _is_scarce(memory: Memory) -> bool:
+    return memory.available_bytes < memory.capacity_bytes * SCARCE_SHARE
 
 
 def _wanted(app: App, driver: Driver) -> int:
