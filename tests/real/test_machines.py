@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ pytestmark = pytest.mark.real
 
 NODE = "tokyo/tokyo-1"
 PAGE = "served by a machine"
+NOW = "#!/bin/sh\necho; busybox date +%s; cat /proc/sys/kernel/hostname /run/tabane/epoch\n"
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +41,9 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("image")
     tree = make_tree(place).tree
     (tree / "srv/index.html").write_text(PAGE)
+    (tree / "srv/cgi-bin").mkdir()
+    (tree / "srv/cgi-bin/now").write_text(NOW)
+    (tree / "srv/cgi-bin/now").chmod(0o755)
     source = Path(__file__).with_name("unix_talk.c")
     argv = ("gcc", "-static", "-Os", "-Wall", "-Werror", "-o", tree / "bin/talk", source)
     subprocess.run(argv, check=True)
@@ -51,6 +57,7 @@ def deploy(
     *,
     more: str = "",
     stop_timeout: str = "5s",
+    reactive: dict[str, Any] | None = None,
     **fields: Any,
 ) -> Ended:
     top = {
@@ -64,7 +71,8 @@ def deploy(
     file = tree.parent / f"{name}.toml"
     sections = {
         "resources": {"memory": "48MiB", "disk": "4MiB"},
-        "reactive": {"stop_after": "1h", "stop_timeout": stop_timeout, "start_timeout": "100s"},
+        "reactive": {"stop_after": "1h", "stop_timeout": stop_timeout, "start_timeout": "100s"}
+        | (reactive or {}),
     }
     file.write_text(to_toml(top, sections) + more)
     return cluster.tabane("deploy", str(file))
@@ -134,6 +142,44 @@ def left_of(cluster: LocalCluster, instance: str) -> list[str]:
         if instance.encode() in words and b"_confine" in words:
             found.append(str(path))
     return found
+
+
+def test_a_machine_goes_down_the_ladder_and_comes_back(cluster: LocalCluster, tree: Path) -> None:
+    """It boots once. Frozen, a session thaws it; gone, the next ones begin from its checkpoint."""
+    ladder = {"checkpoint": True, "freeze_after": "1s", "stop_after": "15s", "max": 1}
+    fields = {"class": "microvm", "allow_emulation": True}
+    assert deploy(cluster, tree, "resting", reactive=ladder, **fields).code == 0
+    first, _ = ask_when(cluster, late_s=60)  # it was told before it was started
+    wait_for(lambda: "resting" in cluster.tabane("checkpoint", "ls").out, "its checkpoint")
+    wait_for(lambda: cluster.instances("resting", "frozen"), "its freezing")
+    assert ask_when(cluster) == (first, "")
+    for _ in range(2):
+        (instance,) = cluster.instances("resting")
+        cluster.tabane("stop", instance["id"])
+        wait_for(lambda: not cluster.instances("resting"), "its end")
+        again, epoch = ask_when(cluster)
+        assert again != first and len(epoch) == 36
+
+    def told() -> list[dict[str, Any]]:
+        records = cluster.records("wakes", "resting")
+        return records if [r["option"] for r in records].count("restore") == 2 else []
+
+    wakes = wait_for(told, "the records of its wakes")
+    options = [wake["option"] for wake in wakes]
+    assert options[0] == "cold" and "thaw" in options and options.count("cold") == 1
+    assert wakes[-1]["phases_us"]["engine"] > 0
+    assert "restore" in cluster.tabane("why", "resting").out
+    assert cluster.tabane("rm", "resting").code == 0
+
+
+def ask_when(cluster: LocalCluster, late_s: float = 2.0) -> tuple[str, str]:
+    """Its name and epoch; its clock must be right."""
+    began = int(time.time())
+    answer = cluster.get("resting", path="/cgi-bin/now", timeout_s=100)
+    words = r"^(\d{10}|resting-\S+|\S{36})\s*$"
+    seconds, host, *epoch = re.findall(words, answer.body, re.MULTILINE)
+    assert began - late_s <= int(seconds) <= time.time() + 2
+    return host, "".join(epoch)
 
 
 VOLUME = """
