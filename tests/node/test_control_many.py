@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import tracemalloc
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +15,7 @@ from tabane.errors import Conflict, Denied, NotFound
 from tabane.model import App, AppName, Reactive, TcpPort
 from tabane.node.control import FIRST_ID_BASE, ID_RANGE, Apps
 from tabane.node.messages import DeployApps, DeployedApps, RemoveApps
-from tabane.store import Expect, MemoryStore, Put, Write
+from tabane.store import Expect, MemoryStore, Put, SqliteStore, Write
 from tabane.store.edit import Edit, Overtaken
 from tabane.testing import VirtualClock
 
@@ -69,6 +73,18 @@ async def test_a_hundred_are_one_commit_however_many_there_are(
     store.ranges = 0
     await apps.spread(["tokyo"], {})
     assert store.ranges == 1 and len(store.commits) == 1, "nothing of them is to be spread"
+
+
+async def test_a_hundred_are_one_transaction_on_disk(tmp_path: Path) -> None:
+    """Which is one wait for the disk; and a statement for each key, none of them to find one."""
+    store = await SqliteStore.open(tmp_path / "store.db")
+    statements: list[str] = []
+    assert store._file._db is not None
+    store._file._db.set_trace_callback(statements.append)
+    await Apps(store, VirtualClock(), pick).deploy_all(many(100))
+    words = Counter(statement.split()[0] for statement in statements)
+    assert words == {"BEGIN": 1, "INSERT": 3 * 100 + 1, "UPDATE": 1, "COMMIT": 1}
+    await store.aclose()
 
 
 async def test_each_gets_ids_of_its_own(apps: Apps) -> None:
@@ -147,4 +163,28 @@ async def test_an_edit_sees_what_it_wrote_and_stands_by_what_it_read() -> None:
         await edit.commit()
     kept = await store.get("a")
     assert kept is not None and kept.value == b"1"
+    await store.aclose()
+
+
+async def test_the_store_takes_little_for_each_and_no_more_when_they_come_and_go() -> None:
+    """Bytes as Python's own allocator counts them, with the changes kept for those behind."""
+    count, store = 1000, MemoryStore(history=4000)
+    apps = Apps(store, VirtualClock(), pick)
+    wanted = many(count, command=("busybox", "httpd", "-f", "-p", "8000"))
+    keys = [each.key for each in wanted]
+    tracemalloc.start()
+    try:
+        sizes = []
+        for _ in range(4):
+            for taken in (apps.deploy_all, apps.remove_all):
+                for start in range(0, count, 100):
+                    some = wanted if taken == apps.deploy_all else keys
+                    await taken(some[start : start + 100])  # type: ignore[operator]
+                gc.collect()
+                sizes.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    deployed, removed = sizes[0::2], sizes[1::2]
+    assert deployed[0] < 2500 * count
+    assert deployed[3] - deployed[1] < 50 * count and removed[3] - removed[1] < 50 * count
     await store.aclose()
