@@ -40,6 +40,9 @@ SPARED_S = 5.0
 ROOM_S = 5.0
 """So long a start waits for room, longer than most programs take to stop."""
 ROOM_LOOK_S = 0.1
+MARGIN = 1.5
+"""What starts may come to hold a bit more than its like."""
+MOST_KINDS = 1_000
 SCARCE_SHARE = 0.5
 """When less of its memory is available a node keeps track of what its idle instances would free,"""
 SCARCE_LOOK_S = 5.0
@@ -76,6 +79,17 @@ class Around(Protocol):
         """Tell its app's home."""
 
 
+class Claim(NamedTuple):
+    """Of a start, in bytes. `known`: its like were seen; else it is what it may take."""
+
+    size: int
+    known: bool
+
+
+Kind = tuple[str, str, tuple[str, ...]]
+"""Instances that hold about the same: driver, image and command."""
+
+
 @dataclass
 class Asked:
     """A step that is on its way."""
@@ -96,8 +110,10 @@ class Pressure:
         self._asked: dict[InstanceId, Asked] = {}
         self._spared: dict[InstanceId, float] = {}
         """Until when it is left alone."""
-        self._claims: dict[InstanceId, int] = {}
-        """What starts were let in for."""
+        self._claims: dict[InstanceId, Claim] = {}
+        """Of starts that were let in."""
+        self._seen: dict[Kind, int] = {}
+        """The most that one of a kind held, the latest seen last."""
         self._changed = asyncio.Event()
         self._turn = asyncio.Lock()
         self._found_none = False
@@ -109,8 +125,8 @@ class Pressure:
 
     def free_bytes(self) -> int:
         """What more instances may have: of what is available, without what is kept free, and what
-        those that are starting were let in for."""
-        return max(0, _open_bytes(self._around.memory()) - self._claimed_bytes())
+        those that are starting are known to take. What others may take is waited for here."""
+        return max(0, _open_bytes(self._around.memory()) - self._claimed_bytes(known=True))
 
     def idle_bytes(self) -> int:
         """What idle instances would free for a start, when memory is scarce; else 0. Those that
@@ -122,11 +138,22 @@ class Pressure:
         leave = (one for one in there if not one.record.app.reactive.min)
         return sum(self._frees.get(one.instance.id, _may_hold(one)) for one in leave)
 
-    def _claimed_bytes(self) -> int:
+    def _claimed_bytes(self, *, known: bool = False) -> int:
         beginning = self._executor.beginning
         for instance in self._claims.keys() - beginning.keys():
             del self._claims[instance]
-        return sum(self._claims.values())
+        return sum(claim.size for claim in self._claims.values() if claim.known or not known)
+
+    def _claim_of(self, app: App, driver: Driver) -> Claim:
+        """What its like hold, with a margin, if that was seen; else all that it may."""
+        most, seen = _wanted(app, driver), self._seen.get(_kind(app, driver))
+        return Claim(most, False) if seen is None else Claim(min(most, int(seen * MARGIN)), True)
+
+    def _learn(self, running: Running, held_bytes: int) -> None:
+        kind = _kind(running.record.app, running.driver)
+        self._seen[kind] = max(held_bytes, self._seen.pop(kind, 0))
+        if len(self._seen) > MOST_KINDS:
+            del self._seen[next(iter(self._seen))]
 
     def follow(self, transition: Transition) -> None:
         """An instance is in that state now."""
@@ -190,6 +217,7 @@ class Pressure:
         instance = running.instance
         idle_s = self._clock.now() - self._used.setdefault(instance.id, self._clock.now())
         self._frees[instance.id] = 0 if is_used else memory.held_bytes
+        self._learn(running, memory.held_bytes)
         return Standing(
             instance.id,
             instance.cohort,
@@ -284,20 +312,19 @@ class Pressure:
     # Starts
 
     async def find_room(self, instance: InstanceId, app: App, driver: Driver) -> None:
-        """Return when a start may have its app's memory, after who is coldest has left if need be;
-        it counts until the instance is ready, or is no more: what is short only for such is waited
-        for. Raises `NoTurn` without room."""
+        """Return when a start may have its app's memory, after who is coldest has left if need be.
+        What it is to take is claimed until the instance is ready, or is no more; what is short only
+        for what others may take is waited for. Raises `NoTurn` without room."""
         wanted_bytes, deadline = _wanted(app, driver), self._clock.now() + ROOM_S
         why = f"its node needs its memory for {app.key}"
-        while wanted_bytes > self.free_bytes():
-            memory = self._around.memory()
-            missing = wanted_bytes - _open_bytes(memory)
+        while wanted_bytes > _open_bytes(memory := self._around.memory()) - self._claimed_bytes():
+            missing = wanted_bytes - _open_bytes(memory) + self._claimed_bytes(known=True)
             is_coming = missing <= 0 or await self._lower(plan_room, missing, memory, why)
             now = self._clock.now()
             if now >= deadline or not (is_coming or self._claims):
                 raise NoTurn(self._explain(wanted_bytes), again_s=AGAIN_S)
             await self._wait_changed(min(deadline, now + ROOM_LOOK_S))
-        self._claims[instance] = wanted_bytes
+        self._claims[instance] = self._claim_of(app, driver)
 
     def _explain(self, wanted_bytes: int) -> str:
         name, free = self._executor.node, _mib(self.free_bytes())
@@ -311,6 +338,10 @@ class Pressure:
             await self._changed.wait()
         finally:
             timer.cancel()
+
+
+def _kind(app: App, driver: Driver) -> Kind:
+    return driver.name, app.image, app.command
 
 
 def _open_bytes(memory: Memory) -> int:
