@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from tests.real.conftest import Factory, LocalCluster, to_toml, wait_for
 
+from tabane.gateway.decisions import UNPROVEN_AT_ONCE
+
 pytestmark = pytest.mark.real
 
 BURST = 100
@@ -117,7 +119,7 @@ def test_a_herd_at_a_broken_app_is_few_starts_and_says_why(cluster: LocalCluster
     assert {answer.status for answer in answers} == {503}
     assert all("no database" in answer.body for answer in answers)
     assert all("Retry-After: " in answer.head for answer in answers)
-    assert cluster.starts("broken") <= 8 + 2
+    assert cluster.starts("broken") <= UNPROVEN_AT_ONCE + 3
     again = cluster.get("broken")
     assert again.status == 503 and "did not start" in again.body
     why = cluster.tabane("why", "broken")

@@ -17,7 +17,7 @@ PROCESSORS = 2
 OWN_S = 0.025
 """Of processor time for each start."""
 STEP_S = 0.001
-HOLD_S = 2.0
+HOLD_S = 1.0
 
 
 class Machine:
@@ -62,10 +62,12 @@ class Machine:
     def give(self) -> None:
         limit = self.capacity.limit if self.fair else 1_000
         while self.queue.turns < limit:
-            held = self.boots.held(self.now, is_busy=self.are_busy and self.fair)
+            busy, turns = self.are_busy and self.fair, self.queue.turns
+            held = self.boots.held(self.now, turns=turns, is_busy=busy)
             if (start := self.queue.take(held)) is None:
                 return
             self.left[start.instance] = OWN_S
+            self.boots.note_turn(start.app, self.now + HOLD_S)
             beside = self.queue.turns - 1
             self.began |= {each: (at, max(n, beside)) for each, (at, n) in self.began.items()}
             self.began[start.instance] = self.now, beside

@@ -26,8 +26,9 @@ MOST_WAITING = 4_096
 """Starts of one node: the fair order is found among them in a moment."""
 LOOK_S = 0.1
 """How often it is looked whether the processors are still busy, while somebody waits for that."""
-HOLD_SHARE = 0.2
-"""Of its `start_timeout`: so long an app is held back for its own programs."""
+HOLD_S = 1.0
+"""So long an app is held back for its own programs: where something else keeps the processors busy,
+it would get less and less of them."""
 AGAIN_S = 1.0
 """A node that refused a start of an app is not asked for another before that."""
 
@@ -118,8 +119,7 @@ class Admission:
 
     def begin_boot(self, instance: InstanceId, app: App) -> None:
         """Its engine has done its part, and its program is not ready yet."""
-        hold_s = app.reactive.start_timeout_s * HOLD_SHARE
-        self._boots.begin(instance, app.cohort, self._clock.now() + hold_s)
+        self._boots.begin(instance, app.cohort, self._clock.now() + HOLD_S)
 
     def end_boot(self, instance: InstanceId) -> None:
         """It is ready, or no more. Of another one: nothing."""
@@ -203,7 +203,8 @@ class Admission:
     def _give(self) -> None:
         """A turn to as many as there is room for."""
         while len(self._queue) and self._queue.turns < self.capacity.limit:
-            held = self._boots.held(self._clock.now(), is_busy=self._is_busy())
+            now, turns = self._clock.now(), self._queue.turns
+            held = self._boots.held(now, turns=turns, is_busy=self._is_busy())
             if (start := self._queue.take(held)) is None:
                 self._look_later()
                 return
@@ -214,7 +215,8 @@ class Admission:
             beside = self._queue.turns - 1
             for other in self._turns.values():
                 other.beside = max(other.beside, beside)
-            turn = self._turns[start.instance] = Turn(self._clock.now(), beside)
+            self._boots.note_turn(start.app, now + HOLD_S)
+            turn = self._turns[start.instance] = Turn(now, beside)
             waiting.set_result(turn)
 
     def _look_later(self) -> None:

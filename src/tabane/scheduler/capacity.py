@@ -26,8 +26,9 @@ class Boots:
     """The programs of a node that were started and are not ready yet. They have no turn any more,
     since many only wait for something then; but where all processors are busy, each more makes
     the others later, until none is in time. So an app is held back then that has one on its
-    way, as long as there are more of these than processors; whoever has none is not. And only for
-    some time after its latest: what else keeps the processors busy may be no start at all."""
+    way, as long as there are more of these, and turns, than processors; whoever has none is not.
+    And only for some time after its latest turn: what else keeps the processors busy may be no
+    start at all."""
 
     def __init__(self, processors: int) -> None:
         self._processors = max(1, processors)
@@ -39,6 +40,11 @@ class Boots:
         self._apps[instance] = app
         self._until[app] = hold_until
 
+    def note_turn(self, app: AppName, hold_until: float) -> None:
+        """Another start of it has its turn."""
+        if app in self._until:
+            self._until[app] = hold_until
+
     def end(self, instance: InstanceId) -> bool:
         """It is ready, or no more. Whether it was one of these."""
         app = self._apps.pop(instance, None)
@@ -46,9 +52,9 @@ class Boots:
             del self._until[app]
         return app is not None
 
-    def held(self, now: float, *, is_busy: bool) -> frozenset[AppName]:
-        """The apps to be held back."""
-        if not is_busy or len(self._apps) <= self._processors:
+    def held(self, now: float, *, turns: int, is_busy: bool) -> frozenset[AppName]:
+        """The apps to be held back, while so many have their turn."""
+        if not is_busy or len(self._apps) + turns <= self._processors:
             return frozenset()
         return frozenset(app for app, until in self._until.items() if now < until)
 
