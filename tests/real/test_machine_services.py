@@ -7,6 +7,7 @@ import os
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from tabane.errors import Closed
 from tabane.guest.links import MOST_LINKS
 from tabane.model import Container, Services
 from tabane.runtimes.api import Image, User
+from tabane.runtimes.pods import log_of
+from tabane.testing.checkpoints import place
 from tabane.testing.containers import make_tree, open_directory
 from tabane.testing.drivers import PATIENCE_S, Behaviour, until
 from tabane.testing.machine_bench import COMMANDS, MachineBench, Running, make_app, make_bench
@@ -80,11 +83,20 @@ class Node:
 
 
 @asynccontextmanager
-async def running(bench: MachineBench, node: Node, *, k2i: bool) -> AsyncIterator[Running]:
-    """A machine of two containers whose app asks for the hub, and maybe for k2i."""
-    app = make_app(WAITS, services=Services(middlecon=("room",), k2i=k2i))
+async def running(
+    bench: MachineBench,
+    node: Node,
+    *,
+    k2i: bool = False,
+    main: tuple[str, ...] = WAITS,
+    beside: tuple[str, ...] = WAITS,
+    images: Path | None = None,
+) -> AsyncIterator[Running]:
+    """A machine of two containers whose app asks for the hub, and maybe for k2i. `images`: a
+    checkpoint that it goes on from."""
+    app = make_app(main, services=Services(middlecon=("room",), k2i=k2i))
     async with make_machine(bench.ground, bench.image, app) as spec:
-        spec = with_sidecars(spec, Container("beside", command=WAITS))
+        spec = with_sidecars(spec, Container("beside", command=beside))
         spec = replace(spec, services=spec.directory / "services")
         assert spec.services is not None
         spec.services.mkdir()
@@ -94,7 +106,10 @@ async def running(bench: MachineBench, node: Node, *, k2i: bool) -> AsyncIterato
         ]
         handle = await bench.driver.prepare(spec)
         try:
-            yield Running(bench.driver, spec, await bench.driver.start(spec, handle))
+            if images is None:
+                yield Running(bench.driver, spec, await bench.driver.start(spec, handle))
+            else:
+                yield Running(bench.driver, spec, await bench.driver.restore(spec, handle, images))
         finally:
             await bench.driver.destroy(handle)
             for server in servers:
@@ -172,3 +187,39 @@ async def see_another_agent(bench: MachineBench, inside: Running, node: Node) ->
     found = await again.recover(inside.spec, inside.handle)
     assert found is not None
     assert await talk(Running(again, inside.spec, found), b"again") == b"heard 5\n"  # type: ignore[arg-type]
+
+
+NAMES = "while read name </proc/sys/kernel/hostname; do echo $name; sleep 0.05; done"
+
+
+async def test_a_copy_of_several_containers(bench: MachineBench) -> None:
+    """All of them go on in it. What they had open to the node is closed there, and stays open in
+    the one that was saved; they connect anew, as who they are now."""
+    node, other = Node(), Node()
+    main = ("sh", "-c", f"talk {HUB} - </dev/null; echo closed; {NAMES}")
+    programs = {"main": main, "beside": ("sh", "-c", NAMES)}
+
+    async def is_open() -> bool:
+        return node.open == 1
+
+    with place() as images:
+        async with running(bench, node, **programs) as origin:
+            await until(is_open)
+            await bench.driver.checkpoint(origin.handle, images, leave_running=True)
+            async with running(bench, other, images=images, **programs) as copy:
+                await until(partial(has_said, copy, "closed"))
+                await until(partial(has_said, copy, copy.spec.id))
+                log = log_of(copy.spec.log, "beside")
+                assert {*log.read_text().rpartition("\n")[0].splitlines()} == {copy.spec.id}
+                for name in ("", "beside"):
+                    seen = await copy.run("hostname; cat /run/tabane/epoch", container=name)
+                    assert seen.startswith(f"{copy.spec.id}\n") and len(seen.split()[1]) == 36
+                    assert await talk(copy, b"hello", name) == b"heard 5\n"
+                await copy.run("kill -9 -1", container="beside")
+                assert (await bench.driver.wait(copy.handle)).container == "beside"
+            assert await is_open() and not await has_said(origin, "closed")
+            assert await origin.run("ls /run/tabane") == "hub.sock\n"
+
+
+async def has_said(inside: Running, line: str) -> bool:
+    return line in inside.spec.log.read_text().splitlines()
