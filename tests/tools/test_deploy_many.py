@@ -143,6 +143,39 @@ def test_what_is_stored_when_a_batch_is_refused_is_said(
     assert "default/app-5: hosts: x leads to default/y already" in ended.err
 
 
+@pytest.mark.parametrize(
+    ("slow", "changed", "code"), [(1, True, 0), (3, True, 1), (1, False, 1), (None, True, 0)]
+)
+def test_who_knows_the_last_commit_knows_all_before(
+    slow: int | None,
+    changed: bool,
+    code: int,
+    tabane: Run,
+    directory: Path,
+    pretended: Pretended,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A data center that was slow to say so once is not said to be silent; unless what came later
+    was there already, which tells nothing."""
+    store, asked = Store(), 0
+
+    def answer(line: str, body: bytes) -> bytes:
+        nonlocal asked
+        asked += 1
+        told = json.loads(store.answer(line, body).partition(b"\r\n\r\n")[2])
+        if asked == slow:
+            told |= {"known": [], "unreachable": ["tokyo"]}
+        elif not changed:
+            told["apps"] = [row | {"changed": False} for row in told["apps"]]
+        return reply(told)
+
+    pretended.begin(tokyo=answer)
+    monkeypatch.setattr(deploy, "BATCH_APPS", 3)
+    ended = tabane("deploy", str(directory))
+    assert asked == 3 and ended.code == code
+    assert ("no answer from data center tokyo" in ended.err) == bool(code)
+
+
 def test_several_files_are_stored_together_and_the_same_one_once(
     tabane: Run, directory: Path, pretended: Pretended
 ) -> None:

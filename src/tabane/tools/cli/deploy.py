@@ -182,7 +182,10 @@ def _store_all(cluster: Cluster, bodies: Sequence[dict[str, Any]], args: argpars
                 complain(f"deploy: {len(rows)} of {len(bodies)} apps are stored, the rest is not")
             raise
         rows += answer["apps"]
-        known, silent = answer["known"], {*silent, *answer["unreachable"]}
+        known = answer["known"]
+        if any(row["changed"] for row in answer["apps"]):  # who knows this commit knows all before
+            silent.clear()
+        silent.update(answer["unreachable"])
     told = {"known": [dc for dc in known if dc not in silent], "unreachable": sorted(silent)}
     if args.json:
         print_json({"apps": [*map(placed_app, rows)], **told})
