@@ -159,6 +159,8 @@ def test_a_machine_goes_down_the_ladder_and_comes_back(cluster: LocalCluster, tr
         wait_for(lambda: not cluster.instances("resting"), "its end")
         again, epoch = ask_when(cluster)
         assert again != first and len(epoch) == 36
+        refused = cluster.tabane("checkpoint", "rm", "resting")
+        assert refused.code != 0 and "is open, for 1" in refused.out + refused.err
 
     def told() -> list[dict[str, Any]]:
         records = cluster.records("wakes", "resting")
