@@ -215,6 +215,18 @@ def test_a_new_home_learns_what_is_put_away() -> None:
     assert home.wait(2.0).stops == {I1: "put away, and idle for 60 s"}
 
 
+def test_a_word_that_was_lost_is_made_good_by_what_the_node_reports() -> None:
+    for named in ((), (State.STOPPING,), (State.ABSENT,)):
+        home = going()
+        home.wait(1.0)
+        found = tuple(home.instance("i1", state) for state in named)
+        home.handle(NodeReport(NODE, found, home.now, SavedThere((put_away("i1"),))))
+        home.demand("g1", 1)
+        if State.STOPPING in named:
+            ended(home)
+        assert home.ledger.away == {} and home.ledger.instances[I1].state is State.STARTING
+
+
 def test_a_report_that_does_not_name_it_says_that_it_is_gone() -> None:
     home = away()
     asked_at = home.now

@@ -24,6 +24,7 @@ from tabane.runtimes.cgroups import Cgroup
 from tabane.runtimes.runsc import driver as runsc
 from tabane.runtimes.runsc import engine, formats
 from tabane.runtimes.volumes import VolumeFiles
+from tabane.testing.checkpoints import CHECKPOINT_CHECKS
 from tabane.testing.container_bench import ContainerBench, Running, make_app
 from tabane.testing.containers import ID_BASE, SMALL, make_instance
 from tabane.testing.drivers import (
@@ -49,7 +50,9 @@ def bench(sandboxes: ContainerBench) -> ContainerBench:
     return sandboxes
 
 
-@pytest.mark.parametrize("check", DRIVER_CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize(
+    "check", DRIVER_CHECKS + CHECKPOINT_CHECKS, ids=lambda check: check.__name__
+)
 async def test_conformance(check: Check, bench: ContainerBench) -> None:
     await check(bench)
 

@@ -318,7 +318,6 @@ class Activation:
     def _on_node_report(self, report: NodeReport, now: float) -> None:
         named = {instance.id for instance in report.instances}
         self._copies[report.node] = {*report.saved.copies}
-        self._enter_away(report, now)
         for ledger in self._apps.values():
             for holding in ledger.instances.values():
                 there = holding.node == report.node and holding.began < report.asked_at
@@ -326,6 +325,7 @@ class Activation:
                     self._enter_end(ledger, holding)
         for instance in report.instances:
             self._enter_found(instance, now, report.asked_at)
+        self._enter_away(report, now)
         for key in list(self._apps):
             self._settle(key, now)
 
@@ -340,7 +340,9 @@ class Activation:
                     del ledger.away[away.id]
         for each in found.values():
             ledger = self._ledger(each.app)
-            if each.instance in ledger.away or each.instance in ledger.instances:
+            holding = ledger.instances.get(each.instance)
+            runs = holding is not None and holding.state not in (State.ABSENT, State.UNKNOWN)
+            if each.instance in ledger.away or runs:
                 continue
             used = now - each.age_s
             away = Away(each.instance, report.node, each.revision, now, used)

@@ -1,4 +1,4 @@
-"""Work in a thread that nobody may get ahead of: who is cancelled waits for its end."""
+"""Work that nobody may get ahead of: who is cancelled waits for its end."""
 
 from __future__ import annotations
 
@@ -18,4 +18,13 @@ async def to_thread(work: Callable[[*Given], Result], *given: *Given) -> Result:
         return await asyncio.shield(running)
     except asyncio.CancelledError:
         await asyncio.wait([running])
+        raise
+
+
+async def to_its_end(work: asyncio.Task[Result]) -> Result:
+    """What it gives. To break it off may do harm: who is cancelled waits for it, too."""
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        await asyncio.wait([work])
         raise

@@ -28,7 +28,7 @@ from tabane.runtimes.criu.engine import FEATURES, Criu, find_criu, learn_feature
 from tabane.runtimes.oci import Engine, OciDriver
 from tabane.runtimes.pods import split
 from tabane.runtimes.spawned import cgroup_of, check_running, directory_of, is_running
-from tabane.runtimes.threads import to_thread
+from tabane.runtimes.threads import to_its_end, to_thread
 from tabane.supervise import Supervisor
 
 DUMP_ATTEMPTS = 2
@@ -142,7 +142,7 @@ class CriuDriver(OciDriver):
         try:
             async with Supervisor("dump", on_failure=lambda *_: None) as tasks:
                 dumping = tasks.start(handle.id, self._dump_all(criu, parts, whole, directory))
-                await _to_its_end(dumping)
+                await to_its_end(dumping)
         except BaseException:
             await _settle(parts, whole, frozen=frozen_before)
             raise
@@ -297,15 +297,6 @@ async def _settle(parts: dict[str, Handle], whole: Cgroup, *, frozen: bool) -> N
 def whole_cgroup_of(handle: Handle) -> Cgroup:
     """Of all containers of an instance together."""
     return Cgroup(str(handle.data.get("pod_cgroup", handle.data["cgroup"])))
-
-
-async def _to_its_end(dumping: asyncio.Task[None]) -> None:
-    """To break CRIU off may harm what it has stopped: who is cancelled waits for it."""
-    try:
-        await asyncio.shield(dumping)
-    except asyncio.CancelledError:
-        await asyncio.wait([dumping])
-        raise
 
 
 def freezer_of(cgroup: Cgroup) -> Path:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import uuid
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
@@ -49,7 +50,7 @@ from tabane.runtimes.oci import Engine as OciEngine
 from tabane.runtimes.oci import OciDriver
 from tabane.runtimes.pods import ids_of
 from tabane.runtimes.process import is_same, start_ticks
-from tabane.runtimes.runsc import engine, formats
+from tabane.runtimes.runsc import engine, formats, saving
 from tabane.runtimes.runsc.inside import Inside, Sandbox
 from tabane.runtimes.spawned import (
     cgroup_of,
@@ -59,12 +60,15 @@ from tabane.runtimes.spawned import (
     parse_init_status,
 )
 from tabane.runtimes.terminal import LONGEST_SOCKET
+from tabane.runtimes.threads import to_its_end, to_thread
 from tabane.runtimes.wishes import check_wishes
+from tabane.supervise import Supervisor
 
 ENDING_S = 0.3
 """How long a sandbox may take to end after its containers have."""
 STATE = "runsc"
 """Directory of the engine's state, in the instance's."""
+RESTORE_TIMEOUT_S = 30.0
 NO_LIMIT = 2
 """For each processor that there is: with just one the kernel may hold some of it back."""
 
@@ -75,6 +79,9 @@ class RunscDriver(OciDriver):
     isolation = Class.SANDBOX
     capabilities = Capabilities(
         freeze=True,
+        checkpoint=True,
+        restore=True,
+        saves_processor_state=True,
         exec=True,
         terminal=True,
         copy=True,
@@ -118,7 +125,9 @@ class RunscDriver(OciDriver):
         for self._platform in formats.PLATFORMS:
             probe = await try_driver(self, path, self._directory)
             if probe.works:
-                return Probe(True, f"{probe.reason}, platform {self._platform}")
+                version = str(formats.parse_release(engine.find_engine().version))
+                said = f"{probe.reason}, platform {self._platform}"
+                return Probe(True, said, versions={"runsc": version})
             failures.append(f"{self._platform}: {probe.reason}")
         return Probe(False, "; ".join(failures))
 
@@ -228,13 +237,13 @@ class RunscDriver(OciDriver):
         return Cgroup(str(handle.data["limits"])).oom_kills() if handle.data["limits"] else 0
 
     def _run(self, spec: InstanceSpec, handle: Handle) -> tuple[str, ...]:
+        return self._beginning(spec, handle, "run", "-detach")
+
+    def _beginning(self, spec: InstanceSpec, handle: Handle, *words: str) -> tuple[str, ...]:
         assert spec.link is not None
         directory = directory_of(handle)
-        run = (
-            *self._command(handle),
-            *("run", "-detach", "-bundle", str(directory), "-pid-file", str(directory / "pid")),
-            handle.id,
-        )
+        place = ("-bundle", str(directory), "-pid-file", str(directory / "pid"), handle.id)
+        run = (*self._command(handle), *words, *place)
         pid = spec.link.parked_pid
         return cgroup_of(handle).entering(engine.joining(pid, engine.covering(directory, run)))
 
@@ -245,7 +254,7 @@ class RunscDriver(OciDriver):
             *("--root", str(handle.data["state"])),
             *("--log", str(directory / "engine.log"), "--log-format", "json"),
             *("--platform", self._platform, "--network=sandbox", "--ignore-cgroups"),
-            *("--overlay2=none", "--file-access=shared"),
+            *("--overlay2=none", "--file-access=shared", "--net-disconnect-ok"),
             *(("--host-uds=open",) if handle.data["services"] else ()),
         )
 
@@ -269,7 +278,8 @@ class RunscDriver(OciDriver):
 
     def _remove(self, handle: Handle) -> None:
         super()._remove(handle)
-        (directory_of(handle) / engine.MEMINFO).unlink(missing_ok=True)
+        for name in (engine.MEMINFO, saving.PAUSED):
+            (directory_of(handle) / name).unlink(missing_ok=True)
 
     async def wait_listening(self, handle: Handle, port: int) -> None:
         await half_open.wait_listening(str(handle.data["address"]), port)
@@ -283,6 +293,69 @@ class RunscDriver(OciDriver):
             await sandbox.end(pid)
             await self._spawner.forget(inside.key_of(handle.id, name))
         inside.clear(directory)
+
+    # Checkpoints
+
+    async def thaw(self, handle: Handle) -> None:
+        await super().thaw(handle)
+        await self._pause(handle).end()
+
+    def _pause(self, handle: Handle) -> saving.Pause:
+        return saving.Pause(self._ask, handle)
+
+    async def checkpoint(self, handle: Handle, directory: Path, *, leave_running: bool) -> None:
+        check_running(handle)
+        saving.check_possible(handle, len(ids_of(handle)))
+        if any(True for _ in inside.left_behind(directory_of(handle), inside.INSIDE_SUFFIX)):
+            raise Conflict(f"a command runs inside {handle.id}: it would run in each copy, too")
+        frozen_before, pause = cgroup_of(handle).is_frozen(), self._pause(handle)
+        layer = Path(str(handle.data["layer"]))
+        work = saving.save(self._ask, pause, handle, layer, directory, self._platform)
+        try:
+            async with Supervisor("checkpoint", on_failure=lambda *_: None) as tasks:
+                await to_its_end(tasks.start(handle.id, work))
+        except BaseException:
+            await self._go_on(handle, frozen=frozen_before)
+            raise
+        if leave_running:
+            await self._go_on(handle, frozen=frozen_before)
+            return
+        for pid in cgroup_of(handle).pids():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        await self._spawner.exited(handle.id)
+
+    async def _go_on(self, handle: Handle, *, frozen: bool) -> None:
+        """Stand still as before, or go on."""
+        if frozen:
+            await cgroup_of(handle).freeze()
+        else:
+            await self._pause(handle).end()
+
+    async def restore(self, spec: InstanceSpec, handle: Handle, directory: Path) -> Handle:
+        record = saving.read_record(directory)
+        if record.platform != self._platform:
+            raise EngineError(f"it was saved on platform {record.platform}, not {self._platform}")
+        self._set_up()
+        fill = partial(saving.fill, spec, directory, str(uuid.uuid4()))
+        await to_thread(self._bundles.refill, spec, fill)
+        saving.let_in(directory, spec.app.id_base)
+        os.chown(spec.directory, spec.app.id_base, spec.app.id_base)
+        spec.directory.chmod(0o700)
+        restore = ("restore", "-detach", "-image-path", str(directory))
+        try:
+            async with asyncio.timeout(RESTORE_TIMEOUT_S):
+                argv = self._beginning(spec, handle, *restore)
+                return await self._launch(spec, handle, argv, self._watched(spec))
+        except TimeoutError:
+            problem = f"{handle.id} was not restored within {RESTORE_TIMEOUT_S:g} s"
+            raise EngineError(problem) from None
+
+    async def recover(self, spec: InstanceSpec, handle: Handle) -> Handle | None:
+        found = await super().recover(spec, handle)
+        if found is not None and not cgroup_of(found).is_frozen():
+            await self._pause(found).end()
+        return found
 
     # Inside
 
@@ -379,6 +452,7 @@ def _own_data(spec: InstanceSpec) -> dict[str, str | int | float | bool | list[s
         "cpu": spec.app.resources.cpu,
         "pids": spec.app.resources.pids,
         "services": spec.services is not None,
+        "layer": str(spec.layer),
         "own_mounts": [*formats.KERNELS_OWN, *(() if _has_tmp(spec) else ("/tmp",))],
         "file_server": 0,
         "file_server_start": 0,
