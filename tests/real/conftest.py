@@ -58,6 +58,13 @@ def wait_for(look: Callable[[], Found | None], what: str = "what was waited for"
     return found
 
 
+def find_cgroups(name: str) -> list[Path]:
+    """All cgroups of that name, in any hierarchy, while others come and go (which `Path.rglob` does
+    not bear)."""
+    walk = os.walk("/sys/fs/cgroup")
+    return [Path(at, name) for at, directories, _ in walk if name in directories]
+
+
 def saying(word: str) -> list[str]:
     """The command of a program that answers every request for / with a word."""
     serve = "exec busybox httpd -f -p 8000 -h /tmp"

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.real.conftest import HTTPD, LocalCluster, open_to_all, wait_for
+from tests.real.conftest import HTTPD, LocalCluster, find_cgroups, open_to_all, wait_for
 
 from tabane.node.cluster import bring_down
 from tabane.tools.client import Cluster
@@ -20,6 +20,8 @@ from tabane.tools.client import Cluster
 pytestmark = pytest.mark.real
 
 TOLD = ("cmdline", "cgroup", "mountinfo")
+TWO = ("tokyo", "osaka")
+"""Data centers: enough where their number does not matter, as a start of each takes seconds."""
 
 
 class Belongings:
@@ -36,7 +38,7 @@ class Belongings:
             *(name for _, name in socket.if_nameindex() if self.id in name),
             *(line for line in nft_tables() if self.id in line),
             *(line for line in mounts() if self.id in line),
-            *(str(path) for path in Path("/sys/fs/cgroup").glob(f"**/tabane/{self.id}")),
+            *(str(path) for path in find_cgroups(self.id)),
         ]
 
     def processes(self) -> list[str]:
@@ -93,7 +95,7 @@ def read_until(process: subprocess.Popen[str], word: str) -> None:
 
 def test_down_leaves_nothing_but_what_is_stored(root: Path) -> None:
     root.mkdir()
-    cluster = LocalCluster(root)
+    cluster = LocalCluster(root, TWO)
     belongings = Belongings(root)
     cluster.deploy("left", reactive={"min": 2})
     cluster.deploy(
@@ -105,7 +107,7 @@ def test_down_leaves_nothing_but_what_is_stored(root: Path) -> None:
     ended = cluster.tabane("down")
     assert (ended.code, ended.err) == (0, "")
     assert belongings.found() == []
-    again = LocalCluster(root)
+    again = LocalCluster(root, TWO)
     assert {app["name"] for app in again.api.get("/api/v1/apps")["apps"]} == {"left", "stubborn"}
     assert again.get("stubborn", path="/GPL-3").status == 200
     assert again.tabane("down", "--purge").code == 0
@@ -115,7 +117,7 @@ def test_down_leaves_nothing_but_what_is_stored(root: Path) -> None:
 
 def test_down_also_clears_away_what_crashed(root: Path) -> None:
     root.mkdir()
-    cluster = LocalCluster(root)
+    cluster = LocalCluster(root, TWO)
     belongings = Belongings(root)
     cluster.deploy("orphan")
     cluster.wake("orphan")
@@ -128,7 +130,7 @@ def test_down_also_clears_away_what_crashed(root: Path) -> None:
 
 def test_up_starts_a_dead_node_again(root: Path) -> None:
     root.mkdir()
-    cluster = LocalCluster(root)
+    cluster = LocalCluster(root, TWO)
     belongings = Belongings(root)
     cluster.deploy("back")
     cluster.wake("back", "osaka")
@@ -157,7 +159,7 @@ def test_up_starts_a_dead_node_again(root: Path) -> None:
 
 @pytest.mark.parametrize("word", ["tokyo/tokyo-1", "until Ctrl-C"])
 def test_an_interrupted_up_leaves_nothing(root: Path, word: str) -> None:
-    process = start(root, "up")
+    process = start(root, "up", "--datacenters", ",".join(TWO))
     read_until(process, word)
     belongings = Belongings(root)
     code, errors = interrupt(process)

@@ -7,14 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.real.conftest import LocalCluster, wait_for
+from tests.real.conftest import Factory, LocalCluster, find_cgroups, wait_for
 
 pytestmark = pytest.mark.real
 
 FREEZE = {"freeze_after": "50ms", "stop_after": "1h", "max": 1, "start_timeout": "1m"}
 ROUNDS = 120
-SWEEP_S = 0.25
+SWEEP_S = 0.15
 """From one request to the next at the most: they meet a freeze before, while and after it is."""
+
+
+@pytest.fixture(scope="module")
+def cluster(make_cluster: Factory) -> LocalCluster:
+    return make_cluster(["tokyo"])
 
 
 def frozen(cluster: LocalCluster, name: str) -> dict[str, Any]:
@@ -35,9 +40,9 @@ def rest(cluster: LocalCluster, name: str) -> dict[str, Any]:
 
 def stands_still(instance: dict[str, Any]) -> bool:
     """As this machine's kernel says."""
-    trees = Path("/sys/fs/cgroup").glob("*/tabane*")
-    files = [f for tree in trees for f in tree.rglob(f"{instance['id']}/freezer.state")]
-    events = Path("/sys/fs/cgroup").rglob(f"{instance['id']}/cgroup.events")
+    trees = find_cgroups(instance["id"])
+    files = [file for tree in trees if (file := tree / "freezer.state").exists()]
+    events = [file for tree in trees if (file := tree / "cgroup.events").exists()]
     return any(f.read_text().strip() == "FROZEN" for f in files) or any(
         "frozen 1" in f.read_text() for f in events
     )

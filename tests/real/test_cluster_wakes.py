@@ -1,4 +1,4 @@
-"""A request starts a program in the nearest of three data centers, and idleness ends it."""
+"""A request starts a program in the nearest data center, and idleness ends it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from tests.real.conftest import HTTPD, LocalCluster, wait_for
+from tests.real.conftest import HTTPD, Factory, LocalCluster, wait_for
 
 from tabane.model import PHASES
 
@@ -16,6 +16,11 @@ pytestmark = pytest.mark.real
 SESSIONS = 200
 IDLE_ROUNDS = 150
 IDLE_S = 0.05
+
+
+@pytest.fixture(scope="module")
+def cluster(make_cluster: Factory) -> LocalCluster:
+    return make_cluster(["tokyo", "osaka"])
 
 
 def test_the_first_request_starts_it_and_the_next_find_it(cluster: LocalCluster) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.real.conftest import Factory, LocalCluster, wait_for
+from tests.real.conftest import LocalCluster, wait_for
 
 pytestmark = pytest.mark.real
 
@@ -35,8 +35,8 @@ PYTHON = ["python3", "-c", HANGS_ON_DEMAND]
 
 
 @pytest.fixture(scope="module")
-def cluster(make_cluster: Factory) -> LocalCluster:
-    return make_cluster(["tokyo"])
+def cluster(borrowed: LocalCluster) -> LocalCluster:
+    return borrowed
 
 
 def end_of(cluster: LocalCluster, app: str, instance: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.real.conftest import Factory, LocalCluster, wait_for
+from tests.real.conftest import LocalCluster, wait_for
 
 from tabane.errors import Unsupported, UsageError
 from tabane.runtimes.cgroups import Cgroup
@@ -40,8 +40,8 @@ ThreadingHTTPServer(("", 8000), Handler).serve_forever()
 
 
 @pytest.fixture(scope="module")
-def cluster(make_cluster: Factory) -> LocalCluster:
-    return make_cluster(["tokyo"])
+def cluster(borrowed: LocalCluster) -> LocalCluster:
+    return borrowed
 
 
 def processes_of(cluster: LocalCluster, app: str) -> list[dict[str, Any]]:
@@ -158,9 +158,9 @@ def test_requests_in_flight_hear_of_its_end_at_once(cluster: LocalCluster) -> No
 
 def test_a_command_inside_holds_it(cluster: LocalCluster) -> None:
     """Beyond its `stop_after`, and no longer."""
-    cluster.deploy("entered", isolation="sandbox", reactive={"stop_after": "5s"})
+    cluster.deploy("entered", isolation="sandbox", reactive={"stop_after": "3s"})
     cluster.wake("entered")
-    assert cluster.inside("entered", "sh", "-c", "sleep 9; echo done") == (0, "done\n")
+    assert cluster.inside("entered", "sh", "-c", "sleep 5; echo done") == (0, "done\n")
     wait_for(lambda: not cluster.instances("entered"), "its end")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.real.conftest import Factory, LocalCluster, wait_for
+from tests.real.conftest import LocalCluster, wait_for
 
 from tabane.testing.wasm import compile_wasm
 
@@ -29,8 +29,8 @@ response_timeout = "2s"
 
 
 @pytest.fixture(scope="module")
-def cluster(make_cluster: Factory) -> LocalCluster:
-    return make_cluster(["tokyo"])
+def cluster(borrowed: LocalCluster) -> LocalCluster:
+    return borrowed
 
 
 def deploy(cluster: LocalCluster, place: Path, name: str, stop_after: str = "1h") -> None:
