@@ -36,7 +36,7 @@ PARALLEL = len(os.sched_getaffinity(0)) + 2
 ENGINE = "crun"
 BURST_PORT, OTHER_PORT = 7100, 7200
 TIMEOUT_S = 60.0
-LONGER, SLOWER, FAIRER = 2.5, 5.0, 0.25
+LONGER, SLOWER, FAIRER = 2.5, 6.0, 0.25
 """What is allowed: of the burst's time by hand, which makes no links and starts for nobody else
 meanwhile; of a wake alone; and of what a session waits behind the burst. All of medians."""
 APP = """\
