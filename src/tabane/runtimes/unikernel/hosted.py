@@ -82,7 +82,7 @@ class HostedDriver(SpawnedDriver):
             (directory_of(handle) / name).unlink(missing_ok=True)
 
     async def discard(self, spec: InstanceSpec) -> None:
-        data: dict[str, Any] = {"cgroup": spec.cgroup, "directory": str(spec.directory)}
+        data: dict[str, Any] = {"pid": 0, "cgroup": spec.cgroup, "directory": str(spec.directory)}
         await self.destroy(Handle(self.name, HANDLE_VERSION, spec.id, data))
 
     # Inside
