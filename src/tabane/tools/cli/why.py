@@ -36,7 +36,8 @@ def why(argv: list[str]) -> int:
         _explain(home)
     if (down := _latest_down(answer["events"])) is not None:
         what = f"{down['instance']} on {down['node']} was {DOWN[down['state']]}"
-        say(f"\n{format_at(down['at'])}  {what}: {down['reason']}")
+        print()
+        say(f"{format_at(down['at'])}  {what}: {down['reason']}")
     wakes = answer["wakes"][-LATEST:]
     print("\nlatest wakes" if wakes else "\nit was not woken yet")
     for wake in reversed(wakes):
