@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from tabane.errors import EngineError
+from tabane.errors import EngineError, Unsupported
 from tabane.guest.frames import Kind, encode_frame
+from tabane.guest.orders import parse_fields
 from tabane.model import App, Container, ExitStatus
 from tabane.runtimes import load
 from tabane.runtimes.api import Handle, Image, InstanceSpec
@@ -25,6 +26,7 @@ from tabane.runtimes.firecracker.client import Api
 from tabane.runtimes.firecracker.driver import FirecrackerDriver
 from tabane.runtimes.firecracker.machine import (
     API_SOCKET,
+    SAVED,
     Plan,
     jail_of,
     make_requests,
@@ -34,6 +36,7 @@ from tabane.runtimes.machines import parts as common
 from tabane.runtimes.machines.disks import disk_of
 from tabane.runtimes.machines.kernel import GuestKernel
 from tabane.testing import drivers, pods
+from tabane.testing.checkpoints import place
 from tabane.testing.containers import ID_BASE, SMALL, find_left, make_tree, open_directory
 from tabane.testing.drivers import SAID, Behaviour, Check, wait_until_said
 from tabane.testing.firecracker import install
@@ -111,6 +114,17 @@ class FirecrackerBench:
             handle = await self.driver.prepare(spec)
             try:
                 yield spec, await self.driver.start(spec, handle)
+            finally:
+                await self.driver.destroy(handle)
+            assert find_left(spec) == []
+
+    @asynccontextmanager
+    async def restored(self, images: Path) -> AsyncIterator[tuple[InstanceSpec, Handle]]:
+        app = make_app(("sleep", "1000"))
+        async with make_machine(self.ground, self.image, app) as spec:
+            handle = await self.driver.prepare(spec)
+            try:
+                yield spec, await self.driver.restore(spec, handle, images)
             finally:
                 await self.driver.destroy(handle)
             assert find_left(spec) == []
@@ -296,12 +310,50 @@ async def test_a_frozen_machine_is_paused(bench: FirecrackerBench) -> None:
     async with bench.running(make_app(("sleep", "1000"))) as (spec, handle):
         api = Api(jail_of(spec.directory, spec.id) / API_SOCKET)
         with pytest.raises(EngineError, match="has to be paused"):
-            await api.call(*snapshot_request("one"))
+            await api.call(*snapshot_request())
         await bench.driver.freeze(handle)
         assert (await api.call("GET", "/"))["state"] == "Paused"
-        await api.call(*snapshot_request("one"))
         await bench.driver.thaw(handle)
         assert (await api.call("GET", "/"))["state"] == "Running"
+
+
+async def test_a_copy(bench: FirecrackerBench) -> None:
+    """By the contract: saved while it is paused, and loaded with a tap and sockets of its own; the
+    agent inside is told who it is before anything else is."""
+    with place() as images:
+        async with bench.running(make_app(("sleep", "1000"))) as (origin, handle):
+            await bench.driver.checkpoint(handle, images, leave_running=True)
+            jail = jail_of(origin.directory, origin.id)
+            api = Api(jail / API_SOCKET)
+            assert (await api.call("GET", "/"))["state"] == "Running"
+            assert [*(jail / SAVED).iterdir()] == [], "nothing of it stays there"
+            assert (jail / "released").read_bytes() == b"", "it is who it was"
+            async with bench.restored(images) as (spec, copy):
+                jail = jail_of(spec.directory, spec.id)
+                assert (await Api(jail / API_SOCKET).call("GET", "/"))["state"] == "Running"
+                told = dict(parse_fields((jail / "released").read_bytes()))
+                assert told[b"h"] == spec.id.encode() != origin.id.encode()
+                with pytest.raises(OSError, match="Read-only"):
+                    (jail / SAVED / "memory").open("r+b")
+                assert copy.data["pid"] != handle.data["pid"]
+            with_others = replace(handle, data=handle.data | {"containers": ["beside"]})
+            with pytest.raises(Unsupported, match="with several containers cannot be saved"):
+                await bench.driver.checkpoint(with_others, images, leave_running=True)
+        (images / "state").write_bytes(b"x" * (images / "state").stat().st_size)
+        with pytest.raises(EngineError, match="Load snapshot error"):
+            async with bench.restored(images):
+                pass
+
+
+async def test_a_dump_that_is_refused(bench: FirecrackerBench) -> None:
+    """It goes on."""
+    bench.fail(refuses="PUT /snapshot/create")
+    with place() as images:
+        async with bench.running(make_app(("sleep", "1000"))) as (spec, handle):
+            with pytest.raises(EngineError, match="told to refuse"):
+                await bench.driver.checkpoint(handle, images, leave_running=True)
+            api = Api(jail_of(spec.directory, spec.id) / API_SOCKET)
+            assert (await api.call("GET", "/"))["state"] == "Running"
 
 
 async def test_what_it_runs_in(bench: FirecrackerBench) -> None:

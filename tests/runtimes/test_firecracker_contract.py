@@ -149,13 +149,13 @@ def test_answers_may_say_more_than_is_known() -> None:
 def test_what_the_driver_says_is_in_the_contract(plan: Plan) -> None:
     """Each call is known and right, and legal when it comes."""
     started = False
-    for method, path, body in [*make_requests(plan), snapshot_request("one")]:
+    for method, path, body in [*make_requests(plan), snapshot_request()]:
         found = find_call(method, path)
         assert found is not None, path
         assert find_faults(found[0], body, found[1]) == []
         assert is_legal(found[0], body, started=started)
         started = started or path == "/actions"
-    for method, path, body in (*load_requests("one", plan), *trial_requests(plan, "x")):
+    for method, path, body in (*load_requests(plan), *trial_requests(plan, "x")):
         found = find_call(method, path)
         assert found is not None and find_faults(found[0], body, found[1]) == []
         assert is_legal(found[0], body, started=False)

@@ -119,12 +119,12 @@ class Machine:
                 return self._set_state(body["state"])
             case "PUT /snapshot/create":
                 Path(f".{body['snapshot_path']}").write_text(json.dumps(self._parts))
-                Path(f".{body['mem_file_path']}").write_bytes(b"")
+                size = self._parts["/machine-config"]["mem_size_mib"] << 20
+                with Path(f".{body['mem_file_path']}").open("xb") as memory:
+                    memory.truncate(size)
                 return None
             case "PUT /snapshot/load":
-                self._parts |= json.loads(Path(f".{body['snapshot_path']}").read_text())
-                self.state = "Running" if body.get("resume_vm") else "Paused"
-                return None
+                return self._load(body)
         if CALLS[key].answer:
             return self._parts.get(path) or {}
         for name in FILES:
@@ -132,6 +132,22 @@ class Machine:
                 raise Refusal(f"{name} {body[name]}: No such file or directory (os error 2)")
         self._parts[path] = body
         return None
+
+    def _load(self, body: dict[str, Any]) -> None:
+        """Its programs begin anew: this is no snapshot of processes."""
+        try:
+            parts = json.loads(Path(f".{body['snapshot_path']}").read_text())
+            size = Path(f".{body['mem_backend']['backend_path']}").stat().st_size
+        except (OSError, ValueError) as error:
+            raise Refusal(f"Load snapshot error: {error}") from None
+        if size != parts["/machine-config"]["mem_size_mib"] << 20:
+            raise Refusal(f"Load snapshot error: the memory has {size} bytes")
+        for override in body.get("network_overrides", []):
+            parts[f"/network-interfaces/{override['iface_id']}"] |= override
+        parts["/vsock"] |= body.get("vsock_override", {})
+        self._parts = parts | self._parts
+        self.state = "Running" if body.get("resume_vm") else "Paused"
+        self._tasks.start("guest", self._run_guest())
 
     def _act(self, action: str) -> None:
         if action == "InstanceStart":
@@ -247,7 +263,10 @@ class Machine:
                     struct.pack("<cIQ", tag, 8, number) for tag, number in ((b"p", 1), (b"o", 0))
                 )
                 return encode_frame(Kind.ANSWER, frame.channel, numbers)
-            case Kind.LIMIT | Kind.CLOCK | Kind.RESEED:
+            case Kind.RELEASE:
+                Path("released").write_bytes(frame.payload)
+                return encode_frame(Kind.ANSWER, frame.channel)
+            case Kind.LIMIT | Kind.CLOCK | Kind.RESEED | Kind.HOLD:
                 return encode_frame(Kind.ANSWER, frame.channel)
             case Kind.EXEC | Kind.PUT | Kind.GET | Kind.LIST:
                 return encode_frame(Kind.REFUSED, frame.channel, b"fthis is not the real agent")

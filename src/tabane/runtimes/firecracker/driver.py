@@ -17,10 +17,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tabane.errors import Closed, TabaneError
+from msgspec.structs import replace
+
+from tabane.errors import Closed, TabaneError, Unsupported
 from tabane.guest import client as guests
 from tabane.model import Class
 from tabane.runtimes.api import Command, Enforcement, Handle, InstanceSpec, Probe, Spawner
+from tabane.runtimes.cgroups import Cgroup
 from tabane.runtimes.firecracker.client import Api, wait_for_api, wait_for_socket
 from tabane.runtimes.firecracker.enforced import ENFORCEMENTS
 from tabane.runtimes.firecracker.machine import (
@@ -29,21 +32,38 @@ from tabane.runtimes.firecracker.machine import (
     LOG,
     PID,
     PROGRAM,
+    SAVED,
     VSOCK_SOCKET,
+    Request,
     jail_of,
+    load_requests,
     make_requests,
+    snapshot_request,
 )
-from tabane.runtimes.firecracker.parts import FirecrackerParts
-from tabane.runtimes.machines.driver import MachineDriver, directory_of, is_running
+from tabane.runtimes.firecracker.parts import STATE_BYTES, FirecrackerParts
+from tabane.runtimes.machines.disks import copy_sparse
+from tabane.runtimes.machines.driver import COMMON, directory_of, is_running
 from tabane.runtimes.machines.parts import first_line
+from tabane.runtimes.machines.saved import MEMORY, STATE
+from tabane.runtimes.machines.saving import SavingDriver
+from tabane.runtimes.machines.sizes import OVERHEAD_BYTES, memory_for
+from tabane.runtimes.threads import to_thread
 from tabane.unix import connect_unix
 
 RETRY_S = 0.002
 MOST_WORDS = 512
+WITH_SIDECARS = (
+    "a machine of Firecracker's with several containers cannot be saved: what they say comes over "
+    "connections, which a copy of it has not"
+)
 
 
-class FirecrackerDriver(MachineDriver):
+class FirecrackerDriver(SavingDriver):
     """See the module's text. `directory`: initial file systems and empty layers."""
+
+    capabilities = replace(
+        COMMON, checkpoint=True, restore=True, maps_checkpoints=True, saves_processor_state=True
+    )
 
     def __init__(self, spawner: Spawner, directory: Path) -> None:
         self._jails = FirecrackerParts(directory)
@@ -60,7 +80,7 @@ class FirecrackerDriver(MachineDriver):
                 kernel, initramfs = self._jails.set_up()
                 version = await first_line(PROGRAM)
                 await try_machine(kernel, initramfs, self._directory)
-                self._probe = Probe(True, version)
+                self._probe = Probe(True, version, versions={"firecracker": version})
             except (TabaneError, OSError) as error:
                 self._probe = Probe(False, str(error))
         return self._probe
@@ -82,11 +102,55 @@ class FirecrackerDriver(MachineDriver):
                 await wait_for_socket(place)
 
     async def bring_up(self, spec: InstanceSpec, handle: Handle) -> None:
+        await self._tell(handle, make_requests(self._jails.plan(spec)))
+        await self.reach(handle)
+
+    async def _tell(self, handle: Handle, requests: list[Request]) -> None:
         await wait_for_api(_jail(handle) / API_SOCKET)
         api = Api(_jail(handle) / API_SOCKET)
-        for method, path, body in make_requests(self._jails.plan(spec)):
+        for method, path, body in requests:
             await api.call(method, path, body)
-        await self.reach(handle)
+
+    async def checkpoint(self, handle: Handle, directory: Path, *, leave_running: bool) -> None:
+        if handle.data.get("containers"):
+            raise Unsupported(WITH_SIDECARS)
+        await super().checkpoint(handle, directory, leave_running=leave_running)
+
+    async def save_machine(self, handle: Handle, directory: Path) -> None:
+        await self.control(handle, "stop")
+        place, cgroup = _jail(handle) / SAVED, Cgroup(str(handle.data["cgroup"]))
+        booted = handle.data["memory_bytes"]
+        assert isinstance(booted, int)
+        memory_bytes = memory_for(booted)
+        cgroup.limit({"memory_bytes": 2 * memory_bytes + STATE_BYTES + OVERHEAD_BYTES})
+        try:  # what Firecracker writes into memory counts as its own
+            await Api(_jail(handle) / API_SOCKET).call(*snapshot_request())
+            for name in (STATE, MEMORY):
+                await to_thread(copy_sparse, place / name, directory / name)
+        finally:
+            for name in (STATE, MEMORY):
+                (place / name).unlink(missing_ok=True)
+            cgroup.limit({"memory_bytes": memory_bytes + OVERHEAD_BYTES})
+
+    async def go_on(self, handle: Handle) -> None:
+        await self.control(handle, "cont")
+        self._lines.of(handle).is_frozen = False
+
+    async def start_saved(
+        self, spec: InstanceSpec, handle: Handle, directory: Path
+    ) -> tuple[str, ...]:
+        await to_thread(self._jails.show_saved, spec, directory)
+        return await self.start_machine(spec, handle)
+
+    async def bring_back(self, spec: InstanceSpec, handle: Handle) -> None:
+        await self._tell(handle, load_requests(self._jails.plan(spec)))
+
+    def layer_of(self, handle: Handle) -> Path:
+        return _jail(handle) / "layer"
+
+    @property
+    def ticks_khz(self) -> int:
+        return 0
 
     def machine_log(self, spec: InstanceSpec) -> Path:
         return jail_of(spec.directory, spec.id) / LOG
@@ -112,7 +176,7 @@ class FirecrackerDriver(MachineDriver):
         """One whose start was not done by then has nobody who would go on with it."""
         if not handle.data["pid"]:
             handle = self.adopt(handle)
-        if not is_running(handle):
+        if not is_running(handle) or not await self.look_after(handle):
             return None
         try:
             told = await Api(_jail(handle) / API_SOCKET).call("GET", "/")

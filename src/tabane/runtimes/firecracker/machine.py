@@ -5,6 +5,7 @@
       image0, image1, ...        bound, read-only: images as disks, each one for all instances
       layer, start, end          disks of this instance alone: its files, its order, how it ended
       api.sock, vsock.sock       Firecracker's API, and the way to the agent inside
+      saved/                     in memory: what a checkpoint is made in, or what it goes on from
       vsock.sock_1024, ...       where the guest says what goes into its sidecars' logs
       firecracker.log, metrics   what Firecracker says of itself
       firecracker.pid            written by the jailer
@@ -20,11 +21,13 @@ from typing import Any
 
 from tabane.model import Value
 from tabane.runtimes.machines.kernel import VIRTIO
+from tabane.runtimes.machines.saved import MEMORY, STATE
 
 PROGRAM, JAILER = "firecracker", "jailer"
 API_SOCKET, VSOCK_SOCKET = "api.sock", "vsock.sock"
 LOG, METRICS, PID = "firecracker.log", "metrics", "firecracker.pid"
 VMLINUX, INITRAMFS = "vmlinux", "initramfs"
+SAVED = "saved"
 AGENT_PORT = 1
 """Where the agent inside listens on vsock."""
 LOGS_PORT = 1024
@@ -156,23 +159,23 @@ def _drive(name: str, read_only: bool) -> dict[str, Any]:
     }
 
 
-def snapshot_request(name: str) -> Request:
+def snapshot_request() -> Request:
     """Of a machine that stands still, into two files of its chroot."""
     body = {
-        "snapshot_path": f"/{name}.state",
-        "mem_file_path": f"/{name}.memory",
+        "snapshot_path": f"/{SAVED}/{STATE}",
+        "mem_file_path": f"/{SAVED}/{MEMORY}",
         "snapshot_type": "Full",
     }
     return ("PUT", "/snapshot/create", body)
 
 
-def load_requests(name: str, plan: Plan) -> list[Request]:
+def load_requests(plan: Plan) -> list[Request]:
     """A new Firecracker goes on from a snapshot, with its own tap and sockets: instead of
     `make_requests`, and without a start."""
     first, metrics, *_ = make_requests(plan)
     body: dict[str, Any] = {
-        "snapshot_path": f"/{name}.state",
-        "mem_backend": {"backend_type": "File", "backend_path": f"/{name}.memory"},
+        "snapshot_path": f"/{SAVED}/{STATE}",
+        "mem_backend": {"backend_type": "File", "backend_path": f"/{SAVED}/{MEMORY}"},
         "resume_vm": True,
         "clock_realtime": True,
         "vsock_override": {"uds_path": f"/{VSOCK_SOCKET}"},

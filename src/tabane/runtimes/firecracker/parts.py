@@ -18,6 +18,7 @@ from tabane.runtimes.firecracker.machine import (
     METRICS,
     MODULES,
     PROGRAM,
+    SAVED,
     VMLINUX,
     Plan,
     jail_of,
@@ -27,11 +28,14 @@ from tabane.runtimes.firecracker.machine import (
 from tabane.runtimes.machines.kernel import AGENT, GuestKernel
 from tabane.runtimes.machines.parts import MachineParts, disks_of, owner_of, processors_of
 from tabane.runtimes.machines.relays import Places
+from tabane.runtimes.machines.saved import MEMORY, STATE
 from tabane.runtimes.machines.sizes import memory_for
 from tabane.runtimes.tap import TAP
 
 END_BYTES = 512
 """Of the disk that the guest writes its end on: one sector."""
+STATE_BYTES = 16 << 20
+"""More than processors and devices take."""
 KVM = Path("/dev/kvm")
 AGENT_WORD = b"tabane.ports"
 """The option of the kernel's command line that has the agent listen on vsock (see machine.py): one
@@ -77,6 +81,23 @@ class FirecrackerParts(MachineParts):
         for name, source in ({VMLINUX: kernel.vmlinux, INITRAMFS: initramfs} | images).items():
             (jail / name).touch()
             mounts.bind_read_only(source, jail / name)
+        self._furnish_saved(spec, jail / SAVED)
+
+    def _furnish_saved(self, spec: InstanceSpec, place: Path) -> None:
+        """A checkpoint is made in memory: nothing of one may be plain on a disk."""
+        place.mkdir()
+        size = memory_for(spec.app.resources.memory_bytes) + STATE_BYTES
+        flags = mounts.MS_NOSUID | mounts.MS_NODEV
+        mounts.mount("tmpfs", place, f"mode=0700,size={size}", flags)
+        os.chown(place, owner_of(spec), owner_of(spec))
+
+    def show_saved(self, spec: InstanceSpec, directory: Path) -> None:
+        """Have a checkpoint in the jail, of which this instance's alone is the way to it."""
+        place = jail_of(spec.directory, spec.id) / SAVED
+        for name in (MEMORY, STATE):
+            (directory / name).chmod(0o644)  # its directory is not open to others
+            (place / name).touch()
+            mounts.bind_read_only(directory / name, place / name)
 
     def log_places(self, spec: InstanceSpec, number: int) -> Places:
         jail = jail_of(spec.directory, spec.id)
