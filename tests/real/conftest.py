@@ -58,11 +58,11 @@ def wait_for(look: Callable[[], Found | None], what: str = "what was waited for"
     return found
 
 
-def find_cgroups(name: str) -> list[Path]:
-    """All cgroups of that name, in any hierarchy, while others come and go (which `Path.rglob` does
-    not bear)."""
+def find_cgroups(prefix: str) -> list[Path]:
+    """All cgroups whose names begin so, in any hierarchy, while others come and go (which
+    `Path.rglob` does not bear)."""
     walk = os.walk("/sys/fs/cgroup")
-    return [Path(at, name) for at, directories, _ in walk if name in directories]
+    return [Path(at, name) for at, names, _ in walk for name in names if name.startswith(prefix)]
 
 
 def saying(word: str) -> list[str]:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from tests.real.conftest import DATACENTERS, HTTPD, LocalCluster, wait_for
+from tests.real.conftest import DATACENTERS, HTTPD, LocalCluster, find_cgroups, wait_for
 
 pytestmark = pytest.mark.real
 
@@ -21,9 +21,8 @@ def machine_pid(cluster: LocalCluster, instance: dict[str, object]) -> int:
     """The pid of an instance's first process as this machine sees it."""
     procs = [
         pid
-        for tree in Path("/sys/fs/cgroup").glob("*/tabane*")
-        for path in [*tree.rglob(f"{instance['id']}*/cgroup.procs")]
-        for pid in map(int, path.read_text().split())
+        for place in find_cgroups(str(instance["id"]))
+        for pid in map(int, (place / "cgroup.procs").read_text().split())
     ]
     assert procs, f"no process of {instance['id']} is in its cgroup"
     return min(procs)

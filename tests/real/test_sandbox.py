@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.real.conftest import LocalCluster, wait_for
+from tests.real.conftest import LocalCluster, find_cgroups, wait_for
 
 from tabane.errors import Unsupported, UsageError
 from tabane.runtimes.cgroups import Cgroup
@@ -53,8 +53,8 @@ def processes_of(cluster: LocalCluster, app: str) -> list[dict[str, Any]]:
 
 def kernel_of(instance: dict[str, Any]) -> int:
     """The process that is the instance's kernel and network stack."""
-    groups = Path("/sys/fs/cgroup").glob(f"*/tabane*/**/{instance['id']}*/cgroup.procs")
-    pids = {int(pid) for group in groups for pid in group.read_text().split()}
+    groups = find_cgroups(instance["id"])
+    pids = {int(pid) for group in groups for pid in (group / "cgroup.procs").read_text().split()}
     return next(pid for pid in pids if command_of(pid).startswith(b"runsc-sandbox"))
 
 
