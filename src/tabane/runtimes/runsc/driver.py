@@ -320,9 +320,7 @@ class RunscDriver(OciDriver):
         if leave_running:
             await self._go_on(handle, frozen=frozen_before)
             return
-        for pid in cgroup_of(handle).pids():
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        await saving.end_all(cgroup_of(handle))
         await self._spawner.exited(handle.id)
 
     async def _go_on(self, handle: Handle, *, frozen: bool) -> None:

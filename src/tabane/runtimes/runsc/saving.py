@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import stat
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -32,6 +33,7 @@ from tabane.errors import Corrupt, EngineError, NotFound, Unsupported
 from tabane.model import Value
 from tabane.runtimes import rootfs
 from tabane.runtimes.api import EPOCH, SERVICES, Handle, InstanceSpec
+from tabane.runtimes.cgroups import Cgroup
 from tabane.runtimes.criu import saved
 from tabane.runtimes.spawned import cgroup_of, directory_of
 from tabane.runtimes.threads import to_thread
@@ -41,6 +43,7 @@ FORMAT = 1
 RECORD = "restore.json"
 TIMEOUT_S = 60.0
 """All of an instance's memory is written, which stands still meanwhile."""
+POLL_S = 0.002
 SPARE = 16 << 20
 STEP = 4 << 20
 PAUSED = "paused"
@@ -117,6 +120,15 @@ async def save(
     if not any(name.endswith(".img") and size for name, size in sizes.items()):
         raise EngineError(f"{handle.id} could not be checkpointed: the engine wrote nothing")
     (directory / RECORD).write_bytes(msgspec.json.encode(Saved(platform, sizes)))
+
+
+async def end_all(cgroup: Cgroup) -> None:
+    """Kill the sandbox with its file server; returns when they have ended."""
+    while pids := cgroup.pids():
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        await asyncio.sleep(POLL_S)  # the kernel sends no event
 
 
 def take_over(directory: Path) -> None:
