@@ -30,7 +30,8 @@ def run_inner(directory: Path, body: str) -> str:
         + f"leaks.PRESENCE = leaks.Path({str(directory / 'presence')!r})\n"
     )
     (directory / "test_inner.py").write_text(
-        "import asyncio, os, subprocess\nimport pytest\nfrom pathlib import Path\n" + body
+        "import asyncio, os, subprocess\nimport pytest\nfrom pathlib import Path\n"
+        "from tabane.testing import leaks\n" + body
     )
     argv = [sys.executable, "-m", "pytest", "-q", str(directory)]
     done = subprocess.run(argv, capture_output=True, text=True, cwd=directory)
@@ -91,12 +92,11 @@ def test_daemon():
 @pytest.mark.real
 def test_what_real_tests_leave_on_the_machine(tmp_path: Path) -> None:
     cgroup = next(path for path in (leaks.CGROUPS / "pids", leaks.CGROUPS) if path.is_dir())
-    name = f"tabane-leak-{os.getpid()}"
+    name = f"leak{os.getpid()}"
     output = run_inner(
         tmp_path,
         f"""
 pytestmark = pytest.mark.real
-CGROUP = Path({str(cgroup / name)!r})
 
 def test_clean(tmp_path):
     subprocess.run(["ip", "link", "add", "tbleak0", "type", "bridge"], check=True)
@@ -112,7 +112,7 @@ def test_netns():
     subprocess.run(["ip", "netns", "add", {name!r}], check=True)
 
 def test_cgroup():
-    (CGROUP / "inner").mkdir(parents=True)
+    Path({str(cgroup)!r} + leaks.name_cgroup({name!r}), "inner").mkdir(parents=True)
 
 def test_container(tmp_path):
     program = f"mount --bind {{tmp_path}} /mnt && exec setsid --fork sleep 63"
@@ -120,14 +120,15 @@ def test_container(tmp_path):
 """,
     )
     Path("/run/netns", name).unlink()
-    for path in (cgroup / name / "inner", cgroup / name):
+    (left,) = cgroup.glob(f"{leaks.OF_TESTS}-*-{name}")
+    for path in (left / "inner", left):
         path.rmdir()
     for phrase in (
         "6 passed, 5 errors",
         "interface tbleak1",
         "test_mount - Failed: left behind: mount",
         f"mount /run/netns/{name}",
-        f"cgroup {cgroup / name}/inner",
+        f"cgroup {left}/inner",
         "test_container - Failed: left behind: process",
         "(sleep 63)",
     ):
