@@ -23,6 +23,7 @@ import json
 import math
 import os
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +78,10 @@ def climb_all(tried: list[Tried], ladder: Ladder, hand: Hand, peer: Hand) -> Cli
     climbs: Climbs = {}
     for each in tried:
         if each.texts and each.engine in ladder.drivers:
-            print(f"{each.engine}: {each.server}", flush=True)
+            began = time.monotonic()
             climb = climbs[each.engine, each.server] = Climb(each, ladder, hand, peer)
             climb.all()
+            print(f"{each.engine}, {each.server}: {time.monotonic() - began:.0f} s", flush=True)
     return climbs
 
 

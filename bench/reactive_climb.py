@@ -30,6 +30,8 @@ WARM_UP = 2
 RUNGS = ("warm", "thaw", "restore", "cold")
 TABANE, HAND, PEER = "tabane", "engine by hand", "systemd + podman"
 POLL_S = 0.01
+LONGEST = 240
+"""Characters of a reason."""
 PATIENCE_S = 60.0
 
 
@@ -188,7 +190,7 @@ class Climb:
         try:
             took_ms = measure()
         except TabaneError as error:
-            self.why_not[rung, who] = f"failed: {shorten(str(error))}"
+            self.why_not[rung, who] = f"failed: {shorten(str(error), LONGEST)}"
             return
         if number >= 0:
             self.samples.setdefault((rung, who), []).append(took_ms)

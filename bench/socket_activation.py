@@ -120,7 +120,8 @@ class Podman:
     def podman(self, *arguments: str) -> None:
         done = subprocess.run((*self.command, *arguments), capture_output=True, text=True)
         if done.returncode != 0:
-            raise RuntimeError(f"podman {arguments[0]}: {done.stderr.strip()}")
+            problem = done.stderr.rpartition("Error: ")[2].strip()
+            raise RuntimeError(f"podman {' '.join(arguments)}: {problem}")
 
     async def wake(self, app: App, order: str, *, keep: bool = False) -> float:
         """Milliseconds from a connection to the first byte; the proxy stays if it is to `keep`."""
