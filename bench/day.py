@@ -28,7 +28,7 @@ FILE = Path(__file__).with_name("traces") / "day.json"
 APPS = 10_000
 EXPONENT = 1.62
 POPULAR_SHARE, POPULAR_SESSIONS = 0.186, 0.996
-SESSIONS = 16_000
+SESSIONS = 8_000
 """Beside those of flash crowds."""
 DAY_S = 86_400
 TICKS_S = 0.1

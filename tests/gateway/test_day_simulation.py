@@ -24,7 +24,7 @@ SLACK_S = 2.0
 """From the end of an idle time to the instance's end: questions, answers and the stop."""
 HELD = 10
 """Of memory, by each instance."""
-ROOM_INSTANCES = 40
+ROOM_INSTANCES = 30
 KEPT = 4 * HELD
 CAPACITY = ROOM_INSTANCES * HELD + KEPT
 WHY = "its node is short of memory"
