@@ -285,6 +285,24 @@ async def test_what_could_not_be_prepared_gives_its_link_back(node: Node) -> Non
     assert len(node.executor) == 0
 
 
+@pytest.mark.parametrize("phase", ["prepare", "start"])
+async def test_a_mistake_of_ours_ends_the_start(
+    node: Node, phase: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It would be starting for ever. Who waits is told where to look, the log has the rest."""
+
+    async def mistaken(*_: Any) -> Any:
+        raise KeyError("pid")
+
+    monkeypatch.setattr(node.fake, phase, mistaken)
+    node.executor.start(replace(APP, containers=()), ID, SYSTEM.now())
+    end = await node.ended()
+    assert end.failed and "made a mistake, and its log says which: KeyError" in end.reason
+    (told,) = [record for record in caplog.records if record.exc_info]
+    assert f"{phase} {ID}" in told.getMessage()
+    node.executor.release(ID)
+
+
 async def test_what_its_driver_refuses(node: Node) -> None:
     node.fake.scripts[AppName("default/web.cache")] = Script(fail_prepare=True)
     record = node.record(APP)

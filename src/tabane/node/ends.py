@@ -5,9 +5,10 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
-from tabane.errors import Corrupt, NotFound, Unsupported, UsageError
+from tabane.errors import Corrupt, NotFound, TabaneError, Unsupported, UsageError
 from tabane.model import App, ExitStatus
 from tabane.node.records import last_line
+from tabane.supervise import log_failure
 
 HARMLESS_SIGNALS = frozenset(
     {0, signal.SIGCONT, signal.SIGSTOP, signal.SIGTSTP, signal.SIGCHLD, signal.SIGWINCH}
@@ -49,6 +50,14 @@ def with_last_line(reason: str, log: Path) -> str:
     """And what the program said last, if it said anything."""
     line = last_line(log)
     return f"{reason}; its last line: {line}" if line else reason
+
+
+def explain_failure(doing: str, error: Exception) -> str:
+    """What to tell of an instance that came to nothing by this. A mistake of ours is in the log."""
+    if isinstance(error, TabaneError | OSError):
+        return str(error)
+    log_failure(doing, error)
+    return f"its node made a mistake, and its log says which: {type(error).__name__}"
 
 
 def would_repeat(error: Exception) -> bool:

@@ -27,6 +27,7 @@ from tabane.node.admission import Admission, NoTurn
 from tabane.node.ends import (
     describe_ready,
     explain_end,
+    explain_failure,
     explain_timeout,
     with_last_line,
     would_repeat,
@@ -215,8 +216,9 @@ class Executor(Register):
         """What it gives; None when it fails, which is told then."""
         try:
             return await work
-        except (TabaneError, OSError) as error:
-            self._fail_early(begun, str(error), failed=True, retry=not would_repeat(error))
+        except Exception as error:
+            reason = explain_failure(f"prepare {begun.instance.id}", error)
+            self._fail_early(begun, reason, failed=True, retry=not would_repeat(error))
             return None
 
     async def _prepare(self, begun: Beginning, came: Fetched, phases: dict[str, int]) -> Running:
@@ -344,8 +346,8 @@ class Executor(Register):
         began = self.clock.now()
         try:
             handle = await running.driver.start(spec, handle)
-        except (TabaneError, OSError) as error:
-            await self._end(running, str(error), failed=True)
+        except Exception as error:
+            await self._end(running, explain_failure(f"start {spec.id}", error), failed=True)
             return
         running.phases_us.setdefault("engine", micros(self.clock.now() - began))
         instance = replace(running.instance, pid=int(str(handle.data["pid"])))
