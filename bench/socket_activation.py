@@ -53,6 +53,11 @@ class Podman:
         self.podman_here = ["podman", "--cgroup-manager", "cgroupfs", "--events-backend", "none"]
         for option in ("root", "runroot", "tmpdir"):
             self.podman_here += [f"--{option}", str(HERE / "run" / option)]
+        for place in (
+            "/run",
+            "/dev/shm",
+        ):  # podman and runtimes keep books there, of this node only
+            subprocess.run(("mount", "-t", "tmpfs", "none", place), check=True)
         self.show_criu(HERE / "run" / "bin")
 
     def show_criu(self, place: Path) -> None:
