@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from tests.node.test_saving import SAVES, ask, make_app, rest
+from tests.node.test_saving import SAVES, ask, make_app, rest, until
 
 from tabane.images.checkpoint import Stored
 from tabane.testing.dumps import cool
@@ -29,6 +29,7 @@ async def test_the_fiftieth_copy_costs_the_store_what_the_second_does(
             await bring(one)
 
         monkeypatch.setattr(store, "_bring", count)
+        await until(lambda: store.memory.is_warm(stored.digest))
         await cool(store, stored.digest)
         for copies in (2, 50):
             before = node.driver.world.restores[app.key]

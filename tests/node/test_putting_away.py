@@ -237,6 +237,7 @@ async def test_what_was_damaged_on_disk_is_lost_and_the_next_says_so() -> None:
         await rest(node)
         store = node.checkpoints.store
         (stored,) = store.all()
+        await until(lambda: store.memory.is_warm(stored.digest))
         await cool(store, stored.digest)
         for path in (store._directory / "chunks").iterdir():
             path.write_bytes(path.read_bytes()[:-1])
