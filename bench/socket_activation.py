@@ -53,10 +53,7 @@ class Podman:
         self.podman_here = ["podman", "--cgroup-manager", "cgroupfs", "--events-backend", "none"]
         for option in ("root", "runroot", "tmpdir"):
             self.podman_here += [f"--{option}", str(HERE / "run" / option)]
-        for place in (
-            "/run",
-            "/dev/shm",
-        ):  # podman and runtimes keep books there, of this node only
+        for place in ("/run", "/dev/shm"):  # with books of podman's, which are to go with the node
             subprocess.run(("mount", "-t", "tmpfs", "none", place), check=True)
         self.show_criu(HERE / "run" / "bin")
 
