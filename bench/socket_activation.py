@@ -37,7 +37,7 @@ PROXY = "/lib/systemd/systemd-socket-proxyd"
 POLL_S = 0.001
 NAME = "peer"
 WAKE = """
-{order} </dev/null >&2 3<&- || exit 1
+env -u LISTEN_FDS -u LISTEN_PID -u LISTEN_FDNAMES {order} </dev/null >&2 3<&- || exit 1
 until (exec 4<>/dev/tcp/{address}/{port}) 2>/dev/null; do sleep 0.002; done
 exec {proxy} {address}:{port}
 """
