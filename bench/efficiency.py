@@ -49,11 +49,11 @@ SHORT_SHARE = 0.6
 """Of the most that instances held, which they have when memory is short."""
 BESIDE_BYTES = 104 * MIB
 """Besides, as a node keeps 64 MiB free, and lets no app in that has less than its `memory`."""
-WAKE_SHARE = 0.12
+WAKE_SHARE = 0.2
 UP_S, DOWN_S = 1.5, 2.0
 """After sessions rise; and, beside `stop_after`, after they fall: two samples, and what a start and
 a stop take."""
-LIKENESS = 0.8
+LIKENESS = 0.6
 WARM_MS, WAKE_MS = 20.0, 500.0
 SHIFT_S = 15.0
 SERVER = """
