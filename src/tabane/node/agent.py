@@ -79,8 +79,8 @@ from tabane.security.audit import AuditLog
 from tabane.store.feed import StoreFeed
 from tabane.store.replica import Replica
 from tabane.store.sqlite import SqliteStore
-from tabane.supervise import Later, Supervisor
 from tabane.store.view import View
+from tabane.supervise import Later, Supervisor
 
 log = logging.getLogger(__name__)
 
@@ -141,9 +141,9 @@ class Agent:
         self.leases: NodeLeases | None = None
         self.members = Nodes(self)
         self.publisher: Publisher | None = None
+        self.follower: Follower | None = None
         self.table = ProcessTable(config.key, config.incarnation, clock=clock)
         collector = event_socket(Path(config.root))
-        self.follower: Follower | None = None
         self.process_events = EventFeed(self.table, collector=collector, clock=clock)
         self.watching = Watching(self)
         self.k2i = self._make_k2i()

@@ -449,8 +449,8 @@ Message = (
     | Deployed
     | DeployedApps
     | RemoveApp
-    | ScaleApp
     | RemoveApps
+    | ScaleApp
     | Used
     | FireTrigger
     | Fired
