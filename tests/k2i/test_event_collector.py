@@ -1,6 +1,6 @@
 """Which namespace a process belongs to, and its pid there: decided from what /proc would say."""
 
-from tabane.k2i.event_collector import Place, Places
+from tabane.k2i.event_collector import Place, Places, parse_pids
 from tabane.k2i.events import Told
 
 NODE, OTHER, INNER, MACHINE = 100, 200, 300, 1
@@ -102,3 +102,10 @@ def test_who_left_is_told_nothing_more() -> None:
     machine.spaces[51] = (NODE, MACHINE)
     assert machine.tell("fork", 51, 50) is None
     assert machine.tell("exit", 60, 1) == (Place(OTHER, 1), None)
+
+
+def test_numbers_that_were_given_back_are_none() -> None:
+    """While a process is being reaped its status has zeros in their place."""
+    assert parse_pids(b"Name:\tsh\nNSpid:\t4711\t3\nNSpgid:\t1\t1\n") == (4711, 3)
+    assert parse_pids(b"Name:\tsh\nNSpid:\t4711\t0\nNSpgid:\t0\t0\n") == ()
+    assert parse_pids(b"Name:\tsh\n") == ()

@@ -30,7 +30,7 @@ class Handler(BaseHTTPRequestHandler):
 
 ThreadingHTTPServer(("", 8000), Handler).serve_forever()
 """
-QUICK = {"interval": "1s", "timeout": "1s", "failures": 1}
+QUICK = {"interval": "2s", "timeout": "2s", "failures": 1}
 PYTHON = ["python3", "-c", HANGS_ON_DEMAND]
 
 
@@ -62,7 +62,7 @@ def test_one_that_hangs_is_replaced(cluster: LocalCluster, isolation: str, path:
     )
     first = cluster.wake(name)
     cluster.get(name, path=path)  # it gets none, or that of the next one
-    assert "unhealthy: GET /healthz is not answered within 1 s" in end_of(cluster, name, first)
+    assert "unhealthy: GET /healthz is not answered within 2 s" in end_of(cluster, name, first)
     assert cluster.get(name, path="/").status == 200
     assert first["id"] not in {one["id"] for one in cluster.instances(name)}
 
@@ -73,7 +73,12 @@ def test_a_command_inside_tells_and_min_is_kept(cluster: LocalCluster) -> None:
         ["sh", "-c", "touch /tmp/well; exec sleep 1000"],
         port=None,
         reactive={"min": 1, "ready": "health", "stop_timeout": "100ms"},
-        health=QUICK | {"command": ["test", "-e", "/tmp/well"]},
+        health={
+            "interval": "5s",
+            "timeout": "5s",
+            "failures": 1,
+            "command": ["test", "-e", "/tmp/well"],
+        },
     )
     (first,) = wait_for(lambda: cluster.instances("worker", "ready"), "the worker")
     assert cluster.inside("worker", "rm", "/tmp/well") == (0, "")

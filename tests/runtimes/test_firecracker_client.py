@@ -18,8 +18,15 @@ import pytest
 from tabane.errors import Closed, EngineError, ProtocolError, TimedOut, UsageError
 from tabane.runtimes.firecracker import client
 from tabane.runtimes.firecracker.client import Api, wait_for_api
-from tabane.runtimes.firecracker.contract import AFTER, BEFORE, CALLS
-from tabane.runtimes.firecracker.machine import Plan, jailer_argv, load_requests, snapshot_request
+from tabane.runtimes.firecracker.contract import AFTER, CALLS
+from tabane.runtimes.firecracker.machine import (
+    SAVED,
+    Plan,
+    jailer_argv,
+    load_requests,
+    snapshot_request,
+)
+from tabane.runtimes.machines.saved import MEMORY, STATE
 from tabane.supervise import Supervisor
 
 PLAN = Plan(128 << 20, 1)
@@ -79,23 +86,26 @@ async def test_what_comes_too_early_or_too_late_is_refused(tmp_path: Path) -> No
 
 
 async def test_a_snapshot_wants_a_fresh_process(tmp_path: Path) -> None:
-    (tmp_path / "one.state").write_text("{}")
-    (tmp_path / "one.memory").touch()
+    state, memory = tmp_path / SAVED / STATE, tmp_path / SAVED / MEMORY
+    state.parent.mkdir()
+    state.write_text(json.dumps({"/machine-config": MACHINE, "/vsock": {}}))
+    memory.touch()
+    os.truncate(memory, PLAN.memory_bytes)
     async with firecracker(tmp_path) as api:
         await api.call("PUT", "/machine-config", MACHINE)
         with pytest.raises(EngineError, match="after configuring"):
-            await api.call(*load_requests("one", PLAN)[-1])
+            await api.call(*load_requests(PLAN)[-1])
     async with firecracker(tmp_path) as api:
-        for request in load_requests("one", PLAN):
+        for request in load_requests(PLAN):
             await api.call(*request)
         assert (await api.call("GET", "/"))["state"] == "Running"
-        for key in (key for key, call in CALLS.items() if call.legal == BEFORE):
-            if key == "PUT /boot-source":
-                with pytest.raises(EngineError, match="after starting"):
-                    await api.call("PUT", "/boot-source", BOOT)
+        with pytest.raises(EngineError, match="after starting"):
+            await api.call("PUT", "/boot-source", BOOT)
+        state.unlink()
+        memory.unlink()
         await api.call("PATCH", "/vm", {"state": "Paused"})
-        await api.call(*snapshot_request("two"))
-        assert (tmp_path / "two.state").exists()
+        await api.call(*snapshot_request())
+        assert state.exists() and memory.stat().st_size == PLAN.memory_bytes
 
 
 async def test_a_file_that_is_not_there(tmp_path: Path) -> None:

@@ -129,8 +129,15 @@ def pids_of(pid: int) -> tuple[int, ...]:
         status = Path(f"/proc/{pid}/status").read_bytes()
     except GONE:
         return ()
+    return parse_pids(status)
+
+
+def parse_pids(status: bytes) -> tuple[int, ...]:
+    """The same, of a `status` file; none while it is being reaped: its numbers, given back
+    already, are told as 0."""
     at = status.find(b"\nNSpid:\t")
-    return tuple(map(int, status[at + 8 :].split(b"\n", 1)[0].split())) if at >= 0 else ()
+    pids = tuple(map(int, status[at + 8 :].split(b"\n", 1)[0].split())) if at >= 0 else ()
+    return () if 0 in pids else pids
 
 
 def spaces_of(pid: int) -> tuple[int, ...]:
