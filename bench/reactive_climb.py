@@ -6,6 +6,7 @@ For `bench/reactive.py`.
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,6 +31,8 @@ WARM_UP = 2
 RUNGS = ("warm", "thaw", "restore", "cold")
 TABANE, HAND, PEER = "tabane", "engine by hand", "systemd + podman"
 POLL_S = 0.01
+DIRECTORIES = re.compile(r"/mnt/run/\S*/")
+"""Of the run, which are gone after it."""
 LONGEST = 240
 """Characters of a reason."""
 PATIENCE_S = 60.0
@@ -190,7 +193,9 @@ class Climb:
         try:
             took_ms = measure()
         except TabaneError as error:
-            self.why_not[rung, who] = f"failed: {shorten(str(error), LONGEST)}"
+            self.why_not[rung, who] = (
+                f"failed: {shorten(DIRECTORIES.sub('.../', str(error)), LONGEST)}"
+            )
             return
         if number >= 0:
             self.samples.setdefault((rung, who), []).append(took_ms)
