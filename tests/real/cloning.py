@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import threading
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
 from tabane.images import ImageStore
+from tabane.model import App
 from tabane.runtimes import load
-from tabane.runtimes.api import Command, Image
+from tabane.runtimes.api import Command, Handle, Image, InstanceSpec
 from tabane.runtimes.criu.driver import CriuDriver
 from tabane.testing.container_bench import ContainerBench
-from tabane.testing.containers import open_directory, without_unified
+from tabane.testing.containers import make_instance, open_directory, without_unified
+from tabane.testing.drivers import until
 from tabane.testing.spawner import PlainSpawner
 
 
@@ -77,3 +82,31 @@ async def bench(
     assert isinstance(driver, CriuDriver)
     driver.close()
     await spawner.aclose()
+
+
+def said(spec: InstanceSpec) -> list[dict[str, Any]]:
+    """The whole lines of JSON in its log."""
+    text = spec.log.read_text() if spec.log.exists() else ""
+    return [json.loads(line) for line in text.rpartition("\n")[0].splitlines()]
+
+
+async def wait_said(spec: InstanceSpec, least: int = 1) -> list[dict[str, Any]]:
+    async def enough() -> bool:
+        return len(said(spec)) >= least
+
+    await until(enough)
+    return said(spec)
+
+
+@asynccontextmanager
+async def clone(
+    bench: ContainerBench, app: App, images: Path
+) -> AsyncIterator[tuple[InstanceSpec, Handle]]:
+    """A copy that begins from a checkpoint, and leaves nothing."""
+    async with make_instance(bench.ground, bench.image, app) as spec:
+        handle = await bench.driver.prepare(spec)
+        try:
+            yield spec, await bench.driver.restore(spec, handle, images)
+        finally:
+            await bench.driver.destroy(handle)
+        assert bench.left_of(spec) == []

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import json
 import os
 import shutil
 import socket
@@ -19,7 +18,7 @@ from typing import Any
 
 import pytest
 from msgspec.structs import replace
-from tests.real.cloning import bench, ground, host, no_hybrid
+from tests.real.cloning import bench, clone, ground, host, no_hybrid, said, wait_said
 
 from tabane.clock import SYSTEM
 from tabane.errors import Conflict, EngineError, Unsupported
@@ -32,7 +31,7 @@ from tabane.runtimes.pods import log_of, with_pods
 from tabane.testing.checkpoints import counted, counting, place, wait_counted
 from tabane.testing.container_bench import ContainerBench, make_app
 from tabane.testing.containers import make_instance, make_tree
-from tabane.testing.drivers import Behaviour, until
+from tabane.testing.drivers import Behaviour
 from tabane.testing.pods import FIRST
 from tabane.testing.reach import reachable
 from tabane.testing.talks import run_inside
@@ -82,32 +81,6 @@ IDS = ("Seccomp_filters", "Uid", "Gid", "Groups", "SigIgn", "SigCgt", "Threads")
 def program(name: str = "subject", script: str = PROGRAM, **fields: Any) -> App:
     command = ("/usr/bin/python3", "-c", script)
     return make_app(command, name=name, resources=RESOURCES, **fields)
-
-
-def said(spec: InstanceSpec) -> list[dict[str, Any]]:
-    text = spec.log.read_text() if spec.log.exists() else ""
-    return [json.loads(line) for line in text.rpartition("\n")[0].splitlines()]
-
-
-async def wait_said(spec: InstanceSpec, least: int = 1) -> list[dict[str, Any]]:
-    async def enough() -> bool:
-        return len(said(spec)) >= least
-
-    await until(enough)
-    return said(spec)
-
-
-@asynccontextmanager
-async def clone(
-    bench: ContainerBench, app: App, images: Path
-) -> AsyncIterator[tuple[InstanceSpec, Handle]]:
-    async with make_instance(bench.ground, bench.image, app) as spec:
-        handle = await bench.driver.prepare(spec)
-        try:
-            yield spec, await bench.driver.restore(spec, handle, images)
-        finally:
-            await bench.driver.destroy(handle)
-        assert bench.left_of(spec) == []
 
 
 async def test_each_clone_is_an_instance_of_its_own(bench: ContainerBench) -> None:

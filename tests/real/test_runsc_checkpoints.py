@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.real.cloning import PipedSpawner, ground, host, no_hybrid
+from tests.real.cloning import PipedSpawner, clone, ground, host, no_hybrid, said, wait_said
 
 from tabane.clock import SYSTEM
 from tabane.errors import Conflict, EngineError, Unsupported
@@ -64,32 +63,6 @@ async def bench(ground: Path, host: Image) -> AsyncIterator[ContainerBench]:
 def program(**fields: Any) -> App:
     command = ("/usr/bin/python3", "-c", PROGRAM)
     return make_app(command, name="subject", resources=RESOURCES, **fields)
-
-
-def said(spec: InstanceSpec) -> list[dict[str, Any]]:
-    text = spec.log.read_text() if spec.log.exists() else ""
-    return [json.loads(line) for line in text.rpartition("\n")[0].splitlines()]
-
-
-async def wait_said(spec: InstanceSpec, least: int) -> list[dict[str, Any]]:
-    async def enough() -> bool:
-        return len(said(spec)) >= least
-
-    await until(enough)
-    return said(spec)
-
-
-@asynccontextmanager
-async def clone(
-    bench: ContainerBench, app: App, images: Path
-) -> AsyncIterator[tuple[InstanceSpec, Handle]]:
-    async with make_instance(bench.ground, bench.image, app) as spec:
-        handle = await bench.driver.prepare(spec)
-        try:
-            yield spec, await bench.driver.restore(spec, handle, images)
-        finally:
-            await bench.driver.destroy(handle)
-        assert bench.left_of(spec) == []
 
 
 async def test_each_copy_is_an_instance_of_its_own(bench: ContainerBench) -> None:
