@@ -160,7 +160,8 @@ def _lock() -> IO[str]:
     """The lock's file, locked. The last cluster to leave removes it: then it is made anew."""
     path = _RUN / "network.lock"
     while True:
-        _RUN.mkdir(mode=0o755, exist_ok=True)
+        with suppress(FileExistsError):
+            _RUN.mkdir(mode=0o755)
         with suppress(FileNotFoundError):
             file = path.open("w")
             fcntl.flock(file, fcntl.LOCK_EX)
