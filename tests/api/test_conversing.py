@@ -92,7 +92,7 @@ async def serving(api: Api, tmp_path: Path) -> AsyncIterator[Callable[[], Talk]]
 
     def connect() -> Talk:
         clients.append(socket.create_connection(listener.getsockname()))
-        clients[-1].settimeout(20)
+        clients[-1].settimeout(60)
         return Talk("tokyo/tokyo-1", Authorized(clients[-1]))  # type: ignore[arg-type]
 
     async with Supervisor("test") as tasks:

@@ -53,7 +53,7 @@ async def connect() -> AsyncIterator[Connect]:
 async def end_of(reader: asyncio.StreamReader) -> bytes:
     """What comes until the connection is closed, or cut."""
     said = b""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while True:
             try:
                 block = await reader.read(1000)

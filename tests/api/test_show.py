@@ -32,7 +32,7 @@ async def test_a_dead_node_costs_its_deadline_once() -> None:
     agent: Any = SimpleNamespace(
         app=lambda key: APP, ask_all=ask_all, config=SimpleNamespace(cluster=cluster)
     )
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         shown = await actions.show(agent, "default/hello")
     assert shown["silent"] == ["nara/nara-4"]
 

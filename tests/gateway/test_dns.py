@@ -20,7 +20,7 @@ from tabane.supervise import Supervisor
 FREE, BOUND = str(EGRESS[5]), str(DENIED[5])
 APPS = {"hello.test", "hello.tabane", "hello.default.tabane"}
 SAID = b"what upstream says"
-ANSWER_S = 10.0
+ANSWER_S = 60.0
 
 
 class FakeUpstream(asyncio.DatagramProtocol):

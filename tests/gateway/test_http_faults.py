@@ -75,7 +75,7 @@ async def test_a_client_that_leaves_a_busy_app_frees_its_slot(
         await rig.until(lambda: rig.servers[0].accepted == 1 and rig.app.held == 1)
         getattr(wire, how)()
         await rig.until(lambda: rig.app.held == 0)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await rig.servers[0].ended.wait()
 
 
@@ -113,7 +113,7 @@ async def test_a_client_that_leaves_in_the_answer_frees_its_slot() -> None:
         await wire.head()
         wire.reset()
         await rig.until(lambda: rig.app.held == 0)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await rig.servers[0].ended.wait()
 
 
@@ -408,7 +408,7 @@ async def test_a_body_with_broken_chunks_gets_400_and_the_app_sees_a_cut() -> No
         response = await wire.ask(b"zz\r\n")
         assert response.status == 400
         assert await wire.at_end()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await rig.servers[0].ended.wait()
 
 

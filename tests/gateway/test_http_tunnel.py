@@ -58,7 +58,7 @@ async def test_much_passes_with_little_held_between() -> None:
         await wire.receive()
         wire.writer.write(b"x" * 20_000_000)
         assert await wire.reader.readexactly(6) == b"hello "
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             assert await wire.reader.readexactly(20_000_000) == b"X" * 20_000_000
 
 
@@ -69,7 +69,7 @@ async def test_a_client_that_leaves_ends_the_tunnel(how: str) -> None:
         await wire.ask(UPGRADE)
         getattr(wire, how)()
         await rig.until(lambda: rig.app.held == 0)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await rig.servers[0].ended.wait()
 
 

@@ -37,7 +37,7 @@ class Host:
 
     async def wait_said(self, kind: Kind, number: int = FIRST) -> Frame:
         """The next of that kind, which is taken out."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while True:
                 for frame in self.said:
                     if (frame.kind, frame.channel) == (kind, number):
@@ -165,7 +165,7 @@ async def test_when_the_program_goes_so_does_its_session(tmp_path: Path) -> None
         host.hear(Kind.DIAL, payload=b"hub.sock")
         host.hear(Kind.OUTPUT, payload=b"last words")
         host.hear(Kind.ENDED, payload=bytes(4))
-        assert await asyncio.wait_for(heard, 5) == b"last words"
+        assert await asyncio.wait_for(heard, 60) == b"last words"
 
 
 async def test_when_the_guest_is_lost_so_are_all(tmp_path: Path) -> None:

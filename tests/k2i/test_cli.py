@@ -25,7 +25,7 @@ class Service:
         self.port = port
 
     def ask(self, path: str, method: str = "GET", **headers: str) -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection(self.host, self.port, timeout=30)
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=60)
         connection.request(method, path, headers=headers)
         answer = connection.getresponse()
         body = answer.read()
@@ -178,7 +178,7 @@ def test_it_ends_quietly(end: signal.Signals) -> None:
         assert process.stdout
         process.stdout.readline()
         process.send_signal(end)
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=60)
     assert errors == ""
     assert process.returncode == 0
 

@@ -40,7 +40,7 @@ class Raw:
         await self._reader.readexactly(len(MAGIC))
 
     async def rest(self) -> bytes:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             return await self._reader.read()
 
     async def frames(self):

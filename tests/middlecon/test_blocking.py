@@ -33,7 +33,7 @@ from tabane.middlecon import (
 )
 from tabane.middlecon.blocking import connect
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 """No test waits so long, unless something is broken."""
 
 

@@ -16,7 +16,7 @@ from tabane.middlecon import Cause, Change
 from tabane.middlecon.blocking import connect
 from tabane.middlecon.threads import Lane, LoopThread, Workers
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 """No test waits so long, unless something is broken."""
 
 

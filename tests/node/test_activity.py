@@ -61,7 +61,7 @@ class Rig:
         return self.activity.show(instance).leases
 
     async def until(self, condition: Any) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not condition():  # noqa: ASYNC110 - it has no event
                 await asyncio.sleep(0.001)
 

@@ -46,7 +46,7 @@ def starts(node: PretendNode) -> Counter[str]:
 
 
 async def until(condition: Any) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 (many things may make it true)
             await asyncio.sleep(0.001)
 

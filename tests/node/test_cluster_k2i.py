@@ -350,7 +350,7 @@ async def test_who_follows_no_more_is_told_nothing(net: Net) -> None:
     await events.aclose()
     with pytest.raises(NotFound):
         net.nodes[NODES[0]].cluster_k2i.following.hear("x/agent", wire.K2iChanges("none", b"{}"))
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         await asyncio.gather(*(each.task for each in sending), return_exceptions=True)
     assert not osaka._sending
 

@@ -19,7 +19,7 @@ from tabane.runtimes.fake import Life
 from tabane.testing.pretend import PretendNode, fetch
 
 HOST = "app.test"
-GIVE_UP_S = 30.0
+GIVE_UP_S = 60.0
 
 
 def make_app(**reactive: Any) -> App:

@@ -32,7 +32,7 @@ def free_address() -> str:
 
 def dial(address: str) -> socket.socket:
     host, _, port = address.partition(":")
-    return socket.create_connection((host, int(port)), timeout=10)
+    return socket.create_connection((host, int(port)), timeout=60)
 
 
 async def test_what_connects_while_nobody_accepts_waits_for_who_does(

@@ -67,7 +67,7 @@ class Reader:
             await self.may_read.wait()
 
     async def wait_for(self, count: int) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while len(self.texts) < count:
                 self._grown.clear()
                 await self._grown.wait()

@@ -177,7 +177,7 @@ async def test_every_agent_is_told_of_the_parts_that_have_ended(
     wait_until(ready.exists)
     (pid,) = holder.children()
     os.kill(pid, signal.SIGKILL)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         await ended.wait()
     spawner.close()
     assert (first[0]["part"], first[0]["why"]) == ("hub", {"signal": signal.SIGKILL})

@@ -22,7 +22,7 @@ from tabane.testing.pretend import NODE, PretendNode, fetch
 MIB = 1 << 20
 CAPACITY_MIB = 1000
 KEPT_MIB = 64
-WAIT_S = 30.0
+WAIT_S = 60.0
 
 
 def make_app(name: str, *, memory_mib: int = 100, **reactive: object) -> App:

@@ -17,7 +17,7 @@ from tabane.runtimes.api import Handle, InstanceSpec
 from tabane.runtimes.fake import Script
 from tabane.testing.pretend import NODE, PretendNode, fetch
 
-GIVE_UP_S = 30.0
+GIVE_UP_S = 60.0
 HOST = "app.test"
 
 

@@ -45,7 +45,7 @@ class Gateway:
         writer.close()
 
     async def has_got(self, count: int) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while len(self.requests) < count:  # noqa: ASYNC110
                 await asyncio.sleep(0.002)
 
@@ -98,7 +98,7 @@ async def customer(node: Node, tmp_path: Path) -> AsyncIterator[Client]:
 
 async def members(client: Client, count: int, name: str = "orders") -> set[str]:
     room = await client.join(name, member=False)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while len(room.members) != count:  # noqa: ASYNC110
             await asyncio.sleep(0.002)
     return set(room.members)

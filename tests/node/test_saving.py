@@ -37,7 +37,7 @@ from tabane.testing.saved import PretendCheckpoints
 
 HOST = "app.test"
 NODE = NodeName("here/here-1")
-GIVE_UP_S = 5.0
+GIVE_UP_S = 60.0
 SAVES = Script(saves=True, answers=b"{origin} {id} {told}")
 
 

@@ -38,7 +38,7 @@ STARTS_NODES = {"LocalCluster", "Factory", "start_cluster", "start_node"}
 DATACENTERS = ("tokyo", "osaka", "ishikari")
 HTTPD = ("busybox", "httpd", "-f", "-p", "8000", "-h", "/usr/share/common-licenses")
 POLL_S = 0.02
-GIVE_UP_S = 60.0
+GIVE_UP_S = 180.0
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-PATIENCE_S = 15.0
+PATIENCE_S = 60.0
 GATEWAY = """
 import asyncio, json, signal, socket, sys
 import uvloop

@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 
 def say(error: grpc.RpcError) -> list[Any]:

@@ -30,7 +30,7 @@ NODE = "tokyo/tokyo-1"
 LIMITS = Resources(cpu=0.5, memory_bytes=64 << 20, pids=48, disk_bytes=4 << 20)
 IDS = 65536
 PAGE = "it is read\n"
-LONG_S = 30
+LONG_S = 60
 OUTSIDE = IPv4Address("198.51.100.7")
 PORT = 8080
 DNS_PORT = 53

@@ -49,6 +49,14 @@ def cluster(make_cluster: Factory) -> LocalCluster:
     return cluster
 
 
+@pytest.fixture(scope="module")
+def alone(make_cluster: Factory) -> LocalCluster:
+    """One node: nothing can begin where there is no checkpoint of it yet."""
+    cluster = make_cluster(["tokyo"])
+    wait_for(lambda: is_tried(cluster), "the trial of checkpoints")
+    return cluster
+
+
 def deploy(cluster: LocalCluster, name: str, driver: str = "crun", **reactive: Any) -> None:
     limits = {"checkpoint_after": "1s", "stop_after": "1h", "max": 1, "start_timeout": "30s"}
     memory = {"memory": "96MiB"}
@@ -92,16 +100,16 @@ def test_it_goes_on_with_its_memory_and_files_under_its_name_once(cluster: Local
     assert "put away, as idle for 1s" in reasons
 
 
-def test_a_sandbox_goes_on_too_and_others_begin_as_its_copies(cluster: LocalCluster) -> None:
-    deploy(cluster, "caged", "runsc", checkpoint=True, checkpoint_after="2s", max=2, concurrency=1)
-    first = ask(cluster, "caged")
-    wait_for(lambda: not cluster.instances("caged") and len(kept(cluster, "caged")) == 2, "two")
+def test_a_sandbox_goes_on_too_and_others_begin_as_its_copies(alone: LocalCluster) -> None:
+    deploy(alone, "caged", "runsc", checkpoint=True, checkpoint_after="2s", max=2, concurrency=1)
+    first = ask(alone, "caged")
+    wait_for(lambda: not alone.instances("caged") and len(kept(alone, "caged")) == 2, "two")
     with ThreadPoolExecutor(2) as threads:
-        told = [*threads.map(lambda _: ask(cluster, "caged"), range(2))]
+        told = [*threads.map(lambda _: ask(alone, "caged"), range(2))]
     assert {one["me"] for one in told} == {first["me"]}
-    options = {record["option"] for record in wakes(cluster, "caged", 2)[1:]}
+    options = {record["option"] for record in wakes(alone, "caged", 2)[1:]}
     assert options <= {"resume", "restore", "wait"} and "cold" not in options
-    begun = [e for e in cluster.records("events", "caged") if e["state"] == "starting"]
+    begun = [e for e in alone.records("events", "caged") if e["state"] == "starting"]
     assert begun[0]["instance"] in {each["instance"] for each in begun[1:]}
 
 

@@ -129,11 +129,13 @@ def test_down_also_clears_away_what_crashed(root: Path) -> None:
 
 
 def test_up_starts_a_dead_node_again(root: Path) -> None:
+    """One that had a frozen instance: that does not end with it, and its pid namespace stays."""
     root.mkdir()
     cluster = LocalCluster(root, TWO)
     belongings = Belongings(root)
-    cluster.deploy("back")
+    cluster.deploy("back", reactive={"freeze_after": "100ms"})
     cluster.wake("back", "osaka")
+    wait_for(lambda: cluster.instances("back", "frozen"), "the frozen instance")
     before = cluster.api.get("/api/v1/node", node="osaka-1")
     running = cluster.tabane("up", "-d")
     assert (running.code, running.out.count("gateway http://")) == (0, len(cluster.addresses))

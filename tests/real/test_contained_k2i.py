@@ -19,7 +19,7 @@ import http.client, json, os, socket, sys
 class Here(http.client.HTTPConnection):
     def connect(self):
         self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(20)
+        self.sock.settimeout(60)
         self.sock.connect(os.environ["TABANE_K2I"].removeprefix("unix://"))
 
 here = Here("k2i")
@@ -33,7 +33,7 @@ path = os.environ["TABANE_K2I"].removeprefix("unix://")
 socks = []
 for n in range(40):
     sock = socket.socket(socket.AF_UNIX)
-    sock.settimeout(20)
+    sock.settimeout(60)
     sock.connect(path)
     socks.append(sock)
 for sock in socks:

@@ -148,7 +148,7 @@ async def test_it_is_ready_once_it_answers_on_the_wire(bench: ContainerdBench) -
             handle = await bench.driver.start(spec, handle)
             assert not listening.done()
             await asyncio.to_thread((spec.directory / "rootfs/go").write_text, "go\n")
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 await listening
         finally:
             await bench.driver.destroy(handle)

@@ -181,10 +181,10 @@ def test_a_request_after_an_idle_stop_is_not_lost(cluster: Local) -> None:
 
 
 def test_the_control_ports_want_to_know_who_asks(cluster: Local) -> None:
-    with socket.create_connection((cluster.gateways["tokyo"], 7070), timeout=10) as sock:
+    with socket.create_connection((cluster.gateways["tokyo"], 7070), timeout=60) as sock:
         host = cluster.gateways["tokyo"]
         sock.sendall(f"GET /api/v1/instances HTTP/1.0\r\nHost: {host}\r\n\r\n".encode())
         assert b" 401 " in sock.recv(4096)
-    with socket.create_connection((cluster.gateways["tokyo"], 7070), timeout=10) as sock:
+    with socket.create_connection((cluster.gateways["tokyo"], 7070), timeout=60) as sock:
         sock.sendall(b"GET /api/v1/instances HTTP/1.0\r\nHost: evil.test\r\n\r\n")
         assert b" 403 " in sock.recv(4096)

@@ -34,7 +34,7 @@ from tabane.tools.probing import probe_machine
 pytestmark = pytest.mark.real
 
 SILENCE_S = 0.4
-ANSWER_S = 10.0
+ANSWER_S = 60.0
 SLEEP = ("sleep", "infinity")
 OBEY = ("sh", "-c", "trap 'echo bye; exit 0' TERM; echo ready; while :; do sleep 0.01; done")
 

@@ -406,7 +406,7 @@ async def test_killed_in_the_middle_of_a_stop(bench: MachineBench) -> None:
 
         await until(heard)
         os.kill(int(str(inside.handle.data["pid"])), signal.SIGKILL)
-        await asyncio.wait_for(stop, 5)
+        await asyncio.wait_for(stop, 60)
         assert await inside.driver.wait(inside.handle) == ExitStatus(signal=signal.SIGKILL)
         (storage,) = inside.spec.volumes
         assert read_again(storage.file, "cat data/file") == "kept\n"

@@ -180,7 +180,7 @@ async def test_a_part_that_is_killed_ends_all_of_it(bench: ContainerBench, who: 
         pid = inside.handle.data[who]
         assert isinstance(pid, int)
         os.kill(pid, signal.SIGKILL)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             status = await inside.driver.wait(inside.handle)
         assert status.signal or status.code
         with pytest.raises(NotFound):

@@ -151,12 +151,12 @@ def test_half_a_handshake_is_no_connection_to_the_program() -> None:
         async with ground.running(COUNT) as inside:
             address = str(inside.handle.data["address"])
             for _ in range(20):
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(60):
                     await inside.driver.wait_listening(inside.handle, PORT)
             assert await fetch(address) == b"hello"
             await wait_until_said(inside.spec, b"accepted")
             for _ in range(20):
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(60):
                     await inside.driver.wait_listening(inside.handle, PORT)
             assert await fetch(address) == b"hello"
             await inside.driver.stop(inside.handle, 20)
@@ -214,7 +214,7 @@ time.sleep(1000)
     async def scenario(ground: Ground) -> None:
         async with ground.running(script) as inside:
             await wait_until_said(inside.spec, b"listens 33")
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 await inside.driver.wait_listening(inside.handle, 25)
 
     on_a_node(scenario)

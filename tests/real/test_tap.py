@@ -47,7 +47,7 @@ def opened(link: Link) -> Iterator[int]:
 
 async def take(device: int, node: socket.socket, words: bytes, to: tuple[str, int]) -> bytes:
     """Say it until it comes: a bridge passes on nothing before its ports have settled."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             node.sendto(words, to)
             with contextlib.suppress(BlockingIOError):

@@ -57,7 +57,7 @@ END
 exec exim4 -bdf -q1h
 """
 SECTIONS = ("health", "placement", "security", "services")
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 
 def deploy(

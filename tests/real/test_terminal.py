@@ -24,7 +24,7 @@ from tabane.runtimes.terminal import set_size
 
 pytestmark = pytest.mark.real
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 FAR = "ishikari"
 
 

@@ -173,7 +173,7 @@ def test_odd_names_move_no_cursor(cluster: LocalCluster, awake: dict[str, Any]) 
             assert any(f"{SHOWN}(" in one for one in good(cluster.tabane("pstree", "-p")))
             assert SHOWN in good(cluster.tabane("lsof", "-a", "-c", "od)", "-d", "cwd"))[1]
             assert good(cluster.tabane("kill", "-KILL", pid)) == []
-            odd.wait(timeout=30)
+            odd.wait(timeout=60)
         finally:
             odd.kill()
 

@@ -165,7 +165,7 @@ def test_a_volume_that_is_mounted_is_no_disk_for_another_kernel(tmp_path: Path) 
             patch.setattr("tabane.runtimes.volumes.RELEASE_S", 0.05)
             with pytest.raises(Busy, match="still in use by loop"):
                 wait_free(storage.file)
-        other.communicate("\n", timeout=30)
+        other.communicate("\n", timeout=60)
     began = SYSTEM.now()
     wait_free(storage.file)
     assert SYSTEM.now() - began < 30

@@ -81,7 +81,7 @@ async def test_it_waits_until_somebody_listens(taken: socket.socket) -> None:
     done, _ = await asyncio.wait([waiting], timeout=0.1)
     assert not done
     taken.listen()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await waiting
 
 
@@ -89,7 +89,7 @@ async def test_it_waits_until_somebody_listens(taken: socket.socket) -> None:
 async def test_the_program_sees_no_connection(taken: socket.socket) -> None:
     taken.listen(1)
     for _ in range(20):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await wait_listening(*taken.getsockname())
     with pytest.raises(BlockingIOError):
         taken.accept()

@@ -149,7 +149,7 @@ async def test_it_follows_a_store(tmp_path: Path) -> None:
 
     async def follow_until(revision: int) -> None:
         following = asyncio.ensure_future(replica.follow(StoreFeed(store)))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while replica.revision < revision:
                 news.clear()
                 await news.wait()

@@ -81,7 +81,7 @@ class Story:
         """Until these logs, in whatever order, were asked for."""
 
         def wait() -> None:
-            found = {self.asked.get(timeout=20).split("/")[4] for _ in identities}
+            found = {self.asked.get(timeout=60).split("/")[4] for _ in identities}
             assert found == set(identities)
 
         return wait
@@ -107,7 +107,7 @@ def test_instances_that_start_later_join(tabane: Run, story: Story) -> None:
     queries: list[str] = []
 
     def later() -> None:
-        queries.append(story.asked.get(timeout=20))
+        queries.append(story.asked.get(timeout=60))
 
     story.logs = {"aaaa": [stream([line(1, "one")])], "bbbb": [stream([line(2, "two")])]}
     story.logs |= {"cccc": [stream([line(3, "three")])]}
@@ -141,7 +141,7 @@ def test_a_log_that_breaks_off_is_read_on(tabane: Run, story: Story) -> None:
     queries: list[str] = []
 
     def next_query() -> None:
-        queries.append(story.asked.get(timeout=20))
+        queries.append(story.asked.get(timeout=60))
 
     story.events = [stream(story.tell(next_query, next_query, REMOVED))]
     ended = tabane("logs", "-f", "-n", "5", "hello")
@@ -269,7 +269,7 @@ def test_an_instance_is_followed_to_its_end(tabane: Run, story: Story) -> None:
 
     def go_on() -> Iterator[bytes]:
         yield from story.tell()
-        story.asked.get(timeout=20)
+        story.asked.get(timeout=60)
 
     story.events = [stream(go_on())]
     assert tabane("logs", "-f", "aaaa") == (0, "one\n", "")

@@ -31,7 +31,7 @@ def test_output_that_cannot_be_written(
     pretended.begin(tokyo=answer)
     environment = os.environ | {"TABANE_ROOT": str(pretended.root), "PYTHONUNBUFFERED": unbuffered}
     with Path("/dev/full").open("wb") as full, start(*line, stdout=full, env=environment) as done:
-        _, err = done.communicate(timeout=30)
+        _, err = done.communicate(timeout=60)
     who = "tabane" if line == ["--help"] else f"tabane: {line[0]}"
     assert err.decode() == f"{who}: cannot write: No space left on device\n"
     assert done.returncode == 1
@@ -44,7 +44,7 @@ def test_a_reader_that_goes_away(line: list[str], pretended: Pretended) -> None:
     os.close(reader)
     try:
         with start("--root", str(pretended.root), *line, stdout=writer) as done:
-            assert done.communicate(timeout=30) == (None, b"")
+            assert done.communicate(timeout=60) == (None, b"")
     finally:
         os.close(writer)
     assert done.returncode == 1
@@ -76,7 +76,7 @@ def test_a_terminal_without_unicode(pretended: Pretended) -> None:
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
     argv = ["--root", str(pretended.root), "apps"]
     with start(*argv, stdout=subprocess.PIPE, env=environment) as done:
-        out, err = done.communicate(timeout=30)
+        out, err = done.communicate(timeout=60)
     assert (done.returncode, err) == (0, b"")
     assert b"\\u675f\\u306d" in out
 
@@ -92,7 +92,7 @@ def test_a_terminal_gets_no_control_characters_of_an_app(pretended: Pretended) -
     tty.setraw(its)
     with start("--root", str(pretended.root), "logs", "hello", stdout=its) as done:
         os.close(its)
-        _, err = done.communicate(timeout=30)
+        _, err = done.communicate(timeout=60)
     shown = os.read(terminal, 1000)
     os.close(terminal)
     assert (done.returncode, err) == (0, b"")
@@ -117,7 +117,7 @@ def test_ctrl_c(line: list[str], pretended: Pretended) -> None:
     with start("--root", str(pretended.root), *line, stdout=subprocess.PIPE) as child:
         os.read(asked, 1)
         child.send_signal(signal.SIGINT)
-        out, err = child.communicate(timeout=30)
+        out, err = child.communicate(timeout=60)
     os.close(asked)
     os.close(written)
     assert (child.returncode, out, err) == (130, b"", b"")
@@ -148,11 +148,11 @@ def test_the_other_programs(module: str, program: str, lines: list[list[str]]) -
     main = f"import sys; from {module} import main; sys.argv[0] = {program!r}; sys.exit(main())"
     for line in lines:
         command = [sys.executable, "-c", main, *line]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr.startswith(f"{program}: ")
         assert done.stderr.count("\n") == 1
     command = [sys.executable, "-c", main, "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"usage: {program} ")

@@ -40,7 +40,7 @@ def shown(pretended: Pretended, *argv: str, **environment: str) -> str:
         found = b""
         while block := _read(terminal):
             found += block
-        assert child.wait(timeout=30) == 0
+        assert child.wait(timeout=60) == 0
     os.close(terminal)
     return found.decode()
 
@@ -86,6 +86,6 @@ def test_colours_only_where_they_are_seen(started: Pretended) -> None:
         assert "\x1b" not in shown(started, "ps", **forbidden)
         assert "\x1b" not in shown(started, "df", **forbidden)
     command = [sys.executable, "-m", "tabane.tools.cli", "--root", str(started.root), "ps"]
-    piped = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    piped = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert "\x1b" not in piped.stdout
     assert max(map(cells_of, piped.stdout.splitlines())) > WIDTH

@@ -29,7 +29,7 @@ from tabane.node.cgroups import (
     remove_cgroups,
     thaw_cgroups,
 )
-from tabane.runtimes.process import handles, is_same, start_ticks
+from tabane.runtimes.process import handles, is_running, start_ticks
 
 HERE = Path("/mnt")
 """Where a node sees its own directory. Instances have users of their own, who may not be let
@@ -74,7 +74,7 @@ class NodeProcess(Value, frozen=True):
 
     @property
     def runs(self) -> bool:
-        return is_same(self.pid, self.start_ticks)
+        return is_running(self.pid, self.start_ticks)
 
 
 def missing() -> list[str]:

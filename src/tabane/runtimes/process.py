@@ -11,7 +11,19 @@ from pathlib import Path
 
 from tabane.k2i.procfs import start_ticks, stat_of
 
-__all__ = ["descendants", "handles", "ignores", "is_same", "running", "start_ticks", "state"]
+__all__ = [
+    "descendants",
+    "handles",
+    "ignores",
+    "is_running",
+    "is_same",
+    "running",
+    "start_ticks",
+    "state",
+]
+
+_EXITING = 0x4
+"""PF_EXITING of the kernel's sched.h, which a zombie has, too."""
 
 
 def ignores(pid: int, name: str, number: int) -> bool:
@@ -41,6 +53,15 @@ def _has(status: dict[str, str], signals: str, number: int) -> bool:
 def is_same(pid: int, ticks: int) -> bool:
     """Whether the process that had `pid` and started at `ticks` still runs."""
     return ticks > 0 and start_ticks(pid) == ticks
+
+
+def is_running(pid: int, ticks: int) -> bool:
+    """As `is_same`, of one that has not begun to end: the first process of a pid namespace that is
+    killed only ends after all others, and those that are frozen do not."""
+    stat = stat_of(pid)
+    if stat is None or stat.flags & _EXITING:
+        return False
+    return ticks > 0 and stat.starttime == ticks
 
 
 def descendants(pid: int) -> list[int]:

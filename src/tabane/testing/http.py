@@ -17,7 +17,7 @@ from tabane.supervise import Supervisor
 from tabane.testing.clock import VirtualClock
 from tabane.testing.gateway import FakeApp, FakeRouter
 
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0
 """A test that waits longer for one thing has failed."""
 
 

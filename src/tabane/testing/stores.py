@@ -20,7 +20,7 @@ from tabane.store.api import Change, Delete, Expect, Put, Store, Watch
 
 HISTORY = 8
 """A bench opens its stores with this many commits of history, where the store lets it choose."""
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0
 
 
 class StoreBench(Protocol):
