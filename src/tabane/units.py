@@ -100,3 +100,7 @@ def shorten(value: object, length: int = 60) -> str:
     """A value as an error message shows it: in quotes if it is text, and not endless."""
     text = repr(value)
     return text if len(text) <= length else f"{text[:length]}..."
+
+
+def micros(seconds: float) -> int:
+    return round(seconds * 1_000_000)

@@ -59,6 +59,7 @@ from tabane.node.leases import NodeLeases, Nodes, keep_lease
 from tabane.node.membership import Membership, Terms
 from tabane.node.memory import pressure_of
 from tabane.node.meters import Meters
+from tabane.node.moves import Moves
 from tabane.node.orders import Orders
 from tabane.node.performing import Performing
 from tabane.node.quotas import QuotaFile
@@ -111,23 +112,7 @@ class Agent:
         self.services, self.activity = NodeServices(), activity_of(self)
         self.session = HubSession(clock)
         self.gateways, self.tcp = Gateways(self), TcpPorts(self)
-        self.executor = Executor(
-            *(config.key, config.incarnation, paths.run, paths.instance_logs, config.cgroup),
-            links=self.pool,
-            services=self.services,
-            volumes=VolumeFiles(paths.volumes),
-            images=self.images,
-            checkpoints=self.checkpoints,
-            driver_for=self.engines.driver_for,
-            driver_named=self.engines.drivers.__getitem__,
-            clock=clock,
-            tasks=tasks,
-            notify=self._on_instance,
-            on_change=self._on_transition,
-            on_over=self.gateways.tell_over,
-            kernel=boot_id(),
-            quotas=QuotaFile(Path(config.root) / "limits.toml").current,
-        )
+        self.executor = self._make_executor(clock, tasks)
         self.catalog = Catalog(self)
         self.settling, self.reports = Settling(self), Reports(self)
         self.home = Home(
@@ -154,6 +139,27 @@ class Agent:
         self.later = Later()
         self.happenings = Happenings(self)
         self.terms = Terms(clock, self.later, self.reports.on_term_over, HYSTERESIS_S)
+
+    def _make_executor(self, clock: Clock, tasks: Supervisor) -> Executor:
+        config, paths = self.config, self.config.paths
+        return Executor(
+            *(config.key, config.incarnation, paths.run, paths.instance_logs, config.cgroup),
+            links=self.pool,
+            services=self.services,
+            volumes=VolumeFiles(paths.volumes),
+            images=self.images,
+            checkpoints=self.checkpoints,
+            driver_for=self.engines.driver_for,
+            driver_named=self.engines.drivers.__getitem__,
+            clock=clock,
+            tasks=tasks,
+            notify=self._on_instance,
+            on_change=self._on_transition,
+            on_begin=Moves().foresee,
+            on_over=self.gateways.tell_over,
+            kernel=boot_id(),
+            quotas=QuotaFile(Path(config.root) / "limits.toml").current,
+        )
 
     def _make_k2i(self) -> K2i:
         return K2i(

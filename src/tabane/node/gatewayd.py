@@ -18,7 +18,7 @@ from tabane.errors import Closed
 from tabane.gateway.dns import Resolver, find_upstreams
 from tabane.gateway.grants import FEW_APPS, Lease
 from tabane.gateway.http import HttpGateway
-from tabane.gateway.messages import ToGateway, ToHome
+from tabane.gateway.messages import Demand, ToGateway, ToHome
 from tabane.gateway.router import GatewayRouter, Local
 from tabane.gateway.tcp import TcpGateway
 from tabane.gateway.uses import LOOK_S, Uses
@@ -35,6 +35,7 @@ from tabane.node.config import (
 )
 from tabane.node.listeners import take_listeners
 from tabane.node.membership import CUT_OFF_S, Membership
+from tabane.node.moves import Moves
 from tabane.node.part import run_part
 from tabane.supervise import Later, Supervisor
 
@@ -65,6 +66,7 @@ class GatewayProcess:
         self._wakes: deque[WakeRecord] = deque(maxlen=WAKES_KEPT)
         self._homes: dict[AppName, NodeName] = {}
         self._later = Later()
+        self._moves = Moves()
         self.router.uses = Uses(self._tell_use, self._look_later)
 
     async def start(self) -> None:
@@ -97,6 +99,8 @@ class GatewayProcess:
     # Surroundings
 
     def tell_home(self, app: AppName, message: ToHome) -> None:
+        if isinstance(message, Demand):
+            self._moves.foresee()
         self._tell(agent_of(self._home(app)), message)
 
     def gateway_of(self, node: NodeName) -> tuple[str, int]:

@@ -57,6 +57,7 @@ from tabane.runtimes.pods import log_of
 from tabane.runtimes.volumes import VolumeFiles
 from tabane.scheduler.quotas import Quotas
 from tabane.supervise import Supervisor, harmless
+from tabane.units import micros
 
 T = TypeVar("T")
 
@@ -92,6 +93,7 @@ class Executor(Register):
         tasks: Supervisor,
         notify: Notify,
         on_change: Callable[[Transition], None],
+        on_begin: Callable[[], None] = lambda: None,
         on_over: Callable[[Running], None] = lambda running: None,
         kernel: str = "",
         quotas: Callable[[], Quotas] = Quotas,
@@ -108,6 +110,7 @@ class Executor(Register):
         self.driver_named = driver_named
         self.tasks = tasks
         self.notify = harmless("notify", notify)
+        self._on_begin = on_begin
         self._on_over = harmless("over", on_over)
         self._kernel = kernel
         self._loop = asyncio.get_running_loop()
@@ -164,6 +167,7 @@ class Executor(Register):
             self._fail_early(begun, "what it was put away as is not there any more")
             return
         self.beginning[instance_id] = begun
+        self._on_begin()
         self.tasks.start(f"start {instance_id}", self._start(begun, decided))
         self._tell_later(begun)
 
@@ -493,7 +497,3 @@ class Executor(Register):
 
 async def room_for_all(instance: InstanceId, app: App, driver: Driver) -> None:
     """No node is short of memory that nobody watches."""
-
-
-def micros(seconds: float) -> int:
-    return round(seconds * 1_000_000)

@@ -23,6 +23,7 @@ from tabane.node.ends import describe_ready
 from tabane.node.hooks import tell_restored
 from tabane.node.running import Checkpoints, Running
 from tabane.scheduler.attempts import Attempts
+from tabane.units import micros
 
 if TYPE_CHECKING:
     from tabane.node.instances import Executor
@@ -216,7 +217,3 @@ def option_of(running: Running) -> str:
     if running.record.resumed:
         return "resume"
     return "restore" if running.record.restored else "cold"
-
-
-def micros(seconds: float) -> int:
-    return round(seconds * 1_000_000)
