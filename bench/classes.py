@@ -14,6 +14,7 @@ emulated where KVM does not work, and the table says so.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -206,11 +207,8 @@ def main() -> int:
 
 
 def wait_tried(tabane: Tabane) -> dict[str, dict[str, Any]]:
-    """The drivers that work, once those that start machines have been tried too."""
-    while any(
-        row["reason"] == "is still being tried"
-        for row in tabane.cluster.get("/api/v1/doctor")["drivers"]
-    ):
+    """The drivers that work, once all have been tried: machines take some time to boot."""
+    while "still being tried" in json.dumps(tabane.cluster.get("/api/v1/doctor")["drivers"]):
         time.sleep(0.2)
     return working(tabane)
 

@@ -56,6 +56,9 @@ settings.configure(
 django.setup()
 
 import sympy  # noqa: E402
+import sympy.physics.mechanics  # noqa: E402
+import sympy.physics.optics  # noqa: E402
+import sympy.physics.quantum  # noqa: E402
 import sympy.physics.units  # noqa: E402
 import sympy.stats  # noqa: E402
 from django.contrib import admin  # noqa: E402
