@@ -31,11 +31,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from day import DAY_S, Crowd, Day, load_day
-from replay import SAMPLE_S, Replay, Sample, count_wakes, own_bytes, replay
+from replay import OK, SAMPLE_S, Outcome, Replay, Sample, count_wakes, own_bytes, replay
 from report import Report, percentile
 from tabane.errors import TabaneError
 from tabane.tools.cli.cluster import running_cluster
 from tabane.tools.client import Cluster
+from tabane.units import shorten
 
 APPS = int(os.environ.get("APPS", "10000"))
 ALWAYS_ON = int(os.environ.get("ALWAYS_ON", "300"))
@@ -45,6 +46,8 @@ MIB = 1 << 20
 FREEZE_AFTER_S, STOP_AFTER_S = 2.0, 6.0
 READY_S = 120.0
 MEMORY_SHARE, MEASURED_SHARE = 0.1, 0.6
+MOST_TOLD, LONGEST = 5, 160
+"""Sessions that were not served, and characters of why."""
 SHORT_SHARE = 0.6
 """Of the most that instances held, which they have when memory is short."""
 BESIDE_BYTES = 104 * MIB
@@ -107,9 +110,18 @@ def main() -> int:
     runs = {"reactive": reactive, "reactive, short of memory": short, "always-on": always_on}
     for mode, done in runs.items():
         report.row(mode=mode, **describe(done))
+        if done is not always_on:
+            tell_lost(report, mode, done.replay.outcomes)
     compare(report, day, reactive, always_on)
     in_little(report, short, given_bytes)
     return report.finish(lambda axes: draw(axes, reactive.replay, always_on.replay))
+
+
+def tell_lost(report: Report, mode: str, outcomes: Sequence[Outcome]) -> None:
+    """Why those were not served that should have been."""
+    for one in [one for one in outcomes if one.status != OK][:MOST_TOLD]:
+        why = f"a{one.app} at {one.began:.1f} s: {one.status} {shorten(one.why, LONGEST)}"
+        report.row(mode=f"{mode}: not served", note=why)
 
 
 def fold(day: Day) -> Day:
@@ -169,7 +181,7 @@ def describe(run: Run) -> dict[str, float]:
     """A row."""
     outcomes, samples = run.replay.outcomes, run.replay.samples
     instances = seconds_of(samples)
-    served = [one for one in outcomes if one.status == 200]
+    served = [one for one in outcomes if one.status == OK]
     first_ms = [one.first_byte_s * 1000 for one in served if one.first_byte_s is not None]
     waited = sum(run.wakes.values())
     return {

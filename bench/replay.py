@@ -26,19 +26,22 @@ from tabane.tools.client import Cluster
 
 SAMPLE_S = 0.5
 TIMEOUT_S = 30.0
+OK = 200
 REQUEST = "GET /GPL-3 HTTP/1.1\r\nHost: a{app}.test\r\nConnection: close\r\n\r\n"
 NODE = "tokyo/tokyo-1"
 
 
 class Outcome(NamedTuple):
     """Of a session. `began` and `ended`: seconds since the replay began; `first_byte_s`: how long
-    that took, None without one. `status`: of HTTP, 0 when there was no whole answer."""
+    that took, None without one. `status`: of HTTP, 0 when there was no whole answer. `why` it was
+    not served, in the gateway's words, or those of an error."""
 
     app: int
     began: float
     ended: float
     first_byte_s: float | None
     status: int
+    why: str = ""
 
 
 class Sample(NamedTuple):
@@ -85,13 +88,15 @@ class Player:
     async def _ask(self, app: int) -> Outcome:
         began, seen = time.monotonic(), _Answer()
         self.active += 1
-        with suppress(OSError, TimeoutError):
+        try:
             async with asyncio.timeout(TIMEOUT_S):
                 await seen.read(self._address, REQUEST.format(app=app).encode())
+        except (OSError, TimeoutError, asyncio.IncompleteReadError, ValueError, KeyError) as error:
+            seen.why = f"{type(error).__name__} {error}"
         self.active -= 1
         first = None if seen.first_at is None else seen.first_at - began
         times = began - self.began, time.monotonic() - self.began
-        return Outcome(app, *times, first, seen.status if seen.whole else 0)
+        return Outcome(app, *times, first, seen.status if seen.whole else 0, seen.why)
 
 
 class _Answer:
@@ -101,6 +106,7 @@ class _Answer:
         self.first_at: float | None = None
         self.status = 0
         self.whole = False
+        self.why = ""
 
     async def read(self, address: str, request: bytes) -> None:
         reader, writer = await asyncio.open_connection(address, 80)
@@ -109,10 +115,10 @@ class _Answer:
             head = await reader.readuntil(b"\r\n\r\n")
             self.first_at, self.status = time.monotonic(), int(head.split(b" ", 2)[1])
             fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:] if line)
-            await reader.readexactly(int(fields[b"content-length"]))
+            body = await reader.readexactly(int(fields[b"content-length"]))
             self.whole = True
-        except (asyncio.IncompleteReadError, ValueError, KeyError):
-            return
+            if self.status != OK:
+                self.why = body.decode(errors="replace").strip()
         finally:
             writer.close()
 
