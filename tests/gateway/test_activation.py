@@ -11,7 +11,13 @@ from tabane.gateway.activation import (
     Start,
     StopAsked,
 )
-from tabane.gateway.decisions import RECALL_S, STARTING_AT_ONCE, UNPROVEN_AT_ONCE
+from tabane.gateway.decisions import (
+    CROWDED_AGAIN_S,
+    CROWDED_S,
+    RECALL_S,
+    STARTING_AT_ONCE,
+    UNPROVEN_AT_ONCE,
+)
 from tabane.gateway.messages import Grant, Refuse, StartTrace, StillUsed
 from tabane.model import App, InstanceId
 from tabane.testing.home import NODE, HandledHome
@@ -165,6 +171,30 @@ def test_where_nothing_can_run_it_sessions_are_sent_elsewhere() -> None:
     assert home.wait(REST_S - 1) == []
     home.node = NODE
     assert home.demand("g1", 1).starts == ["i1"]
+
+
+def test_where_only_memory_is_missing_sessions_wait_for_some_of_it() -> None:
+    home = HandledHome()
+    home.node, home.crowded = None, True
+    assert home.demand("g1", 2) == []
+    home.wait(CROWDED_S / 2)
+    assert home.demand("g2", 1) == []
+    home.node = NODE
+    assert home.wait(CROWDED_AGAIN_S).starts == ["i1"]
+
+
+def test_where_memory_stays_short_those_who_waited_long_are_told_so() -> None:
+    home = HandledHome()
+    home.node, home.crowded = None, True
+    home.demand("g1", 2)
+    assert home.wait(CROWDED_S / 2) == []
+    home.demand("g2", 1)
+    decided = home.wait(CROWDED_S / 2 + CROWDED_AGAIN_S)
+    assert decided.refusals == [("g1", "elsewhere", 2)]
+    ((_, refuse),) = decided.told(Refuse)
+    assert refuse.waited_s == CROWDED_S
+    assert home.wait(CROWDED_S / 2).refusals == [("g2", "elsewhere", 1)]
+    assert home.wait(REST_S - 1) == []
 
 
 def test_where_nothing_more_can_run_sessions_wait_for_what_does() -> None:

@@ -101,6 +101,16 @@ def test_idle_instances_leave_where_nothing_else_is_free() -> None:
     assert choice.node is None
     said = "has 200 MiB of memory available, and 99 that idle instances would free, 300 are needed"
     assert choice.reasons == (f"tokyo/tokyo-1: {said}",)
+    assert choice.crowded
+
+
+def test_only_where_memory_is_all_that_is_missing_may_there_be_a_place_soon() -> None:
+    wanted = app(resources=Resources(memory_bytes=300 << 20))
+    full, other = view("tokyo-1", memory=200 << 20), view("tokyo-2", memory=1 << 30)
+    assert place(wanted, [full], {}).crowded
+    assert not place(wanted, [other], {}, {other.name: "9 starts wait there"}).crowded
+    assert not place(wanted, [full], {}, {full.name: "9 starts wait there"}).crowded
+    assert not place(app(isolation=Class.VM), [full], {}).crowded
 
 
 def test_a_layer_in_memory_needs_memory() -> None:

@@ -25,8 +25,9 @@ from tabane.gateway.lowering import LOWER_IDLE_S
 from tabane.gateway.messages import SAVED, THAW, Revoke, ToGateway
 from tabane.gateway.place import Place
 from tabane.gateway.putting_away import away_after_s, bring_back, call_back, drop, drop_old
-from tabane.gateway.waiting import why_waiting
+from tabane.gateway.waiting import why_nowhere, why_waiting
 from tabane.model import InstanceId, State
+from tabane.scheduler.placement import Choice
 from tabane.scheduler.pressure import Rung
 
 RECALL_S = 0.1
@@ -53,9 +54,9 @@ PATIENCE_S = 1.0
 """So long sessions wait for the end of a pause of an app that did not start twice or more often.
 When it is longer they are better told at once, and when to come again."""
 
-
-REASONS_SAID = 3
-"""Of why no node can run an app: those of the first nodes stand for all."""
+CROWDED_S, CROWDED_AGAIN_S = 2.0, 0.1
+"""So long sessions wait for memory, as others end; and how often it is looked for, since it comes
+free without a word."""
 
 
 class Decisions:
@@ -115,10 +116,11 @@ class Decisions:
         for gateway in holding.granted:
             self._tell(gateway, Revoke(self._ledger.key, holding.id, None))
 
-    def refuse(self, kind: str, reason: str, retry_after_s: float) -> None:
-        """Tell all who wait that they get no slot."""
-        for gateway in self._ledger.waiting_gateways():
-            self._tell(gateway, self._ledger.refuse(gateway, kind, reason, retry_after_s))
+    def refuse(self, kind: str, reason: str, retry_after_s: float, waited_s: float = 0.0) -> None:
+        """Tell all who wait, for at least `waited_s`, that they get no slot."""
+        ledger = self._ledger
+        for gateway in ledger.late_gateways(self._now - waited_s):
+            self._tell(gateway, ledger.refuse(gateway, kind, reason, retry_after_s, waited_s))
 
     def refuse_failed(self) -> None:
         """A start failed: tell those who waited for it, unless it was the first to fail and may go
@@ -146,9 +148,8 @@ class Decisions:
         """Tell those who have waited too long what is known of what they wait for."""
         ledger, now = self._ledger, self._now
         waited_s = ledger.current.reactive.start_timeout_s + VERDICT_S
-        for gateway in ledger.late_gateways(now - waited_s):
-            reason = why_waiting(ledger, now)
-            self._tell(gateway, ledger.refuse(gateway, "late", reason, LATE_RETRY_S, waited_s))
+        if ledger.late_gateways(now - waited_s):
+            self.refuse("late", why_waiting(ledger, now), LATE_RETRY_S, waited_s)
 
     def _serves(self) -> bool:
         return any(holding.app is not None for holding in self._ledger.standing())
@@ -168,7 +169,7 @@ class Decisions:
             yield ledger.accounts[gateway].since + reactive.start_timeout_s + VERDICT_S
         if ledger.short_since is not None:
             yield ledger.short_since + RECALL_S
-            yield self._now + SHORT_AGAIN_S
+            yield self._now + (CROWDED_AGAIN_S if ledger.crowded else SHORT_AGAIN_S)
         for holding in ledger.standing():
             yield holding.suspect_until
             if ledger.setbacks.count:
@@ -301,7 +302,7 @@ class Decisions:
 
     def _start(self) -> None:
         ledger = self._ledger
-        missing = self._missing()
+        missing, ledger.crowded = self._missing(), False
         if missing <= 0:
             ledger.short_since = None
             return
@@ -320,7 +321,7 @@ class Decisions:
                 continue
             choice = self._place(ledger.current, declines)
             if choice.node is None:
-                self._refuse_elsewhere(choice.reasons)
+                self._refuse_elsewhere(choice)
                 return
             instance = self._new_id()
             ledger.add_start(instance, choice.node, self._now, note)
@@ -358,13 +359,15 @@ class Decisions:
         known = all(not h.asked and not h.doubtful for h in ledger.standing())
         return not known or bool(ledger.unconfirmed())
 
-    def _refuse_elsewhere(self, reasons: tuple[str, ...]) -> None:
-        """Nothing can be started here: only who may get a slot of what is here waits on."""
+    def _refuse_elsewhere(self, choice: Choice) -> None:
+        """Nothing can be started here: only who may get a slot of what is here waits on, and for a
+        while who waits for nothing but memory."""
         ledger = self._ledger
-        if not ledger.standing() and not ledger.starting():
-            why = "; ".join((*reasons[:REASONS_SAID], *("...",)[: len(reasons) > REASONS_SAID]))
-            reason = f"no node of this data center can run {ledger.key} now ({why})"
-            self.refuse("elsewhere", reason, ELSEWHERE_RETRY_S)
+        if not (ledger.standing() or ledger.starting()):
+            waited_s = CROWDED_S if choice.crowded else 0.0
+            reason = why_nowhere(ledger, choice.reasons)
+            self.refuse("elsewhere", reason, ELSEWHERE_RETRY_S, waited_s)
+        ledger.crowded = choice.crowded and ledger.total_waiting() > 0
 
     def _freeze_after_s(self, holding: Holding) -> float | None:
         """None: it is not to be frozen."""

@@ -195,6 +195,8 @@ class AppLedger:
     """The latest revision of which an instance was ready here."""
     short_since: float | None = None
     """Since when instances are missing, while they are."""
+    crowded: bool = False
+    """And no more than memory is missing for them."""
     rests_since: float | None = None
     """Since when it is `at_rest`, while it is."""
     due: float | None = None

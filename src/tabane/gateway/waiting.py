@@ -4,6 +4,15 @@ from __future__ import annotations
 
 from tabane.gateway.ledger import AppLedger, Holding
 
+REASONS_SAID = 3
+"""Of why no node can run an app: those of the first nodes stand for all."""
+
+
+def why_nowhere(ledger: AppLedger, reasons: tuple[str, ...]) -> str:
+    """A sentence, of what each node said."""
+    said = "; ".join((*reasons[:REASONS_SAID], *("...",)[: len(reasons) > REASONS_SAID]))
+    return f"no node of this data center can run {ledger.key} now ({said})"
+
 
 def why_waiting(ledger: AppLedger, now: float) -> str:
     """What is known of it, as the end of a sentence; never empty."""

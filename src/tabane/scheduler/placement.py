@@ -38,6 +38,8 @@ class Choice(Value, frozen=True):
 
     node: NodeName | None
     reasons: tuple[str, ...]
+    crowded: bool = False
+    """Nothing but memory is missing on one of them, which comes free when sessions end."""
 
 
 def home_of(app: AppName, nodes: Iterable[NodeName]) -> NodeName | None:
@@ -72,11 +74,13 @@ def place(
     for node in nodes:
         beside[node.kernel or node.name] += here.get(node.name, 0)
     feasible: list[NodeView] = []
-    reasons = []
+    reasons, crowded = [], False
     for node in nodes:
         problem = declined.get(node.name) or _problem(app, node)
-        if problem:
-            reasons.append(f"{node.name}: {problem}")
+        full = "" if problem else _memory_problem(app, node)
+        if problem or full:
+            crowded = crowded or bool(full)
+            reasons.append(f"{node.name}: {problem or full}")
         else:
             feasible.append(node)
             count = here.get(node.name, 0)
@@ -98,7 +102,7 @@ def place(
         )
 
     best = min(feasible, key=crowd, default=None)
-    return Choice(best.name if best is not None else None, tuple(reasons))
+    return Choice(best.name if best is not None else None, tuple(reasons), crowded)
 
 
 def _problem(app: App, node: NodeView) -> str:
@@ -112,10 +116,12 @@ def _problem(app: App, node: NodeView) -> str:
         return explain_none(app, node.engines)
     if (account := node.accounts.get(app.owner)) and (reason := exceeded(app, account)):
         return reason
-    return _memory_problem(app, node) if _missing_bytes(app, node) > node.memory_idle_bytes else ""
+    return ""
 
 
 def _memory_problem(app: App, node: NodeView) -> str:
+    if _missing_bytes(app, node) <= node.memory_idle_bytes:
+        return ""
     what = " for memory and disk" if _layer_in_memory(app, node) else ""
     available, idle = (node.memory_available_bytes or 0) >> 20, node.memory_idle_bytes >> 20
     beside = f", and {idle} that idle instances would free" if idle else ""

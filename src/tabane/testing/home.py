@@ -93,11 +93,13 @@ class Decided(list[Instruction]):
 
 
 class HandledHome:
-    """One app and its home. `node` is where the next instance goes; None: nowhere."""
+    """One app and its home. `node` is where the next instance goes; None: nowhere, for want of
+    memory if that is `crowded`."""
 
     def __init__(self, app: App | None = None, **reactive: object) -> None:
         self.now = 1_000.0
         self.node: NodeName | None = NODE
+        self.crowded = False
         self.app = app or App(name="hello", image="host", port=8000, revision=1)
         self._answered: dict[str, int] = {}
         self.epoch = 7
@@ -114,7 +116,8 @@ class HandledHome:
 
     def _place(self, declined: Mapping[NodeName, str]) -> Choice:
         if self.node is None or self.node in declined:
-            return Choice(None, tuple(f"n1: {why}" for why in declined.values()) or FULL)
+            reasons = tuple(f"n1: {why}" for why in declined.values()) or FULL
+            return Choice(None, reasons, self.crowded)
         return Choice(self.node, FULL)
 
     @property
