@@ -68,7 +68,8 @@ from django.http import HttpRequest, HttpResponse  # noqa: E402
 from django.urls import path, re_path  # noqa: E402
 
 X = sympy.symbols("x")
-TABLE = {f: sympy.integrate(f(X) ** 2 * sympy.exp(X), X) for f in (sympy.sin, sympy.cos, sympy.sinh)}
+FUNCTIONS = (sympy.sin, sympy.cos, sympy.sinh)
+TABLE = {f: sympy.integrate(f(X) ** 2 * sympy.exp(X), X) for f in FUNCTIONS}
 
 
 def calculate(request: HttpRequest) -> HttpResponse:
