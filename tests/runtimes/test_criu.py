@@ -214,24 +214,15 @@ NEW = Names(InstanceId("bbbbbbbbbbbb"), "", "/tabane/bbbbbbbbbbbb", 52)
 
 
 def record(engine_name: str = "crun") -> Saved:
-    return Saved(engine_name, ("/dev",), (), ("pipe:[1]", "pipe:[1]"), 1, 2, OLD, {})
-
-
-def test_a_record_is_read_back_and_files_are_missed(tmp_path: Path) -> None:
-    (tmp_path / "pages-1.img").write_bytes(b"1234")
-    whole = Saved(*(getattr(record(), name) for name in record().__struct_fields__[:7]), {})
-    saved.write_record(whole, tmp_path)
-    assert saved.read_record(tmp_path) == whole
-    known = record().__struct_fields__[:7]
-    sized = Saved(*(getattr(record(), name) for name in known), saved.sizes_of(tmp_path))
-    saved.write_record(sized, tmp_path)
-    assert saved.read_record(tmp_path).sizes == {"pages-1.img": 4}
-    (tmp_path / "pages-1.img").write_bytes(b"123")
-    with pytest.raises(Corrupt, match=r"3 bytes of pages-1\.img, which has 4"):
-        saved.read_record(tmp_path)
-    (tmp_path / "pages-1.img").unlink()
-    with pytest.raises(Corrupt, match=r"nothing of pages-1\.img"):
-        saved.read_record(tmp_path)
+    return Saved(
+        engine=engine_name,
+        external=("/dev",),
+        files=(),
+        outputs=("pipe:[1]", "pipe:[1]"),
+        monotonic_ns=1,
+        boottime_ns=2,
+        names=OLD,
+    )
 
 
 def test_the_engine_is_given_the_state_of_what_it_never_started(tmp_path: Path) -> None:

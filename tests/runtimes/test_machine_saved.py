@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from tabane.errors import Corrupt
-from tabane.runtimes.machines.saved import LAYER, MEMORY, RECORD, STATE, read_record, write_record
+from tabane.runtimes.contents import write_contents
+from tabane.runtimes.machines.saved import LAYER, MEMORY, STATE, Saved, read_saved
 from tabane.runtimes.qemu.machine import MICROVM, Q35, Accelerator, Machine, Plan, make_argv
 
 TCG = Accelerator("tcg", "told", 2_600_000)
@@ -18,35 +20,17 @@ def fill(directory: Path) -> None:
         (directory / name).write_bytes(bytes(size))
 
 
-def test_a_record_comes_back(tmp_path: Path) -> None:
+def test_none_of_its_files_may_be_missing(tmp_path: Path) -> None:
+    whole = Saved(memory_bytes=144 << 20, ticks_khz=2_600_000)
     fill(tmp_path)
-    write_record(tmp_path, 144 << 20, 2_600_000)
-    saved = read_record(tmp_path)
-    assert (saved.memory_bytes, saved.ticks_khz) == (144 << 20, 2_600_000)
-    assert saved.sizes == {MEMORY: 10, STATE: 11, LAYER: 12}
-
-
-@pytest.mark.parametrize("name", [MEMORY, STATE, LAYER])
-def test_what_is_not_whole_is_refused(tmp_path: Path, name: str) -> None:
-    fill(tmp_path)
-    write_record(tmp_path, 144 << 20, 0)
-    (tmp_path / name).write_bytes(b"cut")
-    with pytest.raises(Corrupt, match=f"has 3 bytes of {name}, which has 1[012] bytes"):
-        read_record(tmp_path)
-    (tmp_path / name).unlink()
-    with pytest.raises(Corrupt, match=f"has nothing of {name}, which has 1[012] bytes"):
-        read_record(tmp_path)
-
-
-def test_a_record_that_is_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Corrupt, match="no whole checkpoint of a machine"):
-        read_record(tmp_path)
-    (tmp_path / RECORD).write_text('{"memory_bytes": 1, "ticks_khz": 0, "sizes": {}, "format": 2}')
-    with pytest.raises(Corrupt, match="a checkpoint of format 2, not 1"):
-        read_record(tmp_path)
-    (tmp_path / RECORD).write_text('{"memory_bytes": 1, "ticks_khz": 0, "sizes": {}}')
-    with pytest.raises(Corrupt, match="has nothing of memory"):
-        read_record(tmp_path)
+    write_contents(whole, tmp_path)
+    assert read_saved(tmp_path) == replace(whole, sizes={MEMORY: 10, STATE: 11, LAYER: 12})
+    for name in (MEMORY, STATE, LAYER):
+        fill(tmp_path)
+        (tmp_path / name).unlink()
+        write_contents(whole, tmp_path)
+        with pytest.raises(Corrupt, match=f"has nothing of {name}"):
+            read_saved(tmp_path)
 
 
 @pytest.mark.parametrize("machine", [MICROVM, Q35], ids=lambda machine: machine.name)

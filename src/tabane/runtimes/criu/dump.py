@@ -14,12 +14,11 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from msgspec.structs import replace
-
 from tabane.clock import read_kernel_clocks_ns
 from tabane.errors import Busy, Conflict, EngineError, Unsupported
 from tabane.runtimes import inside
 from tabane.runtimes.api import Command, Finished, Handle, Spawner
+from tabane.runtimes.contents import write_contents
 from tabane.runtimes.criu import engine, images, saved, tree
 from tabane.runtimes.criu.engine import Criu
 from tabane.runtimes.threads import to_thread
@@ -87,7 +86,7 @@ class Dump:
         images.stay(target)
         images.forget_unread(target, record.outputs)
         saved.save_state(self._state, target)
-        saved.write_record(replace(record, sizes=saved.sizes_of(target)), target)
+        write_contents(record, target)
 
     def _read(self, name: str) -> str:
         return Path(f"/proc/{self._pid}/{name}").read_text()

@@ -16,6 +16,7 @@ from tabane.errors import EngineError
 from tabane.runtimes import rootfs
 from tabane.runtimes.api import EPOCH, SERVICES, Command, InstanceSpec
 from tabane.runtimes.cgroups import Cgroup
+from tabane.runtimes.contents import read_contents
 from tabane.runtimes.criu import engine, saved, tree
 from tabane.runtimes.criu.engine import Criu
 from tabane.runtimes.criu.saved import Names
@@ -40,7 +41,7 @@ class Restore:
         self._images = images
         self._directory = directory
         self._epoch = epoch
-        self.saved = saved.read_record(images)
+        self.saved = read_contents(images, saved.Saved, "a container")
 
     def fill(self, layer: Path) -> None:
         """Put the saved files into the instance's layer, and what tells it from others."""

@@ -14,13 +14,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from tabane.errors import Corrupt, EngineError
+from tabane.errors import EngineError
 from tabane.model import InstanceId, Value
+from tabane.runtimes.contents import Contents
 
-FORMAT = 1
-RECORD = "restore.json"
 LAYER = "layer.tar"
 ENGINE_PREFIX = "engine-"
 PACK_TIMEOUT_S = 60.0
@@ -38,7 +35,7 @@ class Names(Value, frozen=True):
     link_pid: int
 
 
-class Saved(Value, frozen=True):
+class Saved(Contents, frozen=True, kw_only=True):
     """`external`: mount points of what is not in the images, among which `files` are such;
     `outputs`: names in the images of what it had as stdout and stderr; the clocks, as the program
     saw them when it stood still; `names`: of the instance that was dumped."""
@@ -50,34 +47,6 @@ class Saved(Value, frozen=True):
     monotonic_ns: int
     boottime_ns: int
     names: Names
-    sizes: dict[str, int]
-    """Of all other files, in bytes: of memory that is cut off, CRIU would wait for the rest."""
-    format: int = FORMAT
-
-
-def sizes_of(directory: Path) -> dict[str, int]:
-    return {each.name: each.stat().st_size for each in directory.iterdir() if each.name != RECORD}
-
-
-def write_record(saved: Saved, directory: Path) -> None:
-    (directory / RECORD).write_bytes(msgspec.json.encode(saved))
-
-
-def read_record(directory: Path) -> Saved:
-    """Raises `Corrupt` when there is none, or one that this version does not know, or when a file
-    is not there as a whole."""
-    try:
-        saved = msgspec.json.decode((directory / RECORD).read_bytes(), type=Saved)
-    except (OSError, msgspec.DecodeError) as error:
-        raise Corrupt(f"{directory} has no whole checkpoint of a container: {error}") from None
-    if saved.format != FORMAT:
-        raise Corrupt(f"{directory} has a checkpoint of format {saved.format}, not {FORMAT}")
-    found = sizes_of(directory)
-    for name, size_bytes in saved.sizes.items():
-        if found.get(name) != size_bytes:
-            here = f"{found[name]} bytes" if name in found else "nothing"
-            raise Corrupt(f"{directory} has {here} of {name}, which has {size_bytes} bytes")
-    return saved
 
 
 # The layer

@@ -27,10 +27,11 @@ from tabane.guest.frames import Kind
 from tabane.guest.orders import Identity, encode_identity
 from tabane.runtimes.api import Handle, InstanceSpec
 from tabane.runtimes.bundles import etc_files
+from tabane.runtimes.contents import write_contents
 from tabane.runtimes.machines.disks import copy_sparse
 from tabane.runtimes.machines.driver import MachineDriver, check_running, directory_of
 from tabane.runtimes.machines.parts import GATEWAY_MAC, MAC, SEED_BYTES, owner_of
-from tabane.runtimes.machines.saved import LAYER, Saved, read_record, write_record
+from tabane.runtimes.machines.saved import LAYER, Saved, read_saved
 from tabane.runtimes.machines.sizes import memory_for
 from tabane.runtimes.threads import to_thread
 from tabane.supervise import Supervisor
@@ -104,7 +105,8 @@ class SavingDriver(MachineDriver):
             await to_thread(copy_sparse, self.layer_of(handle), directory / LAYER)
             booted = handle.data["memory_bytes"]
             assert isinstance(booted, int)
-            write_record(directory, memory_for(booted), self.ticks_khz)
+            contents = Saved(memory_bytes=memory_for(booted), ticks_khz=self.ticks_khz)
+            write_contents(contents, directory)
         except BaseException as problem:
             await self._settle(handle)
             if isinstance(problem, OSError):
@@ -129,7 +131,7 @@ class SavingDriver(MachineDriver):
     # Clones
 
     async def restore(self, spec: InstanceSpec, handle: Handle, directory: Path) -> Handle:
-        saved = await to_thread(read_record, directory)
+        saved = await to_thread(read_saved, directory)
         self._check(spec, saved)
         mark = spec.directory / RESTORING
         mark.touch()

@@ -45,6 +45,7 @@ from tabane.runtimes.api import (
     Transfer,
 )
 from tabane.runtimes.cgroups import Cgroup
+from tabane.runtimes.contents import read_contents
 from tabane.runtimes.lookup import resolve
 from tabane.runtimes.oci import Engine as OciEngine
 from tabane.runtimes.oci import OciDriver
@@ -331,7 +332,7 @@ class RunscDriver(OciDriver):
             await self._pause(handle).end()
 
     async def restore(self, spec: InstanceSpec, handle: Handle, directory: Path) -> Handle:
-        record = saving.read_record(directory)
+        record = read_contents(directory, saving.Saved, "a sandbox")
         if record.platform != self._platform:
             raise EngineError(f"it was saved on platform {record.platform}, not {self._platform}")
         self._set_up()

@@ -27,20 +27,16 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 
-import msgspec
-
-from tabane.errors import Corrupt, EngineError, NotFound, Unsupported
-from tabane.model import Value
+from tabane.errors import EngineError, NotFound, Unsupported
 from tabane.runtimes import rootfs
 from tabane.runtimes.api import EPOCH, SERVICES, Handle, InstanceSpec
 from tabane.runtimes.cgroups import Cgroup
+from tabane.runtimes.contents import Contents, sizes_of, write_contents
 from tabane.runtimes.criu import saved
 from tabane.runtimes.spawned import cgroup_of, directory_of
 from tabane.runtimes.threads import to_thread
 from tabane.runtimes.volumes import MOUNTED
 
-FORMAT = 1
-RECORD = "restore.json"
 TIMEOUT_S = 60.0
 """All of an instance's memory is written, which stands still meanwhile."""
 POLL_S = 0.002
@@ -53,13 +49,10 @@ Ask = Callable[..., Awaitable[str]]
 """Has the engine do something with an instance: `ask(handle, *words)`."""
 
 
-class Saved(Value, frozen=True):
+class Saved(Contents, frozen=True, kw_only=True):
     """`platform`: by which the programs' system calls are caught."""
 
     platform: str
-    sizes: dict[str, int]
-    """Of all other files, in bytes."""
-    format: int = FORMAT
 
 
 class Pause:
@@ -116,10 +109,9 @@ async def save(
         os.chown(directory, owner, -1)
         with suppress(NotFound):
             cgroup.limit(limits)
-    sizes = {each.name: each.stat().st_size for each in directory.iterdir()}
-    if not any(name.endswith(".img") and size for name, size in sizes.items()):
+    if not any(name.endswith(".img") and size for name, size in sizes_of(directory).items()):
         raise EngineError(f"{handle.id} could not be checkpointed: the engine wrote nothing")
-    (directory / RECORD).write_bytes(msgspec.json.encode(Saved(platform, sizes)))
+    write_contents(Saved(platform=platform), directory)
 
 
 async def end_all(cgroup: Cgroup) -> None:
@@ -148,24 +140,6 @@ def take_over(directory: Path) -> None:
 def empty(directory: Path) -> None:
     for path in directory.iterdir():
         path.unlink()
-
-
-def read_record(directory: Path) -> Saved:
-    """Raises `Corrupt` when there is none, or one that this version does not know, or when a file
-    is not there as a whole."""
-    try:
-        record = msgspec.json.decode((directory / RECORD).read_bytes(), type=Saved)
-    except (OSError, msgspec.DecodeError) as error:
-        raise Corrupt(f"{directory} has no whole checkpoint of a sandbox: {error}") from None
-    if record.format != FORMAT:
-        raise Corrupt(f"{directory} has a checkpoint of format {record.format}, not {FORMAT}")
-    for name, size in record.sizes.items():
-        path = directory / name
-        found = path.stat().st_size if path.exists() else -1
-        if found != size:
-            here = f"{found} bytes" if found >= 0 else "nothing"
-            raise Corrupt(f"{directory} has {here} of {name}, which has {size} bytes")
-    return record
 
 
 def let_in(directory: Path, group: int) -> None:
