@@ -173,7 +173,7 @@ async def test_a_removed_app_leaves_nothing(apps: Apps, store: Store) -> None:
     removed, revision = await apps.remove(KEY)
     assert removed == deployed
     assert revision == (await store.range(""))[0]
-    assert list(await read(store, "")) == ["last_ids"]
+    assert list(await read(store, "")) == ["last_ids", "last_revision"]
     with pytest.raises(NotFound, match="there is no app default/hello"):
         await apps.remove(KEY)
 
@@ -316,7 +316,7 @@ async def test_an_overtaken_deploy_is_tried_again(apps: Apps, store: Store) -> N
     deployed = (await rivalled(store, rival, times=5).deploy(app())).app
     assert deployed.id_base == FIRST_ID_BASE + 5 * ID_RANGE
     deployed = (await rivalled(store, lambda: apps.remove(KEY)).deploy(app(port=80))).app
-    assert (deployed.revision, deployed.id_base) == (1, FIRST_ID_BASE + 6 * ID_RANGE)
+    assert (deployed.revision, deployed.id_base) == (2, FIRST_ID_BASE + 6 * ID_RANGE)
     with pytest.raises(NotFound):
         await rivalled(store, lambda: apps.remove(KEY)).remove(KEY)
     await check_books(store)

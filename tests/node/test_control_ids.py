@@ -66,6 +66,18 @@ async def test_ids_are_used_again_as_late_as_possible(
     await check_books(store)
 
 
+async def test_no_revision_of_a_name_comes_twice(apps: Apps) -> None:
+    """Nodes know programs, copies and what runs by an app's name and revision."""
+    for port in (80, 81, 82):
+        assert (await apps.deploy(app(port=port))).app.revision == port - 79
+    await apps.remove(KEY)
+    assert (await apps.deploy(app(port=83))).app.revision == 4
+    await apps.deploy(app("other"))
+    await apps.remove(KEY)
+    await apps.remove(AppName("default/other"))
+    assert (await apps.deploy(app(port=84))).app.revision == 5
+
+
 async def test_each_cohort_of_a_chosen_class_has_ids_of_its_own(apps: Apps, store: Store) -> None:
     deployed = (await apps.deploy(app(isolation=Class.AUTO))).app
     bases = {cohort.trust: cohort.id_base for cohort in deployed.cohorts()}

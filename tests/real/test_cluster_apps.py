@@ -41,7 +41,15 @@ def test_a_new_revision_takes_over_without_a_failed_request(cluster: LocalCluste
     assert seen.failures() == []
     assert {answer.body for answer in seen.answers} == {"one\n", "two\n"}
     assert cluster.get("rolling").body == "two\n"
-    assert [i["revision"] for i in cluster.instances("rolling")] == [2]
+    assert [i["revision"] for i in cluster.instances("rolling")] == [old["revision"] + 1]
+
+
+def test_an_app_that_is_deployed_after_its_removal_is_another(cluster: LocalCluster) -> None:
+    """Of one command, though of the same name and image."""
+    for word in ("one", "two"):
+        cluster.deploy("phoenix", saying(word))
+        assert cluster.get("phoenix").body == f"{word}\n"
+        cluster.api.delete("/api/v1/apps/default/phoenix")
 
 
 def test_a_revision_that_does_not_start_leaves_the_old_one_serving(cluster: LocalCluster) -> None:

@@ -80,7 +80,7 @@ def test_what_is_deployed_while_a_hub_starts_is_stored_and_no_failure(
         deployed = cluster.deploy("unheard")
         assert (deployed["known"], deployed["unreachable"]) == ([], sorted(DATACENTERS))
         shown = cluster.api.get("/api/v1/apps/default/unheard")
-        assert shown["app"]["revision"] == 1
+        assert shown["app"]["revision"] == deployed["revision"]
         assert shown["silent"] == sorted([OSAKA, ISHIKARI])
     finally:
         os.kill(hub, signal.SIGCONT)

@@ -83,17 +83,19 @@ def test_deploy_a_new_app_and_again(cluster: LocalCluster, tmp_path: Path) -> No
     file = app_file(tmp_path, "fresh")
     everywhere = "known in tokyo, osaka, ishikari\n"
     stored = good(cluster.tabane("deploy", file))
-    assert stored == f"default/fresh revision 1 stored; {everywhere}"
-    same = f"default/fresh revision 1 is what the file says, nothing was changed; {everywhere}"
+    first = int(stored.split()[2])
+    assert stored == f"default/fresh revision {first} stored; {everywhere}"
+    unchanged = "is what the file says, nothing was changed"
+    same = f"default/fresh revision {first} {unchanged}; {everywhere}"
     assert good(cluster.tabane("deploy", file)) == same
     again = of_json(cluster.tabane("deploy", "--force", file, "--json"))
-    assert (again["name"], again["revision"], again["unreachable"]) == ("fresh", 2, [])
+    assert (again["name"], again["revision"], again["unreachable"]) == ("fresh", first + 1, [])
     assert again["known"] == ["tokyo", "osaka", "ishikari"]
     good(cluster.tabane("scale", "fresh", "--max", "30"))
-    assert "revision 2 is what the file says" in good(cluster.tabane("deploy", file))
+    assert f"revision {first + 1} is what the file says" in good(cluster.tabane("deploy", file))
     text = Path(file).read_text().replace("port = 8000", "port = 8001")
     changed = cluster.tabane("deploy", "-", stdin=text)
-    assert changed.out == f"default/fresh revision 3 stored; {everywhere}"
+    assert changed.out == f"default/fresh revision {first + 2} stored; {everywhere}"
     undone = "min is 0 and max 10 again, as the file says; `tabane scale` had set 0 and 30"
     assert changed.err == f"tabane: default/fresh: {undone}\n"
 
@@ -133,7 +135,8 @@ def test_apps(cluster: LocalCluster, awake: dict[str, Any]) -> None:
     heading, *rows = good(cluster.tabane("apps")).splitlines()
     columns = "APP CLASS REV IMAGE DIGEST PORT HOSTS READY"
     assert heading.split() == columns.split()
-    assert ["talks", "container", "1", "host", "-", "8000", "talks.test", "1/1"] in [
+    revision = str(awake["revision"])
+    assert ["talks", "container", revision, "host", "-", "8000", "talks.test", "1/1"] in [
         row.split() for row in rows
     ]
     apps = {app["name"]: app for app in of_json(cluster.tabane("apps", "--json"))["apps"]}
@@ -142,7 +145,8 @@ def test_apps(cluster: LocalCluster, awake: dict[str, Any]) -> None:
 
 def test_show(cluster: LocalCluster, awake: dict[str, Any]) -> None:
     out = good(cluster.tabane("show", "talks"))
-    assert out.startswith("default/talks  revision 1  class container\n")
+    revision = awake["revision"]
+    assert out.startswith(f"default/talks  revision {revision}  class container\n")
     for words in ("instances (1)", awake["id"], awake["address"], "latest wakes (1)", "cold"):
         assert words in out
     shown = of_json(cluster.tabane("show", "default/talks", "--json"))

@@ -10,6 +10,10 @@ Keys in the store:
                             others there is none
     volumes/NAMESPACE/NAME  the node that has the app's volumes; stays when the app is removed
     triggers/NAMESPACE/NAME/TRIGGER  which moments of a timer were begun (`tabane.node.timers`)
+    last_ids                behind which range of ids the next is looked for
+    last_revision           the latest revision that an app had which was removed; those of new apps
+                            come after it, so that nothing which a node knows of a revision, or has
+                            running or saved of it, passes for one of another app of that name
 """
 
 from __future__ import annotations
@@ -46,6 +50,7 @@ IDS = "ids/"
 FLOORS = "floors/"
 VOLUMES = "volumes/"
 LAST_IDS = "last_ids"
+LAST_REVISION = "last_revision"
 
 FIRST_ID_BASE = 1 << 24
 ID_RANGE = 1 << 16
@@ -140,7 +145,7 @@ class Apps:
         app = msgspec.structs.replace(
             wanted,
             pinned_to=await self._pin(edit, wanted, old),
-            revision=old.revision + 1 if old else 1,
+            revision=(old.revision if old is not None else await _last_revision(edit)) + 1,
             id_base=bases[0],
             trusted_id_base=bases[1] if len(bases) > 1 else 0,
             deployed_at=self._clock.wall(),
@@ -213,6 +218,9 @@ class Apps:
             edit.delete(APPS + key)
             edit.delete(FLOORS + key)
             removed.append(app)
+        latest = max((app.revision for app in removed), default=0)
+        if latest > await _last_revision(edit):
+            edit.put(LAST_REVISION, str(latest).encode())
         return lambda revision: (removed, revision)
 
     async def scale(self, key: AppName, low: int | None, high: int | None) -> tuple[App, int]:
@@ -306,6 +314,11 @@ async def _take_ids(edit: Edit, key: AppName, count: int) -> list[int]:
             edit.put(LAST_IDS, str((first + step + 1) % ID_RANGES).encode())
             return bases
     raise Conflict(f"all {ID_RANGES} id ranges are taken: remove apps that are not needed")
+
+
+async def _last_revision(edit: Edit) -> int:
+    last = await edit.get(LAST_REVISION)
+    return int(last.value) if last is not None else 0
 
 
 async def _read(edit: Edit, key: AppName) -> tuple[Entry | None, App | None]:

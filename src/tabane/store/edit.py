@@ -11,12 +11,12 @@ class Overtaken(Exception):
 
 
 class Edit:
-    """What was read is as it was when the commit is made, or nothing is written. Own writes are
-    seen by reads that come after them (`version` 0)."""
+    """What was read is as it was when the commit is made, or nothing is written; it is read once.
+    Own writes are seen by reads that come after them (`version` 0)."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._read: dict[str, int] = {}
+        self._read: dict[str, Entry | None] = {}
         self._written: dict[str, Write] = {}
 
     async def get(self, key: str) -> Entry | None:
@@ -25,9 +25,9 @@ class Edit:
                 return Entry(key, value, 0)
             case Delete():
                 return None
-        entry = await self._store.get(key)
-        self._read.setdefault(key, entry.version if entry is not None else 0)
-        return entry
+        if key not in self._read:
+            self._read[key] = await self._store.get(key)
+        return self._read[key]
 
     def put(self, key: str, value: bytes) -> None:
         self._written[key] = Put(key, value)
@@ -41,7 +41,7 @@ class Edit:
 
     async def commit(self) -> int:
         """Returns the new revision. Raises `Overtaken`."""
-        expect = [Expect(key, version) for key, version in self._read.items()]
+        expect = [Expect(key, entry.version if entry else 0) for key, entry in self._read.items()]
         try:
             return await self._store.commit([*self._written.values()], expect)
         except Conflict as conflict:
