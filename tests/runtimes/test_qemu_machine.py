@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
+from tests.images.test_checkpoint_preflight import check
 
 from tabane.errors import Unsupported
 from tabane.model import ExitStatus
@@ -17,6 +18,7 @@ from tabane.runtimes.machines import kernel
 from tabane.runtimes.machines.ends import explain, parse_end, read_end, tells_of_program
 from tabane.runtimes.machines.kernel import encode_cpio, find_kernel, make_initramfs
 from tabane.runtimes.machines.sizes import ALIGNMENT, KERNEL_BYTES, memory_for
+from tabane.runtimes.qemu.driver import versions_of
 from tabane.runtimes.qemu.enforced import ENFORCEMENTS
 from tabane.runtimes.qemu.machine import (
     MICROVM,
@@ -37,6 +39,29 @@ MACHINES = pytest.mark.parametrize("machine", [MICROVM, Q35], ids=lambda machine
 def options(argv: tuple[str, ...], name: str) -> list[str]:
     """The values of an option that may come more than once."""
     return [value for option, value in itertools.pairwise(argv) if option == name]
+
+
+@pytest.mark.parametrize(
+    ("here", "refusal"),
+    [
+        (("7.2.22", Q35, TCG), ""),
+        (("8.2.2", Q35, TCG), "qemu 7.2.22 made it, and here is 8.2.2"),
+        (
+            ("7.2.22", replace(Q35, type="pc-q35-8.2"), TCG),
+            "machine pc-q35-7.2 made it, and here is pc-q35-8.2",
+        ),
+        (
+            ("7.2.22", Q35, KVM),
+            "accelerator tcg made it, and here is kvm\n"
+            "processor qemu64,+tsc made it, and here is host,migratable=on",
+        ),
+    ],
+)
+def test_a_snapshot_is_of_its_qemu_machine_and_processor(
+    here: tuple[str, Machine, Accelerator], refusal: str
+) -> None:
+    versions = versions_of("7.2.22", Q35, TCG)
+    assert check({"versions": versions}, {"versions": versions_of(*here)}) == refusal
 
 
 @MACHINES

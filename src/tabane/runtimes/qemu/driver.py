@@ -30,8 +30,23 @@ from tabane.runtimes.machines.sizes import memory_for
 from tabane.runtimes.process import is_same
 from tabane.runtimes.qemu import qmp, saving
 from tabane.runtimes.qemu.accelerator import find_accelerator
-from tabane.runtimes.qemu.machine import MICROVM, PROGRAM, Q35, Machine
+from tabane.runtimes.qemu.machine import (
+    MICROVM,
+    PROGRAM,
+    Q35,
+    Accelerator,
+    Machine,
+    processor_of,
+)
 from tabane.runtimes.qemu.parts import QemuParts
+
+
+def versions_of(qemu: str, machine: Machine, accelerator: Accelerator) -> dict[str, str]:
+    """All that has to be the same where a snapshot is restored. Machine and processor are
+    Tabane's choice, which its next release may make otherwise."""
+    _, processor = processor_of(accelerator)
+    chosen = {"machine": machine.type, "processor": processor}
+    return {"qemu": qemu, "accelerator": accelerator.name, **chosen}
 
 
 class QemuDriver(SavingDriver):
@@ -47,6 +62,7 @@ class QemuDriver(SavingDriver):
     )
 
     def __init__(self, machine: Machine, spawner: Spawner, directory: Path) -> None:
+        self._machine = machine
         self._qemu = QemuParts(machine, directory)
         super().__init__(machine.name, machine.isolation, self._qemu, spawner)
         self._probe: Probe | None = None
@@ -62,7 +78,7 @@ class QemuDriver(SavingDriver):
                     version,
                     accelerator.emulates,
                     accelerator.reason,
-                    {"qemu": version.partition("version ")[2], "accelerator": accelerator.name},
+                    versions_of(version.partition("version ")[2], self._machine, accelerator),
                 )
                 has_processor = not accelerator.emulates
                 self.capabilities = replace(self.capabilities, saves_processor_state=has_processor)

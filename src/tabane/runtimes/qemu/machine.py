@@ -107,13 +107,18 @@ def kernel_options(accelerator: Accelerator, *more: str) -> str:
     return " ".join((*words, *more))
 
 
+def processor_of(accelerator: Accelerator) -> tuple[str, str]:
+    """As QEMU's `-accel` and `-cpu` name it."""
+    if accelerator.emulates:
+        return f"tcg,tb-size={TRANSLATED_MIB}", "qemu64,+tsc"
+    return "kvm", "host,migratable=on"
+
+
 def bare_argv(
     machine: Machine, plan: Plan, accelerator: Accelerator, options: str
 ) -> tuple[str, ...]:
     """A machine with a processor, memory, a kernel and a console on its stderr; no device."""
-    accel, cpu = f"tcg,tb-size={TRANSLATED_MIB}", "qemu64,+tsc"
-    if not accelerator.emulates:
-        accel, cpu = "kvm", "host,migratable=on"
+    accel, cpu = processor_of(accelerator)
     size = plan.memory_bytes >> 20
     return (
         *(PROGRAM, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
