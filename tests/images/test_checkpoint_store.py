@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import stat
 from collections.abc import Callable
@@ -215,6 +216,22 @@ async def test_dumps_at_once_share_what_is_equal(store: CheckpointStore, tmp_pat
         assert await opened(store, one.digest) == dumped(tmp_path, seed)
 
 
+async def test_what_is_new_is_open_once_although_somebody_wants_it_at_once(
+    store: CheckpointStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody finds it between its manifest on disk and its files in memory."""
+    gate = Gate(monkeypatch, store.vault, "release")
+    keeping = asyncio.ensure_future(keep(store, "one"))
+    await gate.reached()
+    found = store.all()
+    opening = [asyncio.ensure_future(opened(store, one.digest)) for one in found]
+    gate.open()
+    stored = await keeping
+    await asyncio.gather(*opening, opened(store, stored.digest))
+    assert found == [] and store.memory.users(stored.digest) == 0
+    assert len([*(tmp_path / "memory").iterdir()]) == 1
+
+
 async def test_of_a_dump_that_nobody_waits_for_nothing_is_left(
     store: CheckpointStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -368,6 +385,21 @@ async def test_a_dump_takes_of_the_memory_what_it_really_takes(tmp_path: Path) -
         stored = await dump.keep(about())
         assert store.memory.is_warm(stored.digest)
     assert 3 * WINDOW_BYTES < store.memory.used_bytes < 4 * WINDOW_BYTES
+
+
+async def test_of_a_dump_that_has_no_place_nothing_is_promised(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> Path:
+        raise OSError(errno.ENOSPC, "no room")
+
+    monkeypatch.setattr(store, "_make_place", fail)
+    with pytest.raises(OSError, match="no room"):
+        await keep(store, "one")
+    with pytest.raises(OSError, match="no room"):
+        async with store.dump(os.getgid(), MIB):
+            pass
+    assert store.memory.used_bytes == 0
 
 
 async def test_what_is_larger_than_the_memory_is_kept_and_cannot_be_opened(tmp_path: Path) -> None:

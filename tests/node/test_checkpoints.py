@@ -114,6 +114,25 @@ async def test_what_no_app_as_deployed_would_use_is_collected(node: ImageNode) -
     assert [stored.digest for stored in node.checkpoints.store.all()] == [new.digest]
 
 
+async def test_what_is_opened_while_others_are_collected_stays(
+    node: ImageNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = [await make(node, seed, revised(1)) for seed in ("one", "two", "three")]
+    store, remove, leases = node.checkpoints.store, node.checkpoints.store.remove, []
+
+    async def slow(digest: str) -> int:
+        if not leases:
+            leases.append(await store.open(old[1].digest))
+        return await remove(digest)
+
+    monkeypatch.setattr(store, "remove", slow)
+    done = await node.checkpoints.collect_own()
+    assert [*done.digests] == [old[0].digest, old[2].digest] and done.bytes > 0
+    assert store.all()[0].digest == old[1].digest
+    leases[0].close()
+    assert (await node.checkpoints.collect_own()).digests == (old[1].digest,)
+
+
 async def test_a_node_whose_key_was_lost_runs_without(nodes: ImageNodes, node: ImageNode) -> None:
     stored = await make(node)
     node.config.paths.checkpoint_key.write_bytes(os.urandom(32))

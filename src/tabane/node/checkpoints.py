@@ -301,8 +301,11 @@ class NodeCheckpoints:
         if dry:
             size = sum(self.store.describe(digest).disk_bytes for digest in unwanted)
             return Removed(tuple(unwanted), size)
-        freed = [(digest, await self.store.remove(digest)) for digest in unwanted]
-        return Removed(tuple(unwanted), sum(size for _, size in freed))
+        freed: dict[str, int] = {}
+        for digest in unwanted:
+            with suppress(Conflict):  # somebody has begun to open it meanwhile
+                freed[digest] = await self.store.remove(digest)
+        return Removed(tuple(freed), sum(freed.values()))
 
 
 def _without_flags(stored: Stored) -> Stored:

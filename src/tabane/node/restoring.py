@@ -97,9 +97,9 @@ class Restorer:
             problem = await self._find_problem(running)
         except (TabaneError, OSError) as error:
             problem = str(error)
-            if running.record.resumed and not isinstance(error, (Corrupt, EngineError)):
-                self._attempts(running, stored).put_off(self._clock.now())
-                self._give_back(running, problem)
+            if not _is_of_checkpoint(running, error):
+                self._attempts(running, stored).put_off(problem, self._clock.now())
+                await self._begin_otherwise(running, problem, began, has_turn=not restored.done())
                 return
             if isinstance(error, Corrupt):  # the store told, and has discarded it
                 await self._checkpoints.discard(stored.digest)
@@ -110,10 +110,16 @@ class Restorer:
             return
         if attempts.on_restore_failed(problem, began, self._clock.now()):
             await self._checkpoints.discard(stored.digest)
+        await self._begin_otherwise(running, problem, began, has_turn=not restored.done())
+
+    async def _begin_otherwise(
+        self, running: Running, problem: str, began: float, *, has_turn: bool
+    ) -> None:
+        """What was put away is given back; any other begins cold."""
         if running.record.resumed:
             self._give_back(running, problem)
             return
-        await self._start_cold(running, problem, began, has_turn=not restored.done())
+        await self._start_cold(running, problem, began, has_turn=has_turn)
 
     def _attempts(self, running: Running, stored: Stored) -> Attempts:
         if running.record.resumed:
@@ -210,6 +216,14 @@ class Restorer:
         async with nullcontext() if has_turn else admission.turn(app, identity, again=True):
             running.restoring = None
             await executor.launch_cold(running)
+
+
+def _is_of_checkpoint(running: Running, error: Exception) -> bool:
+    """Whether it tells anything of the checkpoint that it could not begin from: not when that was
+    never open, as there was no room to open it or somebody had removed it."""
+    if running.record.resumed or running.checkpoint is None:
+        return isinstance(error, (Corrupt, EngineError))
+    return True
 
 
 def option_of(running: Running) -> str:

@@ -62,9 +62,9 @@ class Attempts:
         self.on_dump_failed(f"its checkpoint was discarded: {reason}", now)
         return True
 
-    def put_off(self, now: float) -> None:
+    def put_off(self, reason: str, now: float) -> None:
         """A restore was not even tried, and nothing is wrong with the checkpoint."""
-        self.restore_at = now + PUT_OFF_S
+        self.reason, self.restore_at = reason, now + PUT_OFF_S
 
     def dump_in_s(self, now: float) -> float | None:
         """How long until one may be dumped; None: never."""

@@ -211,9 +211,10 @@ class CheckpointStore:
         """A place in memory for a dump of about that size; what is not kept when the block ends is
         gone. `group`: who may read it, the app's root. Raises `NoRoom`."""
         self.vault  # noqa: B018
-        gone = self.memory.promise(expected_bytes)
-        dump = Dump(self, self._make_place(), group, expected_bytes)
+        dump = Dump(self, self._make_place(), group, 0)
         try:
+            gone = self.memory.promise(expected_bytes)
+            dump.promised_bytes = expected_bytes
             await self.remove_files(gone)
             await asyncio.to_thread(trees.give_to, dump.directory, group)
             yield dump
@@ -266,8 +267,10 @@ class CheckpointStore:
                 chunks = await self._with_room(write)
                 await self._with_room(lambda: run(lambda stop: publish(writing, chunks)))
             finally:
-                self._stored |= {stored.digest: stored for stored in published}
-                await run(lambda stop: writing.drop())
+                try:
+                    await run(lambda stop: writing.drop())
+                finally:  # with no wait until its files count as open: nobody opens it twice
+                    self._stored |= {stored.digest: stored for stored in published}
         return published[0]
 
     async def _with_room(self, work: Callable[[], Awaitable[T]]) -> T:
