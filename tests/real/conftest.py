@@ -22,9 +22,11 @@ from tabane.errors import TabaneError
 from tabane.node.cluster import forget
 from tabane.runtimes import load
 from tabane.runtimes.api import Image
+from tabane.runtimes.oci import OciDriver
 from tabane.runtimes.runsc.driver import RunscDriver
 from tabane.testing.container_bench import ContainerBench
 from tabane.testing.containers import make_tree, open_directory, without_unified
+from tabane.testing.machine_bench import MachineBench, make_bench
 from tabane.testing.spawner import PlainSpawner
 from tabane.testing.wasm_bench import Images, make_images
 from tabane.tools.cli.cluster import start_cluster, stop_cluster, wait_until_up
@@ -359,6 +361,25 @@ def no_hybrid() -> Iterator[None]:
 def images(ground: Path) -> Images:
     """WebAssembly modules."""
     return make_images(ground, Path(__file__).parent / "wasm")
+
+
+@pytest.fixture(params=["crun", "runc"])
+async def containers(
+    request: pytest.FixtureRequest, ground: Path, image: Image
+) -> AsyncIterator[ContainerBench]:
+    spawner = PlainSpawner()
+    driver = load(request.param, spawner, ground / request.param)
+    assert isinstance(driver, OciDriver)
+    yield ContainerBench(driver, spawner, ground, image)
+    driver.close()
+    await spawner.aclose()
+
+
+@pytest.fixture
+async def microvms(ground: Path, image: Image) -> AsyncIterator[MachineBench]:
+    bench = make_bench("qemu-microvm", ground, image)
+    yield bench
+    await bench.aclose()
 
 
 @pytest.fixture

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
-
 import pytest
 from msgspec.structs import replace
 
 from tabane.model import App
-from tabane.runtimes import load
-from tabane.runtimes.api import Image
-from tabane.runtimes.oci import OciDriver
 from tabane.testing.checkpoints import place
 from tabane.testing.container_bench import ContainerBench, make_app
 from tabane.testing.containers import make_instance
 from tabane.testing.drivers import wait_until_said
-from tabane.testing.spawner import PlainSpawner
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("no_hybrid")]
 
@@ -30,16 +23,9 @@ while :; do sleep 0.05; done
 APP = make_app(("/bin/sh", "-c", SCRIPT))
 
 
-@pytest.fixture(params=["crun", "runc"])
-async def bench(
-    request: pytest.FixtureRequest, ground: Path, image: Image
-) -> AsyncIterator[ContainerBench]:
-    spawner = PlainSpawner()
-    driver = load(request.param, spawner, ground / request.param)
-    assert isinstance(driver, OciDriver)
-    yield ContainerBench(driver, spawner, ground, image)
-    driver.close()
-    await spawner.aclose()
+@pytest.fixture
+def bench(containers: ContainerBench) -> ContainerBench:
+    return containers
 
 
 @pytest.mark.parametrize("user", ["", "1000:1000"])

@@ -3,7 +3,6 @@ not."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -12,21 +11,18 @@ from msgspec.structs import replace
 from tabane.errors import Unsupported, UsageError
 from tabane.model import SecurityPolicy
 from tabane.runtimes import mounts
-from tabane.runtimes.api import Image
 from tabane.runtimes.machines import kernel
 from tabane.runtimes.qemu import parts as qemu_parts
 from tabane.testing.drivers import refused
-from tabane.testing.machine_bench import MachineBench, make_app, make_bench
+from tabane.testing.machine_bench import MachineBench, make_app
 from tabane.testing.machines import make_machine
 
 pytestmark = pytest.mark.real
 
 
 @pytest.fixture
-async def bench(ground: Path, image: Image) -> AsyncIterator[MachineBench]:
-    bench = make_bench("qemu-microvm", ground, image)
-    yield bench
-    await bench.aclose()
+def bench(microvms: MachineBench) -> MachineBench:
+    return microvms
 
 
 async def test_refusals(bench: MachineBench) -> None:

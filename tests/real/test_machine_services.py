@@ -21,7 +21,7 @@ from tabane.runtimes.pods import log_of
 from tabane.testing.checkpoints import place
 from tabane.testing.containers import make_tree, open_directory
 from tabane.testing.drivers import PATIENCE_S, Behaviour, until
-from tabane.testing.machine_bench import COMMANDS, MachineBench, Running, make_app, make_bench
+from tabane.testing.machine_bench import COMMANDS, MachineBench, Running, make_app
 from tabane.testing.machines import make_machine
 from tabane.testing.pods import with_sidecars
 from tabane.testing.talks import run_inside
@@ -48,10 +48,8 @@ def image(ground: Path) -> Image:
 
 
 @pytest.fixture
-async def bench(ground: Path, image: Image) -> AsyncIterator[MachineBench]:
-    bench = make_bench("qemu-microvm", ground, image)
-    yield bench
-    await bench.aclose()
+def bench(microvms: MachineBench) -> MachineBench:
+    return microvms
 
 
 class Node:

@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import stat
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,6 @@ from tabane.errors import EngineError, NotFound, Unsupported, UsageError
 from tabane.images import ImageStore
 from tabane.model import ExitStatus, NetworkPolicy, Resources, SecurityPolicy, Volume
 from tabane.runtimes import load, rootfs, trial
-from tabane.runtimes.api import Image
 from tabane.runtimes.cgroups import Cgroup
 from tabane.runtimes.oci import OciDriver
 from tabane.runtimes.trial import parked
@@ -43,16 +41,9 @@ from tabane.testing.spawner import PlainSpawner
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("no_hybrid")]
 
 
-@pytest.fixture(params=["crun", "runc"])
-async def bench(
-    request: pytest.FixtureRequest, ground: Path, image: Image
-) -> AsyncIterator[ContainerBench]:
-    spawner = PlainSpawner()
-    driver = load(request.param, spawner, ground / request.param)
-    assert isinstance(driver, OciDriver)
-    yield ContainerBench(driver, spawner, ground, image)
-    driver.close()
-    await spawner.aclose()
+@pytest.fixture
+def bench(containers: ContainerBench) -> ContainerBench:
+    return containers
 
 
 @pytest.mark.parametrize(

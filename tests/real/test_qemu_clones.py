@@ -7,7 +7,7 @@ import hashlib
 import os
 import shutil
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from tabane.runtimes.qemu.driver import QemuDriver
 from tabane.testing.checkpoints import place
 from tabane.testing.containers import make_tree, open_directory
 from tabane.testing.drivers import PATIENCE_S, until
-from tabane.testing.machine_bench import MachineBench, Running, make_app, make_bench
+from tabane.testing.machine_bench import MachineBench, Running, make_app
 
 pytestmark = pytest.mark.real
 
@@ -65,10 +65,8 @@ def image(ground: Path) -> Image:
 
 
 @pytest.fixture
-async def bench(ground: Path, image: Image) -> AsyncIterator[MachineBench]:
-    bench = make_bench("qemu-microvm", ground, image)
-    yield bench
-    await bench.aclose()
+def bench(microvms: MachineBench) -> MachineBench:
+    return microvms
 
 
 class Peer:

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import tarfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from tabane.runtimes.machines.sizes import OVERHEAD_BYTES, memory_for
 from tabane.runtimes.process import is_same, start_ticks
 from tabane.testing.containers import BUSYBOX, ID_BASE, make_tree, open_directory
 from tabane.testing.drivers import PATIENCE_S, until, wait_until_said
-from tabane.testing.machine_bench import MachineBench, Running, make_app, make_bench
+from tabane.testing.machine_bench import MachineBench, Running, make_app
 from tabane.testing.machines import make_machine
 from tabane.testing.talks import fetch, make_archive, put, run_inside
 
@@ -51,10 +51,8 @@ def image(ground: Path) -> Image:
 
 
 @pytest.fixture
-async def bench(ground: Path, image: Image) -> AsyncIterator[MachineBench]:
-    bench = make_bench("qemu-microvm", ground, image)
-    yield bench
-    await bench.aclose()
+def bench(microvms: MachineBench) -> MachineBench:
+    return microvms
 
 
 async def test_a_machine(bench: MachineBench) -> None:
