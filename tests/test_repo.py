@@ -82,14 +82,24 @@ def test_the_first_page_is_short(name: str) -> None:
     assert len((ROOT / name).read_text().splitlines()) < MAX_README_LINES
 
 
+def anchors(page: str) -> set[str]:
+    """What links may name in a page: its headings, as GitHub writes them."""
+    text = re.sub(r"^```.*?^```", "", page, flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#{1,6} (.+)$", text, re.MULTILINE)
+    plain = (re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading) for heading in headings)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in plain}
+
+
 def test_links_between_pages_lead_somewhere(texts: dict[Path, str]) -> None:
-    wrong = [
-        f"{path}: {target}"
-        for path, text in texts.items()
-        if path.suffix == ".md"
-        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text)
-        if not (ROOT / path.parent / target).exists()
-    ]
+    pages = {path: text for path, text in texts.items() if path.suffix == ".md"}
+    named = {(ROOT / path).resolve(): anchors(text) for path, text in pages.items()}
+    wrong = []
+    for path, text in pages.items():
+        for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", text):
+            file = (ROOT / path.parent / target if target else ROOT / path).resolve()
+            there = file in named and anchor in named[file] if anchor else file.exists()
+            if not there:
+                wrong.append(f"{path}: {target}#{anchor}")
     assert not wrong, "\n".join(wrong)
 
 

@@ -310,7 +310,7 @@ def test_a_mistake_is_named(line: str, field: str, problem: str) -> None:
         (
             LEAST + 'port = 1\n[hooks]\nrestored = "http:/a"',
             "hooks.restored",
-            "with reactive.checkpoint = true only",
+            "reactive.checkpoint = true or reactive.checkpoint_after only",
         ),
         (
             LEAST + 'protocol = "h2c"\n' + SAVED + '[hooks]\nrestored = "http:/a"',

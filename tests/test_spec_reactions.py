@@ -60,7 +60,7 @@ def test_triggers() -> None:
     ("text", "field", "words"),
     [
         ("", "cron", "is missing, or room"),
-        ('cron = "@hourly"\nroom = "a"', "cron", "has one of them"),
+        ('cron = "@hourly"\nroom = "a"', "room", "beside cron: leave one"),
         ('cron = "@often"', "cron", "is not five fields"),
         ('cron = "0 0 31 2 *"', "cron", "no line of a crontab"),
         ('cron = "@daily"\ntimezone = "Mars"', "timezone", "no time zone"),

@@ -240,8 +240,10 @@ def _check_bounds(app: App) -> None:
 
 def _check_hooks(app: App) -> None:
     hook = app.hooks.restored
-    if hook and not app.reactive.checkpoint:
-        raise Mistake("hooks.restored", "has a meaning with reactive.checkpoint = true only")
+    saved = app.reactive.checkpoint or app.reactive.checkpoint_after_s is not None
+    if hook and not saved:
+        where = "reactive.checkpoint = true or reactive.checkpoint_after"
+        raise Mistake("hooks.restored", f"has a meaning with {where} only")
     if hook.startswith("http:") and (app.port is None or app.protocol == "h2c"):
         raise Mistake("hooks.restored", "asks at port in HTTP/1.1, which it does not speak")
 

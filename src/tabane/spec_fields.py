@@ -327,7 +327,9 @@ _TRIGGERS = {
 
 
 def _check_trigger(trigger: Trigger) -> None:
-    if bool(trigger.cron) == bool(trigger.room):
+    if trigger.cron and trigger.room:
+        raise Mistake("room", "is there beside cron: leave one, or write two triggers")
+    if not trigger.cron and not trigger.room:
         raise Mistake("cron", "is missing, or room: a trigger has one of them")
     if len(trigger.body.encode()) > LONGEST_BODY:
         raise Mistake("body", f"is longer than {LONGEST_BODY} bytes")

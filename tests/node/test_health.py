@@ -151,6 +151,7 @@ async def test_ready_by_the_check_waits_for_one_that_passes(server: Server) -> N
         while len(server.asked) < 2:
             assert not ready.done()
             await asyncio.sleep(0.001)
+        assert await running.describe_unready() == "GET / is answered 503"
         server.answer = GOOD
         await ready
 

@@ -32,6 +32,7 @@ from tabane.node import restoring
 from tabane.node.instances import Executor
 from tabane.node.records import write_record
 from tabane.node.running import Transition
+from tabane.reactions import Hooks
 from tabane.runtimes import mounts
 from tabane.runtimes.api import InstanceSpec
 from tabane.runtimes.fake import FakeDriver, Script
@@ -68,6 +69,16 @@ async def test_it_goes_on_under_its_id_from_where_it_was_once() -> None:
         assert options(node) == ["cold", "resume", "resume", "resume"]
         assert {"open", "engine", "decide"} <= node.wakes[-1].phases_us.keys()
         assert node.wakes[-1].note == ""
+
+
+async def test_its_hook_is_called_before_it_goes_on() -> None:
+    app = replace(make(), hooks=Hooks("http:/restored"))
+    script = replace(TALLY, posts="204 Done", answers=b"{origin} {id} {told}")
+    async with PretendNode(app, script=script) as node:
+        assert (await ask(node))[2] == 0
+        await rest(node)
+        assert (await ask(node))[2] == 1
+        assert options(node) == ["cold", "resume"]
 
 
 async def test_what_is_used_up_is_gone_before_the_first_session() -> None:

@@ -87,7 +87,9 @@ def test_it_goes_on_with_its_memory_and_files_under_its_name_once(cluster: Local
     deploy(cluster, "tally", freeze_after="200ms")
     first = ask(cluster, "tally")
     for count in (2, 3):
-        rest(cluster, "tally")
+        saved = rest(cluster, "tally")
+        told_of = f"{saved['instance']} is put away on {saved['dc']}/{saved['node']}, idle for "
+        assert told_of in cluster.tabane("why", "tally").out
         told = ask(cluster, "tally")
         assert told == first | {"count": count}
         assert kept(cluster, "tally") == []

@@ -16,7 +16,8 @@ from tabane.tools.cli.checkpoints import find
 ONE, TWO, THREE = ("sha256:" + digits * 32 for digits in ("1a", "1b", "2c"))
 FREE = {"is_warm": False, "is_wanted": True}
 ROWS = [
-    CHECKPOINT | {"digest": ONE, "app": "default/hello", "users": 2, "is_wanted": True},
+    CHECKPOINT | {"digest": ONE, "app": "default/hello", "users": 2, "is_wanted": True}
+    | {"kept": {"created_at": 1.0}},
     CHECKPOINT | {"digest": TWO, "app": "team/shop", "made_at": 1.0, "driver": "runc"} | FREE,
     CHECKPOINT | {"digest": THREE, "app": "default/hello", "made_at": 2.0, "driver": "runsc"}
     | {"node": "osaka/osaka-1", "is_wanted": False, "is_warm": True},
@@ -60,9 +61,11 @@ def test_ls(tabane: Run, node: Node) -> None:
     assert (ended.code, ended.err) == (0, "")
     lines = [line.split("  ") for line in ended.out.splitlines()]
     rows = [[cell.strip() for cell in line if cell.strip()] for line in lines]
-    assert rows[0][:10] == [
-        *("DIGEST", "DC", "NODE", "APP", "REV", "CLASS", "DRIVER", "SIZE", "ON DISK", "OPEN")
+    assert rows[0] == [
+        *("DIGEST", "DC", "NODE", "APP", "REV", "CLASS", "DRIVER", "PUT AWAY"),
+        *("SIZE", "ON DISK", "OPEN", "MADE", "USED"),
     ]
+    assert [row[7] for row in rows[1:4]] == ["abc123", "-", "-"]
     assert rows[1][:4] == ["1a" * 6, "tokyo", "tokyo-1", "hello"] and rows[1][-3] == "2"
     assert rows[2][:7] == ["1b" * 6, "tokyo", "tokyo-1", "team/shop", "3", "container", "runc"]
     assert rows[2][-3] == "-"

@@ -59,6 +59,22 @@ def test_why_it_cannot_run(tabane: Run, pretended: Pretended) -> None:
     assert "it was not woken yet" in shown.out
 
 
+def test_what_is_put_away_and_what_keeps_it_from_going_on(
+    tabane: Run, pretended: Pretended
+) -> None:
+    one = {"instance": "abc", "node": "tokyo/tokyo-1", "idle_s": 90.0, "problem": ""}
+    other = one | {"instance": "def", "problem": "it failed"}
+    home = HOME | {"away": [one, other]}
+    pretended.begin(tokyo=reply(TOLD | {"homes": [home], "wakes": []}))
+    said = (
+        "abc is put away on tokyo/tokyo-1, idle for 1m30s, and goes on with the next session",
+        "def is put away on tokyo/tokyo-1, and left alone for now: it failed",
+    )
+    for command, before in (("why", "  "), ("show", "  away      ")):
+        shown = tabane(command, "hello").out
+        assert all(f"{before}{sentence}\n" in shown for sentence in said)
+
+
 def test_why_an_instance_went_down_the_ladder(tabane: Run, pretended: Pretended) -> None:
     at = {"instance": "abc", "app": "default/hello", "node": "tokyo/tokyo-1"}
     events = [

@@ -17,6 +17,7 @@ from tabane.node.orders import with_pause
 from tabane.node.putting_away import save_as_told
 
 if TYPE_CHECKING:
+    from tabane.gateway.ledger import Away
     from tabane.node.agent import Agent
     from tabane.node.control import Request
     from tabane.node.replication import Follower
@@ -243,9 +244,17 @@ class Answering:
             "reason": setbacks.reason if setbacks else "",
             "problem": setbacks.describe(now) if setbacks else "",
             "unsaved": ledger.unsaved if ledger is not None else "",
+            "away": [_tell_away(away, now) for away in ledger.away_ones()] if ledger else [],
             "trouble": home.trouble(cohort.cohort),
             "waiting": ledger.total_waiting() if ledger is not None else 0,
             "waits_for": why_waiting(ledger, now) if ledger is not None else "",
             "next": choice.node,
             "placement": choice.reasons,
         }
+
+
+def _tell_away(away: Away, now: float) -> dict[str, Any]:
+    """`problem`: why it does not go on just now."""
+    problem = away.reason if now < away.not_before else ""
+    idle_s = max(0.0, now - away.last_used)
+    return {"instance": away.id, "node": away.node, "idle_s": idle_s, "problem": problem}

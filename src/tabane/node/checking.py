@@ -23,7 +23,8 @@ _STATUS_BYTES = len(b"HTTP/1.1 200 ")
 
 async def wait_well(running: Running) -> None:
     """Return when a check has passed; never by itself otherwise."""
-    while await find_problem(running):  # noqa: ASYNC110 (no program tells when it would pass)
+    while problem := await find_problem(running):
+        running.unwell = problem
         await asyncio.sleep(AGAIN_S)
 
 

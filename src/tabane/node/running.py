@@ -174,6 +174,8 @@ class Running:
     """Has it begin as a copy, until it is ready or begins cold."""
     checkpoint: Lease | None = None
     """That it has in use (`Capabilities.maps_checkpoints`)."""
+    unwell: str = ""
+    """What the last check found that was to pass for it to be ready."""
     option: str = "cold"
     note: str = ""
     """As of `StartTrace`."""
@@ -219,7 +221,8 @@ class Running:
     async def describe_unready(self) -> str:
         """What can be seen of one that is not ready."""
         link = None if self.driver.capabilities.own_stack else self.record.link
-        return await describe_unready(self.record.app, self.instance.address, link)
+        seen = await describe_unready(self.record.app, self.instance.address, link)
+        return "; ".join(filter(None, (self.unwell, seen)))
 
 
 Notify = Callable[[InstanceReady | InstanceEnded | InstanceAwake | StillStarting], None]

@@ -19,6 +19,7 @@ from tabane.tools.cli.common import (
     whole,
 )
 from tabane.tools.cli.places import place_of, placed, placed_app, short
+from tabane.tools.cli.why import describe_away
 from tabane.tools.client import Cluster
 
 LONGEST_SOURCE = 14
@@ -135,6 +136,8 @@ def show(argv: list[str]) -> int:
         say(f"  home      {home['home']}   waiting sessions{callers} {home['waiting']}")
         for reason in home["placement"]:
             say(f"  next      {reason}")
+        for away in home.get("away", ()):
+            say(f"  away      {describe_away(away)}")
         if home["problem"]:
             say(f"  problem   {home['problem']}")
         if unsaved := home.get("unsaved"):

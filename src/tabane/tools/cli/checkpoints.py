@@ -82,8 +82,9 @@ def _ls(cluster: Cluster, args: argparse.Namespace) -> int:
         told = {kind: [*map(_placed, answer[kind])] for kind in KINDS}
         print_json({**told, "silent": answer["silent"]})
         return say_silent(answer["silent"])
-    headings = ("DIGEST", "DC", "NODE", "APP", "REV", "CLASS", "DRIVER", "SIZE", "ON DISK", "OPEN")
-    print_table((*headings, "MADE", "USED"), map(_line, answer["checkpoints"]))
+    headings = ("DIGEST", "DC", "NODE", "APP", "REV", "CLASS", "DRIVER", "PUT AWAY")
+    sizes = ("SIZE", "ON DISK", "OPEN", "MADE", "USED")
+    print_table((*headings, *sizes), map(_line, answer["checkpoints"]))
     print()
     stores = [
         (
@@ -120,6 +121,7 @@ def _line(row: Row) -> tuple[object, ...]:
         row["revision"],
         row["isolation"],
         row["driver"],
+        row["instance"] if row.get("kept") else "-",
         scaled(row["bytes"]),
         scaled(row["disk_bytes"]),
         row["users"] or ("warm" if row["is_warm"] else "-"),

@@ -7,6 +7,7 @@ from typing import Any
 from tabane.tools.cli.common import (
     Parser,
     app_key,
+    format_age,
     format_at,
     format_us,
     print_json,
@@ -53,6 +54,8 @@ def _explain(home: dict[str, Any]) -> None:
     say(f"in {where} the next instance{callers} {chosen}")
     for reason in home["placement"]:
         say(f"  {reason}")
+    for away in home.get("away", ()):
+        say(f"  {describe_away(away)}")
     if home["waiting"]:
         say(f"  {home['waiting']} sessions wait for it: {home['waits_for']}")
     if home["problem"]:
@@ -61,6 +64,14 @@ def _explain(home: dict[str, Any]) -> None:
         say(f"  of checkpoints: {unsaved}")
     if home["trouble"]:
         say(f"  the last session that broke off: {home['trouble']}")
+
+
+def describe_away(away: dict[str, Any]) -> str:
+    """An instance that is put away, and what the next session has of it."""
+    where = f"{away['instance']} is put away on {away['node']}"
+    if away["problem"]:
+        return f"{where}, and left alone for now: {away['problem']}"
+    return f"{where}, idle for {format_age(away['idle_s'])}, and goes on with the next session"
 
 
 def _latest_down(events: list[dict[str, Any]]) -> dict[str, Any] | None:
