@@ -155,7 +155,8 @@ class LocalCluster:
     ) -> dict[str, Any]:
         """Store an app; `sections` are those of its file, as `reactive={"max": 3}`."""
         sections = {"resources": {"memory": "64MiB"}, **sections}
-        reactive = {"stop_after": "1h", "stop_timeout": "1s"} | sections.get("reactive", {})
+        limits = {"start_timeout": "1m", "stop_after": "1h", "stop_timeout": "1s"}
+        reactive = limits | sections.get("reactive", {})
         top = {"name": name, "image": image, "command": list(command)}
         if driver:
             top["driver"] = driver
