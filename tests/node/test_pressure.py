@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from tabane.gateway.activation import LowerAsked
+from tabane.gateway.activation import AppChanged, LowerAsked
 from tabane.gateway.uses import InUse
 from tabane.model import App, AppName, InstanceId, Reactive, Resources, State
 from tabane.node.pressure import LOOK_S, Memory, Pressure
@@ -53,6 +53,8 @@ class Machine:
     on_memory: Callable[[], None] = lambda: None
     is_deaf: bool = False
     """The gateway does not say what it uses."""
+    asked: int = 0
+    """How often it was asked."""
 
     def memory(self) -> Memory:
         self.on_memory()
@@ -66,6 +68,7 @@ class Machine:
         return self.stalled
 
     async def uses(self) -> list[InUse]:
+        self.asked += 1
         return [] if self.is_deaf else list(self.node.router.in_use(NODE))
 
     def measure(self, running: Running) -> MemoryUse:
@@ -138,6 +141,10 @@ class Bench:
 
     def app_of(self, instance: InstanceId) -> AppName:
         return self.node.executor.running[instance].instance.app
+
+    def ends(self, names: str) -> int:
+        """How many of these apps' instances have ended."""
+        return sum(len(self.reasons(name, State.ABSENT)) for name in names)
 
     def reasons(self, name: str, state: State) -> list[str]:
         key = AppName(f"default/{name}")
@@ -270,6 +277,50 @@ async def test_many_starts_at_once_find_room_one_after_the_other(bench: Bench) -
     assert [status for status, _ in answers] == [200] * 4
     assert bench.machine.memory().available_bytes >= KEPT_MIB * MIB
     assert sum(bench.state(name) is State.READY for name in "abcdefg") == 4
+
+
+async def test_those_of_a_herd_do_not_wait_for_each_others_room() -> None:
+    """What is to leave for all of them leaves at once: one after the other would be too late."""
+    async with bench_of(*map(make_app, "abcdefgh"), script=Script(stop_takes=1.0)) as bench:
+        for name in "abcd":
+            assert await bench.wake(name) == 200
+        bench.machine.used_by_others_mib = 600 - KEPT_MIB  # and nothing is left
+        starts = (fetch(bench.node.port, f"{name}.test") for name in "efgh")
+        answers = asyncio.ensure_future(bench.let_pass(gathered(starts)))
+        await bench.until(lambda: len(bench.machine.lowered) == 4 or bench.ends("abcd") > 0)
+        assert (len(bench.machine.lowered), bench.ends("abcd")) == (4, 0)
+        assert [status for status, _ in await answers] == [200] * 4
+        assert bench.machine.memory().available_bytes >= KEPT_MIB * MIB
+
+
+async def test_a_herd_that_finds_no_room_looks_for_it_no_more_often_than_one_start_does() -> None:
+    apps = [make_app("deaf"), *(make_app(f"herd-{n}") for n in range(40))]
+    async with bench_of(*apps) as bench:
+        bench.node.driver.scripts[AppName("default/deaf")] = Script(listens_after=None)
+        bench.machine.used_by_others_mib = 700
+        deaf = asyncio.ensure_future(fetch(bench.node.port, "deaf.test"))
+        await bench.until(lambda: bool(bench.pressure._claims))
+        bench.machine.used_by_others_mib = CAPACITY_MIB - KEPT_MIB
+        began, bench.machine.asked = bench.clock.now(), 0
+        starts = (fetch(bench.node.port, f"herd-{n}.test") for n in range(40))
+        answers = await bench.let_pass(gathered(starts))
+        assert [status for status, _ in answers] == [503] * 40
+        assert bench.machine.asked <= 11 * (bench.clock.now() - began)
+        await bench.let_pass(deaf)
+
+
+async def test_a_start_that_is_not_wanted_any_more_waits_for_no_room() -> None:
+    async with bench_of(*map(make_app, "ab"), script=Script(stop_takes=1.0)) as bench:
+        await bench.wake("a")
+        bench.machine.used_by_others_mib = 800
+        start = asyncio.ensure_future(fetch(bench.node.port, "b.test"))
+        await bench.until(lambda: bench.state("a") is State.STOPPING)
+        bench.node.home.handle(AppChanged(AppName("default/b"), None))
+        bench.clock.advance(0.1)
+        await bench.until(lambda: not bench.node.executor.beginning)
+        assert (bench.ends("a"), bench.ends("b")) == (0, 1)
+        assert bench.reasons("b", State.ABSENT) == ["the app was removed"]
+        assert (await start)[0] == 404
 
 
 async def gathered(work: object) -> object:

@@ -15,6 +15,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import NamedTuple, Protocol
 
 from tabane.clock import Clock, sleep_until
@@ -86,6 +87,23 @@ class Claim(NamedTuple):
     known: bool
 
 
+class Seeking(NamedTuple):
+    """A start that looks for room."""
+
+    app: App
+    driver: Driver
+
+
+class Vain(NamedTuple):
+    """So many bytes, or more, are not looked for before."""
+
+    size: int
+    until: float
+
+    def says_no(self, size: int, now: float) -> bool:
+        return size >= self.size and now < self.until
+
+
 Kind = tuple[str, str, tuple[str, ...]]
 """Instances that hold about the same: driver, image and command."""
 
@@ -112,6 +130,9 @@ class Pressure:
         """Until when it is left alone."""
         self._claims: dict[InstanceId, Claim] = {}
         """Of starts that were let in."""
+        self._seeking: dict[InstanceId, Seeking] = {}
+        """In the order in which they came."""
+        self._vain = Vain(0, 0.0)
         self._seen: dict[Kind, int] = {}
         """The most that one of a kind held, the latest seen last."""
         self._changed = asyncio.Event()
@@ -180,7 +201,7 @@ class Pressure:
             name = f"reclaim {running.instance.id}"
             self._tasks.start(name, asyncio.to_thread(self._around.reclaim, running))
 
-    async def _standing(self, swap_bytes: int) -> list[Standing]:
+    async def _standing(self) -> list[Standing]:
         """What runs here, with what it would free; what is on its way already left out."""
         now = self._looked_at = self._clock.now()
         sessions: dict[InstanceId, int] = {}
@@ -190,7 +211,7 @@ class Pressure:
             self._used[use.instance] = max(used, now - use.unused_s)
         there = [one for one in self._executor.running.values() if self._may_go(one)]
         measured = await asyncio.to_thread(lambda: list(map(self._around.measure, there)))
-        found, swap_left = [], swap_bytes
+        found, swap_left = [], self._around.memory().swap_bytes
         for running, held in sorted(zip(there, measured, strict=True), key=self._coldness):
             rests = min(held.swappable_bytes, swap_left) if _can_rest(running) else 0
             swap_left -= rests
@@ -245,10 +266,12 @@ class Pressure:
         if self._gauge.is_short != was_short:
             self._say(memory, kept)
         if need:
+            goal = memory.available_bytes + need
             why = f"its node is short of memory ({_mib(memory.available_bytes)} MiB available, "
-            await self._lower(plan, need, memory, f"{why}{_mib(kept)} are kept free)")
+            why = f"{why}{_mib(kept)} are kept free)"
+            await self._lower(plan, lambda: goal - self._around.memory().available_bytes, why)
         elif _is_scarce(memory) and self._clock.now() >= self._looked_at + SCARCE_LOOK_S:
-            await self._standing(memory.swap_bytes)
+            await self._standing()
 
     def _say(self, memory: Memory, kept: int) -> None:
         there = f"{_mib(memory.available_bytes)} MiB available, {_mib(kept)} are kept free"
@@ -261,20 +284,27 @@ class Pressure:
     async def _lower(
         self,
         pick: Callable[[list[Standing], int], tuple[Step, ...]],
-        need_bytes: int,
-        memory: Memory,
+        need: Callable[[], int],
         why: str,
     ) -> bool:
-        """Ask for what frees so much, with what is on its way. Whether that will be enough."""
+        """Ask for what frees `need()` bytes, with what is on its way: at the moment when it is
+        asked for, as some may have come free meanwhile. Whether that will be enough. What was
+        looked for in vain just now is not looked for again by the other starts of a herd."""
         async with self._turn:
-            missing = need_bytes - self._coming_bytes()
+            missing = need() - self._coming_bytes()
             if missing <= 0:
                 return True
-            steps = pick(await self._standing(memory.swap_bytes), missing)
+            if pick is plan_room and self._vain.says_no(missing, self._clock.now()):
+                return False
+            standing = await self._standing()
+            missing = need() - self._coming_bytes()
+            steps = pick(standing, missing)
             for step in steps:
                 self._ask(step, why)
             enough = sum(step.frees_bytes for step in steps) >= missing
-            if not enough and pick is plan and not self._found_none:
+            if not enough and pick is plan_room:
+                self._vain = Vain(missing, self._clock.now() + ROOM_LOOK_S)
+            elif not enough and not self._found_none:
                 self._found_none = True
                 log.warning("%s MiB more are needed, but nothing idle is left", _mib(missing))
             return enough
@@ -314,17 +344,44 @@ class Pressure:
     async def find_room(self, instance: InstanceId, app: App, driver: Driver) -> None:
         """Return when a start may have its app's memory, after who is coldest has left if need be.
         What it is to take is claimed until the instance is ready, or is no more; what is short only
-        for what others may take is waited for. Raises `NoTurn` without room."""
-        wanted_bytes, deadline = _wanted(app, driver), self._clock.now() + ROOM_S
-        why = f"its node needs its memory for {app.key}"
-        while wanted_bytes > _open_bytes(memory := self._around.memory()) - self._claimed_bytes():
-            missing = wanted_bytes - _open_bytes(memory) + self._claimed_bytes(known=True)
-            is_coming = missing <= 0 or await self._lower(plan_room, missing, memory, why)
+        for what others may take is waited for. Raises `NoTurn` without room, and when the start is
+        not wanted any more."""
+        self._seeking[instance] = Seeking(app, driver)
+        try:
+            await self._find_room(instance, f"its node needs its memory for {app.key}")
+        finally:
+            del self._seeking[instance]
+        self._claims[instance] = self._claim_of(app, driver)
+
+    async def _find_room(self, instance: InstanceId, why: str) -> None:
+        wanted_bytes = _wanted(*self._seeking[instance])
+        deadline = self._clock.now() + ROOM_S
+        while wanted_bytes > _open_bytes(self._around.memory()) - self._claimed_bytes():
+            begun = self._executor.beginning.get(instance)
+            if begun is not None and begun.unwanted:
+                raise NoTurn(begun.unwanted)
+            is_coming = await self._make_room(instance, why)
+            is_first = next(iter(self._seeking)) == instance
             now = self._clock.now()
-            if now >= deadline or not (is_coming or self._claims):
+            if now >= deadline or not (is_coming or self._claims or not is_first):
                 raise NoTurn(self._explain(wanted_bytes), again_s=AGAIN_S)
             await self._wait_changed(min(deadline, now + ROOM_LOOK_S))
-        self._claims[instance] = self._claim_of(app, driver)
+
+    async def _make_room(self, instance: InstanceId, why: str) -> bool:
+        """Whether there will be enough for this start, and for those before it."""
+
+        def missing() -> int:
+            return self._ahead_bytes(instance) - _open_bytes(self._around.memory())
+
+        return missing() <= 0 or await self._lower(plan_room, missing, why)
+
+    def _ahead_bytes(self, instance: InstanceId) -> int:
+        """What it wants beside what others are known to take that have room, or look for it and
+        came before."""
+        before = takewhile(lambda each: each != instance, self._seeking)
+        claims = (self._claim_of(*self._seeking[each]) for each in before)
+        known = sum(claim.size for claim in claims if claim.known)
+        return _wanted(*self._seeking[instance]) + known + self._claimed_bytes(known=True)
 
     def _explain(self, wanted_bytes: int) -> str:
         name, free = self._executor.node, _mib(self.free_bytes())
