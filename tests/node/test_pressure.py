@@ -347,11 +347,10 @@ async def test_a_start_does_not_take_what_is_in_use(bench: Bench) -> None:
     assert [bench.state(name) for name in "abc"] == [State.READY] * 3
 
 
-async def test_what_idle_instances_would_free_is_known_when_memory_is_scarce(bench: Bench) -> None:
-    await bench.look()
-    assert bench.pressure.idle_bytes() == 0
-    bench.machine.used_by_others_mib = 300
+async def test_what_idle_instances_would_free_is_known(bench: Bench) -> None:
+    """Whatever is available: a large app may need more than that."""
     assert bench.pressure.idle_bytes() == 300 * MIB
+    bench.machine.used_by_others_mib = 300
     assert bench.node.router._grants.take(AppName("default/a"), bench.clock.now())
     await bench.look()
     assert bench.pressure.idle_bytes() == 200 * MIB

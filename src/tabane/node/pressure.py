@@ -45,7 +45,7 @@ MARGIN = 1.5
 """What starts may come to hold a bit more than its like."""
 MOST_KINDS = 1_000
 SCARCE_SHARE = 0.5
-"""When less of its memory is available a node keeps track of what its idle instances would free,"""
+"""When less of its memory is available a node measures what its idle instances would free,"""
 SCARCE_LOOK_S = 5.0
 """so often."""
 
@@ -141,6 +141,7 @@ class Pressure:
         self._frees: dict[InstanceId, int] = {}
         """What each would free, when that was last looked at."""
         self._looked_at = -SCARCE_LOOK_S
+        self._idle_bytes, self._idle_until = 0, 0.0
 
     # What is known
 
@@ -150,14 +151,18 @@ class Pressure:
         return max(0, _open_bytes(self._around.memory()) - self._claimed_bytes(known=True))
 
     def idle_bytes(self) -> int:
-        """What idle instances would free for a start, when memory is scarce; else 0. Those that
-        were not looked at yet count with all that they may hold: the start finds out."""
-        memory = self._around.memory()
-        if not _is_scarce(memory):
-            return 0
-        there = (one for one in self._executor.running.values() if _stands(one))
-        leave = (one for one in there if not one.record.app.reactive.min)
-        return sum(self._frees.get(one.instance.id, _may_hold(one)) for one in leave)
+        """What idle instances would free for a start, at the most. Those that were not looked at
+        yet count with all that they may hold: the start finds out. It is asked for with each
+        decision, and counted once a second."""
+        now = self._clock.now()
+        if now >= self._idle_until:
+            self._idle_until = now + LOOK_S
+            memory = self._around.memory()
+            there = (one for one in self._executor.running.values() if _stands(one))
+            leave = (one for one in there if not one.record.app.reactive.min)
+            freed = sum(self._frees.get(one.instance.id, _may_hold(one)) for one in leave)
+            self._idle_bytes = min(freed, memory.capacity_bytes - memory.available_bytes)
+        return self._idle_bytes
 
     def _claimed_bytes(self, *, known: bool = False) -> int:
         beginning = self._executor.beginning
@@ -217,6 +222,7 @@ class Pressure:
             swap_left -= rests
             is_used = bool(sessions.get(running.instance.id)) or self._is_held(running)
             found.append(self._describe(running, held, rests, is_used=is_used))
+        self._idle_until = now
         return found
 
     def _coldness(self, pair: tuple[Running, MemoryUse]) -> float:
