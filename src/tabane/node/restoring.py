@@ -49,7 +49,7 @@ class Restorer:
         app, driver = running.record.app, running.driver
         if running.record.resumed:
             return self._checkpoints.kept(running.instance.id)
-        if not (app.reactive.checkpoint and driver.capabilities.restore):
+        if not app.reactive.checkpoint:
             return None
         stored, refused = self._checkpoints.choose(app, driver.name)
         attempts = self._checkpoints.attempts(app, driver.name)
