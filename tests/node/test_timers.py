@@ -165,6 +165,25 @@ async def test_a_new_app_and_a_new_line_are_noticed(cluster: Cluster) -> None:
         assert cluster.moments == [300.0, 360.0]
 
 
+async def test_what_was_begun_for_a_removed_app_does_not_reach_the_next_of_its_name(
+    cluster: Cluster,
+) -> None:
+    cluster.failures = 10**6
+    async with cluster.agent():
+        await cluster.pass_time(301)
+        cluster.apps = []
+        cluster.timers.look_soon()
+        await cluster.pass_time(2)
+        cluster.failures, before = 0, list(cluster.moments)
+        cluster.apps = [replace(APP, revision=2, deployed_at=cluster.clock.wall())]
+        cluster.timers.look_soon()
+        await cluster.pass_time(60)
+        assert cluster.moments == before
+        assert await cluster.mark() is None
+        await cluster.pass_time(300)
+        assert cluster.moments == [*before, 600.0]
+
+
 async def test_of_what_was_removed_nothing_is_kept(cluster: Cluster) -> None:
     async with cluster.agent():
         await cluster.pass_time(301)

@@ -63,6 +63,7 @@ class Timers:
         self._next: dict[str, tuple[int, float]] = {}
         """Of each trigger: the app's revision, and its next moment (wall)."""
         self._fired: set[tuple[str, float]] = set()
+        """What is being carried out, but for what was removed meanwhile."""
         self._writing = asyncio.Lock()
         self._news = asyncio.Event()
 
@@ -124,13 +125,16 @@ class Timers:
 
     async def _carry_out(self, key: str, app: App, trigger: Trigger, moment: float) -> None:
         try:
-            outcome = await self._deliver(app, trigger, moment)
+            outcome = await self._deliver(key, app, trigger, moment)
             wall = self._clock.wall()
-            await self._save(key, lambda mark: finished(mark, moment, outcome, wall))
+            if (key, moment) in self._fired:
+                await self._save(key, lambda mark: finished(mark, moment, outcome, wall))
         finally:
             self._fired.discard((key, moment))
 
-    async def _deliver(self, app: App, trigger: Trigger, moment: float) -> str:
+    async def _deliver(self, key: str, app: App, trigger: Trigger, moment: float) -> str:
+        """What became of it; not tried again once it was removed, as what is deployed by that name
+        later is not meant."""
         pause_s, end = FIRST_PAUSE_S, self._clock.now() + GIVE_UP_S
         while True:
             try:
@@ -140,6 +144,8 @@ class Timers:
                     return f"failed: {error}"
                 log.info("%s of %s is tried again: %s", trigger.key, app.key, error)
             await sleep_until(self._clock, self._clock.now() + pause_s)
+            if (key, moment) not in self._fired:
+                return "left out: it was removed"
             pause_s = min(2 * pause_s, LAST_PAUSE_S)
 
     def _mark(self, key: str) -> Mark:
@@ -155,6 +161,7 @@ class Timers:
 
     async def _forget(self, key: str) -> None:
         """The app was removed, or has no such trigger any more."""
+        self._fired = {each for each in self._fired if each[0] != key}
         async with self._writing:
             _, version = self._marks.pop(key)
             await self._store.commit([Delete(key)], [Expect(key, version)])
