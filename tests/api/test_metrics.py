@@ -15,6 +15,7 @@ from tabane.gateway.limits import HttpCounters, TcpCounters
 from tabane.model import Class, State
 from tabane.node import messages as say
 from tabane.node.meters import Histogram
+from tabane.node.pressure import Memory
 
 OPEN = "application/openmetrics-text; version=1.0.0"
 
@@ -50,6 +51,7 @@ def node(api: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
         executor=SimpleNamespace(instances=lambda: [instance, instance], admission=admission),
         all_apps=lambda: [1, 2, 3],
         nodes=SimpleNamespace(live_nodes=lambda: ["tokyo/tokyo-1"]),
+        pressure=SimpleNamespace(memory=lambda: Memory(1000 << 20, 300 << 20)),
         checkpoints=SimpleNamespace(store=SimpleNamespace(room=room)),
     )
     return api
@@ -81,6 +83,9 @@ async def test_parsers_find_every_figure(node: Any, parse: Any, accept: str) -> 
         ("tabane_starts", "waiting"): 7,
         ("tabane_starts", "under_way"): 3,
         ("tabane_starts", "limit"): 4,
+        ("tabane_memory_bytes", "total"): 1000 << 20,
+        ("tabane_memory_bytes", "available"): 300 << 20,
+        ("tabane_memory_bytes", "kept_free"): 64 << 20,
         ("tabane_checkpoint_bytes", "used"): 10,
         ("tabane_gateway_up", "gateway-0"): 1,
         ("tabane_gateway_up", "gateway-1"): 0,

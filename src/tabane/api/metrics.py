@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter, Request, Response
 
 from tabane.node.meters import BOUNDS_S, Histogram, ask_gateways
+from tabane.scheduler.pressure import kept_bytes
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry, Metric
@@ -96,6 +97,13 @@ def _agent_families(agent: Agent) -> Iterator[Metric]:
     yield _gauge("tabane_starts", "Starts of instances, by their turns.", ("what",), starts)
     live = len(agent.nodes.live_nodes())
     yield _gauge("tabane_nodes_live", "Nodes that this one sees, itself included.", (), {(): live})
+    memory = agent.pressure.memory()
+    of_memory = {
+        ("total",): memory.capacity_bytes,
+        ("available",): memory.available_bytes,
+        ("kept_free",): kept_bytes(memory.capacity_bytes),
+    }
+    yield _gauge("tabane_memory_bytes", "Memory for instances.", ("what",), of_memory)
     store = agent.checkpoints.store
     room = {("used",): store.room.used_bytes, ("limit",): store.room.limit_bytes}
     yield _gauge("tabane_checkpoint_bytes", "Disk of saved instances.", ("what",), room)

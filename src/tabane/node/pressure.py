@@ -145,6 +145,10 @@ class Pressure:
 
     # What is known
 
+    def memory(self) -> Memory:
+        """As it is now."""
+        return self._around.memory()
+
     def free_bytes(self) -> int:
         """What more instances may have: of what is available, without what is kept free, and what
         those that are starting are known to take. What others may take is waited for here."""

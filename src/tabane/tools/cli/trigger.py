@@ -11,6 +11,8 @@ from tabane.tools.cli.common import Parser, app_key, print_json, print_table, sa
 from tabane.tools.cli.places import short
 from tabane.tools.client import Cluster
 
+UTC = "UTC"
+
 
 def trigger(argv: list[str]) -> int:
     parser = Parser("trigger", "Timers and rooms that wake apps: what there is; try one out.")
@@ -47,7 +49,7 @@ def _list(cluster: Cluster, *, as_json: bool) -> int:
         (
             short(row["app"]),
             row["name"],
-            row["cron"] or f"room {row['room']}",
+            _plan(row),
             row["request"],
             _when(row.get("next")),
             _when(row.get("last")),
@@ -57,6 +59,14 @@ def _list(cluster: Cluster, *, as_json: bool) -> int:
     ]
     print_table(("APP", "TRIGGER", "WHEN", "REQUEST", "NEXT", "LAST", "OUTCOME"), rows)
     return 0
+
+
+def _plan(row: dict[str, Any]) -> str:
+    """Of a timer its line, and where that is meant if elsewhere than in UTC."""
+    if not row["cron"]:
+        return f"room {row['room']}"
+    zone = row.get("timezone", UTC)
+    return row["cron"] if zone == UTC else f"{row['cron']} {zone}"
 
 
 def _when(moment: float | None) -> str:
