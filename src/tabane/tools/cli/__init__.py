@@ -67,6 +67,8 @@ CLEANS_UP = frozenset({"up", "down", "demo", "deploy", "doctor", "cp", "image"})
 SBIN = ("/usr/sbin", "/sbin")
 """Where programs are that users other than root do not find, as nft and runc."""
 INTERRUPTED = 130
+IMPORTING_S = 0.001
+"""After so long it is looked whether an import is over that Ctrl-C came amid."""
 IN_THE_SHELL = frozenset({"top", "htop"})
 """What `tabane shell` has of the machine's own."""
 MEANT = {
@@ -102,6 +104,8 @@ def main() -> None:
     sys.stderr = usable(sys.stderr, os.O_WRONLY)
     os.environ["PATH"] = with_sbin(os.environ.get("PATH", os.defpath))
     code = run(sys.argv[1:], on_command=_watch_interrupts)
+    if signal.setitimer(signal.ITIMER_REAL, 0)[0]:
+        code = INTERRUPTED
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.exit(code)
@@ -116,7 +120,20 @@ def _watch_interrupts(name: str) -> None:
     import signal
 
     if name in CLEANS_UP and signal.getsignal(signal.SIGINT) is _end:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, interrupt)
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Raise `KeyboardInterrupt`, amid an import only when that is over: in there are callbacks in
+    which it is lost, and classes being made, for which it becomes another error."""
+    import signal
+
+    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        frame = frame.f_back
+    if frame is None:
+        raise KeyboardInterrupt
+    signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(number))
+    signal.setitimer(signal.ITIMER_REAL, IMPORTING_S)
 
 
 def with_sbin(path: str) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from tabane.clock import SYSTEM
 from tabane.errors import TabaneError, TimedOut, UsageError
+from tabane.tools.cli import interrupt
 from tabane.tools.cli.common import Parser, complain, say
 from tabane.tools.client import Cluster, default_root
 
@@ -69,7 +70,7 @@ def up(argv: list[str]) -> int:
     check_owner(root)
     before = former_shape(root.resolve())
     shape = _shape_of(args, before)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, interrupt)
     if shape == before and _runs(root):
         return 0
     if args.detach:

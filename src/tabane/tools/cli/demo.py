@@ -13,7 +13,7 @@ from typing import Any
 
 from tabane.clock import SYSTEM
 from tabane.errors import TabaneError, TimedOut
-from tabane.tools.cli import INTERRUPTED, run
+from tabane.tools.cli import INTERRUPTED, interrupt, run
 from tabane.tools.cli.common import Parser
 from tabane.tools.client import Cluster
 
@@ -68,7 +68,7 @@ def _demo(root: Path, nodes: int) -> int:
     from tabane.tools.cli.cluster import running_cluster
 
     began = SYSTEM.now()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, interrupt)
     _title(f"Three data centers, {nodes} node{'s' if nodes > 1 else ''} each")
     with running_cluster(root, DATACENTERS, nodes):
         print(f"up in {SYSTEM.now() - began:.1f} s; state below {root}", flush=True)
