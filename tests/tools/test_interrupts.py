@@ -34,8 +34,8 @@ try:
 finally:
     print("left", Interrupt.left, file=sys.stderr)
 """
-"""Ctrl-C comes with the nth import after the command's own beginning, while a class is made: what is
-raised then becomes another error."""
+"""Ctrl-C comes with the nth import after the command's own beginning, while a class is made: what
+is raised then becomes another error."""
 
 
 def interrupted(number: int, *argv: str) -> subprocess.CompletedProcess[str]:
