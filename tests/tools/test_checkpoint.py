@@ -105,6 +105,7 @@ def test_what_was_found_damaged_is_said(tabane: Run, node: Node) -> None:
         ("hello", {ONE, THREE}),
         ("default/hello", {ONE, THREE}),
         ("team/shop", {TWO}),
+        ("abc123", {ONE}),
     ],
 )
 def test_what_a_checkpoint_may_be_called(name: str, digests: set[str]) -> None:
@@ -112,7 +113,7 @@ def test_what_a_checkpoint_may_be_called(name: str, digests: set[str]) -> None:
 
 
 def test_what_no_checkpoint_or_several_are_called() -> None:
-    for name in ("", "1a1", "3333", "shop", "sha256:"):
+    for name in ("", "-", "1a1", "3333", "shop", "sha256:"):
         with pytest.raises(NotFound, match="no node has a checkpoint"):
             find(ROWS, name)
     rows = [CHECKPOINT | {"digest": "sha256:1234" + end * 60} for end in "ab"]

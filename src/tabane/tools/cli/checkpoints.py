@@ -121,7 +121,7 @@ def _line(row: Row) -> tuple[object, ...]:
         row["revision"],
         row["isolation"],
         row["driver"],
-        row["instance"] if row.get("kept") else "-",
+        _away(row) or "-",
         scaled(row["bytes"]),
         scaled(row["disk_bytes"]),
         row["users"] or ("warm" if row["is_warm"] else "-"),
@@ -131,11 +131,14 @@ def _line(row: Row) -> tuple[object, ...]:
 
 
 def find(rows: Iterable[Row], name: str) -> list[Row]:
-    """The rows that are meant by the beginning of a digest, or by an app: all of its. Raises
-    `NotFound`, and `UsageError` for digits that several begin with."""
+    """The rows that are meant by the beginning of a digest, by the instance that is put away, or
+    by an app: all of its. Raises `NotFound`, and `UsageError` for digits that several begin
+    with."""
     rows = list(rows)
-    if of_app := [row for row in rows if name in (row["app"], short(row["app"]))]:
-        return of_app
+    if named := [
+        row for row in rows if name and name in (row["app"], short(row["app"]), _away(row))
+    ]:
+        return named
     start = name.removeprefix("sha256:")
     is_digest = len(start) >= LEAST_DIGITS and set(start) <= set("0123456789abcdef")
     found = [row for row in rows if is_digest and _begins(row, start)]
@@ -145,6 +148,12 @@ def find(rows: Iterable[Row], name: str) -> list[Row]:
         several = ", ".join(digits(row["digest"]) for row in found)
         raise UsageError(f"{name!r} means several checkpoints: write more of one of {several}")
     return found
+
+
+def _away(row: Row) -> str:
+    """The instance that is put away as it; empty: others begin from it."""
+    instance: str = row["instance"] if row.get("kept") else ""
+    return instance
 
 
 def _begins(row: Row, start: str) -> bool:
