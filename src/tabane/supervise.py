@@ -52,6 +52,11 @@ class Supervisor:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closing = False
 
+    @property
+    def is_closing(self) -> bool:
+        """Whether `aclose()` has begun, so that nothing is started any more."""
+        return self._closing
+
     def start(self, name: str, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run `work` as a task named `SUPERVISOR/NAME`. Refused once `aclose()` has begun."""
         if self._closing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from collections.abc import AsyncIterator
@@ -10,9 +11,10 @@ from typing import Any
 
 import msgspec
 import pytest
+from tests.node.test_saving import until
 
 from tabane.errors import Conflict, NotFound, Unavailable
-from tabane.images.checkpoint import Stored
+from tabane.images.checkpoint import Kept, Stored
 from tabane.images.checkpoint.preflight import parse_processor
 from tabane.model import App, InstanceId
 from tabane.node.peers import ask_peer
@@ -131,6 +133,41 @@ async def test_what_is_opened_while_others_are_collected_stays(
     assert store.all()[0].digest == old[1].digest
     leases[0].close()
     assert (await node.checkpoints.collect_own()).digests == (old[1].digest,)
+
+
+async def test_what_copies_share_is_discarded_when_the_last_of_them_has_ended(
+    node: ImageNode,
+) -> None:
+    """As machines do, which have it open for as long as they run; one was put away in between."""
+    stored, store = await make(node), node.checkpoints.store
+    leases = [await node.checkpoints.open(stored.digest) for _ in range(3)]
+    await node.checkpoints.discard(stored.digest)
+    assert node.checkpoints.choose(HELLO, "runc") == (None, ())
+    assert [one.digest for one in store.all()] == [stored.digest]
+    about = node.checkpoints.about(HELLO, "runc", InstanceId("abc124"), Kept())
+    async with store.dump(HELLO.id_base) as dump:
+        write_dump(dump.directory, "away")
+        away = await dump.keep(about)
+    leases.append(await node.checkpoints.open(away.digest))
+    await node.checkpoints.use_up(away.digest)
+    await asyncio.sleep(0)  # it is tried at once, in vain
+    for lease in leases:
+        assert read_tree(lease.directory)
+        lease.close()
+    await until(lambda: store.room.used_bytes == store.memory.used_bytes == 0)
+    assert store.all() == []
+
+
+async def test_what_an_agent_leaves_at_its_end_stays(
+    node: ImageNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = await make(node)
+    lease = await node.checkpoints.open(stored.digest)
+    await node.checkpoints.discard(stored.digest)
+    with monkeypatch.context() as closing:
+        closing.setattr(node.tasks, "_closing", True)
+        lease.close()
+    assert [one.digest for one in node.checkpoints.store.all()] == [stored.digest]
 
 
 async def test_a_node_whose_key_was_lost_runs_without(nodes: ImageNodes, node: ImageNode) -> None:

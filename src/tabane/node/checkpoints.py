@@ -204,8 +204,15 @@ class NodeCheckpoints:
         return self.store.dump(app.id_base, expected_bytes)
 
     async def open(self, digest: str) -> Lease:
-        """As `CheckpointStore.open`."""
-        return await self.store.open(digest)
+        """As `CheckpointStore.open`. The last to leave what was discarded has it removed."""
+        lease = await self.store.open(digest)
+        return Lease(lease.directory, lambda: self._leave(digest, lease))
+
+    def _leave(self, digest: str, lease: Lease) -> None:
+        lease.close()
+        tasks = self._agent.tasks
+        if digest in self._useless and not self.store.is_used(digest) and not tasks.is_closing:
+            tasks.start(f"remove {digest[:19]}", self.discard(digest))
 
     async def discard(self, digest: str) -> None:
         """It cannot be restored: it is not chosen any more, and removed once nobody has it open."""
