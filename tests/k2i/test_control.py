@@ -24,6 +24,7 @@ from tabane.supervise import Supervisor
 from tabane.testing import VirtualClock
 
 from .conftest import Start
+from .resting import Resting
 
 HERE = Here(NodeName("tokyo/tokyo-1"), "incarnation")
 ME = Principal("peer", os.geteuid(), os.getegid(), 4242)
@@ -134,6 +135,20 @@ async def test_pause_and_resume(world: World, start: Start) -> None:
     assert os.WIFSTOPPED(change_of(child.pid))
     assert (await world.one(target, orders.Resume())).ok
     assert os.WIFCONTINUED(change_of(child.pid))
+
+
+async def test_what_was_changed_is_in_the_next_snapshot(tmp_path: Path, start: Start) -> None:
+    target, resting = gpid(start().pid), Resting()
+    audit = AuditLog(tmp_path / "audit.log")
+    async with Supervisor("test") as tasks:
+        control = Control(HERE, audit, tasks, on_change=resting.table.touch)
+        for nice in (3, 5):
+            resting.rest(target.pid)
+            (outcome,) = await control.obey(Order((target,), Nice(nice)), ME)
+            assert outcome.ok
+            assert resting.see(target.pid).nice == nice
+    audit.close()
+    resting.table.close()
 
 
 async def test_another_start_time_is_another_process(world: World, start: Start) -> None:

@@ -184,6 +184,22 @@ def test_each_is_read_like_one_alone(tmp_path: Path) -> None:
     procfs.close()
 
 
+def test_what_is_read_of_a_few_makes_room_for_what_is_read_of_all(tmp_path: Path) -> None:
+    for pid in (1, 2, 3):
+        (tmp_path / str(pid)).mkdir()
+        for name in ("stat", "status"):
+            (tmp_path / str(pid) / name).write_bytes(stat_line(b"a", pid=pid))
+    procfs = Procfs(tmp_path, keep=4)
+    procfs.read_each(procfs.pids(), "stat")
+    for _ in range(4):
+        pids = procfs.pids()
+        procfs.read_each(pids, "status")
+        procfs.read_each([1], "stat")
+    assert opened_again(procfs, pids, "status") == set()
+    assert opened_again(procfs, [1], "stat") == set()
+    procfs.close()
+
+
 LIMITED = """
 import os, resource, sys
 from pathlib import Path

@@ -32,7 +32,7 @@ from tabane.errors import (
 )
 from tabane.k2i import orders as do
 from tabane.k2i.orders import Gpid, InstanceOrder, InstanceTarget, Nice, Order, Signal
-from tabane.k2i.procfs import parse_stat
+from tabane.k2i.procfs import start_ticks
 from tabane.model import (
     App,
     AppName,
@@ -59,10 +59,6 @@ ROOT = Principal("peer", 0, 0, 42)
 ALICE = Principal("peer", 5001, 5001, 43)
 NODES = tuple(Peer(dc, f"{dc}-1", "10.0.0.1") for dc in ("tokyo", "osaka", "ishikari"))
 TOKYO, OSAKA, ISHIKARI = (peer.key for peer in NODES)
-
-
-def ticks_of(pid: int) -> int:
-    return parse_stat(Path(f"/proc/{pid}/stat").read_bytes()).starttime
 
 
 class FakeExecutor:
@@ -103,6 +99,8 @@ class Node:
         self.clock = SYSTEM
         self.tasks = cluster.tasks
         self.executor: Any = FakeExecutor()
+        self.touched: list[int] = []
+        self.table = SimpleNamespace(touch=self.touched.append)
         self.me = SimpleNamespace(call=self._call)
         self.calls = 0
         self.session = HubSession(SYSTEM)
@@ -173,7 +171,7 @@ def other_sleeper() -> Iterator[subprocess.Popen[bytes]]:
 
 def at(node: str, pid: int) -> Gpid:
     dc, _, name = node.partition("/")
-    return Gpid(dc, name, f"{name}-now", pid, ticks_of(pid))
+    return Gpid(dc, name, f"{name}-now", pid, start_ticks(pid))
 
 
 async def test_each_node_gets_its_targets_once_in_their_order(
@@ -202,6 +200,7 @@ async def test_it_is_done_there_with_the_askers_rights(
     (outcome,) = await cluster.orders.obey(Order((target,), Nice(7)), ROOT)
     assert (outcome.before, outcome.after) == (0, 7)
     assert os.getpriority(os.PRIO_PROCESS, sleeper.pid) == 7
+    assert cluster.nodes[OSAKA].touched == [sleeper.pid]
 
 
 @pytest.mark.parametrize(

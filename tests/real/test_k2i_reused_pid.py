@@ -32,7 +32,11 @@ def look(table, pid):
     assert row["cmdline"] == process.command.split() == table.record(pid).cmdline
     return [process.command, process.start_ticks, process.recent_cpu_percent]
 
-table, plain = ProcessTable(), Procfs()
+class Grown(Procfs):
+    def uptime_s(self):
+        return super().uptime_s() + 1000
+
+table, plain = ProcessTable(procfs=Grown()), Procfs()
 first = start(0, ["sleep", "1001"])
 seen = [look(table, first.pid), look(table, first.pid)]
 before = plain.stat(first.pid)

@@ -169,7 +169,7 @@ async def _serve(
         k2i.start(tasks, events)
         app = build_app(k2i, args.host, port)
         if audit is not None:
-            add_control(app, audit, incarnation, tasks)
+            add_control(app, audit, k2i, tasks)
         else:
             refuse_control(app)
         server = ApiServer(LoopbackOnly(app), tasks)
@@ -225,14 +225,15 @@ def open_audit(path: Path | None) -> AuditLog | None:
         raise UsageError(f"{problem} ({error.strerror}): name another file") from None
 
 
-def add_control(app: FastAPI, audit: AuditLog, incarnation: str, tasks: Supervisor) -> None:
+def add_control(app: FastAPI, audit: AuditLog, k2i: K2i, tasks: Supervisor) -> None:
     """The routes that change something, at a socket that knows who asks."""
     from tabane.k2i.control import Control
     from tabane.k2i.control_api import build_control_router
     from tabane.k2i.permission import Here
     from tabane.model import NodeName
 
-    control = Control(Here(NodeName(""), incarnation), audit, tasks)
+    here = Here(NodeName(""), k2i.incarnation)
+    control = Control(here, audit, tasks, on_change=k2i.table.touch)
     app.include_router(build_control_router(control))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import NamedTuple, Protocol
 
 from msgspec.structs import replace
@@ -77,12 +77,15 @@ class Control:
         *,
         surroundings: Surroundings | None = None,
         instances: Instances | None = None,
+        on_change: Callable[[int], None] = lambda _: None,
         clock: Clock = SYSTEM,
     ) -> None:
+        """`on_change` is told the pid of each process that was changed, from any thread."""
         self.here = here
         self._audit = audit
         self._surroundings = surroundings or Alone()
         self._instances = instances
+        self._on_change = on_change
         self._clock = clock
         self._repeats = Repeats(tasks, clock)
 
@@ -138,7 +141,10 @@ class Control:
                 begun = True
                 if isinstance(order.action, Signal):
                     self._surroundings.on_signal(target.pid, order.action.number)
-                after = change.make()
+                try:
+                    after = change.make()
+                finally:
+                    self._on_change(target.pid)
         except (TabaneError, OSError) as error:
             problem = error if isinstance(error, TabaneError) else SystemFault(f"{target}: {error}")
             what = "failed" if begun else "refused"

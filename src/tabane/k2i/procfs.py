@@ -174,7 +174,7 @@ class Procfs:
 
     def pids(self) -> list[int]:
         """Of all processes to be seen, ascending. Descriptors of those that ended are closed."""
-        pids = sorted(int(name) for name in os.listdir(self._root) if name.isdigit())  # noqa: PTH208
+        pids = sorted(map(int, filter(str.isdigit, os.listdir(self._root))))  # noqa: PTH208
         self._close_all_but(set(pids))
         self._round += 1
         self.opened.clear()
@@ -226,11 +226,13 @@ class Procfs:
 
     def read_each(self, pids: Iterable[int], name: str) -> list[bytes | None]:
         """As `read_again` of one after another; None for what is gone."""
-        kept, found = self._files(name).fds.get, []
+        files, found = self._files(name), []
+        kept, used, now = files.fds.get, files.used, self._round
         for pid in pids:
             fd = kept(pid)
             data = None
             if fd is not None:
+                used[pid] = now
                 try:
                     data = os.pread(fd, CHUNK_BYTES, 0)
                 except ProcessLookupError:
@@ -241,7 +243,6 @@ class Procfs:
                 except GONE:
                     data = None
             found.append(data)
-        self._files(name).touch(self._round)
         return found
 
     def forget(self, pid: int) -> None:
@@ -296,7 +297,7 @@ class Procfs:
 
     def _close_all_but(self, pids: Collection[int]) -> None:
         for files in self._kept.values():
-            for pid in [pid for pid in files.fds if pid not in pids]:
+            for pid in files.fds.keys() - pids:
                 self._count -= files.close(pid)
 
 
@@ -308,10 +309,6 @@ class _Files:
     def __init__(self) -> None:
         self.fds: dict[int, int] = {}
         self.used: dict[int, int] = {}
-
-    def touch(self, now: int) -> None:
-        """All were used."""
-        self.used = dict.fromkeys(self.fds, now)
 
     def close(self, pid: int) -> int:
         """How many it closed: 1, or 0 when none was kept."""

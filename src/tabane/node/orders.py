@@ -59,6 +59,7 @@ class Orders:
             agent.tasks,
             surroundings=NodeSurroundings(agent.executor, os.getppid()),
             instances=NodeInstances(agent.executor),
+            on_change=agent.table.touch,
             clock=agent.clock,
         )
 
