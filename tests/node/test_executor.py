@@ -355,3 +355,24 @@ async def test_a_pod_that_cannot_be_restored_begins_cold_as_a_whole(node: Node) 
     await until(is_copied)
     assert "/cache/state" in node.executor.get(other).note
     assert {*node.fake.world.lives} == {ID, "s1-abc", "s2-abc", other, "s1-def", "s2-def"}
+
+
+@pytest.mark.parametrize("node", [Script(start_takes=0.05)], indirect=True)
+async def test_what_is_stopped_while_its_engine_starts_it_is_not_waited_for(
+    node: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its driver does not know it any more when the engine is done."""
+    app = replace(APP, containers=(), reactive=Reactive(ready="started"))
+    node.executor.start(app, ID, SYSTEM.now())
+
+    async def starts() -> bool:
+        return node.executor.runs(ID) and node.executor.get(ID).instance.state is State.STARTING
+
+    async def is_over() -> bool:
+        return not any(task.get_name().endswith(f"life {ID}") for task in asyncio.all_tasks())
+
+    await until(starts)
+    node.executor.stop(ID, "asked for")
+    assert (await node.ended()).reason == "asked for"
+    await until(is_over)
+    assert caplog.messages == []

@@ -359,7 +359,8 @@ class Executor(Register):
         self.save(running)
         if not started.done():
             started.set_result(None)
-        await self.watch(running)
+        if not running.stopping:
+            await self.watch(running)
 
     def become_ready(self, running: Running) -> None:
         """Tell first, and write when that is on its way: sessions wait. A record that was not
