@@ -25,6 +25,7 @@ from tests.node.test_saving import (
 from tabane.clock import SYSTEM
 from tabane.errors import EngineError
 from tabane.gateway.activation import InstanceEnded
+from tabane.gateway.ledger import AppLedger
 from tabane.images.checkpoint import CheckpointStore
 from tabane.images.room import NoRoom
 from tabane.model import App, ExitStatus, State
@@ -48,6 +49,12 @@ TALLY = Script(saves=True, answers=b"{origin} {id} {answered}")
 def make(**reactive: Any) -> App:
     limits = {"checkpoint": False, "checkpoint_after_s": 0.05, "stop_after_s": 3600.0, "max": 1}
     return make_app(**(limits | reactive))
+
+
+def ledger_of(node: PretendNode) -> AppLedger:
+    ledger = node.home.ledger(make().key)
+    assert ledger is not None
+    return ledger
 
 
 async def rest(node: PretendNode) -> None:
@@ -280,6 +287,20 @@ async def test_a_new_revision_and_stop_after_drop_what_is_put_away() -> None:
         await rest(node)
         await until(lambda: not node.checkpoints.store.all())
         await until(lambda: node.events[-1].reason == "put away, and idle for 0.3 s")
+
+
+async def test_what_is_removed_by_order_is_told_to_its_home() -> None:
+    async with PretendNode(make(), script=TALLY) as node:
+        first, *_ = await ask(node)
+        await rest(node)
+        (stored,) = node.checkpoints.store.all()
+        await until(lambda: ledger_of(node).away.keys() == {first})
+        await node.checkpoints.store.remove(stored.digest)
+        node.executor.putting_away.lose(stored.about, "it was removed")
+        assert ledger_of(node).away == {}
+        assert (node.events[-1].instance, node.events[-1].reason) == (first, "it was removed")
+        assert (await ask(node))[1] != first
+        assert (options(node), node.wakes[-1].note) == (["cold", "cold"], "")
 
 
 async def test_who_uses_it_breaks_it_off() -> None:

@@ -102,6 +102,21 @@ def test_it_goes_on_with_its_memory_and_files_under_its_name_once(cluster: Local
     assert "put away, as idle for 1s" in reasons
 
 
+def test_what_is_put_away_is_lost_with_its_checkpoint_and_all_hear_of_it(
+    cluster: LocalCluster,
+) -> None:
+    deploy(cluster, "lost")
+    first = ask(cluster, "lost")
+    identity = rest(cluster, "lost")["instance"]
+    assert cluster.tabane("checkpoint", "rm", identity).code == 0
+    assert kept(cluster, "lost") == []
+    assert f"{identity} is put away" not in cluster.tabane("why", "lost").out
+    last = cluster.records("events", "lost")[-1]
+    assert (last["instance"], last["state"]) == (identity, "absent")
+    assert last["reason"] == "what it was put away as was removed by order"
+    assert ask(cluster, "lost")["me"] != first["me"]
+
+
 def test_a_sandbox_goes_on_too_and_others_begin_as_its_copies(alone: LocalCluster) -> None:
     deploy(alone, "caged", "runsc", checkpoint=True, checkpoint_after="2s", max=2, concurrency=1)
     first = ask(alone, "caged")

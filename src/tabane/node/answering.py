@@ -210,7 +210,13 @@ class Answering:
         return encode_json(self._agent.checkpoints.list_own())
 
     async def _remove_checkpoint(self, sender: str, body: say.RemoveCheckpoint) -> bytes:
-        return say.encode(await self._agent.checkpoints.remove_own(body.digest))
+        checkpoints, executor = self._agent.checkpoints, self._agent.executor
+        there = [one.about for one in checkpoints.store.all() if one.digest == body.digest]
+        removed = await checkpoints.remove_own(body.digest)
+        for about in there if removed.digests else ():
+            if about.kept is not None:
+                executor.putting_away.lose(about, "what it was put away as was removed by order")
+        return say.encode(removed)
 
     async def _collect_checkpoints(self, sender: str, body: say.CollectCheckpoints) -> bytes:
         return say.encode(await self._agent.checkpoints.collect_own(dry=body.dry))

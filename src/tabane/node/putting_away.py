@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from tabane.errors import TabaneError, Unsupported
-from tabane.gateway.activation import InstanceAwake
-from tabane.images.checkpoint import Kept, Stored
+from tabane.gateway.activation import InstanceAwake, InstanceEnded
+from tabane.images.checkpoint import About, Kept, Stored
 from tabane.lifecycle import Event
-from tabane.model import InstanceId, State
+from tabane.model import InstanceId, State, name_cohort
 from tabane.node.register import Register
 from tabane.node.running import Checkpoints, Notify, Running
 from tabane.node.saving import HELD_AGAIN_S
@@ -111,6 +111,16 @@ class PuttingAway:
     async def _drop(self, kept: Stored, reason: str) -> None:
         await self._checkpoints.use_up(kept.digest)
         self._register.say(kept.about.instance, kept.about.app, State.ABSENT, reason)
+
+    def lose(self, about: About, reason: str) -> None:
+        """Its checkpoint was removed: tell its home, too. One that has begun to go on finds out."""
+        instance, register = about.instance, self._register
+        if register.runs(instance) or instance in register.beginning:
+            return
+        assert about.kept is not None
+        register.say(instance, about.app, State.ABSENT, reason)
+        cohort = name_cohort(about.app, about.kept.trust)
+        self._notify(InstanceEnded(cohort, instance, register.node, reason, failed=False))
 
     def give_back(self, running: Running, reason: str) -> None:
         """Begin to end one that did not go on: it is put away as before."""
