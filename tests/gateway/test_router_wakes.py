@@ -153,6 +153,24 @@ async def test_a_client_that_leaves(router: GatewayRouter, around: Around) -> No
     assert [record.outcome for record in around.records] == ["its client left"]
 
 
+async def test_a_client_that_leaves_does_not_hide_why_others_are_refused(
+    router: GatewayRouter, around: Around
+) -> None:
+    route = router.route("h.test", "/")
+    assert route is not None
+    left, waits = (asyncio.ensure_future(router.acquire(route)) for _ in range(2))
+    await demand(around)
+    left.cancel()
+    message = await demand(around)
+    router.hear(Refuse(KEY, "broken", "did not start: exit 3", 1.0, 1, **answered(message)))
+    with pytest.raises(Unavailable, match="exit 3"):
+        await waits
+    assert [record.outcome for record in around.records] == [
+        "its client left",
+        "did not start: exit 3",
+    ]
+
+
 async def test_no_slot_in_time(
     router: GatewayRouter, around: Around, monkeypatch: pytest.MonkeyPatch
 ) -> None:

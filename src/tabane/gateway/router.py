@@ -39,6 +39,7 @@ VERDICT_S = 1.0
 """A session waits this much longer than `start_timeout`, so that what the app's home knows, which
 says why, comes first."""
 
+CLIENT_LEFT = "its client left"
 SAME_WAKE_S = 1.0
 """Sessions that fail so soon after another of the same app share its record: of a start that fails,
 all who wait for it are refused at once."""
@@ -94,7 +95,8 @@ class GatewayRouter:
         """This node's instances, by address."""
         self._dirty: set[AppName] = set()
         self._gone: set[str] = set()
-        self._failed_at: dict[AppName, float] = {}
+        self._failed_at: dict[tuple[AppName, bool], float] = {}
+        """Of clients that left (True), which says nothing of the app, and of all others."""
         self.uses: Uses | None = None
         """Told of sessions in instances whose resources follow them."""
 
@@ -113,7 +115,8 @@ class GatewayRouter:
 
     def _forget_failures(self, key: AppName) -> None:
         for cohort in (key, *(name_cohort(key, trust) for trust in Trust)):
-            self._failed_at.pop(cohort, None)
+            for left in (True, False):
+                self._failed_at.pop((cohort, left), None)
 
     def known_apps(self) -> frozenset[AppName]:
         return self._routes.known()
@@ -221,7 +224,7 @@ class GatewayRouter:
             raise self._late(route, app, began, "its home says nothing") from None
         except asyncio.CancelledError:
             self._leave_queue(route.app, waiter)
-            self.unwoken(route.app, app.revision, began, "its client left")
+            self.unwoken(route.app, app.revision, began, CLIENT_LEFT)
             raise
         slot = AwaitedSlot(self, lease, self._place(lease), began)
         if lease.follows and self.uses is not None:
@@ -346,9 +349,10 @@ class GatewayRouter:
     ) -> None:
         """A session that had to wait has ended without its first byte."""
         now = self._clock.now()
-        if app in self._failed_at and now < self._failed_at[app] + SAME_WAKE_S:
+        kind = app, reason == CLIENT_LEFT
+        if kind in self._failed_at and now < self._failed_at[kind] + SAME_WAKE_S:
             return
-        self._failed_at[app] = now
+        self._failed_at[kind] = now
         waited_us = micros(now - began)
         name, trust = app_of_cohort(app)
         record = WakeRecord(
