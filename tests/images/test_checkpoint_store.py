@@ -338,6 +338,7 @@ async def test_what_would_never_fit(tmp_path: Path) -> None:
     with pytest.raises(NoRoom, match=r"this alone takes more than the 568\.0 KiB") as caught:
         await keep_at(store, 2, windows=4)
     assert caught.value.is_hopeless
+    assert revisions(store) == [1], "nothing goes for what cannot come"
     assert [*(tmp_path / "disk/incoming").iterdir()] == []
     assert store.room.used_bytes == store.vault.measure()
 

@@ -263,8 +263,9 @@ class CheckpointStore:
         with self.room.claim() as claim:
             writing = Writing(self.vault, claim)
             try:
+                measure = lambda: run(lambda stop: writing.measure(source, stream, stop))  # noqa: E731
                 write = lambda: run(lambda stop: writing.write(source, stream, stop))  # noqa: E731
-                chunks = await self._with_room(write)
+                chunks = await self._with_room(write, measure)
                 await self._with_room(lambda: run(lambda stop: publish(writing, chunks)))
             finally:
                 try:
@@ -273,12 +274,18 @@ class CheckpointStore:
                     self._stored |= {stored.digest: stored for stored in published}
         return published[0]
 
-    async def _with_room(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Do it, and again each time that a checkpoint was removed for it."""
+    async def _with_room(
+        self, work: Callable[[], Awaitable[T]], measure: Callable[[], Awaitable[int]] | None = None
+    ) -> T:
+        """Do it, and again each time that a checkpoint was removed for it; none is for what is
+        larger than the quota, by `measure`."""
         while True:
             try:
                 return await work()
             except NoRoom as error:
+                if measure is not None and not error.is_hopeless:
+                    self.room.check(await measure())
+                    measure = None
                 if error.is_hopeless or not await self._remove_one():
                     raise
 

@@ -52,6 +52,20 @@ class Writing:
         trees.for_each(left, add, stop, NICENESS)
         return [self._windows[window] for window in windows]
 
+    def measure(self, directory: Path, stream: Stream, stop: Event) -> int:
+        """What all chunks would take on disk, which is found out by sealing them. Raises
+        `OSError`, and `GivenUp`."""
+        sizes: dict[bytes, int] = {}
+
+        def add(window: int) -> None:
+            data = trees.read_window(directory, stream, window)
+            if data is None or (raw := digest_of(data)) in sizes:
+                return
+            sizes[raw] = size_on_disk(len(self._vault.seal(self._vault.name(raw), data)))
+
+        trees.for_each(range(stream.windows), add, stop, NICENESS)
+        return sum(sizes.values())
+
     def _add(self, data: bytearray) -> str:
         """Have a chunk on disk. What another thread is at is left to it: when that fails, both
         windows come again."""
