@@ -99,6 +99,15 @@ async def test_the_latest_that_is_not_refused_is_chosen(node: ImageNode) -> None
     assert stored is None and refused[0].startswith("it has state of kernel 7.1, and here is")
 
 
+async def test_nothing_goes_while_it_is_not_known_what_is_deployed(node: ImageNode) -> None:
+    stored = await make(node)
+    node.apps.clear()
+    node.replica.revision = 0
+    assert (await node.checkpoints.collect_own(dry=False)).digests == ()
+    node.replica.revision = 7
+    assert (await node.checkpoints.collect_own(dry=False)).digests == (stored.digest,)
+
+
 async def test_what_no_app_as_deployed_would_use_is_collected(node: ImageNode) -> None:
     old = await make(node, "one")
     new = await make(node, "two")

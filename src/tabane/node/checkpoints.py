@@ -247,6 +247,8 @@ class NodeCheckpoints:
         )
 
     def _wants(self, about: About) -> bool:
+        if not self._agent.replica.revision:  # what is deployed was lost here, and comes again
+            return True
         app = self._agent.app(about.app)
         if app is None or app.revision != about.revision:
             return False

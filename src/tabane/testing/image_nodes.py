@@ -54,6 +54,7 @@ class ImageNode:
         self.asked: list[str] = []
         """Requests to its API."""
         self.nodes = Membership(config, hubs)
+        self.replica = SimpleNamespace(revision=1)
         self.executor = SimpleNamespace(images=lambda: self.running)
         self.audit = SimpleNamespace(add=self._note)
         self.session = SimpleNamespace(wait=self._wait)
