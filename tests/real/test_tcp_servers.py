@@ -203,7 +203,8 @@ def test_a_sandbox_is_woken_and_its_end_ends_the_session(cluster: LocalCluster) 
     with dial(cluster, 6403) as one, dial(cluster, 6404) as two:
         assert ask(one, b"PING") == ask(two, b"PING") == b"+PONG\r\n"
         (instance,) = cluster.instances("boxed")
-        assert cluster.tabane("kill", "-KILL", str(instance["pid"])).code in (0, 1)
+        process = f"{instance['node']}:{instance['pid']}"
+        assert cluster.tabane("kill", "-KILL", process).code in (0, 1)
         assert is_over(one)
         assert is_over(two)
 
