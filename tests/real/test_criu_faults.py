@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -111,7 +112,8 @@ async def test_criu_is_killed_in_the_middle_of_a_restore(bench: ContainerBench) 
 
             await until(has_begun)
             for pid in Cgroup(spec.cgroup).pids():
-                os.kill(pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             with pytest.raises(EngineError, match="could not be restored"):
                 await restoring
 

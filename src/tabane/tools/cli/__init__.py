@@ -103,8 +103,11 @@ def main() -> None:
     sys.stdout = usable(sys.stdout, os.O_RDONLY)
     sys.stderr = usable(sys.stderr, os.O_WRONLY)
     os.environ["PATH"] = with_sbin(os.environ.get("PATH", os.defpath))
-    code = run(sys.argv[1:], on_command=_watch_interrupts)
-    if signal.setitimer(signal.ITIMER_REAL, 0)[0]:
+    try:
+        code = run(sys.argv[1:], on_command=_watch_interrupts)
+        if signal.setitimer(signal.ITIMER_REAL, 0)[0]:
+            code = INTERRUPTED
+    except KeyboardInterrupt:  # it came when all was done
         code = INTERRUPTED
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
