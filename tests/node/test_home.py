@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from tabane.gateway.activation import AppChanged, InstanceEnded, InstanceReady
+from tabane.gateway.decisions import CROWDED_AGAIN_S, CROWDED_S
 from tabane.gateway.messages import AppReport, Demand, Grant, Held, Refuse, Report, ToGateway
 from tabane.model import (
     App,
@@ -51,15 +53,17 @@ class Rig:
         self.frozen: list[InstanceId] = []
         self.thawed: list[InstanceId] = []
         self.told: list[tuple[str, ToGateway]] = []
-        view = NodeView(NODE, (EngineView("runc", Class.CONTAINER),))
+        self.view = NodeView(NODE, (EngineView("runc", Class.CONTAINER),))
+        self.others = False
         self.apps = {APP.key: APP}
         self.revision = 7
         self.home = Home(
             self,
             self.clock,
             app_of=lambda key: self.apps.get(key),
-            nodes=lambda: [view],
+            nodes=lambda: [self.view],
             revision=lambda: self.revision,
+            may_go_elsewhere=lambda app: self.others,
         )
 
     def start_instance(
@@ -220,6 +224,18 @@ def test_a_report_that_overtakes_the_news_of_its_gateway_counts(rig: Rig) -> Non
     rig.find()
     rig.clock.advance(2.0)
     assert rig.stopped == ["found"]
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_memory_is_waited_for_only_where_no_other_data_center_may_run_it(
+    rig: Rig, others: bool
+) -> None:
+    rig.view = replace(rig.view, memory_available_bytes=0)
+    rig.others = others
+    rig.joins("g1", waiting=1)
+    assert rig.refusals() == (["elsewhere"] if others else [])
+    rig.clock.advance(CROWDED_S + CROWDED_AGAIN_S)
+    assert rig.refusals() == ["elsewhere"]
 
 
 def test_a_node_that_declined_is_shown_with_its_reason_and_asked_again_later(rig: Rig) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tabane.node import moves
-from tabane.node.moves import Moves, move_nowhere, own_path
+from tabane.node.moves import AGAIN_S, Moves, move_nowhere, own_path
+from tabane.testing.clock import VirtualClock
 
 MIXED = """\
 12:freezer:/tabane/c/tokyo-1
@@ -55,13 +56,19 @@ async def test_one_wait_is_enough_for_all_that_come_meanwhile(
         go_on.wait(60)
 
     monkeypatch.setattr(moves, "move_nowhere", wait)
-    ahead = Moves()
+    clock = VirtualClock()
+    ahead = Moves(clock)
     for _ in range(3):
+        clock.advance(AGAIN_S)
         ahead.foresee()
     go_on.set()
     assert ahead._waiting is not None
     await ahead._waiting
     assert len(waits) == 1
+    clock.advance(AGAIN_S)
+    ahead.foresee()
     ahead.foresee()
     await ahead._waiting
+    ahead.foresee()
+    assert ahead._waiting.done()
     assert len(waits) == 2

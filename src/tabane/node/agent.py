@@ -121,6 +121,7 @@ class Agent:
             app_of=self.catalog.cohort,
             nodes=self._node_views,
             revision=lambda: self.replica.revision,
+            may_go_elsewhere=self._may_go_elsewhere,
         )
         self.apps: Apps | None = None
         self.leases: NodeLeases | None = None
@@ -263,6 +264,10 @@ class Agent:
     def all_views(self) -> list[NodeView]:
         """What each live node told of itself."""
         return self._views(self.nodes.live_nodes())
+
+    def _may_go_elsewhere(self, app: App) -> bool:
+        others = {node.partition("/")[0] for node in self.nodes.live_nodes()}
+        return any(map(app.allows, others - {self.config.node.datacenter}))
 
     def _node_views(self) -> list[NodeView]:
         return self._views(self.nodes.neighbours())

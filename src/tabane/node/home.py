@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
+from msgspec.structs import replace
+
 from tabane.clock import Clock, Timer
 from tabane.gateway import activation
 from tabane.gateway.activation import Activation, AppChanged, GatewayGone
@@ -52,12 +54,14 @@ class Home:
         app_of: Callable[[AppName], App | None],
         nodes: Callable[[], list[NodeView]],
         revision: Callable[[], int] = lambda: 0,
+        may_go_elsewhere: Callable[[App], bool] = lambda app: False,
     ) -> None:
         self._performer = performer
         self._clock = clock
         self._app_of = app_of
         self._nodes = nodes
         self._revision = revision
+        self._may_go_elsewhere = may_go_elsewhere
         self._told: dict[str, int] = {}
         """Revisions of the store that others have."""
         self._early: set[AppName] = set()
@@ -165,7 +169,10 @@ class Home:
         for holding in ledger.instances.values() if ledger is not None else ():
             here[holding.node] = here.get(holding.node, 0) + 1
         saved = self._activation.nodes_with_copy(app)
-        return place(app, self._nodes(), here, declined, saved)
+        choice = place(app, self._nodes(), here, declined, saved)
+        if choice.crowded and self._may_go_elsewhere(app):  # sooner than memory comes free here
+            return replace(choice, crowded=False)
+        return choice
 
     def close(self) -> None:
         for timer in (*self._leaving.values(), self._timer):

@@ -13,22 +13,29 @@ import asyncio
 from contextlib import suppress
 from pathlib import Path
 
+from tabane.clock import SYSTEM, Clock
 from tabane.runtimes.cgroups import find_hierarchies
 
 MYSELF = "0"
+AGAIN_S = 0.01
+"""Nothing comes of it sooner."""
 
 
 class Moves:
     """See the module's text."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock = SYSTEM) -> None:
+        self._clock = clock
         self._waiting: asyncio.Future[None] | None = None
+        self._again_at = 0.0
 
     def foresee(self) -> None:
-        """A process will be moved soon. One wait at a time is enough."""
-        if self._waiting is None or self._waiting.done():
-            loop = asyncio.get_running_loop()
-            self._waiting = loop.run_in_executor(None, move_nowhere)
+        """A process will be moved soon. One wait at a time is enough, and one in a while."""
+        now = self._clock.now()
+        if now < self._again_at or not (self._waiting is None or self._waiting.done()):
+            return
+        self._again_at = now + AGAIN_S
+        self._waiting = asyncio.get_running_loop().run_in_executor(None, move_nowhere)
 
 
 def move_nowhere() -> None:
