@@ -16,10 +16,8 @@ from msgspec.structs import replace
 
 from tabane.images import ImageStore
 from tabane.model import App
-from tabane.runtimes import load
 from tabane.runtimes.api import Command, Handle, Image, InstanceSpec
-from tabane.runtimes.criu.driver import CriuDriver
-from tabane.testing.container_bench import ContainerBench
+from tabane.testing.container_bench import ContainerBench, open_bench
 from tabane.testing.containers import make_instance, open_directory, without_unified
 from tabane.testing.drivers import until
 from tabane.testing.spawner import PlainSpawner
@@ -76,12 +74,8 @@ def host(ground: Path) -> Image:
 async def bench(
     request: pytest.FixtureRequest, ground: Path, host: Image
 ) -> AsyncIterator[ContainerBench]:
-    spawner = PipedSpawner()
-    driver = load(request.param, spawner, ground / request.param)
-    yield ContainerBench(driver, spawner, ground, host)
-    assert isinstance(driver, CriuDriver)
-    driver.close()
-    await spawner.aclose()
+    async with open_bench(request.param, PipedSpawner(), ground, host) as bench:
+        yield bench
 
 
 def said(spec: InstanceSpec) -> list[dict[str, Any]]:

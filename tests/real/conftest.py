@@ -20,11 +20,8 @@ import pytest
 from tabane.clock import SYSTEM
 from tabane.errors import TabaneError
 from tabane.node.cluster import forget
-from tabane.runtimes import load
 from tabane.runtimes.api import Image
-from tabane.runtimes.oci import OciDriver
-from tabane.runtimes.runsc.driver import RunscDriver
-from tabane.testing.container_bench import ContainerBench
+from tabane.testing.container_bench import ContainerBench, open_bench
 from tabane.testing.containers import make_tree, open_directory, without_unified
 from tabane.testing.machine_bench import MachineBench, make_bench
 from tabane.testing.spawner import PlainSpawner
@@ -368,12 +365,8 @@ def images(ground: Path) -> Images:
 async def containers(
     request: pytest.FixtureRequest, ground: Path, image: Image
 ) -> AsyncIterator[ContainerBench]:
-    spawner = PlainSpawner()
-    driver = load(request.param, spawner, ground / request.param)
-    assert isinstance(driver, OciDriver)
-    yield ContainerBench(driver, spawner, ground, image)
-    driver.close()
-    await spawner.aclose()
+    async with open_bench(request.param, PlainSpawner(), ground, image) as bench:
+        yield bench
 
 
 @pytest.fixture
@@ -385,12 +378,8 @@ async def microvms(ground: Path, image: Image) -> AsyncIterator[MachineBench]:
 
 @pytest.fixture
 async def sandboxes(ground: Path, image: Image) -> AsyncIterator[ContainerBench]:
-    spawner = PlainSpawner()
-    driver = load("runsc", spawner, ground / "runsc")
-    assert isinstance(driver, RunscDriver)
-    yield ContainerBench(driver, spawner, ground, image)
-    driver.close()
-    await spawner.aclose()
+    async with open_bench("runsc", PlainSpawner(), ground, image) as bench:
+        yield bench
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from tabane.model import App, Container, ExitStatus
 from tabane.runtimes import load
 from tabane.runtimes.api import Driver, Handle, Image, InstanceSpec, Storage
+from tabane.runtimes.oci import OciDriver
 from tabane.runtimes.pods import Pods, with_pods
 from tabane.testing.containers import ID_BASE, SMALL, find_left, make_instance
 from tabane.testing.drivers import SAID, Behaviour
@@ -111,3 +112,15 @@ class ContainerBench:
             finally:
                 await self.driver.destroy(handle)
             assert self.left_of(spec) == []
+
+
+@asynccontextmanager
+async def open_bench(
+    engine: str, spawner: PlainSpawner, ground: Path, image: Image
+) -> AsyncIterator[ContainerBench]:
+    """Closed with its driver and spawner."""
+    driver = load(engine, spawner, ground / engine)
+    assert isinstance(driver, OciDriver)
+    yield ContainerBench(driver, spawner, ground, image)
+    driver.close()
+    await spawner.aclose()
